@@ -1,0 +1,161 @@
+"""The contract between data and model: token sequences, and a task as "pick the likeliest candidate".
+
+    TaskBatch -- inputs: Sequences -- segments: tuple[Segment, ...]
+              -- candidates: Sequences
+
+Legend: B rows, L positions, P values of a patch, Q read-outs, C candidates.
+Every sequence starts with one <SPE> token that the model adds; positions in `read_Q2` count it (position 0).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from data.attributes import NUM_ATTRIBUTES, Attributes
+
+
+class Modality(enum.IntEnum):
+    """Which embedding reads a segment's values."""
+
+    TEXT = 0
+    IMAGE = 1
+    VIDEO = 2
+
+
+class Visibility(enum.IntEnum):
+    """Who sees a segment's tokens; the attention mask is a function of this and of text positions alone.
+
+    PREFIX tokens are seen by everyone. A CAUSAL token is seen by causal tokens from its own position on and by
+    read-out tokens of later positions. A READOUT token is seen by itself alone.
+    """
+
+    PREFIX = 0
+    CAUSAL = 1
+    READOUT = 2
+
+
+_T = TypeVar("_T", bound="_Movable")
+
+
+class _Movable:
+    def map(self: _T, function: Callable[[Tensor], Tensor]) -> _T:
+        """A copy with `function` applied to every tensor."""
+
+        def apply(value):
+            if isinstance(value, Tensor):
+                return function(value)
+            if isinstance(value, _Movable):
+                return value.map(function)
+            if isinstance(value, tuple):
+                return tuple(apply(item) for item in value)
+            return value
+
+        fields = {f.name: apply(getattr(self, f.name)) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
+        return type(self)(**fields)
+
+    def to(self: _T, device: torch.device | str) -> _T:
+        """A copy whose tensors lie on `device`."""
+        return self if str(device) == "cpu" else self.map(lambda tensor: tensor.to(device, non_blocking=True))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Segment(_Movable):
+    """Tokens of one modality, one visibility and one attribute vector.
+
+    TEXT:          values [B, L] int64 token ids, positions [B, L] int64.
+    IMAGE, VIDEO:  values [B, L, P] float patches, positions [B, L, 3] int64 (frame, row, column).
+    `valid_BL` is False at padding.
+    """
+
+    modality: Modality
+    values: Tensor
+    positions: Tensor
+    valid_BL: Tensor
+    visibility: Visibility
+    attributes: Attributes
+
+    def __post_init__(self) -> None:
+        batch, length = self.valid_BL.shape
+        visual = self.modality != Modality.TEXT
+        expected = "[B, L, P]" if visual else "[B, L]"
+        if self.values.dim() != (3 if visual else 2) or self.values.shape[:2] != (batch, length):
+            raise ValueError(
+                f"{self.modality.name} values must be {expected} with B={batch}, L={length}, got {tuple(self.values.shape)}"
+            )
+        if tuple(self.positions.shape) != ((batch, length, 3) if visual else (batch, length)):
+            raise ValueError(f"{self.modality.name} positions do not fit: {tuple(self.positions.shape)}")
+        if self.valid_BL.dtype != torch.bool:
+            raise ValueError(f"valid_BL must be bool, got {self.valid_BL.dtype}")
+        if len(self.attributes) != NUM_ATTRIBUTES:
+            raise ValueError(f"attributes must be {NUM_ATTRIBUTES} bits, got {self.attributes}")
+        if visual and self.visibility != Visibility.PREFIX:
+            raise ValueError("visual segments are PREFIX: causal order is defined on text positions")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sequences(_Movable):
+    """Rows of concatenated segments; `length` counts the <SPE> token that the model puts first."""
+
+    segments: tuple[Segment, ...]
+
+    def __post_init__(self) -> None:
+        if not self.segments:
+            raise ValueError("a sequence needs at least one segment")
+        if len({segment.valid_BL.shape[0] for segment in self.segments}) != 1:
+            raise ValueError("all segments of a batch need the same number of rows")
+
+    @property
+    def num_rows(self) -> int:
+        return self.segments[0].valid_BL.shape[0]
+
+    @property
+    def length(self) -> int:
+        return 1 + sum(segment.valid_BL.shape[1] for segment in self.segments)
+
+    @property
+    def num_tokens(self) -> int:
+        """Valid tokens, <SPE> included."""
+        return self.num_rows + sum(int(segment.valid_BL.sum()) for segment in self.segments)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TaskBatch(_Movable):
+    """One micro-batch of one task: which candidate does each read-out mean?
+
+    task                     name for reports and for the task router's table; the model tests it nowhere
+    read_Q2                  [Q, 2] int64 (row, position) of the tokens of `inputs` to compare with the candidates
+    labels_Q                 [Q] int64 index of the right candidate
+    symmetric                also pick the right read-out for every candidate (retrieval; needs Q == C)
+    temperature              name of the learned logit scale
+    weight                   factor of the loss
+    candidate_log_weights_C  log of the number of targets that each candidate stands for: 0 for one of its own; where
+                             negatives were sampled at rate r it is -log r, so that the partition function is unbiased
+    """
+
+    task: str
+    inputs: Sequences
+    read_Q2: Tensor
+    candidates: Sequences
+    labels_Q: Tensor
+    temperature: str
+    symmetric: bool = False
+    weight: float = 1.0
+    label_smoothing: float = 0.0
+    candidate_log_weights_C: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        num_read, num_candidates = self.read_Q2.shape[0], self.candidates.num_rows
+        if self.labels_Q.shape != (num_read,):
+            raise ValueError(f"{num_read} read-outs need as many labels, got {tuple(self.labels_Q.shape)}")
+        if self.symmetric and num_read != num_candidates:
+            raise ValueError(f"a symmetric loss needs one candidate a read-out, got {num_read} and {num_candidates}")
+        if num_read and int(self.labels_Q.max()) >= num_candidates:
+            raise ValueError(f"label {int(self.labels_Q.max())} of {num_candidates} candidates")
+        if self.candidate_log_weights_C is not None and self.label_smoothing:
+            raise ValueError("label smoothing needs the whole candidate set; it cannot go with sampled candidates")

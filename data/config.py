@@ -1,0 +1,86 @@
+"""Options of the data side, checked when made."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+TaskKind = Literal["classification", "masked_text", "captioning", "retrieval"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TaskConfig:
+    """One task on one data set; images and videos are told apart by the data set's own description.
+
+    name             unique; under it the task appears in reports
+    path             data set folder (dataset.json and shards)
+    sampling_weight  relative frequency of the task among micro-batches
+    loss_weight      factor of the loss
+    batch_size       samples of one micro-batch
+    temperature      learned logit scale; empty = by task: image, video, text, caption, retrieval
+    max_text         tokens of a text, end-of-text included; longer ones are cut
+    num_frames       frames of a clip
+    mask_rate        share of words masked (masked text)
+    crop_scale       area of random crops in training; (1, 1) and flip=false leave positions in the image alone
+    """
+
+    name: str
+    kind: TaskKind
+    path: str
+    split: str = "train"
+    sampling_weight: float = 1.0
+    loss_weight: float = 1.0
+    batch_size: int = 32
+    label_smoothing: float = 0.0
+    temperature: str = ""
+    max_text: int = 32
+    num_frames: int = 4
+    mask_rate: float = 0.15
+    crop_scale: tuple[float, float] = (1.0, 1.0)
+    flip: bool = False
+    color_jitter: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.sampling_weight <= 0:
+            raise ValueError(f"task {self.name}: sampling_weight={self.sampling_weight} must be positive; leave the task out instead")
+        if self.batch_size < 1 or self.max_text < 2 or self.num_frames < 1:
+            raise ValueError(f"task {self.name}: need batch_size >= 1, max_text >= 2, num_frames >= 1")
+        if self.kind == "retrieval" and self.batch_size < 2:
+            raise ValueError(f"task {self.name}: retrieval needs batch_size >= 2, its candidates are the other samples")
+        if not 0 < self.mask_rate < 1 or not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"task {self.name}: mask_rate must lie in (0, 1), label_smoothing in [0, 1)")
+        if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
+            raise ValueError(f"task {self.name}: crop_scale={self.crop_scale} must satisfy 0 < low <= high <= 1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What is streamed and how.
+
+    vocabulary         full: all 49,411 CLIP tokens; restricted: the tokens that the data sets' texts use
+    vocabulary_sample  candidates of a step that score the vocabulary: the batch's own words and random others, their
+                       weights corrected so that the softmax is unbiased; 0 = every word
+    draw               mixed: every micro-batch draws its own task (the papers' sampling); same: one draw a step
+    workers            processes a rank that decode ahead; 0 = in the training process
+    shuffle_window     samples over which order is drawn at random, after the order of shards
+    max_bad_fraction   the run stops when more samples than this share are unreadable (after the first 1000)
+    """
+
+    tasks: tuple[TaskConfig, ...]
+    vocabulary: Literal["full", "restricted"] = "full"
+    vocabulary_sample: int = 0
+    draw: Literal["mixed", "same"] = "mixed"
+    workers: int = 0
+    shuffle_window: int = 8192
+    max_bad_fraction: float = 0.001
+
+    def __post_init__(self) -> None:
+        names = [task.name for task in self.tasks]
+        if not names:
+            raise ValueError("data.tasks is empty: name at least one task")
+        if len(set(names)) != len(names):
+            raise ValueError(f"task names must be unique, got {names}")
+        if self.workers < 0 or self.vocabulary_sample < 0 or self.shuffle_window < 1:
+            raise ValueError("workers and vocabulary_sample must not be negative, shuffle_window at least 1")
+        if self.vocabulary_sample and any(t.label_smoothing for t in self.tasks if t.kind in ("masked_text", "captioning")):
+            raise ValueError("label_smoothing needs the whole vocabulary: set vocabulary_sample=0 or label_smoothing=0")

@@ -1,0 +1,65 @@
+"""Which task each micro-batch belongs to, and which samples it takes.
+
+A step has a fixed number of slots, the micro-batches of all data ranks together; slot = micro-step * data ranks + data
+rank. The draw is a pure function of (seed, step, slot), so the number of ranks changes nothing: two ranks with one
+micro-batch each do what one rank does with two.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Literal
+
+import numpy as np
+
+from data.order import rng
+
+
+@dataclasses.dataclass(frozen=True)
+class Slot:
+    """One micro-batch: samples [start, start + batch size) of the task's stream."""
+
+    step: int
+    slot: int
+    task: int
+    start: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """weights: relative frequency of each task; batch_sizes: samples a micro-batch."""
+
+    weights: tuple[float, ...]
+    batch_sizes: tuple[int, ...]
+    slots: int
+    seed: int
+    draw: Literal["mixed", "same"] = "mixed"
+
+    def tasks_of(self, step: int) -> list[int]:
+        """The task of every slot of the step."""
+        bounds = np.cumsum(self.weights) / np.sum(self.weights)
+        draws = rng(self.seed, step).random(self.slots if self.draw == "mixed" else 1)
+        tasks = np.minimum(np.searchsorted(bounds, draws, side="right"), len(self.weights) - 1)
+        return [int(task) for task in np.resize(tasks, self.slots)]
+
+    def step(self, step: int, consumed: tuple[int, ...]) -> tuple[list[Slot], tuple[int, ...]]:
+        """The slots of a step that starts after `consumed` samples of each task, and the counts after it."""
+        counts = list(consumed)
+        slots = []
+        for slot, task in enumerate(self.tasks_of(step)):
+            slots.append(Slot(step, slot, task, counts[task]))
+            counts[task] += self.batch_sizes[task]
+        return slots, tuple(counts)
+
+    def micro_batches(
+        self, start_step: int, consumed: tuple[int, ...], data_rank: int, data_ranks: int
+    ) -> Iterator[Slot]:
+        """This rank's slots from `start_step` on, without end."""
+        if self.slots % data_ranks:
+            raise ValueError(f"{self.slots} micro-batches a step do not divide among {data_ranks} data ranks")
+        step = start_step
+        while True:
+            slots, consumed = self.step(step, consumed)
+            yield from slots[data_rank::data_ranks]
+            step += 1

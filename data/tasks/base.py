@@ -1,0 +1,140 @@
+"""What every task is: a way to turn samples into one TaskBatch.
+
+`example` decodes one sample (it may raise BadSample), `batch` joins examples. A generator means training (augmentation,
+random masks, sampled words); `None` means evaluation: everything fixed, all candidates.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from data.attributes import Attributes
+from data.batch import Modality, Segment, TaskBatch
+from data.config import TaskConfig
+from data.decode import BadSample, decode_image, decode_json, decode_text, decode_video
+from data.segments import visual_segment
+from data.shards import DatasetInfo
+from data.transform import IMAGE_MEAN, IMAGE_STD, VIDEO_MEAN, VIDEO_STD, patchify, spatial_transform
+from data.vocabulary import Vocabulary
+
+Sample = dict[str, Any]
+IMAGE_KEYS = ("jpg", "jpeg", "png", "webp")
+VIDEO_KEYS = ("mp4", "avi", "webm", "mkv", "mov")
+
+
+@dataclasses.dataclass(frozen=True)
+class Pixels:
+    """How images are cut for the model: square size and patch edge in pixels."""
+
+    image_size: int
+    patch: int
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskContext:
+    """What a task is built from besides its own options."""
+
+    config: TaskConfig
+    info: DatasetInfo
+    vocabulary: Vocabulary
+    pixels: Pixels
+    vocabulary_sample: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Visual:
+    """One image or clip as patches [L, P] at positions [L, 3]."""
+
+    patches: np.ndarray
+    positions: np.ndarray
+
+
+class Task(abc.ABC):
+    """Subclasses say what an example is."""
+
+    def __init__(self, context: TaskContext) -> None:
+        self.context = context
+        self.config, self.vocabulary = context.config, context.vocabulary
+        self.modality = modality_of(context.info)
+
+    @property
+    def temperature(self) -> str:
+        return self.config.temperature or self.default_temperature
+
+    @property
+    @abc.abstractmethod
+    def default_temperature(self) -> str: ...
+
+    @abc.abstractmethod
+    def example(self, sample: Sample, generator: np.random.Generator | None) -> Any: ...
+
+    @abc.abstractmethod
+    def batch(self, examples: list[Any], generator: np.random.Generator | None) -> TaskBatch: ...
+
+    def visual(self, sample: Sample, generator: np.random.Generator | None) -> Visual:
+        """Decode, augment and cut the sample's image or clip."""
+        config, pixels = self.config, self.context.pixels
+        if self.modality == Modality.VIDEO:
+            frames_THWC = decode_video(_first(sample, VIDEO_KEYS), config.num_frames, rng=generator)
+        else:
+            frames_THWC = decode_image(_first(sample, IMAGE_KEYS))[None]
+        square = spatial_transform(
+            frames_THWC,
+            pixels.image_size,
+            generator,
+            crop_scale=config.crop_scale,
+            flip=config.flip,
+            crop=config.crop_scale != (1.0, 1.0),
+            color_jitter=config.color_jitter,
+        )
+        video = self.modality == Modality.VIDEO
+        mean, std = (VIDEO_MEAN, VIDEO_STD) if video else (IMAGE_MEAN, IMAGE_STD)
+        return Visual(*patchify(square, pixels.patch, mean, std))
+
+    def visual_segment(self, visuals: list[Visual], attributes: Attributes) -> Segment:
+        return visual_segment([v.patches for v in visuals], [v.positions for v in visuals], self.modality, attributes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Captioned:
+    """A visual sample with text. tokens: one caption with end-of-text; references: all captions of the sample."""
+
+    visual: Visual
+    tokens: list[int]
+    references: list[str]
+
+
+class CaptionedTask(Task):
+    """A task on visual samples with captions, of which training takes one at random and evaluation the first."""
+
+    def example(self, sample: Sample, generator: np.random.Generator | None) -> Captioned:
+        captions = captions_of(sample)
+        chosen = captions[0 if generator is None else int(generator.integers(len(captions)))]
+        tokens = self.vocabulary.encode(chosen, self.config.max_text)
+        return Captioned(self.visual(sample, generator), tokens, captions)
+
+
+def modality_of(info: DatasetInfo) -> Modality:
+    """What the data set's samples are."""
+    return {"image": Modality.IMAGE, "video": Modality.VIDEO, "text": Modality.TEXT}[info.kind.split("_")[0]]
+
+
+def captions_of(sample: Sample) -> list[str]:
+    """All captions of a sample: `json` {"captions": [...]} or `txt`."""
+    if "txt" in sample:
+        return [decode_text(sample["txt"])]
+    captions = decode_json(sample["json"]).get("captions") if "json" in sample else None
+    if not isinstance(captions, list) or not captions or not all(isinstance(c, str) and c.strip() for c in captions):
+        raise BadSample('no caption: needs txt, or json with a list "captions" of non-empty strings')
+    return captions
+
+
+def _first(sample: Sample, keys: tuple[str, ...]) -> bytes:
+    for key in keys:
+        if key in sample:
+            return sample[key]
+    raise BadSample(f"none of the members {', '.join(keys)}; found {sorted(k for k in sample if not k.startswith('__'))}")

@@ -1,0 +1,72 @@
+"""Masked text: whole words are masked, and every masked position is compared with the vocabulary (papers.md 1.5)."""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+
+import numpy as np
+import torch
+
+from data.attributes import TEXT_INPUT
+from data.batch import Sequences, TaskBatch
+from data.decode import BadSample, decode_text
+from data.order import rng
+from data.segments import text_segment
+from data.targets import word_targets
+from data.tasks.base import Sample, Task, captions_of
+
+SPE_SHARE, RANDOM_SHARE = 0.8, 0.1
+"""Of the masked positions, this share becomes <SPE>, this one a random word; the rest stays as it was."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Masked:
+    """tokens: ids with masks applied; masked: positions to predict; originals: the ids that stood there."""
+
+    tokens: list[int]
+    masked: list[int]
+    originals: list[int]
+
+
+class MaskedText(Task):
+    @property
+    def default_temperature(self) -> str:
+        return "text"
+
+    def example(self, sample: Sample, generator: np.random.Generator | None) -> Masked:
+        text = decode_text(sample["txt"]) if "txt" in sample else captions_of(sample)[0]
+        tokens = self.vocabulary.encode(text, self.config.max_text)
+        words = self.vocabulary.words(tokens)
+        if not words:
+            raise BadSample("the text has no word")
+        # In evaluation the masks are a function of the text, so every run predicts the same words.
+        masks = generator or rng(zlib.crc32(text.encode()))
+        count = max(1, round(self.config.mask_rate * len(words)))
+        chosen = sorted(int(w) for w in masks.choice(len(words), size=min(count, len(words)), replace=False))
+        masked = [position for w in chosen for position in words[w]]
+        originals = [tokens[position] for position in masked]
+        for position in masked:
+            draw = 0.0 if generator is None else generator.random()
+            if draw < SPE_SHARE:
+                tokens[position] = self.vocabulary.spe
+            elif draw < SPE_SHARE + RANDOM_SHARE:
+                tokens[position] = int(masks.integers(self.vocabulary.num_candidates - 1))
+        return Masked(tokens, masked, originals)
+
+    def batch(self, examples: list[Masked], generator: np.random.Generator | None) -> TaskBatch:
+        read = [(row, 1 + position) for row, e in enumerate(examples) for position in e.masked]
+        sample = 0 if generator is None else self.context.vocabulary_sample
+        originals = [token for e in examples for token in e.originals]
+        targets = word_targets(originals, self.vocabulary, sample, generator or rng(0))
+        return TaskBatch(
+            task=self.config.name,
+            inputs=Sequences(segments=(text_segment([e.tokens for e in examples], TEXT_INPUT),)),
+            read_Q2=torch.tensor(read),
+            candidates=targets.candidates,
+            candidate_log_weights_C=targets.log_weights_C,
+            labels_Q=targets.labels_Q,
+            temperature=self.temperature,
+            weight=self.config.loss_weight,
+            label_smoothing=self.config.label_smoothing if targets.log_weights_C is None else 0.0,
+        )

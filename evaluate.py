@@ -1,0 +1,86 @@
+"""Evaluate a run: `python evaluate.py --run runs/demo --split heldout`. One JSON line per task on standard output.
+
+Exit codes: 0 done, 1 failure, 2 the run, its checkpoint or its data cannot be used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from config import EXIT_CONFIG, ConfigError
+from data.stream import open_sources
+from data.tasks.base import Pixels
+from evaluation import EVALUATORS, Evaluation
+from model.objective import Objective
+from parallel.checkpoint import CheckpointError, load_weights, newest, open_checkpoint
+from parallel.kernels import load_kernels
+from parallel.mesh import Mesh
+from run_folder import read_run
+
+
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", required=True, type=Path, help="run folder, for instance runs/demo")
+    parser.add_argument("--split", default="val", help="split of the data sets to evaluate on (default: val)")
+    parser.add_argument("--step", type=int, help="checkpoint to use (default: the newest complete one)")
+    parser.add_argument("--tasks", nargs="+", help="names of tasks (default: all of the run)")
+    parser.add_argument("--limit", type=int, help="samples of each task at most")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: torch's choice)")
+    return parser.parse_args(argv)
+
+
+def evaluate(arguments: argparse.Namespace) -> None:
+    run, vocabulary = read_run(arguments.run)
+    by_name = {task.name: task for task in run.data.tasks}
+    wanted = arguments.tasks or list(by_name)
+    unknown = [name for name in wanted if name not in by_name]
+    if unknown:
+        raise ConfigError(f"{arguments.run} has no task {unknown[0]!r}; its tasks are {', '.join(by_name)}")
+    tasks = tuple(dataclasses.replace(by_name[name], split=arguments.split) for name in wanted)
+    data = dataclasses.replace(run.data, tasks=tasks)
+    sources = open_sources(data, vocabulary, Pixels(run.model.image_size, run.model.patch), run.seed)
+
+    checkpoints = arguments.run / "checkpoints"
+    if arguments.step is not None:
+        checkpoint = open_checkpoint(checkpoints / f"step_{arguments.step:08d}")
+    else:
+        checkpoint, problems = newest(checkpoints)
+        for problem in problems:
+            print(f"warning: {problem}", file=sys.stderr)
+        if checkpoint is None:
+            raise CheckpointError(f"{checkpoints} holds no checkpoint: the run has not been saved yet")
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    objective = Objective(run.model, vocabulary.size, Mesh(), load_kernels(run.kernels))
+    load_weights(checkpoint, objective)
+    objective.to(device).eval()
+
+    for source in sources:
+        start = time.perf_counter()
+        evaluation = Evaluation(objective, source, device, arguments.batch_size, arguments.limit)
+        metrics = EVALUATORS[source.task.config.kind](evaluation)
+        head = {"task": source.name, "kind": source.task.config.kind, "split": arguments.split, "step": checkpoint.step}
+        rounded = {key: round(value, 5) if isinstance(value, float) else value for key, value in metrics.items()}
+        print(json.dumps({**head, **rounded, "seconds": round(time.perf_counter() - start, 2)}), flush=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    try:
+        evaluate(parse_arguments(sys.argv[1:] if argv is None else argv))
+    except (ConfigError, CheckpointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_CONFIG
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,15 @@
+"""The table of evaluators, by kind of task: (Evaluation) -> metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from evaluation import captioning, classification, masked_text, retrieval
+from evaluation.base import Evaluation, Metrics
+
+EVALUATORS: dict[str, Callable[[Evaluation], Metrics]] = {
+    "classification": classification.evaluate,
+    "masked_text": masked_text.evaluate,
+    "captioning": captioning.evaluate,
+    "retrieval": retrieval.evaluate,
+}

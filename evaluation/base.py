@@ -1,0 +1,53 @@
+"""What evaluators share: the restored network, batches of examples, and passes without gradient."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from data.batch import Sequences
+from data.stream import Source, evaluation_pass
+from data.targets import all_words
+from data.vocabulary import Vocabulary
+from model.objective import Objective
+
+Metrics = dict[str, float | int]
+CHUNK = 1024
+"""Candidates encoded in one pass."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """One evaluator's input: `limit` samples at most, all if None."""
+
+    objective: Objective
+    source: Source
+    device: str = "cpu"
+    batch_size: int = 64
+    limit: int | None = None
+
+    def batches(self) -> Iterator[list]:
+        """Examples in shard order; raises RuntimeError if a sample is unreadable, since a score over fewer is another score."""
+        for batch in evaluation_pass(self.source, self.batch_size, self.limit):
+            if batch.faults:
+                raise RuntimeError(f"cannot evaluate on damaged data: {batch.faults[0]}")
+            yield batch.examples
+
+
+@torch.no_grad()
+def encode_rows(objective: Objective, sequences: Sequences, device: str) -> Tensor:
+    """Features [rows, D] read out at <SPE>, in chunks."""
+    parts = []
+    for start in range(0, sequences.num_rows, CHUNK):
+        part = sequences.map(lambda tensor, start=start: tensor[start : start + CHUNK]).to(device)
+        parts.append(objective.encode_candidates(part)[0])
+    return torch.cat(parts)
+
+
+def encode_vocabulary(objective: Objective, vocabulary: Vocabulary, device: str) -> tuple[Tensor, Tensor]:
+    """(words_CD features of every word and end-of-text, tokens_C the token of each)."""
+    tokens = [vocabulary.candidate_token(candidate) for candidate in range(vocabulary.num_candidates)]
+    return encode_rows(objective, all_words(vocabulary), device), torch.tensor(tokens, device=device)

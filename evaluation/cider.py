@@ -1,0 +1,61 @@
+"""CIDEr-D: agreement of captions with several references, by TF-IDF weighted n-grams (Vedantam et al., 2015).
+
+Documents are the reference sets of the evaluated images. Values lie in [0, 10]; reports usually show them times 100.
+Words are lower-cased and split at white space with punctuation removed; no stemming, as in the common implementation.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+MAX_N = 4
+SIGMA = 6.0
+"""Width of the Gaussian penalty on the difference of lengths."""
+
+NGrams = Counter[tuple[str, ...]]
+
+
+def words_of(caption: str) -> list[str]:
+    return re.findall(r"[a-z0-9']+", caption.lower())
+
+
+def cider_d(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+    """Mean score over images; `references[i]` are the captions of image i."""
+    if len(candidates) != len(references) or not candidates:
+        raise ValueError(f"{len(candidates)} candidates for {len(references)} sets of references")
+    reference_words = [[words_of(r) for r in refs] for refs in references]
+    document_frequency: Counter[tuple[str, ...]] = Counter()
+    for refs in reference_words:
+        document_frequency.update({gram for words in refs for n in range(1, MAX_N + 1) for gram in _ngrams(words, n)})
+    log_documents = math.log(max(2, len(references)))
+
+    def vector(words: list[str], n: int) -> dict[tuple[str, ...], float]:
+        return {
+            gram: count * (log_documents - math.log(max(1, document_frequency[gram])))
+            for gram, count in _ngrams(words, n).items()
+        }
+
+    total = 0.0
+    for candidate, refs in zip(candidates, reference_words, strict=True):
+        words = words_of(candidate)
+        for n in range(1, MAX_N + 1):
+            own = vector(words, n)
+            scores = [_similarity(own, vector(ref, n), len(words) - len(ref)) for ref in refs]
+            total += 10.0 * sum(scores) / len(scores) / MAX_N
+    return total / len(candidates)
+
+
+def _ngrams(words: list[str], n: int) -> NGrams:
+    return Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1))
+
+
+def _similarity(own: dict, other: dict, length_difference: int) -> float:
+    """Cosine with clipped counts, damped by the difference of lengths."""
+    norms = math.sqrt(sum(v * v for v in own.values())) * math.sqrt(sum(v * v for v in other.values()))
+    if norms == 0:
+        return 0.0
+    dot = sum(min(value, other.get(gram, 0.0)) * other.get(gram, 0.0) for gram, value in own.items())
+    return dot / norms * math.exp(-(length_difference**2) / (2 * SIGMA**2))

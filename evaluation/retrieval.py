@@ -1,0 +1,45 @@
+"""Image-text retrieval: recall at 1, 5, 10 both ways over the whole split. Legend: N images, M captions, D width."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from evaluation.base import Evaluation, Metrics, encode_rows
+
+CUTOFFS = (1, 5, 10)
+
+
+@torch.no_grad()
+def evaluate(evaluation: Evaluation) -> Metrics:
+    """A text query is right if its own image is among the first k, an image query if one of its captions is."""
+    objective, task = evaluation.objective, evaluation.source.task
+    images, captions, owners = [], [], []
+    for examples in evaluation.batches():
+        batch = task.batch(examples, None).to(evaluation.device)
+        for example in examples:
+            owners += [len(images) * evaluation.batch_size + examples.index(example)] * len(example.references)
+            captions += example.references
+        images.append(objective.encode(batch.inputs, batch.read_Q2)[0])
+    images_ND = torch.cat(images)
+    texts_MD = encode_rows(objective, task.texts(captions), evaluation.device)  # type: ignore[attr-defined]
+    return recalls(images_ND @ texts_MD.T, torch.tensor(owners, device=images_ND.device))
+
+
+def recalls(similarity_NM: Tensor, owner_M: Tensor) -> Metrics:
+    """R@k both ways; owner_M is the image of each caption. Captions with the same text as a right one count as wrong,
+    so the figures are lower bounds where texts repeat. Chance is for R@1."""
+    num_images, num_texts = similarity_NM.shape
+    metrics: Metrics = {}
+    own_NM = owner_M[None, :] == torch.arange(num_images, device=owner_M.device)[:, None]
+    ranked_NM = own_NM.gather(1, similarity_NM.argsort(dim=1, descending=True, stable=True))
+    first_text_N = ranked_NM.int().argmax(dim=1)
+    own_score_M = similarity_NM[owner_M, torch.arange(num_texts, device=owner_M.device)]
+    rank_M = (similarity_NM > own_score_M[None, :]).sum(dim=0)
+    for k in CUTOFFS:
+        metrics[f"image_to_text_r{k}"] = float((first_text_N < k).float().mean())
+        metrics[f"text_to_image_r{k}"] = float((rank_M < k).float().mean())
+    metrics["image_to_text_chance"] = float((own_NM.sum(dim=1) / num_texts).mean())
+    metrics["text_to_image_chance"] = 1 / num_images
+    metrics["images"], metrics["texts"] = num_images, num_texts
+    return metrics

@@ -1,0 +1,243 @@
+"""What a run tells about itself: sums on the device between log points, then a progress line, JSON lines and wandb.
+
+A log record is a flat dict; `metrics.jsonl` in the run folder is the truth, wandb and the bar are views of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import secrets
+import sys
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from config import RunConfig, dump_config
+from data.stream import Fault, MicroBatch
+from model.objective import Losses
+from parallel.checkpoint import write_atomically
+from parallel.engine import StepInfo
+from parallel.mesh import Mesh
+
+Record = dict[str, Any]
+
+
+class TooManyFaultsError(RuntimeError):
+    """More unreadable samples than the run allows."""
+
+
+class Meter:
+    """Sums between two log points. Nothing waits for the device until `record`, which all ranks call together."""
+
+    def __init__(self, tasks: list[str], num_decisions: int, num_experts: int, mesh: Mesh) -> None:
+        self.tasks, self.mesh = tasks, mesh
+        self._loads = (num_decisions, num_experts)
+        self._reset()
+
+    def _reset(self) -> None:
+        # Per task: micro-batches, loss, right read-outs, read-outs. Then samples, tokens, faults, seconds waited for data.
+        self._tasks = torch.zeros(len(self.tasks), 4, dtype=torch.float64, device=self.mesh.device)
+        self._counts = torch.zeros(5, dtype=torch.float64)
+        self._load_ME = torch.zeros(*self._loads, dtype=torch.float64, device=self.mesh.device)
+        self._steps, self._skipped = 0, 0
+        self._start = time.perf_counter()
+
+    def add(self, micro: MicroBatch, losses: Losses, waited_s: float) -> None:
+        row = self._tasks[micro.slot.task]
+        row += torch.stack(
+            [losses.loss.new_ones(()), losses.loss, losses.correct, losses.loss.new_tensor(micro.batch.labels_Q.numel())]
+        ).double()
+        self._counts += torch.tensor([micro.num_samples, micro.num_tokens, len(micro.faults), waited_s, 1.0])
+        if losses.load_ME.numel():
+            self._load_ME += losses.load_ME.double()
+
+    def end_step(self, info: StepInfo) -> None:
+        self._steps += 1
+        self._skipped += not info.applied
+        self._last = info
+
+    def record(self, step: int, total_steps: int) -> Record:
+        """Collective. Totals over data ranks since the last record; `step` counts finished steps."""
+        seconds = time.perf_counter() - self._start
+        parts = [self._tasks.cpu().flatten(), self._counts, self._load_ME.cpu().flatten()]
+        total = torch.cat(parts)
+        if self.mesh.data.size > 1:
+            total = total.to(self.mesh.device)
+            dist.all_reduce(total, group=self.mesh.data.group)
+            total = total.cpu()
+        tasks, counts, loads = total.split([p.numel() for p in parts])
+        samples, tokens, faults, waited, micro_batches = counts.tolist()
+        record: Record = {
+            "step": step,
+            "lr": self._last.lr,
+            "grad_norm": self._last.grad_norm,
+            "samples_per_s": samples / seconds,
+            "tokens_per_s": tokens / seconds,
+            "step_s": seconds / self._steps,
+            "data_wait": waited / self.mesh.data.size / seconds,
+            "samples": int(samples),
+            "faults": int(faults),
+            "skipped_steps": self._skipped,
+            "eta_s": (total_steps - step) * seconds / self._steps,
+        }
+        for name, (count, loss, correct, reads) in zip(self.tasks, tasks.view(-1, 4).tolist(), strict=True):
+            if count:
+                record[f"loss/{name}"] = loss / count
+                record[f"accuracy/{name}"] = correct / reads
+        if loads.numel():
+            mean_ME = loads.view(*self._loads) / micro_batches
+            record["expert_load"] = [[round(x, 4) for x in row] for row in mean_ME.tolist()]
+            record["expert_load_max"] = mean_ME.max().item()
+        self._reset()
+        return record
+
+
+class FaultLedger:
+    """Every unusable sample once, in `ledger_rank_<n>.jsonl`; the run stops above a share."""
+
+    GRACE_SAMPLES = 1000
+
+    def __init__(self, folder: Path, rank: int, max_fraction: float) -> None:
+        self.path = folder / f"ledger_rank_{rank:05d}.jsonl"
+        self.max_fraction = max_fraction
+        self._samples, self._faults = 0, 0
+        self._known = {line for line in self.path.read_text().splitlines()} if self.path.exists() else set()
+
+    def add(self, num_samples: int, faults: tuple[Fault, ...]) -> None:
+        """Raises TooManyFaultsError, which names the last fault and the ledger."""
+        self._samples += num_samples
+        self._faults += len(faults)
+        for fault in faults:
+            line = json.dumps(dataclasses.asdict(fault))
+            if line not in self._known:
+                self._known.add(line)
+                with self.path.open("a") as file:
+                    file.write(line + "\n")
+        if self._samples >= self.GRACE_SAMPLES and self._faults > self.max_fraction * self._samples:
+            raise TooManyFaultsError(
+                f"{self._faults} of {self._samples} samples are unreadable, more than data.max_bad_fraction="
+                f"{self.max_fraction}; the list is {self.path}"
+            )
+
+
+class Sink(Protocol):
+    def write(self, record: Record) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Console:
+    """A bar on a terminal, a line elsewhere."""
+
+    def __init__(self, total_steps: int, start_step: int) -> None:
+        self.total = total_steps
+        self._bar = None
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total_steps, initial=start_step, unit="step", dynamic_ncols=True)
+
+    def write(self, record: Record) -> None:
+        losses = "  ".join(f"{k[5:]} {v:.3f}" for k, v in record.items() if k.startswith("loss/"))
+        if self._bar is not None:
+            self._bar.update(record["step"] - self._bar.n)
+            self._bar.set_postfix_str(f"{losses}  wait {record['data_wait']:.0%}")
+            return
+        minutes, seconds = divmod(int(record["eta_s"]), 60)
+        print(
+            f"step {record['step']}/{self.total}  {losses}  |  {record['samples_per_s']:.0f} samples/s  "
+            f"{record['tokens_per_s']:.0f} tokens/s  wait {record['data_wait']:.1%}  norm {record['grad_norm']:.2f}  "
+            f"lr {record['lr']:.1e}  eta {minutes}:{seconds:02d}",
+            flush=True,
+        )
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+class JsonLines:
+    """metrics.jsonl; on resume, records after the checkpoint's step are dropped so that each step stands once."""
+
+    def __init__(self, path: Path, start_step: int) -> None:
+        if path.exists():
+            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= start_step]
+            write_atomically(path, "".join(line + "\n" for line in kept))
+        self._file = path.open("a", buffering=1)
+
+    def write(self, record: Record) -> None:
+        self._file.write(json.dumps(record) + "\n")
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class Wandb:
+    """One wandb run; a resumed training goes on under the same id, kept in the run folder. Never stops the training."""
+
+    def __init__(self, config: RunConfig, folder: Path) -> None:
+        import wandb
+
+        path = folder / "wandb_id"
+        if not path.exists():
+            write_atomically(path, secrets.token_hex(4))
+        self._run = wandb.init(
+            project=config.tracking.project,
+            name=config.name,
+            id=path.read_text().strip(),
+            resume="allow",
+            mode=config.tracking.wandb if config.tracking.wandb != "disabled" else "disabled",
+            dir=str(folder),
+            config={"yaml": dump_config(config)},
+            settings=wandb.Settings(silent=True, console="off"),
+        )
+        self._run.define_metric("*", step_metric="step")
+
+    def write(self, record: Record) -> None:
+        flat = {key: value for key, value in record.items() if key != "expert_load"}
+        for index, row in enumerate(record.get("expert_load", [])):
+            flat |= {f"expert_load/{index}/{expert}": value for expert, value in enumerate(row)}
+        self._run.log(flat)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class Sinks:
+    """All sinks on the first rank, none on the others."""
+
+    def __init__(self, config: RunConfig, start_step: int, is_first: bool) -> None:
+        self._sinks: list[Sink] = []
+        if is_first:
+            self._sinks = [Console(config.steps, start_step), JsonLines(config.folder / "metrics.jsonl", start_step)]
+            if config.tracking.wandb != "disabled":
+                self._sinks.append(Wandb(config, config.folder))
+
+    def write(self, record: Record) -> None:
+        for sink in self._sinks:
+            sink.write(record)
+
+    def close(self) -> None:
+        for sink in self._sinks:
+            sink.close()
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return float("inf")  # a line cut off by a crash
+
+
+def any_rank(flag: bool, mesh: Mesh) -> bool:
+    """Collective: is the flag set on any rank of the world?"""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return flag
+    value: Tensor = torch.tensor(int(flag), device=mesh.device)
+    dist.all_reduce(value, op=dist.ReduceOp.MAX)
+    return bool(value.item())

@@ -1,0 +1,53 @@
+"""Fresh weights: every logical tensor is drawn from a seed derived from its name, then cut, so every layout starts equal.
+
+Rules of the public code (papers.md 1.3): Xavier-uniform linears with Q, K and V as separate matrices, experts drawn
+one by one, embeddings N(0, 0.02), biases 0, LayerNorm 1 / 0, logit scales log(1 / 0.07).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from model.noise import derive
+from model.objective import Objective
+from parallel.placement import placement_of
+
+EMBEDDING_STD = 0.02
+INITIAL_LOG_SCALE = math.log(1 / 0.07)
+
+
+@torch.no_grad()
+def initialise(objective: Objective, seed: int) -> None:
+    """Fill all parameters in place."""
+    width = objective.config.width
+    norms = {
+        f"{name}.weight" for name, module in objective.named_modules() if "norm" in name.rsplit(".", 1)[-1]
+    }
+    for name, parameter in objective.named_parameters():
+        placement = placement_of(parameter)
+        logical = torch.empty(placement.shape)
+        key = derive(seed, "initialise", name)
+        assert key is not None
+        if name in norms:
+            logical.fill_(1.0)
+        elif name.startswith("log_scales."):
+            logical.fill_(INITIAL_LOG_SCALE)
+        elif name.endswith("_scale"):
+            logical.fill_(objective.config.layer_scale)
+        elif name.endswith("bias"):
+            logical.zero_()
+        elif name.startswith("embedding.") and not name.startswith("embedding.patches."):
+            logical.normal_(0.0, EMBEDDING_STD, generator=torch.Generator().manual_seed(key))
+        else:
+            assert name.endswith(".weight"), f"no rule for {name}"
+            fan_out = width if ".qkv." in name else logical.shape[-2]
+            _xavier(logical, logical.shape[-1], fan_out, key)
+        parameter.copy_(placement.take(logical))
+
+
+def _xavier(logical: Tensor, fan_in: int, fan_out: int, key: int) -> None:
+    bound = math.sqrt(6.0 / (fan_in + fan_out))
+    nn.init.uniform_(logical, -bound, bound, generator=torch.Generator().manual_seed(key))

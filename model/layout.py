@@ -1,0 +1,80 @@
+"""What the encoder must know about a batch of sequences besides the embedded tokens: mask, groups, padding.
+
+Legend: B rows, L positions (<SPE> first), G routing groups, A attribute bits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from data.batch import Sequences, Visibility
+
+
+@dataclasses.dataclass(frozen=True)
+class Span:
+    """Positions start..end of every row belong to routing group `group`."""
+
+    start: int
+    end: int
+    group: int
+
+
+@dataclasses.dataclass(frozen=True)
+class SequenceLayout:
+    """valid_BL; mask_BLL True where row attends to column, None if everyone sees everyone; spans cover 0..L in order;
+    attributes_GA the bit vectors of the groups; modality_L the modality of each position."""
+
+    valid_BL: Tensor
+    mask_BLL: Tensor | None
+    spans: tuple[Span, ...]
+    attributes_GA: Tensor
+
+
+def layout_of(sequences: Sequences) -> SequenceLayout:
+    """The <SPE> token joins the group of the first segment and is a PREFIX token."""
+    first = sequences.segments[0].valid_BL
+    valid_BL = torch.cat([first.new_ones(first.shape[0], 1), *(s.valid_BL for s in sequences.segments)], dim=1)
+    plain = all(segment.visibility == Visibility.PREFIX for segment in sequences.segments)
+    mask_BLL = None if plain and bool(valid_BL.all()) else attention_mask(sequences, valid_BL)
+
+    vectors: list[tuple[int, ...]] = []
+    spans: list[Span] = []
+    end = 1
+    for segment in sequences.segments:
+        if segment.attributes not in vectors:
+            vectors.append(segment.attributes)
+        group = vectors.index(segment.attributes)
+        start, end = (end if spans else 0), end + segment.valid_BL.shape[1]
+        if spans and spans[-1].group == group:
+            spans[-1] = Span(spans[-1].start, end, group)
+        else:
+            spans.append(Span(start, end, group))
+    attributes_GA = torch.tensor(vectors, dtype=torch.float32, device=valid_BL.device)
+    return SequenceLayout(valid_BL, mask_BLL, tuple(spans), attributes_GA)
+
+
+def attention_mask(sequences: Sequences, valid_BL: Tensor) -> Tensor:
+    """mask[b, i, j]: may position i look at position j? (papers.md 1.5, the double-token layout)"""
+    device = valid_BL.device
+    batch = valid_BL.shape[0]
+    kinds, orders = [torch.tensor([Visibility.PREFIX], device=device)], [torch.zeros(batch, 1, dtype=torch.long, device=device)]
+    for segment in sequences.segments:
+        length = segment.valid_BL.shape[1]
+        kinds.append(torch.full((length,), segment.visibility, device=device))
+        ordered = segment.visibility != Visibility.PREFIX
+        orders.append(segment.positions if ordered else torch.zeros(batch, length, dtype=torch.long, device=device))
+    kind_L, order_BL = torch.cat(kinds), torch.cat(orders, dim=1)
+
+    column_prefix = kind_L == Visibility.PREFIX
+    column_causal = kind_L == Visibility.CAUSAL
+    row_causal = (kind_L == Visibility.CAUSAL)[:, None]
+    row_readout = (kind_L == Visibility.READOUT)[:, None]
+    earlier = order_BL[:, None, :] < order_BL[:, :, None]
+    same = order_BL[:, None, :] == order_BL[:, :, None]
+    sees_word = column_causal & ((row_causal & (earlier | same)) | (row_readout & earlier))
+    itself = torch.eye(kind_L.shape[0], dtype=torch.bool, device=device)
+    # A padded row looks at itself, so that no row of the softmax is empty.
+    return (column_prefix | sees_word) & valid_BL[:, None, :] | itself

@@ -1,0 +1,129 @@
+"""Differentiable collectives over one axis of the mesh; each has its backward beside it.
+
+On an axis of size 1 every function is the identity, so serial and parallel are the same code. Backward passes *sum*
+over ranks; the one division by the data degree happens in the engine.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Axis:
+    """One axis of the mesh: this rank's place in a process group. A size of 1 needs no group."""
+
+    name: str
+    size: int = 1
+    rank: int = 0
+    group: Any = None
+
+    def __post_init__(self) -> None:
+        assert self.size == 1 or self.group is not None, f"axis {self.name} of size {self.size} has no process group"
+
+
+def copy_to_axis(x: Tensor, axis: Axis) -> Tensor:
+    """Forward: identity. Backward: all-reduce (every rank used the same x for a different part of the work)."""
+    return x if axis.size == 1 else _CopyToAxis.apply(x, axis)
+
+
+def reduce_from_axis(x: Tensor, axis: Axis) -> Tensor:
+    """Forward: all-reduce sum. Backward: identity (the result is the same on all ranks)."""
+    return x if axis.size == 1 else _ReduceFromAxis.apply(x, axis)
+
+
+def all_gather(x: Tensor, axis: Axis) -> Tensor:
+    """Stack [...] of every rank to [R, ...]. Backward: every rank receives the sum of the gradients of its part."""
+    return x.unsqueeze(0) if axis.size == 1 else _AllGather.apply(x, axis)
+
+
+def reduce_scatter(x: Tensor, axis: Axis) -> Tensor:
+    """[R, ...] to [...]: part r is summed over ranks and goes to rank r. Backward: all-gather."""
+    return x.squeeze(0) if axis.size == 1 else _ReduceScatter.apply(x, axis)
+
+
+def all_to_all(x: Tensor, send_counts: list[int], receive_counts: list[int], axis: Axis) -> Tensor:
+    """Rows of x [sum(send), ...] go to the ranks in blocks; returns [sum(receive), ...]. Zero rows are a normal case."""
+    return x if axis.size == 1 else _AllToAll.apply(x, send_counts, receive_counts, axis)
+
+
+class _CopyToAxis(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, axis):
+        ctx.axis = axis
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        grad = grad.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(grad, group=ctx.axis.group)
+        return grad, None
+
+
+class _ReduceFromAxis(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, axis):
+        x = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(x, group=axis.group)
+        return x
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad, None
+
+
+def _gather(x: Tensor, axis: Axis) -> Tensor:
+    out = x.new_empty((axis.size * x.shape[0], *x.shape[1:]) if x.dim() else (axis.size,))
+    dist.all_gather_into_tensor(out, x.contiguous(), group=axis.group)
+    return out.view(axis.size, *x.shape)
+
+
+def _scatter_sum(x: Tensor, axis: Axis) -> Tensor:
+    out = x.new_empty(x.shape[1:])
+    dist.reduce_scatter_tensor(out, x.contiguous().flatten(0, 1) if x.dim() > 1 else x.contiguous(), group=axis.group)
+    return out
+
+
+class _AllGather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, axis):
+        ctx.axis = axis
+        return _gather(x, axis)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return _scatter_sum(grad, ctx.axis), None
+
+
+class _ReduceScatter(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, axis):
+        ctx.axis = axis
+        return _scatter_sum(x, axis)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return _gather(grad, ctx.axis), None
+
+
+class _AllToAll(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, send_counts, receive_counts, axis):
+        ctx.counts, ctx.axis = (send_counts, receive_counts), axis
+        return _exchange(x, send_counts, receive_counts, axis)
+
+    @staticmethod
+    def backward(ctx, grad):
+        send_counts, receive_counts = ctx.counts
+        return _exchange(grad, receive_counts, send_counts, ctx.axis), None, None, None
+
+
+def _exchange(x: Tensor, send_counts: list[int], receive_counts: list[int], axis: Axis) -> Tensor:
+    out = x.new_empty((sum(receive_counts), *x.shape[1:]))
+    dist.all_to_all_single(out, x.contiguous(), receive_counts, send_counts, group=axis.group)
+    return out

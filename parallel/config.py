@@ -1,0 +1,59 @@
+"""Options of the ranks and of the optimizer, checked when made."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ParallelConfig:
+    """world = tensor x data; expert divides data.
+
+    tensor    degree of tensor parallelism (megatron-core)
+    expert    degree of expert parallelism (DeepSpeed-MoE)
+    engine    DeepSpeed settings: ZeRO stage, precision, buckets
+    timeout_s a collective that waits longer fails
+    """
+
+    tensor: int = 1
+    expert: int = 1
+    engine: str = "ds_configs/zero1.json"
+    timeout_s: float = 1800.0
+
+    def __post_init__(self) -> None:
+        if self.tensor < 1 or self.expert < 1:
+            raise ValueError(f"tensor={self.tensor} and expert={self.expert}: must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW with linear warm-up and cosine decay.
+
+    lr             peak learning rate
+    min_lr         where the cosine ends
+    warmup_steps   steps of the linear rise from zero
+    weight_decay   on linear and expert weights alone; embeddings, gates, biases, norms and scales have none
+    clip           largest global gradient norm; 0 turns clipping off
+    """
+
+    lr: float = 1e-3
+    min_lr: float = 1e-6
+    warmup_steps: int = 50
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-6
+    clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0 or self.min_lr < 0 or self.min_lr > self.lr:
+            raise ValueError(f"lr={self.lr} and min_lr={self.min_lr}: need 0 <= min_lr <= lr and lr > 0")
+        if self.warmup_steps < 0 or self.weight_decay < 0 or self.clip < 0:
+            raise ValueError("warmup_steps, weight_decay and clip must not be negative")
+
+    def learning_rate(self, step: int, total_steps: int) -> float:
+        """The rate of step `step` (from 0): a pure function, so there is no schedule to save."""
+        if step < self.warmup_steps:
+            return self.lr * (step + 1) / (self.warmup_steps + 1)
+        progress = (step - self.warmup_steps) / max(1, total_steps - self.warmup_steps)
+        return self.min_lr + 0.5 * (self.lr - self.min_lr) * (1 + math.cos(math.pi * min(1.0, progress)))

@@ -1,0 +1,32 @@
+"""megatron-core's parallel layers with a call that returns the output alone (theirs returns (output, bias))."""
+
+from __future__ import annotations
+
+from megatron.core import ModelParallelConfig
+from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding
+from torch import Tensor
+
+
+def layer_config(tensor_size: int) -> ModelParallelConfig:
+    """Weights are left for our own initialisation, which draws the logical tensor and keeps the slice."""
+    return ModelParallelConfig(
+        tensor_model_parallel_size=tensor_size,
+        use_cpu_initialization=True,
+        perform_initialization=False,
+        gradient_accumulation_fusion=False,
+        async_tensor_model_parallel_allreduce=False,
+    )
+
+
+class ColumnLinear(ColumnParallelLinear):
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(x)[0]
+
+
+class RowLinear(RowParallelLinear):
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(x)[0]
+
+
+class VocabularyEmbedding(VocabParallelEmbedding):
+    pass

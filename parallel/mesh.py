@@ -1,0 +1,156 @@
+"""The grid of ranks: world = tensor x data, and expert parallelism divides the data ranks.
+
+The only place that creates process groups: tensor and data groups through megatron-core, expert groups through
+DeepSpeed (so that its gradient rules find them). A `Mesh` is handed to constructors; there is no global mesh of ours.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import os
+from typing import Any
+
+from parallel.collectives import Axis
+from parallel.placement import EXPERT_AXIS, TENSOR_AXIS
+
+
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+    """This rank's place on every axis. `Mesh()` is one process without any group.
+
+    expert_data is the axis of the ranks that hold the same experts: data = expert x expert_data.
+    """
+
+    tensor: Axis = Axis(TENSOR_AXIS)
+    data: Axis = Axis("data")
+    expert: Axis = Axis(EXPERT_AXIS)
+    expert_data: Axis = Axis("expert_data")
+    device: str = "cpu"
+
+    @property
+    def is_first(self) -> bool:
+        """True on the one rank that prints, logs and writes shared files."""
+        return self.data.rank == 0 and self.tensor.rank == 0
+
+    @property
+    def expert_group_name(self) -> str:
+        """DeepSpeed's name of the expert groups of this size."""
+        return f"ep_size_{self.expert.size}"
+
+
+class MegatronUnit:
+    """The model-parallel unit that DeepSpeed asks about ranks, answered from megatron-core's parallel state.
+
+    It offers nothing of sequence parallelism on purpose: DeepSpeed would take the mere presence of those methods as a wish.
+    """
+
+    def __init__(self) -> None:
+        from megatron.core import parallel_state
+
+        self._state = parallel_state
+
+    def get_model_parallel_world_size(self) -> int:
+        return self._state.get_tensor_model_parallel_world_size()
+
+    def get_model_parallel_rank(self) -> int:
+        return self._state.get_tensor_model_parallel_rank()
+
+    def get_model_parallel_group(self) -> Any:
+        return self._state.get_tensor_model_parallel_group()
+
+    def get_tensor_model_parallel_world_size(self) -> int:
+        return self._state.get_tensor_model_parallel_world_size()
+
+    def get_tensor_model_parallel_rank(self) -> int:
+        return self._state.get_tensor_model_parallel_rank()
+
+    def get_tensor_model_parallel_group(self) -> Any:
+        return self._state.get_tensor_model_parallel_group()
+
+    def get_pipeline_model_parallel_world_size(self) -> int:
+        return 1
+
+    def get_pipeline_model_parallel_rank(self) -> int:
+        return 0
+
+    def get_data_parallel_world_size(self) -> int:
+        return self._state.get_data_parallel_world_size()
+
+    def get_data_parallel_rank(self) -> int:
+        return self._state.get_data_parallel_rank()
+
+    def get_data_parallel_group(self) -> Any:
+        return self._state.get_data_parallel_group()
+
+    def get_data_parallel_group_ranks(self) -> list[int]:
+        import torch.distributed as dist
+
+        return dist.get_process_group_ranks(self._state.get_data_parallel_group())
+
+
+def launched_world_size() -> int:
+    """How many ranks the launcher started (1 where there is no launcher); read before any group exists."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def launched_rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def create_mesh(tensor: int = 1, expert: int = 1, timeout_s: float = 1800.0) -> Mesh:
+    """Join the other ranks and lay out the groups.
+
+    Works under the deepspeed launcher, torchrun, or none (then the world is this one process, which still gets real
+    groups because DeepSpeed needs them). Sizes must have been checked against the world size before.
+    """
+    import torch
+    import torch.distributed as dist
+
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    os.environ.setdefault("MASTER_PORT", "0" if launched_world_size() == 1 else "29500")
+    os.environ.setdefault("RANK", "0")
+    os.environ.setdefault("LOCAL_RANK", "0")
+    os.environ.setdefault("WORLD_SIZE", "1")
+
+    import deepspeed
+    from deepspeed.utils import groups
+    from megatron.core import parallel_state
+
+    cuda = torch.cuda.is_available()
+    device = f"cuda:{os.environ['LOCAL_RANK']}" if cuda else "cpu"
+    if cuda:
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=datetime.timedelta(seconds=timeout_s))
+    deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", verbose=False)
+    parallel_state.initialize_model_parallel(tensor_model_parallel_size=tensor)
+
+    tensor_axis = _axis(TENSOR_AXIS, parallel_state.get_tensor_model_parallel_group())
+    data_axis = _axis("data", parallel_state.get_data_parallel_group())
+    groups.mpu = MegatronUnit()
+    groups._create_expert_data_and_model_parallel(expert, mpu=groups.mpu)
+    name = f"ep_size_{expert}"
+    return Mesh(
+        tensor=tensor_axis,
+        data=data_axis,
+        expert=_axis(EXPERT_AXIS, groups._get_expert_parallel_group(name)),
+        expert_data=_axis("expert_data", groups._get_expert_data_parallel_group(name)),
+        device=device,
+    )
+
+
+def destroy_mesh() -> None:
+    """Leave the process groups, so that the launcher sees a clean end."""
+    import torch.distributed as dist
+    from megatron.core import parallel_state
+
+    if dist.is_initialized():
+        parallel_state.destroy_model_parallel()
+        dist.destroy_process_group()
+
+
+def _axis(name: str, group: Any) -> Axis:
+    import torch.distributed as dist
+
+    return Axis(name, dist.get_world_size(group), dist.get_rank(group), group)

@@ -1,0 +1,61 @@
+"""The files of a run folder that are not metrics: the resolved configuration and the vocabulary.
+
+    runs/<name>/ config.yaml  vocabulary.json  metrics.jsonl  ledger_rank_*.jsonl  wandb_id  wandb/  checkpoints/
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from config import ConfigError, RunConfig, dump_config, load_config
+from data.tokenizer import Tokenizer
+from data.vocabulary import Vocabulary
+from parallel.checkpoint import write_atomically
+
+CONFIG, VOCABULARY = "config.yaml", "vocabulary.json"
+IDENTITY = ("seed", "slots", "model", "data")
+"""What must not change when a run is resumed; the layout, the number of steps and all reporting may."""
+
+
+def write_run_files(run: RunConfig, vocabulary: Vocabulary) -> None:
+    run.folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(run.folder / CONFIG, dump_config(run))
+    write_atomically(run.folder / VOCABULARY, json.dumps(vocabulary.clip_ids))
+
+
+def read_run(folder: Path) -> tuple[RunConfig, Vocabulary]:
+    """Raises ConfigError if the folder holds no run."""
+    path = folder / VOCABULARY
+    if not path.is_file():
+        raise ConfigError(f"{folder} is not the folder of a run: it has no {VOCABULARY}")
+    return load_config(folder / CONFIG), Vocabulary.restricted(Tokenizer.load(), json.loads(path.read_text()))
+
+
+def check_same_run(run: RunConfig, vocabulary: Vocabulary) -> None:
+    """Refuse to resume a run under another definition; the message names the first difference."""
+    if not (run.folder / CONFIG).is_file() or not (run.folder / "checkpoints" / "latest").is_file():
+        return
+    old, old_vocabulary = read_run(run.folder)
+    for key in IDENTITY:
+        difference = _difference(_plain(getattr(old, key)), _plain(getattr(run, key)), key)
+        if difference:
+            raise ConfigError(f"{run.folder} holds a run with another {difference}: choose another name=, or remove the folder")
+    if old_vocabulary.clip_ids != vocabulary.clip_ids:
+        raise ConfigError(f"{run.folder} holds a run with another vocabulary: the data sets have changed; choose another name=")
+
+
+def _plain(value: Any) -> Any:
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
+
+
+def _difference(old: Any, new: Any, key: str) -> str | None:
+    if isinstance(old, dict) and isinstance(new, dict):
+        pairs = [(old.get(name), new.get(name), f"{key}.{name}") for name in sorted(old.keys() | new.keys())]
+    elif isinstance(old, tuple) and isinstance(new, tuple) and len(old) == len(new):
+        pairs = [(a, b, f"{key}.{index}") for index, (a, b) in enumerate(zip(old, new, strict=True))]
+    else:
+        return None if old == new else f"{key} ({old!r}, now {new!r})"
+    return next((found for a, b, name in pairs if (found := _difference(a, b, name))), None)

@@ -1,0 +1,64 @@
+"""Run a function on several gloo ranks and get every rank's result."""
+
+from __future__ import annotations
+
+import os
+import socket
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.multiprocessing as mp
+
+
+def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout_s: float = 120.0) -> list[Any]:
+    """`function(rank, *args)` on `world_size` forked processes; raises the first failing rank's traceback.
+
+    The launcher's environment variables are set; the function makes its own mesh. Results must be picklable
+    without sharing memory (plain numbers, strings, numpy arrays).
+    """
+    context = mp.get_context("fork")
+    queue = context.Queue()
+    port = _free_port()
+    processes = [
+        context.Process(target=_entry, args=(rank, world_size, port, queue, function, args)) for rank in range(world_size)
+    ]
+    for process in processes:
+        process.start()
+    results: list[Any] = [None] * world_size
+    try:
+        for _ in range(world_size):
+            rank, error, result = queue.get(timeout=timeout_s)
+            if error:
+                raise AssertionError(f"rank {rank} of {world_size} failed:\n{error}")
+            results[rank] = result
+    finally:
+        for process in processes:
+            process.join(timeout=10)
+            if process.is_alive():
+                process.kill()
+    return results
+
+
+def _entry(rank: int, world_size: int, port: int, queue: Any, function: Callable[..., Any], args: tuple) -> None:
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
+    torch.set_num_threads(1)
+    try:
+        queue.put((rank, None, function(rank, *args)))
+    except BaseException:
+        queue.put((rank, traceback.format_exc(), None))
+        raise
+
+
+def _free_port() -> int:
+    with socket.socket() as opened:
+        opened.bind(("127.0.0.1", 0))
+        return opened.getsockname()[1]

@@ -1,0 +1,145 @@
+"""Train one run: `python train.py --config configs/demo.yaml`, or `deepspeed --num_gpus 2 train.py --config ...`.
+
+Repeating the command resumes the run from its newest complete checkpoint. Exit codes: 0 done, 1 failure, 2 the
+configuration or data cannot be used, 85 stopped by a signal after saving.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+import time
+
+import torch
+
+import config as configuration
+from config import ConfigError, RunConfig
+from data.stream import Shard, open_sources, read_vocabulary, schedule_of, training_stream
+from data.tasks.base import Pixels
+from metrics import FaultLedger, Meter, Sinks, any_rank
+from model.initialise import initialise
+from model.noise import derive
+from model.objective import Objective
+from parallel.checkpoint import CheckpointError, newest, restore, save
+from parallel.engine import Engine
+from parallel.kernels import load_kernels
+from parallel.mesh import create_mesh, destroy_mesh, launched_rank, launched_world_size
+from run_folder import check_same_run, write_run_files
+
+EXIT_STOPPED = 85
+
+
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, help="run configuration (YAML), see configs/")
+    parser.add_argument("--local_rank", type=int, default=0, help="set by the deepspeed launcher")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for instance model.depth=6 data.tasks.shapes.batch_size=8")
+    return parser.parse_args(argv)
+
+
+def train(run: RunConfig) -> int:
+    """Returns the exit code."""
+    configuration.check_layout(run, launched_world_size())
+    deepspeed_config = configuration.deepspeed_config(run)
+    kernels = load_kernels(run.kernels)
+    vocabulary = read_vocabulary(run.data)
+    sources = open_sources(run.data, vocabulary, Pixels(run.model.image_size, run.model.patch), run.seed)
+    check_same_run(run, vocabulary)
+    if run.threads:
+        torch.set_num_threads(run.threads)
+    stop = StopSignal()
+
+    mesh = create_mesh(run.parallel.tensor, run.parallel.expert, run.parallel.timeout_s)
+    objective = Objective(run.model, vocabulary.size, mesh, kernels)
+    initialise(objective, run.seed)
+    objective.to(mesh.device)
+    engine = Engine(objective, mesh, run.optimizer, deepspeed_config, kernels)
+
+    step, consumed = 0, (0,) * len(sources)
+    checkpoint, problems = newest(run.folder / "checkpoints")
+    if checkpoint is not None:
+        step, consumed = checkpoint.step, tuple(checkpoint.state["consumed"])
+        engine.prepare_restore(checkpoint.state["optimizer_step"])
+        restore(checkpoint, engine.fragments())
+        engine.finish_restore()
+    if mesh.is_first:
+        write_run_files(run, vocabulary)
+        parameters = sum(p.numel() for p in objective.parameters())
+        print(f"run {run.folder}: {parameters:,} parameters on this rank, {launched_world_size()} rank(s), vocabulary {vocabulary.size}")
+        print(*problems, f"resuming at step {step}" if checkpoint else "starting fresh", sep="\n", flush=True)
+
+    schedule = schedule_of(run.data, run.slots, run.seed)
+    shard = Shard(mesh.data.rank, mesh.data.size)
+    cuda = mesh.device != "cpu"
+    stream = training_stream(sources, schedule, shard, step, consumed, run.data.workers, pin_memory=cuda)
+    ledger = FaultLedger(run.folder, launched_rank(), run.data.max_bad_fraction)
+    num_decisions = 2 * sum(run.model.experts.is_sparse(layer) for layer in range(run.model.depth))
+    meter = Meter([source.name for source in sources], num_decisions, run.model.experts.num_experts, mesh)
+    sinks = Sinks(run, step, mesh.is_first)
+    micro_batches = run.slots // mesh.data.size
+    skipped_in_a_row = 0
+    stopping = False
+
+    while step < run.steps and not stopping:
+        with engine.accumulation():
+            for _ in range(micro_batches):
+                before = time.perf_counter()
+                micro = next(stream)
+                waited = time.perf_counter() - before
+                ledger.add(micro.num_samples, micro.faults)
+                losses = engine(micro.batch.to(mesh.device), derive(run.seed, "noise", step, micro.slot.slot))
+                engine.backward(losses.total / micro_batches)
+                meter.add(micro, losses, waited)
+        info = engine.step(run.optimizer.learning_rate(step, run.steps))
+        meter.end_step(info)
+        _, consumed = schedule.step(step, consumed)
+        step += 1
+
+        skipped_in_a_row = 0 if info.applied else skipped_in_a_row + 1
+        if skipped_in_a_row > run.max_skipped_steps:
+            raise FloatingPointError(
+                f"step {step}: gradients were not finite for {skipped_in_a_row} steps in a row; lower optimizer.lr or look at the data"
+            )
+        stopping = any_rank(stop.requested, mesh)
+        if step % run.log_every == 0 or step == run.steps or stopping:
+            sinks.write(meter.record(step, run.steps))
+        if step % run.save_every == 0 or step == run.steps or stopping:
+            state = {"consumed": consumed, "optimizer_step": engine.optimizer_step}
+            save(run.folder / "checkpoints", step, engine.fragments(), state, run.keep_checkpoints)
+    sinks.close()
+    if mesh.is_first:
+        print(f"{'stopped' if stopping else 'finished'} at step {step}; results in {run.folder}", flush=True)
+    destroy_mesh()
+    return EXIT_STOPPED if stopping and step < run.steps else 0
+
+
+class StopSignal:
+    """SIGTERM or SIGINT asks for a save at the end of the step; a second one ends at once."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        if self.requested:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        self.requested = True
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    try:
+        return train(configuration.load_config(arguments.config, arguments.overrides))
+    except (ConfigError, CheckpointError, ModuleNotFoundError) as error:
+        if launched_rank() == 0:
+            print(f"error: {error}", file=sys.stderr)
+        return configuration.EXIT_CONFIG
+
+
+if __name__ == "__main__":
+    sys.exit(main())
