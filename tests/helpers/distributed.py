@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
 import traceback
@@ -18,6 +19,7 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout
     The launcher's environment variables are set; the function makes its own mesh. Results must be picklable
     without sharing memory (plain numbers, strings, numpy arrays).
     """
+    _import_heavy_libraries()
     context = mp.get_context("fork")
     queue = context.Queue()
     port = _free_port()
@@ -39,6 +41,14 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout
             if process.is_alive():
                 process.kill()
     return results
+
+
+@functools.cache
+def _import_heavy_libraries() -> None:
+    """Once in the parent, so that the forked ranks need not spend their 10 seconds on it."""
+    import deepspeed  # noqa: F401
+    import megatron.core.parallel_state
+    import megatron.core.tensor_parallel  # noqa: F401
 
 
 def _entry(rank: int, world_size: int, port: int, queue: Any, function: Callable[..., Any], args: tuple) -> None:

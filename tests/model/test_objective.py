@@ -1,0 +1,143 @@
+"""The objective: loss against a by-hand computation, gradients that must and must not flow, invariances."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch.nn.functional import log_softmax
+
+from data.batch import Sequences
+from model.config import ExpertConfig, ModelConfig
+from model.embedding import sine_cosine
+from model.initialise import initialise
+from model.objective import Objective
+from parallel.kernels import load_kernels
+from parallel.mesh import Mesh
+from tests.helpers.batches import BATCHES, VOCABULARY_SIZE, captioning, masked_text, retrieval
+
+ROUTERS = ["attribute", "token"]
+
+
+def small(router: str = "attribute", **options) -> ModelConfig:
+    experts = ExpertConfig(num_experts=4, router=router, noise_std=options.pop("noise_std", 1.0))
+    return ModelConfig(
+        width=16, depth=2, heads=2, ffn=32, image_size=16, max_text=8, max_frames=4, experts=experts, **options
+    )
+
+
+def make(config: ModelConfig | None = None) -> Objective:
+    objective = Objective(config or small(), VOCABULARY_SIZE, Mesh(), load_kernels("torch"))
+    initialise(objective, seed=0)
+    return objective
+
+
+@pytest.mark.parametrize("router", ROUTERS)
+@pytest.mark.parametrize("task", BATCHES)
+def test_every_task_has_a_loss_and_gradients(task, router):
+    objective = make(small(router))
+    losses = objective(BATCHES[task](), noise=1)
+    losses.total.backward()
+    assert torch.isfinite(losses.total)
+    for name, parameter in objective.named_parameters():
+        if ".gate." in name or ".weight" in name and ".bank." in name:
+            assert parameter.grad is not None, name
+    assert losses.load_ME.shape == (2, 4)
+    torch.testing.assert_close(losses.load_ME.sum(dim=1), torch.ones(2))
+
+
+def test_loss_is_the_formula():
+    objective, batch = make(), masked_text()
+    q, _ = objective.encode(batch.inputs, batch.read_Q2)
+    c, _ = objective.encode_candidates(batch.candidates)
+    scale = objective.log_scales["text"].exp()
+    assert scale.item() == pytest.approx(1 / 0.07, rel=1e-5)
+    logits = scale * q @ c.T + batch.candidate_log_weights_C
+    expected = -log_softmax(logits, dim=1)[torch.arange(3), batch.labels_Q].mean()
+    assert objective(batch).loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    torch.testing.assert_close(q.norm(dim=1), torch.ones(3))
+
+
+def test_retrieval_sums_its_two_directions():
+    objective, batch = make(), retrieval()
+    one_way = objective(dataclasses.replace(batch, symmetric=False)).loss
+    q, _ = objective.encode(batch.inputs, batch.read_Q2)
+    c, _ = objective.encode_candidates(batch.candidates)
+    back = -log_softmax(objective.logits(q, c, "retrieval").T, dim=1).diagonal().mean()
+    torch.testing.assert_close(objective(batch).loss, one_way + back)
+
+
+def test_logit_scale_is_capped_without_gradient():
+    objective, batch = make(), masked_text()
+    with torch.no_grad():
+        objective.log_scales["text"].fill_(10.0)
+    objective(batch).total.backward()
+    assert objective.log_scales["text"].grad.item() == 0.0
+    q, _ = objective.encode(batch.inputs, batch.read_Q2)
+    assert objective.logits(q, q, "text").max().item() == pytest.approx(100.0, rel=1e-4)
+
+
+def test_no_gradient_from_a_query_to_its_own_word_or_later_ones():
+    objective, batch = make(), captioning()
+    embedded = objective.embedding(batch.inputs, None).detach().requires_grad_()
+    from model.layout import layout_of
+
+    x_BLD, _ = objective.encoder(embedded, layout_of(batch.inputs), None)
+    words, queries = 1 + 4, 1 + 4 + 4
+    x_BLD[1, queries + 2].sum().backward()  # q2 predicts w2
+    reached = embedded.grad[1].abs().sum(dim=1) > 0
+    assert reached.tolist() == [True] * 5 + [True, True, False, False] + [False, False, True, False], (words, queries)
+
+
+@pytest.mark.parametrize("router", ROUTERS)
+def test_padding_changes_nothing(router):
+    objective, batch = make(small(router)), masked_text()
+    segment = batch.inputs.segments[0]
+    padded = dataclasses.replace(
+        segment,
+        values=torch.nn.functional.pad(segment.values, (0, 2), value=7),
+        positions=torch.arange(8).expand(3, 8),
+        valid_BL=torch.nn.functional.pad(segment.valid_BL, (0, 2)),
+    )
+    other = dataclasses.replace(batch, inputs=Sequences(segments=(padded,)))
+    torch.testing.assert_close(objective(batch).loss, objective(other).loss, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(objective(batch).load_ME, objective(other).load_ME)
+
+
+def test_noise_is_a_function_of_its_key():
+    objective, batch = make(small(drop_path=0.3)), masked_text()
+    assert objective(batch, 5).loss == objective(batch, 5).loss
+    assert objective(batch, 5).loss != objective(batch, 6).loss
+    assert objective(batch).loss == objective(batch).loss
+
+
+def test_initial_weights_follow_the_rules():
+    objective = make(small(layer_scale=1e-3))
+    parameters = dict(objective.named_parameters())
+    assert (parameters["encoder.blocks.0.attention_norm.weight"] == 1).all()
+    assert (parameters["encoder.blocks.0.attention_scale"] == 1e-3).all()
+    assert (parameters["encoder.blocks.0.attention.qkv.bank.bias"] == 0).all()
+    qkv = parameters["encoder.blocks.1.attention.qkv.linear.weight"]
+    assert qkv.abs().max() <= (6 / (16 + 16)) ** 0.5  # Q, K and V as separate 16 x 16 matrices
+    bank = parameters["encoder.blocks.0.ffn.up.bank.weight"]
+    assert not torch.equal(bank[0], bank[1])
+    assert parameters["embedding.tokens.weight"].std().item() == pytest.approx(0.02, rel=0.1)
+
+
+def test_sine_cosine_positions_by_hand():
+    # Width 8: two frequencies, 1 and 10000^(-1/2) = 0.01; row 2, column 3.
+    got = sine_cosine(torch.tensor([[[2, 3]]]), 8)[0, 0]
+    expected = torch.tensor([2.0, 0.02]).sin().tolist() + torch.tensor([2.0, 0.02]).cos().tolist()
+    expected += torch.tensor([3.0, 0.03]).sin().tolist() + torch.tensor([3.0, 0.03]).cos().tolist()
+    assert got.tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_apex_asked_for_and_missing_is_a_clear_error():
+    try:
+        import apex.normalization  # noqa: F401
+    except ImportError:
+        with pytest.raises(ModuleNotFoundError, match="kernels=torch"):
+            load_kernels("apex")
+    else:
+        assert load_kernels("apex").layer_norm(8) is not None

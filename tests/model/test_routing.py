@@ -1,0 +1,161 @@
+"""Top-k, capacity and priority by hand; merge equals dispatch."""
+
+from __future__ import annotations
+
+import hypothesis
+import pytest
+import torch
+from hypothesis import strategies as st
+
+from data.attributes import TEXT_INPUT, VISUAL_INPUT
+from model.config import ExpertConfig
+from model.layout import SequenceLayout, Span
+from model.moe.experts import ExpertLinear
+from model.moe.layer import DispatchDecision, DispatchPath, MergeDecision, MergePath, RoutingReport
+from model.moe.losses import importance
+from model.moe.router import AttributeRouter
+from model.moe.routing import capacity, kept_choices, scatter_weights, top_k
+from parallel.collectives import Axis, all_gather
+from parallel.dispatch import plan_dispatch
+from parallel.kernels import load_kernels
+from parallel.mesh import Mesh
+
+REPORT = RoutingReport(torch.zeros(4), torch.zeros(()))
+
+
+def bank(width_in=3, width_out=5, experts=4) -> ExpertLinear:
+    layer = ExpertLinear(width_in, width_out, experts, "column", Mesh())
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        layer.weight.normal_(generator=generator)
+        layer.bias.normal_(generator=generator)
+    return layer
+
+
+def test_top_k_by_hand():
+    probs = torch.tensor([[0.1, 0.5, 0.3, 0.1], [0.25, 0.25, 0.25, 0.25]])
+    ids, weights = top_k(probs, 2, renormalise=True)
+    assert ids.tolist() == [[1, 2], [0, 1]]  # a tie goes to the lowest id
+    assert weights.tolist() == [pytest.approx([0.625, 0.375]), [0.5, 0.5]]
+    _, raw = top_k(probs, 2, renormalise=False)
+    assert raw[0].tolist() == pytest.approx([0.5, 0.3])
+    _, single = top_k(probs, 1, renormalise=True)
+    assert single[0].item() == 0.5  # k = 1 keeps the probability, or the router would get no gradient
+    assert scatter_weights(ids, weights, 4)[0].tolist() == pytest.approx([0, 0.625, 0.375, 0])
+
+
+def test_capacity_by_hand():
+    assert capacity(10, 2, 1.0, 4) == 5
+    assert capacity(10, 2, 1.05, 4) == 6  # ceil(5.25)
+    assert capacity(10, 2, 8.0, 4) == 10  # never more than there are tokens
+    assert capacity(1, 1, 0.01, 4) == 1
+
+
+def test_kept_choices_by_hand():
+    # Three tokens all choose expert 0 first; two slots. Priorities 0.2, 0.9, 0.5: token 0 loses its first choice.
+    # Second choices: token 0 and 1 want expert 1, token 2 expert 2: all find room.
+    ids = torch.tensor([[0, 1], [0, 1], [0, 2]])
+    kept = kept_choices(ids, torch.tensor([0.2, 0.9, 0.5]), slots=2, num_experts=3)
+    assert kept.tolist() == [[False, True], [True, True], [True, True]]
+
+
+def test_first_choices_come_before_second_ones():
+    # Token 0 wants expert 1 as second choice, token 1 as first; one slot: the first choice has it.
+    ids = torch.tensor([[0, 1], [1, 2]])
+    kept = kept_choices(ids, torch.tensor([0.9, 0.1]), slots=1, num_experts=3)
+    assert kept.tolist() == [[True, False], [True, True]]
+
+
+@hypothesis.given(seed=st.integers(0, 10_000), tokens=st.integers(1, 12), slots=st.integers(1, 6))
+def test_priority_never_drops_the_better_of_two_first_choices(seed, tokens, slots):
+    probs = torch.rand(tokens, 4, generator=torch.Generator().manual_seed(seed)).softmax(-1)
+    ids, _ = top_k(probs, 2, renormalise=True)
+    priority = probs.amax(-1)
+    kept = kept_choices(ids, priority, slots, 4)
+    for expert in range(4):
+        first = ids[:, 0] == expert
+        if (first & kept[:, 0]).any() and (first & ~kept[:, 0]).any():
+            assert priority[first & kept[:, 0]].min() >= priority[first & ~kept[:, 0]].max()
+        assert ((ids == expert) & kept).sum() <= slots
+
+
+def test_importance_by_hand():
+    # Sums 3 and 1: mean 2, population std 1, (1/2)^2.
+    assert importance(torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.6, 0.4], [0.6, 0.4]])).item() == pytest.approx(0.25)
+    assert importance(torch.full((4, 2), 0.5)).item() == 0.0
+
+
+def decisions(weights_GE, spans, valid_BL):
+    """The same decisions for both paths: a group's weights given to each of its tokens."""
+    layout = SequenceLayout(valid_BL, None, spans, torch.zeros(len(weights_GE), 8))
+    merge = MergeDecision(all_gather(weights_GE, Axis("expert")), layout, REPORT)
+    group_L = torch.tensor([s.group for s in spans for _ in range(s.start, s.end)])
+    dense_TE = weights_GE[group_L].expand(valid_BL.shape[0], -1, -1)[valid_BL]
+    weights_TK, ids_TK = dense_TE.topk(2, dim=1)
+    plan = plan_dispatch(ids_TK, weights_TK > 0, weights_GE.shape[1], Axis("expert"))
+    return merge, DispatchDecision(weights_TK, plan, layout, REPORT)
+
+
+def test_merge_equals_dispatch_with_all_gradients():
+    layer = bank()
+    weights = torch.tensor([[0.0, 0.7, 0.3, 0.0], [0.6, 0.0, 0.0, 0.4]])
+    valid_BL = torch.tensor([[True] * 6, [True] * 4 + [False] * 2])
+    results = []
+    for index in range(2):
+        w = weights.clone().requires_grad_()
+        x = torch.randn(2, 6, 3, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        y = decisions(w, (Span(0, 2, 0), Span(2, 6, 1)), valid_BL)[index].apply(layer, x)
+        layer.zero_grad()
+        (y[valid_BL] ** 2).sum().backward()
+        assert w.grad is not None and x.grad is not None
+        # The merged path also gives gradients to experts that were not chosen (their weight is zero); a router never sees them.
+        results.append((y[valid_BL], w.grad * (weights > 0), x.grad[valid_BL], layer.weight.grad.clone(), layer.bias.grad.clone()))
+    for merged, dispatched in zip(*results, strict=True):
+        torch.testing.assert_close(merged, dispatched, rtol=1e-5, atol=1e-5)
+
+
+def test_all_experts_with_equal_weights_are_their_mean():
+    layer = bank()
+    x = torch.randn(1, 4, 3)
+    layout = SequenceLayout(torch.ones(1, 4, dtype=torch.bool), None, (Span(0, 4, 0),), torch.zeros(1, 8))
+    got = MergeDecision(torch.full((1, 1, 4), 0.25), layout, REPORT).apply(layer, x)
+    expected = torch.nn.functional.linear(x, layer.weight.mean(0), layer.bias.mean(0))
+    torch.testing.assert_close(got, expected)
+
+
+def test_an_expert_without_tokens_has_a_zero_gradient_and_not_none():
+    layer = bank()
+    _, dispatch = decisions(torch.tensor([[0.5, 0.5, 0.0, 0.0]]), (Span(0, 3, 0),), torch.ones(1, 3, dtype=torch.bool))
+    dispatch.apply(layer, torch.randn(1, 3, 3)).sum().backward()
+    assert layer.weight.grad is not None
+    assert layer.weight.grad[2:].abs().sum() == 0 and layer.weight.grad[:2].abs().sum() > 0
+
+
+def test_dropped_tokens_come_out_as_zero():
+    config = ExpertConfig(router="token", num_experts=4, top_k=1, capacity_factor=0.5)
+    path = DispatchPath(3, config, Mesh(), load_kernels("torch"))
+    torch.nn.init.zeros_(path.router.gate.weight)  # all ties: everyone chooses expert 0
+    layout = SequenceLayout(torch.ones(1, 8, dtype=torch.bool), None, (Span(0, 8, 0),), torch.zeros(1, 8))
+    x = torch.randn(1, 8, 3)
+    decision = path(x, layout, None)
+    y = decision.apply(bank(), x)
+    assert (y[0, 1:] == 0).all() and (y[0, 0] != 0).any()  # capacity ceil(8 * 0.5 / 4) = 1
+    assert decision.report.load_E.tolist() == [0.125, 0, 0, 0]
+
+
+def test_attribute_router_separates_by_attributes_alone():
+    router = AttributeRouter(16, ExpertConfig(num_experts=4), load_kernels("torch"))
+    for parameter in router.parameters():
+        torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(3))
+    weights = router(torch.tensor([VISUAL_INPUT, TEXT_INPUT, VISUAL_INPUT], dtype=torch.float32), None).weights_GE
+    torch.testing.assert_close(weights[0], weights[2])
+    assert not torch.equal(weights[0], weights[1])
+    torch.testing.assert_close(weights.sum(1), torch.ones(3))
+    assert ((weights > 0).sum(1) == 2).all()
+
+
+def test_too_many_groups_are_refused():
+    path = MergePath(16, ExpertConfig(num_experts=4), Mesh(), load_kernels("torch"))
+    layout = SequenceLayout(torch.ones(1, 3, dtype=torch.bool), None, (Span(0, 3, 0),), torch.zeros(3, 8))
+    with pytest.raises(ValueError, match="3 different attribute vectors"):
+        path(torch.zeros(1, 3, 16), layout, None)

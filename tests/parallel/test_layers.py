@@ -1,0 +1,105 @@
+"""Every parallel layer equals its serial twin: outputs, input gradients, weight gradients (two gloo ranks)."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from tests.helpers.distributed import run_ranks
+
+WIDTH, HIDDEN, ROWS = 6, 8, 5
+
+
+def column_then_row(rank: int, tensor: int) -> dict:
+    from model.noise import derive
+    from parallel.linear import column_linear, row_linear, vocabulary_embedding
+    from parallel.mesh import create_mesh
+    from parallel.placement import placement_of
+
+    mesh = create_mesh(tensor=tensor)
+    layers = {
+        "table": vocabulary_embedding(64, WIDTH, mesh),
+        "up": column_linear(WIDTH, HIDDEN, mesh),
+        "down": row_linear(HIDDEN, WIDTH, mesh),
+    }
+    for name, layer in layers.items():
+        for key, parameter in layer.named_parameters():
+            placement = placement_of(parameter)
+            generator = torch.Generator().manual_seed(derive(1, name, key))
+            with torch.no_grad():
+                parameter.copy_(placement.take(torch.randn(placement.shape, generator=generator)))
+    x = layers["table"](torch.arange(0, 60, 12)[:, None]).squeeze(1)
+    x.retain_grad()
+    y = layers["down"](torch.tanh(layers["up"](x)))
+    (y**2).sum().backward()
+    gradients = {
+        f"{name}.{key}": (placement_of(p), p.grad.numpy()) for name, layer in layers.items() for key, p in layer.named_parameters()
+    }
+    return {"y": y.detach().numpy(), "x_grad": x.grad.numpy(), "gradients": gradients}
+
+
+def test_tensor_parallel_linears_and_table():
+    serial, *_ = run_ranks(1, column_then_row, 1)
+    for result in run_ranks(2, column_then_row, 2):
+        np.testing.assert_allclose(result["y"], serial["y"], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(result["x_grad"], serial["x_grad"], rtol=1e-5, atol=1e-5)
+        for name, (placement, gradient) in result["gradients"].items():
+            expected = placement.take(torch.from_numpy(serial["gradients"][name][1])).numpy()
+            np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+def sparse_pair(rank: int, axis: str, path: str, groups: tuple[int, ...]) -> dict:
+    """Two banks in a row on this rank's own tokens; `groups` says how many tokens each data rank has."""
+    from model.layout import SequenceLayout, Span
+    from model.moe.experts import ExpertLinear
+    from model.moe.layer import DispatchDecision, MergeDecision, RoutingReport
+    from model.noise import derive
+    from parallel.collectives import all_gather
+    from parallel.dispatch import plan_dispatch
+    from parallel.mesh import create_mesh
+    from parallel.placement import placement_of
+
+    mesh = create_mesh(**({axis: 2} if axis else {}))
+    report = RoutingReport(torch.zeros(4), torch.zeros(()))
+    up = ExpertLinear(WIDTH, HIDDEN, 4, "column", mesh)
+    down = ExpertLinear(HIDDEN, WIDTH, 4, "row", mesh)
+    for name, bank in (("up", up), ("down", down)):
+        for key, parameter in bank.named_parameters():
+            placement = placement_of(parameter)
+            generator = torch.Generator().manual_seed(derive(2, name, key))
+            with torch.no_grad():
+                parameter.copy_(placement.take(torch.randn(placement.shape, generator=generator)))
+    outputs, input_gradients, gate_gradients = {}, {}, {}
+    own = range(mesh.data.rank, len(groups), mesh.data.size)
+    for slot in own:
+        generator = torch.Generator().manual_seed(derive(3, slot))
+        x = torch.randn(1, groups[slot], WIDTH, generator=generator).requires_grad_()
+        ids = torch.randint(0, 4, (groups[slot], 1), generator=generator)
+        weights = torch.rand(groups[slot] if path == "token" else 1, 4, generator=generator)
+        layout = SequenceLayout(torch.ones(1, groups[slot], dtype=torch.bool), None, (Span(0, groups[slot], 0),), torch.zeros(1, 8))
+        weights.requires_grad_()
+        if path == "token":
+            plan = plan_dispatch(ids, torch.ones_like(ids, dtype=torch.bool), 4, mesh.expert)
+            decision = DispatchDecision(weights.gather(1, ids), plan, layout, report)
+        else:
+            decision = MergeDecision(all_gather(weights, mesh.expert), layout, report)
+        y = decision.apply(down, torch.tanh(decision.apply(up, x)))
+        (y**2).sum().backward()
+        outputs[slot], input_gradients[slot], gate_gradients[slot] = (t.detach().numpy() for t in (y, x.grad, weights.grad))
+    gradients = {f"{n}.{k}": (placement_of(p), p.grad.numpy()) for n, b in (("up", up), ("down", down)) for k, p in b.named_parameters()}
+    return {"y": outputs, "x": input_gradients, "gate": gate_gradients, "gradients": gradients}
+
+
+@pytest.mark.parametrize("path", ["token", "merge"])
+@pytest.mark.parametrize(("axis", "groups"), [("expert", (5, 3)), ("expert", (4, 1)), ("tensor", (5,))])
+def test_sparse_linears(axis, path, groups):
+    """Uneven token counts included. Under expert parallelism the gradient of an expert sums over both ranks' tokens."""
+    serial, *_ = run_ranks(1, sparse_pair, "", path, groups)
+    for result in run_ranks(2, sparse_pair, axis, path, groups):
+        for key in ("y", "x", "gate"):
+            for slot, value in result[key].items():
+                np.testing.assert_allclose(value, serial[key][slot], rtol=2e-5, atol=2e-5, err_msg=f"{key} of slot {slot}")
+        for name, (placement, gradient) in result["gradients"].items():
+            expected = placement.take(torch.from_numpy(serial["gradients"][name][1])).numpy()
+            np.testing.assert_allclose(gradient, expected, rtol=2e-5, atol=2e-5, err_msg=name)

@@ -1,0 +1,116 @@
+"""Every pin has one place, the code imports nothing undeclared, and the commands people and CI use exist."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+# Where the name in an import statement is not the distribution's.
+DISTRIBUTION_OF = {"PIL": "pillow", "megatron": "megatron-core", "yaml": "pyyaml"}
+# In the image alone: its tag stands in [tool.sparse-generalists].
+NOT_FROM_PYPI = {"apex"}
+TARGETS = {"help", "setup", "demo", "test", "test-slow", "check", "bench", "image-check", "clean"}
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def pins(lines: list[str]) -> dict[str, str]:
+    """Distribution to version. Fails on a line that is not an exact pin."""
+    loose = [line for line in lines if not re.fullmatch(r"[\w.-]+==[\w.]+", line)]
+    assert not loose, f"not exact pins: {loose}"
+    return {normal(name): version for name, version in (line.split("==") for line in lines)}
+
+
+def constraint_lines() -> list[str]:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+RUNTIME = pins(PROJECT["project"]["dependencies"])
+DEVELOPMENT = pins(PROJECT["project"]["optional-dependencies"]["dev"])
+CONSTRAINTS = pins(constraint_lines())
+
+
+def source_files() -> list[Path]:
+    first_parts = {path.name for path in ROOT.iterdir() if not path.name.startswith((".", "runs", "wandb"))}
+    files = [path for part in sorted(first_parts) for path in (ROOT / part).glob("**/*.py")]
+    return [*ROOT.glob("*.py"), *files]
+
+
+def third_party_imports(file: Path) -> set[str]:
+    modules: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text(), filename=str(file))):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            modules.add(node.module)
+    names = {module.split(".")[0] for module in modules}
+    ours = {name for name in names if (ROOT / name).is_dir() or (ROOT / f"{name}.py").exists()}
+    return names - ours - sys.stdlib_module_names - NOT_FROM_PYPI
+
+
+def test_every_import_is_declared() -> None:
+    undeclared = []
+    for file in source_files():
+        is_test = file.relative_to(ROOT).parts[0] == "tests"
+        declared = RUNTIME.keys() | (DEVELOPMENT.keys() if is_test else set())
+        for name in sorted(third_party_imports(file)):
+            if normal(DISTRIBUTION_OF.get(name, name)) not in declared:
+                undeclared.append(f"{file.relative_to(ROOT)}: {name}")
+    assert not undeclared, f"not in pyproject.toml: {undeclared}"
+
+
+def test_a_pin_has_one_place() -> None:
+    repeated = CONSTRAINTS.keys() & (RUNTIME.keys() | DEVELOPMENT.keys())
+    assert not repeated, f"constraints.txt repeats what pyproject.toml pins: {sorted(repeated)}"
+
+
+def test_constraints_hold_for_cpu_and_cuda() -> None:
+    bound = [name for name in CONSTRAINTS if name.startswith(("nvidia-cu", "cuda-", "triton", "torch"))]
+    assert not bound, f"each torch wheel pins these by itself: {bound}"
+
+
+def test_the_environment_is_the_pinned_one() -> None:
+    installed = {normal(dist.name): dist.version.split("+")[0] for dist in metadata.distributions()}
+    expected = RUNTIME | DEVELOPMENT | CONSTRAINTS
+    different = {n: (installed[n], v) for n, v in expected.items() if n in installed and installed[n] != v}
+    assert not different, f"(installed, pinned): {different}; run `make setup`"
+    missing = RUNTIME.keys() - installed.keys()
+    assert not missing, f"not installed: {sorted(missing)}; run `make setup`"
+
+
+def test_the_image_takes_its_versions_from_pyproject() -> None:
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    known = RUNTIME | DEVELOPMENT | CONSTRAINTS
+    written = re.findall(r"([\w.-]+)==([\w.]+)", dockerfile)
+    assert [(name, version) for name, version in written if known.get(normal(name)) != version] == []
+    assert "scripts/setup.sh" in dockerfile
+    assert PROJECT["tool"]["sparse-generalists"]["apex"] not in dockerfile, "read the tag, do not repeat it"
+    assert re.search(r'\["tool"\]\["sparse-generalists"\]\["apex"\]', dockerfile)
+
+
+def test_the_image_does_not_run_as_root() -> None:
+    users = re.findall(r"^USER (\S+)", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE)
+    assert users and users[-1] not in ("root", "0")
+
+
+def test_make_lists_its_targets() -> None:
+    listed = subprocess.check_output(["make", "--no-print-directory"], cwd=ROOT, text=True)
+    assert set(re.findall(r"make ([a-z-]+)", listed)) == TARGETS
+
+
+def test_continuous_integration_checks_and_tests() -> None:
+    script = ROOT / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    assert {"make check", "make test"} <= set(script.read_text().splitlines())
