@@ -15,14 +15,18 @@ from pathlib import Path
 import torch
 
 from config import EXIT_CONFIG, ConfigError
+from data.shards import DatasetError
 from data.stream import open_sources
 from data.tasks.base import Pixels
+from data.tokenizer import VocabularyFileError
 from evaluation import EVALUATORS, Evaluation
 from model.objective import Objective
 from parallel.checkpoint import CheckpointError, load_weights, newest, open_checkpoint
 from parallel.kernels import load_kernels
 from parallel.mesh import Mesh
 from run_folder import read_run
+
+USER_ERRORS = (ConfigError, DatasetError, VocabularyFileError, CheckpointError)
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
@@ -76,7 +80,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     try:
         evaluate(parse_arguments(sys.argv[1:] if argv is None else argv))
-    except (ConfigError, CheckpointError) as error:
+    except USER_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_CONFIG
     return 0

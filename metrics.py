@@ -116,6 +116,7 @@ class FaultLedger:
             line = json.dumps(dataclasses.asdict(fault))
             if line not in self._known:
                 self._known.add(line)
+                self.path.parent.mkdir(parents=True, exist_ok=True)
                 with self.path.open("a") as file:
                     file.write(line + "\n")
         if self._samples >= self.GRACE_SAMPLES and self._faults > self.max_fraction * self._samples:

@@ -16,8 +16,10 @@ import torch
 
 import config as configuration
 from config import ConfigError, RunConfig
+from data.shards import DatasetError
 from data.stream import Shard, open_sources, read_vocabulary, schedule_of, training_stream
 from data.tasks.base import Pixels
+from data.tokenizer import VocabularyFileError
 from metrics import FaultLedger, Meter, Sinks, any_rank
 from model.initialise import initialise
 from model.noise import derive
@@ -29,6 +31,7 @@ from parallel.mesh import create_mesh, destroy_mesh, launched_rank, launched_wor
 from run_folder import check_same_run, write_run_files
 
 EXIT_STOPPED = 85
+USER_ERRORS = (ConfigError, DatasetError, VocabularyFileError, CheckpointError, ModuleNotFoundError)
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
@@ -135,7 +138,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     try:
         return train(configuration.load_config(arguments.config, arguments.overrides))
-    except (ConfigError, CheckpointError, ModuleNotFoundError) as error:
+    except USER_ERRORS as error:
         if launched_rank() == 0:
             print(f"error: {error}", file=sys.stderr)
         return configuration.EXIT_CONFIG

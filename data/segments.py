@@ -15,17 +15,16 @@ def text_segment(
     rows: Sequence[Sequence[int]], attributes: Attributes, visibility: Visibility = Visibility.PREFIX
 ) -> Segment:
     """Token ids of each row, padded on the right with 0; positions count from 0."""
-    length = max(1, max(len(row) for row in rows))
-    values = torch.zeros(len(rows), length, dtype=torch.long)
-    valid_BL = torch.zeros(len(rows), length, dtype=torch.bool)
-    for index, row in enumerate(rows):
-        values[index, : len(row)] = torch.tensor(row, dtype=torch.long)
-        valid_BL[index, : len(row)] = True
+    lengths = np.array([len(row) for row in rows])
+    length = max(1, int(lengths.max()))
+    valid_BL = np.arange(length) < lengths[:, None]
+    values = np.zeros(valid_BL.shape, dtype=np.int64)
+    values[valid_BL] = np.concatenate([np.asarray(row, dtype=np.int64) for row in rows])
     return Segment(
         modality=Modality.TEXT,
-        values=values,
+        values=torch.from_numpy(values),
         positions=torch.arange(length).expand(len(rows), length),
-        valid_BL=valid_BL,
+        valid_BL=torch.from_numpy(valid_BL),
         visibility=visibility,
         attributes=attributes,
     )

@@ -79,13 +79,13 @@ class _ReduceFromAxis(torch.autograd.Function):
 
 def _gather(x: Tensor, axis: Axis) -> Tensor:
     out = x.new_empty((axis.size * x.shape[0], *x.shape[1:]) if x.dim() else (axis.size,))
-    dist.all_gather_into_tensor(out, x.contiguous(), group=axis.group)
+    dist.all_gather_single(out, x.contiguous(), group=axis.group)
     return out.view(axis.size, *x.shape)
 
 
 def _scatter_sum(x: Tensor, axis: Axis) -> Tensor:
     out = x.new_empty(x.shape[1:])
-    dist.reduce_scatter_tensor(out, x.contiguous().flatten(0, 1) if x.dim() > 1 else x.contiguous(), group=axis.group)
+    dist.reduce_scatter_single(out, x.contiguous().flatten(0, 1) if x.dim() > 1 else x.contiguous(), group=axis.group)
     return out
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import os
+import warnings
 from typing import Any
 
 from parallel.collectives import Axis
@@ -113,9 +114,10 @@ def create_mesh(tensor: int = 1, expert: int = 1, timeout_s: float = 1800.0) -> 
     os.environ.setdefault("LOCAL_RANK", "0")
     os.environ.setdefault("WORLD_SIZE", "1")
 
-    import deepspeed
-    from deepspeed.utils import groups
-    from megatron.core import parallel_state
+    with warnings.catch_warnings(action="ignore"):  # megatron-core reports every optional library that it did not find
+        import deepspeed
+        from deepspeed.utils import groups
+        from megatron.core import parallel_state
 
     cuda = torch.cuda.is_available()
     device = f"cuda:{os.environ['LOCAL_RANK']}" if cuda else "cpu"

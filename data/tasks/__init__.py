@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from data.shards import DatasetError
 from data.tasks.base import Task, TaskContext
 from data.tasks.captioning import Captioning
 from data.tasks.classification import Classification
@@ -24,10 +25,10 @@ NEEDS: dict[str, tuple[str, ...]] = {
 
 
 def make_task(context: TaskContext) -> Task:
-    """Raises ValueError if the data set is of a kind that the task cannot read."""
+    """Raises DatasetError if the data set is of a kind that the task cannot read."""
     config, kind = context.config, context.info.kind
     if kind not in NEEDS[config.kind]:
-        raise ValueError(
+        raise DatasetError(
             f"task {config.name}: {config.kind} reads data sets of kind {' or '.join(NEEDS[config.kind])}, but {config.path} is {kind}"
         )
     return TASKS[config.kind](context)

@@ -23,8 +23,6 @@ class Labelled:
 class Classification(Task):
     def __init__(self, context: TaskContext) -> None:
         super().__init__(context)
-        if not context.info.classes:
-            raise ValueError(f"task {context.config.name}: {context.config.path} names no classes in dataset.json")
         self.candidates = class_names(context.info.classes, context.vocabulary, context.config.max_text)
 
     @property

@@ -18,7 +18,8 @@ ROOT = Path(__file__).parents[2]
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """tasks: the task of each slot; sgd: plain gradient steps, which hide no wrong factor as Adam would."""
+    """tasks: the task of each slot; sgd: plain gradient steps, which hide no wrong factor as Adam would;
+    broken_step: the first slot's loss is NaN there."""
 
     tensor: int = 1
     expert: int = 1
@@ -30,6 +31,7 @@ class Job:
     clip: float = 0.5
     save_to: str = ""
     save_at: int = 0
+    broken_step: int = -1
 
 
 def tiny(router: str) -> ModelConfig:
@@ -79,7 +81,8 @@ def run_job(rank: int, job: Job) -> dict[str, Any]:
         with engine.accumulation():
             for slot in slots:
                 result = engine(BATCHES[job.tasks[slot]](step), 100 * step + slot)
-                engine.backward(result.total / len(slots))
+                broken = step == job.broken_step and slot == 0
+                engine.backward(result.total / len(slots) * (torch.nan if broken else 1.0))
                 losses[step, slot] = result.total.item()
         norms.append(engine.step(1e-2).grad_norm)
         if job.save_to and step + 1 == job.save_at:

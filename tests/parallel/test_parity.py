@@ -63,6 +63,19 @@ def test_every_pair_of_tasks_on_two_ranks():
     assert_equal_runs(reference(alone), run_ranks(2, run_job, job), rtol=2e-3)
 
 
+def test_a_gradient_that_is_not_finite_skips_the_update_on_all_ranks():
+    """The broken batch is on one rank alone; both must keep their weights, and go on with the next step."""
+    job = Job(expert=2, steps=1, sgd=True)
+    before = logical_weights(run_ranks(2, run_job, dataclasses.replace(job, steps=0)))
+    broken = run_ranks(2, run_job, dataclasses.replace(job, broken_step=0))
+    assert all(not np.isfinite(result["norms"][0]) for result in broken)
+    after = logical_weights(broken)
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+    going_on = run_ranks(2, run_job, dataclasses.replace(job, steps=2, broken_step=0))
+    assert all(np.isfinite(result["norms"][1]) for result in going_on)
+    assert any(not np.array_equal(before[name], weight) for name, weight in logical_weights(going_on).items())
+
+
 def test_a_rank_that_fails_is_reported():
     with pytest.raises(AssertionError, match=r"rank 1 of 2 failed:(.|\n)*told to fail"):
         run_ranks(2, fail_on_rank_1)

@@ -1,0 +1,41 @@
+# The same commands for people and CI. Each works by itself on a clean checkout: it makes the environment first.
+VENV ?= .venv
+PYTHON := $(VENV)/bin/python
+export VENV
+
+# Ranks on one machine: one thread each unless told otherwise, and talking over the loopback.
+export OMP_NUM_THREADS ?= 1
+export GLOO_SOCKET_IFNAME ?= $(if $(filter Darwin,$(shell uname -s)),lo0,lo)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow check bench image-check clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
+
+setup: ## the environment in .venv: 3 minutes the first time, nothing to do the next (scripts/setup.sh tells the options)
+	@bash scripts/setup.sh
+
+demo: setup ## a small run from start to end on this machine
+	$(PYTHON) scripts/demo.py
+
+test: setup ## the tests, but for the slow ones; ARGS="-k moe" to choose
+	$(PYTHON) -m pytest $(ARGS)
+
+test-slow: setup ## the slow tests
+	$(PYTHON) -m pytest -m slow $(ARGS)
+
+check: setup ## lint, format, types
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+
+bench: setup ## what the sparse layer costs against a dense one
+	$(PYTHON) -m benchmarks.moe_layer
+
+image-check: ## builds the Dockerfile's CPU variant without a Docker engine and runs the program in it (root, Debian)
+	bash scripts/image_check.sh
+
+clean: ## removes .venv and the tools' caches
+	rm -rf .venv .venv.unfinished .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,53 @@
+"""Names of the files of a data set folder, and how they are replaced and removed."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from data.shards.errors import DatasetError
+
+INFO_FILE = "dataset.json"
+_SPLIT = re.compile(r"[A-Za-z0-9_]+")
+_OURS = re.compile(r"[A-Za-z0-9_]+-\d{6}\.tar(\.index\.json)?|dataset\.json|\.[\w.-]+\.tmp")
+
+
+def check_split(split: str) -> None:
+    """Raises DatasetError unless the name can be part of a file name."""
+    if not _SPLIT.fullmatch(split):
+        raise DatasetError(f"split {split!r}: use letters, digits and _")
+
+
+def index_path(path: Path) -> Path:
+    """The index of the shard `path`."""
+    return path.with_name(path.name + ".index.json")
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[io.BufferedWriter]:
+    """A file that takes the name `path` when the block ends well, and vanishes otherwise."""
+    unfinished = path.with_name(f".{path.name}.tmp")
+    try:
+        with unfinished.open("wb") as file:
+            yield file
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def clear_dataset(directory: Path) -> None:
+    """Make the folder, or remove an earlier data set from it. Raises DatasetError for any other content."""
+    directory.mkdir(parents=True, exist_ok=True)
+    # dataset.json first: a folder without it counts as incomplete
+    entries = sorted(directory.iterdir(), key=lambda path: path.name != INFO_FILE)
+    strange = [path.name for path in entries if not _OURS.fullmatch(path.name)]
+    if strange:
+        raise DatasetError(
+            f"{directory} holds {strange[0]!r}, which is not of a data set: choose another folder"
+        )
+    for path in entries:
+        path.unlink()

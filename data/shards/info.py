@@ -1,0 +1,68 @@
+"""dataset.json: what a data set folder holds."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Literal
+
+import pydantic
+
+from data.shards.errors import DatasetError
+from data.shards.files import INFO_FILE, replacing
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitInfo:
+    samples: int
+    shards: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DatasetInfo:
+    """What dataset.json says.
+
+    classes    names in the order of the `cls` member; empty for kinds without classes
+    token_ids  sorted CLIP ids of all texts of all splits (class names, captions, sentences), and END_OF_TEXT
+    """
+
+    __pydantic_config__ = pydantic.ConfigDict(extra="forbid", strict=True)
+
+    kind: Literal["image_class", "image_caption", "video_class", "video_caption", "text"]
+    classes: tuple[str, ...]
+    token_ids: tuple[int, ...]
+    splits: dict[str, SplitInfo]
+    version: Literal[1] = 1
+
+    def __post_init__(self) -> None:
+        if self.kind.endswith("_class") != bool(self.classes):
+            raise ValueError(f"kind {self.kind} with {len(self.classes)} classes")
+        if len(set(self.classes)) != len(self.classes):
+            raise ValueError(f"two classes have the same name among {list(self.classes)}")
+
+
+def read_info(directory: Path | str) -> DatasetInfo:
+    """The folder's dataset.json. Raises DatasetError."""
+    path = Path(directory) / INFO_FILE
+    try:
+        return pydantic.TypeAdapter(DatasetInfo).validate_json(path.read_bytes())
+    except OSError as error:
+        raise DatasetError(
+            f"{path}: {error.strerror}; make data sets with `python -m data.prepare` or `data.synthetic`"
+        ) from error
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "file"
+        raise DatasetError(f"{path}: {where}: {first['msg']} (found {str(first['input'])[:80]!r})") from error
+
+
+def write_info(directory: Path | str, info: DatasetInfo) -> None:
+    """Write dataset.json, atomically; do it last."""
+    text = json.dumps(dataclasses.asdict(info), ensure_ascii=False, sort_keys=True)
+    with replacing(Path(directory) / INFO_FILE) as file:
+        file.write(text.encode() + b"\n")
+
+
+def is_complete(directory: Path | str) -> bool:
+    return (Path(directory) / INFO_FILE).is_file()

@@ -1,0 +1,110 @@
+"""Samples to shards, always the same bytes for the same samples."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from webdataset.tariterators import base_plus_ext
+from webdataset.writer import TarWriter
+
+from data.shards.errors import DatasetError
+from data.shards.files import check_split, index_path, replacing
+from data.shards.ranges import META, scan
+
+Content = bytes | str | int | dict[str, Any]
+
+
+def write_shards(
+    directory: Path | str,
+    split: str,
+    samples: Iterable[dict[str, Content]],
+    samples_per_shard: int = 1000,
+) -> list[Path]:
+    """Write `<split>-000000.tar` ... and their indexes; the same samples always give the same bytes.
+
+    A sample is "__key__" and extension -> content: bytes, str (UTF-8), int (decimal) or dict (JSON). A shard
+    appears under its name when it is complete. Raises DatasetError for keys that webdataset would read
+    otherwise, keys twice in a shard, and when the folder has shards of this split already.
+    """
+    directory = Path(directory)
+    check_split(split)
+    directory.mkdir(parents=True, exist_ok=True)
+    old = sorted(directory.glob(f"{split}-*.tar"))
+    if old:
+        raise DatasetError(f"{old[0]} exists: remove the shards of split {split}, or choose another folder")
+    paths: list[Path] = []
+    remaining = iter(samples)
+    for first in remaining:
+        path = directory / f"{split}-{len(paths):06d}.tar"
+        _write_shard(path, itertools.chain([first], itertools.islice(remaining, samples_per_shard - 1)))
+        paths.append(path)
+    return paths
+
+
+def _write_shard(path: Path, samples: Iterable[dict[str, Content]]) -> None:
+    keys: set[str] = set()
+    with (
+        replacing(path) as file,
+        TarWriter(file, user="", group="", mode=0o444, mtime=0, encoder=False) as writer,
+    ):
+        for sample in samples:
+            key = sample["__key__"]
+            if not isinstance(key, str) or key in keys:
+                raise DatasetError(f"{path}: key {key!r} is no text or comes twice")
+            keys.add(key)
+            members = {extension: content for extension, content in sample.items() if extension != "__key__"}
+            for extension in members:
+                _check_name(path, key, extension)
+            contents = {
+                extension: _to_bytes(path, extension, content) for extension, content in members.items()
+            }
+            try:
+                writer.write({"__key__": key, **contents})
+            except ValueError as error:
+                raise DatasetError(f"{path}: key {key!r}: {error}") from error
+    places, fault = scan(path)
+    if fault or len(places) != len(keys):
+        raise DatasetError(
+            f"{path}: wrote {len(keys)} samples but reads as {len(places)} ({fault}): is the disk full?"
+        )
+    index = {
+        "version": 1,
+        "tar_bytes": path.stat().st_size,
+        "samples": [dataclasses.asdict(p) for p in places],
+    }
+    with replacing(index_path(path)) as file:
+        file.write(json.dumps(index, ensure_ascii=False, separators=(",", ":")).encode())
+
+
+def _check_name(path: Path, key: str, extension: str) -> None:
+    name = f"{key}.{extension}"
+    escapes = key.startswith("/") or ".." in key.split("/")
+    if (
+        escapes
+        or META.match(name)
+        or base_plus_ext(name) != (key, extension)
+        or extension != extension.lower()
+    ):
+        raise DatasetError(
+            f"{path}: member {name!r}: a key must be relative and have no dot after the last /, "
+            "an extension must be lower case"
+        )
+
+
+def _to_bytes(path: Path, extension: str, content: Content) -> bytes:
+    if isinstance(content, dict):
+        return json.dumps(content, ensure_ascii=False).encode()
+    if isinstance(content, int):
+        return str(content).encode()
+    if isinstance(content, str):
+        return content.encode()
+    if isinstance(content, bytes):
+        return content
+    raise DatasetError(
+        f"{path}: member .{extension} is a {type(content).__name__}; use bytes, str, int or dict"
+    )

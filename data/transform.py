@@ -1,0 +1,92 @@
+"""Frames to patches: cropping, scaling, augmenting, cutting. An image is a clip of one frame.
+
+Legend: T frames, H height, W width, C colour channels, L patches, P values of a patch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+VIDEO_MEAN, VIDEO_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+ASPECT_RATIO = (3 / 4, 4 / 3)
+"""Width to height of random crops."""
+
+Box = tuple[float, float, float, float]
+
+
+def spatial_transform(
+    frames_THWC: np.ndarray,
+    size: int,
+    rng: np.random.Generator | None,
+    crop_scale: tuple[float, float] = (0.6, 1.0),
+    flip: bool = True,
+    crop: bool = True,
+    color_jitter: float = 0.0,
+) -> np.ndarray:
+    """uint8 [T, H, W, 3] to uint8 [T, size, size, 3]; all frames of a clip are treated alike.
+
+    With a generator (training): a random crop of a share `crop_scale` of the area, a mirror image half of the
+    time, and brightness, contrast and saturation each scaled by 1 +- `color_jitter`. Without one
+    (evaluation), and with `crop` off: the largest square in the centre.
+    """
+    _, height, width, _ = frames_THWC.shape
+    box = _centre(height, width) if rng is None or not crop else _random_box(height, width, rng, crop_scale)
+    # Pillow widens its filter when it shrinks, so the result is free of aliasing.
+    resized = [
+        Image.fromarray(frame_HWC).resize((size, size), Image.Resampling.BICUBIC, box=box)
+        for frame_HWC in frames_THWC
+    ]
+    frames = np.stack([np.asarray(image) for image in resized])
+    if rng is not None and flip and rng.random() < 0.5:
+        frames = frames[:, :, ::-1]
+    if rng is not None and color_jitter > 0:
+        frames = _jitter(frames, rng, color_jitter)
+    return np.ascontiguousarray(frames)
+
+
+def patchify(
+    frames_THWC: np.ndarray, patch: int, mean: Sequence[float], std: Sequence[float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """uint8 [T, H, W, 3] to normalised patches float32 [L, 3 * patch * patch] and positions int64 [L, 3].
+
+    Frames outer, patches row by row; inside a patch (channel, y, x), so that a linear layer equals a
+    convolution whose weight [out, 3, patch, patch] is flattened. A position is (frame, row, column). Raises
+    ValueError if the patches do not fill the frame.
+    """
+    num_frames, height, width, channels = frames_THWC.shape
+    if height % patch or width % patch:
+        raise ValueError(f"frames of {height} x {width} pixels cannot be cut into patches of {patch}")
+    rows, columns = height // patch, width // patch
+    normal = (frames_THWC.astype(np.float32) / 255 - np.array(mean, np.float32)) / np.array(std, np.float32)
+    cut = normal.reshape(num_frames, rows, patch, columns, patch, channels).transpose(0, 1, 3, 5, 2, 4)
+    patches_LP = np.ascontiguousarray(cut.reshape(num_frames * rows * columns, channels * patch * patch))
+    positions_L3 = np.stack(np.unravel_index(np.arange(len(patches_LP)), (num_frames, rows, columns)), axis=1)
+    return patches_LP, positions_L3.astype(np.int64)
+
+
+def _centre(height: int, width: int) -> Box:
+    side = min(height, width)
+    left, top = (width - side) / 2, (height - side) / 2
+    return left, top, left + side, top + side
+
+
+def _random_box(height: int, width: int, rng: np.random.Generator, scale: tuple[float, float]) -> Box:
+    """A box of a random share of the area and aspect ratio, cut down where it is larger than the frame."""
+    area = height * width * rng.uniform(*scale)
+    aspect = np.exp(rng.uniform(*np.log(ASPECT_RATIO)))
+    box_width, box_height = min(width, np.sqrt(area * aspect)), min(height, np.sqrt(area / aspect))
+    left, top = rng.uniform(0, width - box_width), rng.uniform(0, height - box_height)
+    return left, top, left + box_width, top + box_height
+
+
+def _jitter(frames_THWC: np.ndarray, rng: np.random.Generator, strength: float) -> np.ndarray:
+    brightness, contrast, saturation = rng.uniform(1 - strength, 1 + strength, size=3)
+    frames = frames_THWC.astype(np.float32) * brightness
+    frames = frames.mean() + (frames - frames.mean()) * contrast
+    grey = frames @ np.array([0.299, 0.587, 0.114], np.float32)
+    frames = grey[..., None] + (frames - grey[..., None]) * saturation
+    return np.clip(np.rint(frames), 0, 255).astype(np.uint8)

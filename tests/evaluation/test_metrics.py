@@ -1,0 +1,44 @@
+"""Evaluators' arithmetic by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from evaluation.cider import cider_d, words_of
+from evaluation.retrieval import recalls
+
+
+def test_recalls_by_hand():
+    # Three images; captions 0 and 1 belong to image 0, caption 2 to image 1, caption 3 to image 2.
+    similarity = torch.tensor([[0.9, 0.1, 0.5, 0.2], [0.3, 0.2, 0.4, 0.8], [0.5, 0.3, 0.6, 0.7]])
+    got = recalls(similarity, torch.tensor([0, 0, 1, 2]))
+    # Image queries: 0 finds caption 0 first; 1 finds caption 3 first, its own second; 2 finds caption 3, its own.
+    assert got["image_to_text_r1"] == pytest.approx(2 / 3) and got["image_to_text_r5"] == 1.0
+    # Text queries, rank of the own image: 0 -> first; 1 -> third; 2 (0.4 behind 0.5 and 0.6) -> third; 3 (0.7 behind 0.8) -> second.
+    assert got["text_to_image_r1"] == pytest.approx(1 / 4) and got["text_to_image_r5"] == 1.0
+    assert got["image_to_text_chance"] == pytest.approx((2 / 4 + 1 / 4 + 1 / 4) / 3)
+    assert got["text_to_image_chance"] == pytest.approx(1 / 3)
+
+
+def test_cider_of_perfect_and_foreign_captions():
+    references = [["a red circle left of a square"], ["the green star moves up"]]
+    same = [r[0] for r in references]
+    assert cider_d(same, references) == pytest.approx(10.0)
+    assert cider_d(same[::-1], references) == pytest.approx(0.0)
+
+
+def test_cider_by_hand():
+    # Two images, one-word captions: only 1-grams exist, so the score is 10 / 4 times their cosine.
+    # "red" is in one of two documents: weight log 2; candidate "red red" has length 2 against 1: exp(-1/72).
+    score = cider_d(["red red", "blue"], [["red"], ["blue"]])
+    clipped = math.exp(-1 / 72) * (math.log(2) * math.log(2)) / (2 * math.log(2) * math.log(2))
+    assert score == pytest.approx((2.5 * clipped + 2.5) / 2)
+
+
+def test_words():
+    assert words_of("A red circle, isn't it?") == ["a", "red", "circle", "isn't", "it"]
+    with pytest.raises(ValueError, match="1 candidates for 2"):
+        cider_d(["x"], [["x"], ["y"]])

@@ -1,0 +1,116 @@
+"""Strict configuration: every mistake is one clear line, before any process group or data is touched."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from config import ConfigError, check_layout, deepspeed_config, dump_config, load_config, parse_config
+
+ROOT = Path(__file__).parents[1]
+DEMO = ROOT / "configs" / "demo.yaml"
+
+
+def error_of(*overrides: str, world: int = 1) -> str:
+    with pytest.raises(ConfigError) as caught:
+        run = load_config(DEMO, overrides)
+        check_layout(run, world)
+        deepspeed_config(run)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.name)
+def test_shipped_configurations_load_and_survive_a_round_trip(path, tmp_path):
+    run = load_config(path)
+    written = tmp_path / "again.yaml"
+    written.write_text(dump_config(run))
+    assert load_config(written) == run
+    assert deepspeed_config(run)["gradient_clipping"] == run.optimizer.clip
+
+
+def test_overrides():
+    run = load_config(DEMO, ["model.depth=6", "optimizer.lr=1e-3", "data.tasks.shapes.batch_size=8", "data.tasks.1.num_frames=2"])
+    assert (run.model.depth, run.optimizer.lr) == (6, 0.001)
+    assert (run.data.tasks[0].batch_size, run.data.tasks[1].num_frames) == (8, 2)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["model.dept=6"], "unknown key model.dept; did you mean model.depth?"),
+        (["data.tasks.shapes.batchsize=6"], "did you mean data.tasks.0.batch_size?"),
+        (["model.depth=six"], "model.depth"),
+        (["model.depth=6.5"], "6.5"),
+        (["seed=true"], "seed"),
+        (["model.heads=3"], "width=128 does not divide by heads=3"),
+        (["steps=0"], "steps=0"),
+        (["name=../x"], "name='../x'"),
+        (["kernels=cuda"], "kernels"),
+        (["data.tasks.none.batch_size=1"], "no list element 'none'"),
+        (["data.tasks=[]"], "name at least one task"),
+        (["depth"], "must read key=value"),
+        (["optimizer.warmup_steps=10000"], "longer than the run"),
+        (["data.tasks.shapes.temperature=hot"], "temperature='hot'"),
+        (["data.tasks.clips.num_frames=9"], "above model.max_frames=4"),
+        (["parallel.engine=ds_configs/none.json"], "zero1.json"),
+    ],
+)
+def test_mistakes_are_one_line(overrides, expected, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert expected in error_of(*overrides, "parallel.expert=1")
+
+
+@pytest.mark.parametrize(
+    ("world", "overrides", "expected"),
+    [
+        (2, ["parallel.expert=3"], "parallel.expert=3 does not divide the 2 data ranks"),
+        (4, ["parallel.expert=4", "model.experts.num_experts=6", "slots=4"], "num_experts=6 does not divide"),
+        (4, ["parallel.tensor=2", "model.heads=1"], "model.heads=1 does not divide by parallel.tensor=2"),
+        (2, ["slots=3"], "slots=3"),
+        (2, ["model.experts.placement=none"], "needs experts"),
+        (3, ["parallel.tensor=2"], "does not divide the 3 ranks"),
+    ],
+)
+def test_impossible_layouts(world, overrides, expected, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert expected in error_of(*overrides, world=world)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('{"zero_optimization": {"stage": 3}}', "ZeRO stage 3 does not work with native experts"),
+        ('{"zero_optimization": {"stage": 0}}', "use 1 or 2"),
+        ('{"zero_optimization": {"stage": 1}, "gradient_clipping": 1}', "gradient_clipping belongs to the run configuration"),
+        ("{", "line 1: not JSON"),
+    ],
+)
+def test_engine_files(text, expected, tmp_path):
+    engine = tmp_path / "engine.json"
+    engine.write_text(text)
+    assert expected in error_of(f"parallel.engine={engine}", "parallel.expert=1")
+
+
+def test_not_a_mapping(tmp_path):
+    path = tmp_path / "list.yaml"
+    path.write_text("- 1\n")
+    with pytest.raises(ConfigError, match="must be a mapping"):
+        load_config(path)
+    with pytest.raises(ConfigError, match="data"):
+        parse_config({"name": "x"}, "here")
+
+
+def test_exit_code_and_message_of_the_program(tmp_path):
+    path = tmp_path / "bad.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(DEMO.read_text()) | {"stepz": 3}))
+    done = subprocess.run(
+        [sys.executable, "train.py", "--config", str(path)], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.strip() == f"error: {path}: unknown key stepz; did you mean steps?"

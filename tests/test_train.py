@@ -1,0 +1,164 @@
+"""The program as a user runs it: the real launcher, real shards, kill -9, resume, evaluation."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from data.synthetic import WorldSize, write_demo_world
+
+ROOT = Path(__file__).parents[1]
+LAUNCHER = Path(sys.executable).with_name("deepspeed")
+TINY = {
+    "log_every": 1,
+    "save_every": 3,
+    "steps": 6,
+    "threads": 1,
+    "model": {"width": 32, "depth": 2, "heads": 2, "ffn": 64, "max_frames": 4, "max_text": 32, "experts": {"num_experts": 4}},
+    "optimizer": {"warmup_steps": 2},
+    "tracking": {"wandb": "disabled"},
+}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("world")
+    write_demo_world(folder, 0, WorldSize.tiny())
+    return folder
+
+
+@pytest.fixture
+def config(world, tmp_path) -> Path:
+    raw = yaml.safe_load((ROOT / "configs" / "demo.yaml").read_text())
+    for task in raw["data"]["tasks"]:
+        task["path"] = str(world / Path(task["path"]).name)
+        task["batch_size"] = 4
+    raw["runs"] = str(tmp_path / "runs")
+    raw["name"] = "tiny"
+    raw.update({k: v for k, v in TINY.items() if k != "model"})
+    raw["model"] |= TINY["model"]
+    raw["parallel"] = {"engine": str(ROOT / "ds_configs" / "zero1.json")}
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    return path
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "WANDB_SILENT": "true"}
+
+
+def command(config: Path, *overrides: str, ranks: int = 1) -> list[str]:
+    launcher = [str(LAUNCHER), f"--num_gpus={ranks}", f"--master_port={29600 + os.getpid() % 300}"] if ranks > 1 else [sys.executable]
+    return [*launcher, str(ROOT / "train.py"), f"--config={config}", *overrides]
+
+
+def train(config: Path, *overrides: str, ranks: int = 1, expect: int = 0) -> str:
+    done = subprocess.run(
+        command(config, *overrides, ranks=ranks), cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == expect, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+def records(config: Path, name: str = "tiny") -> list[dict]:
+    return [json.loads(line) for line in (config.parent / "runs" / name / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(config: Path, name: str = "tiny") -> list[dict[str, float]]:
+    return [{k: v for k, v in r.items() if k.startswith("loss/") or k == "grad_norm"} for r in records(config, name)]
+
+
+def test_launcher_with_experts_on_two_ranks_equals_one_process(config):
+    """Two ranks, EP = 2, different tasks in one step; the same steps by plain python with both slots on one rank."""
+    out = train(config, "name=two", "parallel.expert=2", ranks=2)
+    assert "finished at step 6" in out
+    train(config, "name=one")
+    for two, one in zip(losses(config, "two"), losses(config, "one"), strict=True):
+        assert two.keys() == one.keys()
+        for key in one:
+            assert two[key] == pytest.approx(one[key], rel=2e-3), key
+    last = records(config, "two")[-1]
+    assert {"lr", "samples_per_s", "tokens_per_s", "data_wait", "expert_load", "eta_s"} <= last.keys()
+
+    done = subprocess.run(
+        [sys.executable, "evaluate.py", "--run", str(config.parent / "runs" / "two"), "--split", "heldout", "--limit", "16"],
+        cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    by_kind = {r["kind"]: r for r in map(json.loads, done.stdout.splitlines())}
+    assert by_kind.keys() == {"classification", "masked_text", "captioning", "retrieval"}
+    assert {"image_to_text_r1", "text_to_image_r10"} <= by_kind["retrieval"].keys()
+    assert by_kind["captioning"]["samples"] == 16
+
+
+def test_killed_and_repeated_equals_uninterrupted(config):
+    """kill -9 in mid-training; the same command again continues from the last checkpoint, and every step stands once."""
+    train(config, "name=whole", "steps=9")
+    process = subprocess.Popen(
+        command(config, "steps=9"), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    metrics = config.parent / "runs" / "tiny" / "metrics.jsonl"
+    latest = config.parent / "runs" / "tiny" / "checkpoints" / "latest"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if latest.exists() and len(metrics.read_text().splitlines()) >= 4:
+            break
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert len(records(config)) < 9, "the run was over before it could be killed"
+    out = train(config, "steps=9")
+    assert "resuming at step" in out
+    assert [r["step"] for r in records(config)] == list(range(1, 10))
+    for resumed, whole in zip(losses(config), losses(config, "whole"), strict=True):
+        assert resumed == whole
+
+
+def test_a_signal_saves_and_exits_with_its_own_code(config):
+    process = subprocess.Popen(
+        command(config, "steps=500", "save_every=400"), cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("step 2/"):
+            process.send_signal(signal.SIGTERM)
+            break
+    rest = process.stdout.read()
+    assert process.wait(timeout=60) == 85, rest
+    step = records(config)[-1]["step"]
+    assert (config.parent / "runs" / "tiny" / "checkpoints" / "latest").read_text() == f"step_{step:08d}"
+
+
+def test_worker_processes_change_nothing(config):
+    train(config, "name=none", "steps=3")
+    train(config, "name=two", "steps=3", "data.workers=2")
+    assert losses(config, "none") == losses(config, "two")
+
+
+def test_another_definition_under_the_same_name_is_refused(config):
+    train(config, "steps=3")
+    out = train(config, "steps=3", "model.depth=4", expect=2)
+    assert "another model.depth (2, now 4)" in out
+    assert "finished" in train(config, "steps=4", "log_every=2")  # reporting and length may change
+
+
+def test_missing_data_is_one_line(config):
+    out = train(config, "data.tasks.shapes.path=nowhere", expect=2)
+    assert "nowhere" in out and "Traceback" not in out
+
+
+def test_wandb_offline_keeps_its_id(config):
+    train(config, "steps=3", "tracking.wandb=offline")
+    train(config, "steps=6", "tracking.wandb=offline")
+    folder = config.parent / "runs" / "tiny"
+    run_id = (folder / "wandb_id").read_text()
+    segments = list((folder / "wandb").glob(f"offline-run-*-{run_id}"))
+    assert len(segments) == 2
+    assert all(any(segment.glob("*.wandb")) for segment in segments)
