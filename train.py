@@ -17,7 +17,7 @@ import torch
 import config as configuration
 from config import ConfigError, RunConfig
 from data.shards import DatasetError
-from data.stream import Shard, open_sources, read_vocabulary, schedule_of, training_stream
+from data.stream import Shard, open_sources, read_vocabulary, schedule_of, shard_faults, training_stream
 from data.tasks.base import Pixels
 from data.tokenizer import VocabularyFileError
 from metrics import FaultLedger, Meter, Sinks, any_rank
@@ -78,6 +78,7 @@ def train(run: RunConfig) -> int:
     cuda = mesh.device != "cpu"
     stream = training_stream(sources, schedule, shard, step, consumed, run.data.workers, pin_memory=cuda)
     ledger = FaultLedger(run.folder, launched_rank(), run.data.max_bad_fraction)
+    ledger.add(0, shard_faults(sources) if mesh.is_first else ())
     num_decisions = 2 * sum(run.model.experts.is_sparse(layer) for layer in range(run.model.depth))
     meter = Meter([source.name for source in sources], num_decisions, run.model.experts.num_experts, mesh)
     sinks = Sinks(run, step, mesh.is_first)

@@ -15,9 +15,14 @@ from typing import Any
 import av
 import numpy as np
 from av.container import InputContainer
+from av.video.reformatter import VideoReformatter
 from PIL import Image
 
 from data.shards.errors import BadSample
+
+# On frames of 32 pixels, what x264 decides by looking ahead varies from run to run (not so with asm=0).
+# Without lookahead the same frames give the same bytes.
+_X264 = "rc-lookahead=0:mbtree=0:weightp=0:bframes=0:scenecut=0:threads=1"
 
 MAX_FRAME_PIXELS = 16_000_000
 """Of a video; 4K has 8.3 million."""
@@ -111,6 +116,13 @@ def _frames_at(container: InputContainer, fractions_T: np.ndarray, max_seconds: 
     if span * float(tick or 0) > max_seconds:
         raise BadSample(f"video of {span * float(tick or 0):.0f} s, more than the limit of {max_seconds:g} s")
 
+    # One converter for the clip: making one costs more than a small frame. Streams may change their size on
+    # the way, so every frame is brought to the first one's.
+    converter = VideoReformatter()
+
+    def pixels(frame: av.VideoFrame) -> np.ndarray:
+        return converter.reformat(frame, width, height, "rgb24", threads=1).to_ndarray()
+
     wanted_T = times[0] + fractions_T * span
     shown: list[np.ndarray] = []
     previous: av.VideoFrame | None = None
@@ -121,20 +133,15 @@ def _frames_at(container: InputContainer, fractions_T: np.ndarray, max_seconds: 
         time = count if not timed else frame.pts if frame.pts is not None else time
         passed = int((wanted_T[len(shown) :] < time).sum())
         if passed and previous is not None:
-            shown += [_rgb(previous, width, height)] * passed
+            shown += [pixels(previous)] * passed
         previous = frame
         if len(shown) == len(wanted_T):
             break
     if previous is None:
         raise BadSample("no frame of the video could be decoded")
     if len(shown) < len(wanted_T):
-        shown += [_rgb(previous, width, height)] * (len(wanted_T) - len(shown))
+        shown += [pixels(previous)] * (len(wanted_T) - len(shown))
     return np.stack(shown)
-
-
-def _rgb(frame: av.VideoFrame, width: int, height: int) -> np.ndarray:
-    # Streams may change their size on the way.
-    return frame.to_ndarray(format="rgb24", width=width, height=height)
 
 
 def decode_text(data: bytes | str, max_bytes: int = 1 << 20) -> str:
@@ -176,7 +183,8 @@ def encode_mp4(frames_THWC: np.ndarray, fps: int) -> bytes:
     buffer = io.BytesIO()
     # No build or creation time in the file, so its bytes depend on the frames alone.
     with av.open(buffer, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
-        stream = container.add_stream("libx264", rate=fps, options={"crf": "12", "preset": "veryfast"})
+        options = {"crf": "12", "preset": "veryfast", "x264-params": _X264}
+        stream = container.add_stream("libx264", rate=fps, options=options)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.codec_context.thread_count = 1
         for frame_HWC in frames_THWC:

@@ -93,6 +93,15 @@ def open_sources(config: DataConfig, vocabulary: Vocabulary, pixels: Pixels, see
     return sources
 
 
+def shard_faults(sources: list[Source]) -> tuple[Fault, ...]:
+    """What was wrong with whole shards when they were opened: cut off, or with an index that does not fit."""
+    return tuple(
+        Fault(source.name, str(source.shards.paths[0].parent), fault)
+        for source in sources
+        for fault in source.shards.faults
+    )
+
+
 def schedule_of(config: DataConfig, slots: int, seed: int) -> Schedule:
     return Schedule(
         weights=tuple(task.sampling_weight for task in config.tasks),
@@ -128,7 +137,12 @@ def training_stream(
 
 class _Stream(IterableDataset):
     def __init__(
-        self, sources: list[Source], schedule: Schedule, shard: Shard, start_step: int, consumed: tuple[int, ...]
+        self,
+        sources: list[Source],
+        schedule: Schedule,
+        shard: Shard,
+        start_step: int,
+        consumed: tuple[int, ...],
     ) -> None:
         self.sources, self.schedule, self.shard = sources, schedule, shard
         self.start_step, self.consumed = start_step, consumed
@@ -136,7 +150,9 @@ class _Stream(IterableDataset):
     def __iter__(self) -> Iterator[MicroBatch]:
         worker = get_worker_info()
         first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
-        slots = self.schedule.micro_batches(self.start_step, self.consumed, self.shard.index, self.shard.count)
+        slots = self.schedule.micro_batches(
+            self.start_step, self.consumed, self.shard.index, self.shard.count
+        )
         for slot in itertools.islice(slots, first, None, stride):
             yield build_micro_batch(self.sources[slot.task], slot, self.schedule)
 
@@ -146,7 +162,8 @@ def build_micro_batch(source: Source, slot: Slot, schedule: Schedule) -> MicroBa
     size = schedule.batch_sizes[slot.task]
     faults: list[Fault] = []
     examples = [
-        _example(source, position, schedule.seed, slot.task, faults) for position in range(slot.start, slot.start + size)
+        _example(source, position, schedule.seed, slot.task, faults)
+        for position in range(slot.start, slot.start + size)
     ]
     batch = source.task.batch(examples, rng(schedule.seed, slot.task, slot.start, 1))
     num_tokens = batch.inputs.num_tokens + batch.candidates.num_tokens
@@ -161,7 +178,9 @@ def _example(source: Source, position: int, seed: int, task: int, faults: list[F
             return source.task.example(sample, rng(seed, task, position, 0))
         except BadSample as error:
             faults.append(Fault(source.name, source.shards.describe(shard, index), str(error)))
-    raise RuntimeError(f"task {source.name}: {MAX_REPLACEMENTS} unreadable samples in a row; the last: {faults[-1]}")
+    raise RuntimeError(
+        f"task {source.name}: {MAX_REPLACEMENTS} unreadable samples in a row; the last: {faults[-1]}"
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,11 +15,13 @@ def evaluate(evaluation: Evaluation) -> Metrics:
     """A text query is right if its own image is among the first k, an image query if one of its captions is."""
     objective, task = evaluation.objective, evaluation.source.task
     images, captions, owners = [], [], []
+    num_images = 0
     for examples in evaluation.batches():
         batch = task.batch(examples, None).to(evaluation.device)
         for example in examples:
-            owners += [len(images) * evaluation.batch_size + examples.index(example)] * len(example.references)
+            owners += [num_images] * len(example.references)
             captions += example.references
+            num_images += 1
         images.append(objective.encode(batch.inputs, batch.read_Q2)[0])
     images_ND = torch.cat(images)
     texts_MD = encode_rows(objective, task.texts(captions), evaluation.device)  # type: ignore[attr-defined]

@@ -31,7 +31,9 @@ def initialise(objective: Objective, seed: int) -> None:
         logical = torch.empty(placement.shape)
         key = derive(seed, "initialise", name)
         assert key is not None
-        if name in norms:
+        if name == "embedding.norm.weight":
+            logical.fill_(objective.config.embedding_gain)
+        elif name in norms:
             logical.fill_(1.0)
         elif name.startswith("log_scales."):
             logical.fill_(INITIAL_LOG_SCALE)
@@ -39,6 +41,8 @@ def initialise(objective: Objective, seed: int) -> None:
             logical.fill_(objective.config.layer_scale)
         elif name.endswith("bias"):
             logical.zero_()
+        elif name == "embedding.frames.weight":
+            logical.copy_(_sine_cosine_table(*logical.shape))
         elif name.startswith("embedding.") and not name.startswith("embedding.patches."):
             logical.normal_(0.0, EMBEDDING_STD, generator=torch.Generator().manual_seed(key))
         else:
@@ -46,6 +50,14 @@ def initialise(objective: Objective, seed: int) -> None:
             fan_out = width if ".qkv." in name else logical.shape[-2]
             _xavier(logical, logical.shape[-1], fan_out, key)
         parameter.copy_(placement.take(logical))
+
+
+def _sine_cosine_table(length: int, width: int) -> Tensor:
+    """Learned temporal positions start as one-dimensional sine-cosine, [length, width]. At N(0, 0.02) they would be lost
+    beside patches and spatial positions of size 1, and short runs never learn which frame comes first."""
+    omega = 10000.0 ** (-torch.arange(width // 2) / (width // 2))
+    angle = torch.arange(length)[:, None] * omega
+    return torch.cat([angle.sin(), angle.cos()], dim=1)
 
 
 def _xavier(logical: Tensor, fan_in: int, fan_out: int, key: int) -> None:

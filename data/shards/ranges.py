@@ -58,31 +58,29 @@ def _read_index(index: Path, tar_bytes: int) -> np.ndarray:
 def scan(path: Path) -> tuple[list[Place], str | None]:
     """The complete samples of a tar, by its headers, and what is wrong with it.
 
-    Without an end mark after the last member nothing tells whether the last sample has all its members, so it
-    is left out.
+    A sample is known to be complete when a member of another sample or the tar's end mark follows it.
     """
     places: list[Place] = []
     size = path.stat().st_size
-    end = 0
+    end, reason, complete = 0, "no end mark", False
     try:
         with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
-                if not end <= member.offset < tar.offset <= size:
-                    break  # cut off inside this member, or sizes that make no sense
-                end = tar.offset
                 key = base_plus_ext(member.name)[0]
+                if not end <= member.offset < tar.offset <= size:
+                    # Cut off inside this member, or sizes that make no sense.
+                    complete = bool(places) and key is not None and key != places[-1].key
+                    break
+                end = tar.offset
                 if not member.isreg() or META.match(member.name) or key is None:
                     continue
                 start = places.pop().offset if places and places[-1].key == key else member.offset
                 places.append(Place(key, start, end - start))
             file.seek(end)
             mark = file.read(tarfile.BLOCKSIZE)
+            if len(mark) == tarfile.BLOCKSIZE and not any(mark):
+                return places, None
     except (tarfile.TarError, ValueError, KeyError, OverflowError, OSError) as error:
-        mark, reason = b"", str(error)
-    else:
-        reason = "no end mark"
-    if len(mark) == tarfile.BLOCKSIZE and not any(mark):
-        return places, None
-    return places[
-        :-1
-    ], f"cut off or damaged at byte {end} of {size} ({reason}); {len(places[:-1])} complete samples are used"
+        reason = str(error)
+    places = places if complete else places[:-1]
+    return places, f"cut off or damaged at byte {end} of {size} ({reason}); {len(places)} samples are used"

@@ -14,7 +14,7 @@ from webdataset.writer import TarWriter
 
 from data.shards.errors import DatasetError
 from data.shards.files import check_split, index_path, replacing
-from data.shards.ranges import META, scan
+from data.shards.ranges import META, Place
 
 Content = bytes | str | int | dict[str, Any]
 
@@ -47,35 +47,29 @@ def write_shards(
 
 
 def _write_shard(path: Path, samples: Iterable[dict[str, Content]]) -> None:
-    keys: set[str] = set()
+    places: dict[str, Place] = {}
     with (
         replacing(path) as file,
         TarWriter(file, user="", group="", mode=0o444, mtime=0, encoder=False) as writer,
     ):
         for sample in samples:
             key = sample["__key__"]
-            if not isinstance(key, str) or key in keys:
+            if not isinstance(key, str) or key in places:
                 raise DatasetError(f"{path}: key {key!r} is no text or comes twice")
-            keys.add(key)
-            members = {extension: content for extension, content in sample.items() if extension != "__key__"}
-            for extension in members:
-                _check_name(path, key, extension)
-            contents = {
-                extension: _to_bytes(path, extension, content) for extension, content in members.items()
-            }
-            try:
-                writer.write({"__key__": key, **contents})
-            except ValueError as error:
-                raise DatasetError(f"{path}: key {key!r}: {error}") from error
-    places, fault = scan(path)
-    if fault or len(places) != len(keys):
-        raise DatasetError(
-            f"{path}: wrote {len(keys)} samples but reads as {len(places)} ({fault}): is the disk full?"
-        )
+            contents: dict[str, str | bytes] = {"__key__": key}
+            for extension, content in sample.items():
+                if extension != "__key__":
+                    _check_name(path, key, extension)
+                    contents[extension] = _to_bytes(path, extension, content)
+            if len(contents) == 1:
+                raise DatasetError(f"{path}: key {key!r} has no members")
+            start = writer.tarstream.offset
+            writer.write(contents)
+            places[key] = Place(key, start, writer.tarstream.offset - start)
     index = {
         "version": 1,
         "tar_bytes": path.stat().st_size,
-        "samples": [dataclasses.asdict(p) for p in places],
+        "samples": [dataclasses.asdict(place) for place in places.values()],
     }
     with replacing(index_path(path)) as file:
         file.write(json.dumps(index, ensure_ascii=False, separators=(",", ":")).encode())

@@ -39,6 +39,11 @@ class Thing:
     def __str__(self) -> str:
         return f"{self.colour} {self.shape}"
 
+    @property
+    def a(self) -> str:
+        """With its article."""
+        return f"{'an' if self.colour[0] in 'aeiou' else 'a'} {self}"
+
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
@@ -55,7 +60,9 @@ class Pair:
 def things(held_out: bool) -> list[Thing]:
     """The things of training (42), or the 6 held out; both sets have all shapes, and training all colours."""
     pairs = itertools.product(enumerate(COLOURS), enumerate(SHAPES))
-    return [Thing(colour, shape) for (i, colour), (j, shape) in pairs if ((i - j) % len(COLOURS) == 0) == held_out]
+    return [
+        Thing(colour, shape) for (i, colour), (j, shape) in pairs if ((i - j) % len(COLOURS) == 0) == held_out
+    ]
 
 
 def pairs(firsts: list[Thing], seconds: list[Thing]) -> list[Pair]:
@@ -72,7 +79,7 @@ def pairs(firsts: list[Thing], seconds: list[Thing]) -> list[Pair]:
 def background(rng: np.random.Generator) -> np.ndarray:
     """A dark, slightly tinted and noisy ground [H, W, C], float32 0..255."""
     ground_C = rng.uniform(15, 75) + rng.uniform(-10, 10, size=3)
-    return (ground_C + rng.normal(0, 5, size=(SIDE, SIDE, 3))).astype(np.float32)
+    return ground_C.astype(np.float32) + 5 * rng.standard_normal((SIDE, SIDE, 3), dtype=np.float32)
 
 
 def draw(
@@ -82,17 +89,17 @@ def draw(
     radii_T: np.ndarray,
     rng: np.random.Generator,
 ) -> None:
-    """Paint the thing into the frames, at a centre (x, y) and with a radius for each; colour and tilt vary a little."""
+    """Paint the thing into the frames, with a centre (x, y) and radius for each; colour and tilt vary."""
     tilt = rng.uniform(-0.2, 0.2)
-    colour_C = np.clip(np.array(COLOURS[thing.colour]) * rng.uniform(0.88, 1.0) + rng.uniform(-8, 8, size=3), 0, 255)
+    paint_C = np.array(COLOURS[thing.colour]) * rng.uniform(0.88, 1.0) + rng.uniform(-8, 8, size=3)
     grid = np.arange(SIDE, dtype=np.float32) + 0.5
-    x_TW = _wrapped(grid - centres_T2[:, :1])
-    y_TH = _wrapped(grid - centres_T2[:, 1:])
-    x_THW, y_THW = x_TW[:, None, :], y_TH[:, :, None]
-    x_THW, y_THW = x_THW * np.cos(tilt) + y_THW * np.sin(tilt), y_THW * np.cos(tilt) - x_THW * np.sin(tilt)
-    outside_THW = _distance(thing.shape, x_THW, y_THW, radii_T[:, None, None])
-    cover_THW1 = np.clip(0.5 - outside_THW, 0, 1)[..., None].astype(np.float32)
-    frames_THWC += cover_THW1 * (colour_C.astype(np.float32) - frames_THWC)
+    x_TW, y_TH = (_wrapped(grid - centres_T2[:, axis, None].astype(np.float32)) for axis in (0, 1))
+    sine, cosine = np.float32(np.sin(tilt)), np.float32(np.cos(tilt))
+    x_THW = x_TW[:, None, :] * cosine + y_TH[:, :, None] * sine
+    y_THW = y_TH[:, :, None] * cosine - x_TW[:, None, :] * sine
+    outside_THW = _distance(thing.shape, x_THW, y_THW, radii_T.astype(np.float32)[:, None, None])
+    cover_THW1 = np.clip(0.5 - outside_THW, 0, 1)[..., None]
+    frames_THWC += cover_THW1 * (paint_C.astype(np.float32) - frames_THWC)
 
 
 def _wrapped(difference: np.ndarray) -> np.ndarray:
@@ -128,31 +135,31 @@ def pair_captions(pair: Pair) -> list[str]:
     """Five ways to say it, from both ends."""
     a, b = pair, pair.reversed()
     return [
-        f"a {a.first} {a.relation} a {a.second}",
-        f"a {b.first} {b.relation} a {b.second}",
+        f"{a.first.a} {a.relation} {a.second.a}",
+        f"{b.first.a} {b.relation} {b.second.a}",
         f"the {a.first} is {a.relation} the {a.second}",
         f"the {b.first} is {b.relation} the {b.second}",
-        f"{a.relation} the {a.second} is a {a.first}",
+        f"{a.relation} the {a.second} is {a.first.a}",
     ]
 
 
 def motion_captions(thing: Thing, motion: str) -> list[str]:
-    return [f"a {thing} {motion}", f"the {thing} is {motion}", f"there is a {thing} {motion}"]
+    return [f"{thing.a} {motion}", f"the {thing} is {motion}", f"there is {thing.a} {motion}"]
 
 
 NUM_SENTENCES = 6
 
 
-def sentence(template: int, pair: Pair, motion: str) -> tuple[str, list[Thing]]:
+def sentence(template: int, pair: Pair, mover: Thing, motion: str) -> tuple[str, list[Thing]]:
     """A sentence that says things twice, so that hidden words follow from the rest; and the things in it."""
     a, b, relation, opposite = pair.first, pair.second, pair.relation, OPPOSITE[pair.relation]
     both = [a, b]
     texts: list[tuple[str, list[Thing]]] = [
         (f"the {a} is {relation} the {b} so the {b} is {opposite} the {a} .", both),
         (f"the {a} is {relation} the {b} and not {opposite} the {b} .", both),
-        (f"a {a} {relation} a {b} : the {a.shape} is {a.colour} and the {b.shape} is {b.colour} .", both),
-        (f"there is a {a} and a {b} : the {b.colour} {b.shape} and the {a.colour} {a.shape} .", both),
-        (f"{relation} the {b} is a {a} so {opposite} the {a} is a {b} .", both),
-        (f"the {a} is {motion} and not {REVERSE[motion]} : it is a {a} {motion} .", [a]),
+        (f"{a.a} {relation} {b.a} : the {a.shape} is {a.colour} and the {b.shape} is {b.colour} .", both),
+        (f"there is {a.a} and {b.a} : the {b.colour} {b.shape} and the {a.colour} {a.shape} .", both),
+        (f"{relation} the {b} is {a.a} so {opposite} the {a} is {b.a} .", both),
+        (f"the {mover} is {motion} and not {REVERSE[motion]} : it is {mover.a} {motion} .", [mover]),
     ]
     return texts[template]

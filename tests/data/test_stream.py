@@ -1,0 +1,142 @@
+"""The training stream and the evaluation pass, on real shards."""
+
+from __future__ import annotations
+
+import itertools
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from data.config import DataConfig, TaskConfig
+from data.decode import encode_png
+from data.shards import DatasetError, DatasetInfo, SplitInfo, write_info, write_shards
+from data.stream import (
+    Shard,
+    evaluation_pass,
+    open_sources,
+    read_vocabulary,
+    schedule_of,
+    shard_faults,
+    training_stream,
+)
+from data.tasks.base import Pixels
+from data.tokenizer import Tokenizer
+
+NAMES = ("red", "blue")
+NUM = 12
+
+
+def image(index: int) -> bytes:
+    return encode_png(np.full((8, 8, 3), index * 20, dtype=np.uint8))
+
+
+def write(folder, kind, samples, classes=()):
+    texts = [*classes, *(s.get("txt", "") for s in samples)]
+    tokens = sorted({49407, *itertools.chain.from_iterable(map(Tokenizer.load().encode, texts))})
+    shards = write_shards(folder, "train", samples, samples_per_shard=5)
+    info = DatasetInfo(kind=kind, classes=classes, token_ids=tuple(tokens), splits={"train": SplitInfo(len(samples), len(shards))})
+    write_info(folder, info)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("sets")
+    write(root / "images", "image_class", [{"__key__": f"{i:03d}", "png": image(i), "cls": i % 2} for i in range(NUM)], NAMES)
+    broken = [{"__key__": f"{i:03d}", "png": b"no image" if i == 3 else image(i), "cls": i % 2} for i in range(NUM)]
+    write(root / "broken", "image_class", broken, NAMES)
+    write(root / "texts", "text", [{"__key__": f"{i:03d}", "txt": f"red {'blue ' * i}red"} for i in range(NUM)])
+    return root
+
+
+def config(folders, *, images="images", **options) -> DataConfig:
+    tasks = (
+        TaskConfig(name="images", kind="classification", path=str(folders / images), batch_size=3, max_text=4, flip=True),
+        TaskConfig(name="texts", kind="masked_text", path=str(folders / "texts"), batch_size=2, max_text=16),
+    )
+    return DataConfig(tasks=tasks, vocabulary="restricted", shuffle_window=8, **options)
+
+
+def stream(data: DataConfig, index=0, count=1, start=0, consumed=(0, 0), workers=0, slots=2):
+    sources = open_sources(data, read_vocabulary(data), Pixels(8, 4), seed=3)
+    return training_stream(sources, schedule_of(data, slots, 3), Shard(index, count), start, consumed, workers)
+
+
+def facts(micro):
+    segment = micro.batch.inputs.segments[0]
+    return micro.slot, segment.values.double().sum().item(), micro.batch.labels_Q.tolist()
+
+
+def take(iterator, number):
+    return [facts(micro) for micro in itertools.islice(iterator, number)]
+
+
+def test_ranks_and_workers_change_nothing(folders):
+    data = config(folders)
+    alone = take(stream(data), 12)
+    assert take(stream(data, workers=2), 12) == alone
+    ranks = [take(stream(data, index, 2), 6) for index in range(2)]
+    assert [fact for pair in zip(*ranks, strict=True) for fact in pair] == alone
+
+
+def test_resume_goes_on_exactly(folders):
+    data = config(folders)
+    consumed = (0, 0)
+    for step in range(3):
+        _, consumed = schedule_of(data, 2, 3).step(step, consumed)
+    assert take(stream(data, start=3, consumed=consumed), 6) == take(stream(data), 12)[6:]
+
+
+def test_a_bad_sample_is_reported_and_replaced(folders):
+    micros = list(itertools.islice(stream(config(folders, images="broken")), 30))
+    faults = [fault for micro in micros for fault in micro.faults]
+    assert faults and {fault.task for fault in faults} == {"images"}
+    assert all("train-000000.tar sample 3" in fault.source for fault in faults)
+    assert all(micro.batch.labels_Q.shape[0] == 3 for micro in micros if micro.batch.task == "images")
+
+
+def test_batches_are_what_the_tasks_say(folders):
+    micros = list(itertools.islice(stream(config(folders)), 10))
+    images = next(m.batch for m in micros if m.batch.task == "images")
+    assert images.inputs.segments[0].values.shape == (3, 4, 48)
+    assert images.candidates.num_rows == 2 and images.temperature == "image"
+    texts = next(m.batch for m in micros if m.batch.task == "texts")
+    assert texts.temperature == "text" and (texts.read_Q2[:, 1] >= 1).all()
+    assert texts.candidates.num_rows == 3  # red, blue, end-of-text
+
+
+def test_evaluation_takes_every_sample_once_and_without_chance(folders):
+    data = config(folders)
+    sources = open_sources(data, read_vocabulary(data), Pixels(8, 4), seed=3)
+    first, second = ([e for batch in evaluation_pass(sources[1], 5) for e in batch.examples] for _ in range(2))
+    assert len(first) == NUM and first == second
+    assert [e.label for b in evaluation_pass(sources[0], 5) for e in b.examples] == [i % 2 for i in range(NUM)]
+    assert sum(len(b.examples) for b in evaluation_pass(sources[0], 5, limit=7)) == 7
+
+
+def test_a_cut_off_shard_is_reported(folders, tmp_path):
+    for path in (folders / "images").iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    shard = tmp_path / "train-000000.tar"
+    shard.write_bytes(shard.read_bytes()[:2500])
+    data = DataConfig(tasks=(TaskConfig(name="cut", kind="classification", path=str(tmp_path), batch_size=2),))
+    sources = open_sources(data, read_vocabulary(data), Pixels(8, 4), seed=3)
+    assert "train-000000.tar" in shard_faults(sources)[0].reason
+    assert len(sources[0].shards) < NUM
+
+
+def test_wrong_kind_and_wrong_place_are_errors(folders):
+    for change, message in (({"kind": "retrieval"}, "reads data sets of kind"), ({"path": "nowhere"}, "nowhere"), ({"split": "x"}, "train")):
+        task = TaskConfig(**({"name": "t", "kind": "classification", "path": str(folders / "images")} | change))
+        data = DataConfig(tasks=(task,))
+        with pytest.raises(DatasetError, match=message):
+            open_sources(data, read_vocabulary(data), Pixels(8, 4), seed=0)
+
+
+def test_sources_travel_to_worker_processes(folders):
+    data = config(folders)
+    sources = open_sources(data, read_vocabulary(data), Pixels(8, 4), seed=3)
+    again = pickle.loads(pickle.dumps(sources))
+    assert again[0].order.locate(5) == sources[0].order.locate(5)
+    assert torch.equal(again[0].task.candidates.segments[0].values, sources[0].task.candidates.segments[0].values)
