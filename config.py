@@ -83,7 +83,9 @@ class RunConfig:
         if self.threads < 0 or self.seed < 0:
             raise ValueError("threads and seed must not be negative")
         if self.optimizer.warmup_steps > self.steps:
-            raise ValueError(f"optimizer.warmup_steps={self.optimizer.warmup_steps} is longer than the run of steps={self.steps}")
+            raise ValueError(
+                f"optimizer.warmup_steps={self.optimizer.warmup_steps} is longer than the run of steps={self.steps}"
+            )
         for task in self.data.tasks:
             temperature = task.temperature
             if temperature and temperature not in self.model.temperatures:
@@ -92,9 +94,13 @@ class RunConfig:
                 )
             text_task = task.kind in ("masked_text", "captioning", "retrieval", "classification")
             if text_task and task.max_text > self.model.max_text:
-                raise ValueError(f"task {task.name}: max_text={task.max_text} is above model.max_text={self.model.max_text}")
+                raise ValueError(
+                    f"task {task.name}: max_text={task.max_text} is above model.max_text={self.model.max_text}"
+                )
             if task.num_frames > self.model.max_frames:
-                raise ValueError(f"task {task.name}: num_frames={task.num_frames} is above model.max_frames={self.model.max_frames}")
+                raise ValueError(
+                    f"task {task.name}: num_frames={task.num_frames} is above model.max_frames={self.model.max_frames}"
+                )
 
     @property
     def folder(self) -> Path:
@@ -114,17 +120,25 @@ def check_layout(config: RunConfig, world_size: int) -> None:
             f"possible: {[n for n in range(1, data_ranks + 1) if data_ranks % n == 0]}"
         )
     if config.slots % data_ranks:
-        raise ConfigError(f"slots={config.slots} micro-batches a step do not divide among {data_ranks} data ranks: use a multiple")
+        raise ConfigError(
+            f"slots={config.slots} micro-batches a step do not divide among {data_ranks} data ranks: use a multiple"
+        )
     sparse = any(model.experts.is_sparse(layer) for layer in range(model.depth))
     if expert > 1 and not sparse:
-        raise ConfigError(f"parallel.expert={expert} needs experts, but model.experts.placement={model.experts.placement} has none")
+        raise ConfigError(
+            f"parallel.expert={expert} needs experts, but model.experts.placement={model.experts.placement} has none"
+        )
     if sparse and model.experts.num_experts % expert:
-        raise ConfigError(f"model.experts.num_experts={model.experts.num_experts} does not divide by parallel.expert={expert}")
+        raise ConfigError(
+            f"model.experts.num_experts={model.experts.num_experts} does not divide by parallel.expert={expert}"
+        )
     for name in ("heads", "ffn"):
         if getattr(model, name) % tensor:
             raise ConfigError(f"model.{name}={getattr(model, name)} does not divide by parallel.tensor={tensor}")
     if tensor > 64 or 64 % tensor:
-        raise ConfigError(f"parallel.tensor={tensor} does not divide the token table's 64-row blocks: use a power of two up to 64")
+        raise ConfigError(
+            f"parallel.tensor={tensor} does not divide the token table's 64-row blocks: use a power of two up to 64"
+        )
 
 
 def deepspeed_config(config: RunConfig) -> dict[str, Any]:
@@ -142,12 +156,18 @@ def deepspeed_config(config: RunConfig) -> dict[str, Any]:
     owned = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
     for key in (*owned, "optimizer", "scheduler"):
         if key in engine:
-            raise ConfigError(f"{path}: {key} belongs to the run configuration (slots, data.tasks, optimizer): remove it there")
+            raise ConfigError(
+                f"{path}: {key} belongs to the run configuration (slots, data.tasks, optimizer): remove it there"
+            )
     stage = engine.get("zero_optimization", {}).get("stage", 0)
     if stage == 3:
-        raise ConfigError(f"{path}: ZeRO stage 3 does not work with native experts: use stage 1 or 2, or more expert ranks")
+        raise ConfigError(
+            f"{path}: ZeRO stage 3 does not work with native experts: use stage 1 or 2, or more expert ranks"
+        )
     if stage not in (1, 2):
-        raise ConfigError(f"{path}: zero_optimization.stage={stage}: use 1 or 2 (stage 0 clips by a wrong norm with experts)")
+        raise ConfigError(
+            f"{path}: zero_optimization.stage={stage}: use 1 or 2 (stage 0 clips by a wrong norm with experts)"
+        )
     return {
         **engine,
         "train_micro_batch_size_per_gpu": 1,

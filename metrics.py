@@ -50,7 +50,12 @@ class Meter:
     def add(self, micro: MicroBatch, losses: Losses, waited_s: float) -> None:
         row = self._tasks[micro.slot.task]
         row += torch.stack(
-            [losses.loss.new_ones(()), losses.loss, losses.correct, losses.loss.new_tensor(micro.batch.labels_Q.numel())]
+            [
+                losses.loss.new_ones(()),
+                losses.loss,
+                losses.correct,
+                losses.loss.new_tensor(micro.batch.labels_Q.numel()),
+            ]
         ).double()
         self._counts += torch.tensor([micro.num_samples, micro.num_tokens, len(micro.faults), waited_s, 1.0])
         if losses.load_ME.numel():

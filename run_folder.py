@@ -1,6 +1,6 @@
 """The files of a run folder that are not metrics: the resolved configuration and the vocabulary.
 
-    runs/<name>/ config.yaml  vocabulary.json  metrics.jsonl  ledger_rank_*.jsonl  wandb_id  wandb/  checkpoints/
+runs/<name>/ config.yaml  vocabulary.json  metrics.jsonl  ledger_rank_*.jsonl  wandb_id  wandb/  checkpoints/
 """
 
 from __future__ import annotations
@@ -42,9 +42,13 @@ def check_same_run(run: RunConfig, vocabulary: Vocabulary) -> None:
     for key in IDENTITY:
         difference = _difference(_plain(getattr(old, key)), _plain(getattr(run, key)), key)
         if difference:
-            raise ConfigError(f"{run.folder} holds a run with another {difference}: choose another name=, or remove the folder")
+            raise ConfigError(
+                f"{run.folder} holds a run with another {difference}: choose another name=, or remove the folder"
+            )
     if old_vocabulary.clip_ids != vocabulary.clip_ids:
-        raise ConfigError(f"{run.folder} holds a run with another vocabulary: the data sets have changed; choose another name=")
+        raise ConfigError(
+            f"{run.folder} holds a run with another vocabulary: the data sets have changed; choose another name="
+        )
 
 
 def _plain(value: Any) -> Any:

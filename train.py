@@ -38,7 +38,9 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="run configuration (YAML), see configs/")
     parser.add_argument("--local_rank", type=int, default=0, help="set by the deepspeed launcher")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for instance model.depth=6 data.tasks.shapes.batch_size=8")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="for instance model.depth=6 data.tasks.shapes.batch_size=8"
+    )
     return parser.parse_args(argv)
 
 
@@ -70,7 +72,9 @@ def train(run: RunConfig) -> int:
     if mesh.is_first:
         write_run_files(run, vocabulary)
         parameters = sum(p.numel() for p in objective.parameters())
-        print(f"run {run.folder}: {parameters:,} parameters on this rank, {launched_world_size()} rank(s), vocabulary {vocabulary.size}")
+        print(
+            f"run {run.folder}: {parameters:,} parameters on this rank, {launched_world_size()} rank(s), vocabulary {vocabulary.size}"
+        )
         print(*problems, f"resuming at step {step}" if checkpoint else "starting fresh", sep="\n", flush=True)
 
     schedule = schedule_of(run.data, run.slots, run.seed)

@@ -42,7 +42,15 @@ def seconds_of(block: Block, x_BLD: torch.Tensor, layout: SequenceLayout) -> flo
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    for name, value in {"width": 384, "heads": 6, "ffn": 1536, "rows": 16, "length": 197, "repeats": 7, "threads": 1}.items():
+    for name, value in {
+        "width": 384,
+        "heads": 6,
+        "ffn": 1536,
+        "rows": 16,
+        "length": 197,
+        "repeats": 7,
+        "threads": 1,
+    }.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -55,19 +63,27 @@ def main() -> None:
         (Span(0, half, 0), Span(half, options.length, 1)),
         torch.tensor([CAPTION_VISUAL, CAPTION_TEXT], dtype=torch.float32),
     )
-    blocks = {name: make_block(experts, options.width, options.heads, options.ffn) for name, experts in VARIANTS.items()}
+    blocks = {
+        name: make_block(experts, options.width, options.heads, options.ffn) for name, experts in VARIANTS.items()
+    }
     times: dict[str, list[float]] = {name: [] for name in blocks}
-    for repeat in range(options.repeats + 1):  # the first round warms up; variants take turns so that noise hits all alike
+    for repeat in range(
+        options.repeats + 1
+    ):  # the first round warms up; variants take turns so that noise hits all alike
         for name, block in blocks.items():
             elapsed = seconds_of(block, x_BLD, layout)
             if repeat:
                 times[name].append(elapsed)
-    print(f"one block, forward + backward, {options.rows} x {options.length} tokens, width {options.width}, ffn {options.ffn}, "
-          f"8 experts, {options.threads} thread(s), median of {options.repeats}")
+    print(
+        f"one block, forward + backward, {options.rows} x {options.length} tokens, width {options.width}, ffn {options.ffn}, "
+        f"8 experts, {options.threads} thread(s), median of {options.repeats}"
+    )
     dense = statistics.median(times["dense"])
     for name, values in times.items():
         median = statistics.median(values)
-        print(f"  {name:<32} {median * 1000:8.1f} ms   {median / dense:5.2f} x dense   ({min(values) * 1000:.1f} - {max(values) * 1000:.1f})")
+        print(
+            f"  {name:<32} {median * 1000:8.1f} ms   {median / dense:5.2f} x dense   ({min(values) * 1000:.1f} - {max(values) * 1000:.1f})"
+        )
 
 
 if __name__ == "__main__":

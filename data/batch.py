@@ -118,6 +118,10 @@ class Sequences(_Movable):
     def length(self) -> int:
         return 1 + sum(segment.valid_BL.shape[1] for segment in self.segments)
 
+    def rows(self, rows: slice) -> Sequences:
+        """Some of the rows."""
+        return self.map(lambda tensor: tensor[rows])
+
     @property
     def num_tokens(self) -> int:
         """Valid tokens, <SPE> included."""

@@ -42,7 +42,9 @@ class TaskConfig:
 
     def __post_init__(self) -> None:
         if self.sampling_weight <= 0:
-            raise ValueError(f"task {self.name}: sampling_weight={self.sampling_weight} must be positive; leave the task out instead")
+            raise ValueError(
+                f"task {self.name}: sampling_weight={self.sampling_weight} must be positive; leave the task out instead"
+            )
         if self.batch_size < 1 or self.max_text < 2 or self.num_frames < 1:
             raise ValueError(f"task {self.name}: need batch_size >= 1, max_text >= 2, num_frames >= 1")
         if self.kind == "retrieval" and self.batch_size < 2:
@@ -82,5 +84,7 @@ class DataConfig:
             raise ValueError(f"task names must be unique, got {names}")
         if self.workers < 0 or self.vocabulary_sample < 0 or self.shuffle_window < 1:
             raise ValueError("workers and vocabulary_sample must not be negative, shuffle_window at least 1")
-        if self.vocabulary_sample and any(t.label_smoothing for t in self.tasks if t.kind in ("masked_text", "captioning")):
+        if self.vocabulary_sample and any(
+            t.label_smoothing for t in self.tasks if t.kind in ("masked_text", "captioning")
+        ):
             raise ValueError("label_smoothing needs the whole vocabulary: set vocabulary_sample=0 or label_smoothing=0")

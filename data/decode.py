@@ -93,9 +93,7 @@ def _frames_at(container: InputContainer, fractions_T: np.ndarray, max_seconds: 
     if not 0 < width * height <= MAX_FRAME_PIXELS:
         raise BadSample(f"video of {width} x {height} pixels, the limit is {MAX_FRAME_PIXELS} a frame")
 
-    packets = list(
-        container.demux(stream)
-    )  # the last one is empty and makes the decoder give what it holds back
+    packets = list(container.demux(stream))  # the last one is empty and makes the decoder give what it holds back
     if any(packet.is_corrupt for packet in packets):
         raise BadSample("the video has corrupt packets")
     stamps = [packet.pts for packet in packets if packet.size]
@@ -109,9 +107,7 @@ def _frames_at(container: InputContainer, fractions_T: np.ndarray, max_seconds: 
     if len(times) < 0.9 * stream.frames:
         raise BadSample(f"the video is cut off: {len(times)} of {stream.frames} frames")
     elapsed = times[-1] - times[0]
-    span = elapsed + (
-        elapsed / (len(times) - 1) if elapsed else 1
-    )  # the last frame lasts as long as the mean one
+    span = elapsed + (elapsed / (len(times) - 1) if elapsed else 1)  # the last frame lasts as long as the mean one
     tick = stream.time_base if timed else 1 / (stream.average_rate or 25)
     if span * float(tick or 0) > max_seconds:
         raise BadSample(f"video of {span * float(tick or 0):.0f} s, more than the limit of {max_seconds:g} s")
@@ -188,9 +184,7 @@ def encode_mp4(frames_THWC: np.ndarray, fps: int) -> bytes:
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.codec_context.thread_count = 1
         for frame_HWC in frames_THWC:
-            container.mux(
-                stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame_HWC), format="rgb24"))
-            )
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame_HWC), format="rgb24")))
         container.mux(stream.encode())
     return buffer.getvalue()
 

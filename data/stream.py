@@ -150,9 +150,7 @@ class _Stream(IterableDataset):
     def __iter__(self) -> Iterator[MicroBatch]:
         worker = get_worker_info()
         first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
-        slots = self.schedule.micro_batches(
-            self.start_step, self.consumed, self.shard.index, self.shard.count
-        )
+        slots = self.schedule.micro_batches(self.start_step, self.consumed, self.shard.index, self.shard.count)
         for slot in itertools.islice(slots, first, None, stride):
             yield build_micro_batch(self.sources[slot.task], slot, self.schedule)
 
@@ -178,9 +176,7 @@ def _example(source: Source, position: int, seed: int, task: int, faults: list[F
             return source.task.example(sample, rng(seed, task, position, 0))
         except BadSample as error:
             faults.append(Fault(source.name, source.shards.describe(shard, index), str(error)))
-    raise RuntimeError(
-        f"task {source.name}: {MAX_REPLACEMENTS} unreadable samples in a row; the last: {faults[-1]}"
-    )
+    raise RuntimeError(f"task {source.name}: {MAX_REPLACEMENTS} unreadable samples in a row; the last: {faults[-1]}")
 
 
 @dataclasses.dataclass(frozen=True)

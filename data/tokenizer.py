@@ -200,9 +200,7 @@ def _read_merges(path: Path) -> list[tuple[str, str]]:
     try:
         packed = path.read_bytes()
     except OSError as error:
-        raise VocabularyFileError(
-            f"cannot read the CLIP vocabulary {path} ({error.strerror}): {remedy}"
-        ) from error
+        raise VocabularyFileError(f"cannot read the CLIP vocabulary {path} ({error.strerror}): {remedy}") from error
     found = hashlib.sha256(packed).hexdigest()
     if found != VOCABULARY_SHA256:
         raise VocabularyFileError(f"{path} has sha256 {found}, expected {VOCABULARY_SHA256}: {remedy}")

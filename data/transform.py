@@ -37,8 +37,7 @@ def spatial_transform(
     box = _centre(height, width) if rng is None or not crop else _random_box(height, width, rng, crop_scale)
     # Pillow widens its filter when it shrinks, so the result is free of aliasing.
     resized = [
-        Image.fromarray(frame_HWC).resize((size, size), Image.Resampling.BICUBIC, box=box)
-        for frame_HWC in frames_THWC
+        Image.fromarray(frame_HWC).resize((size, size), Image.Resampling.BICUBIC, box=box) for frame_HWC in frames_THWC
     ]
     frames = np.stack([np.asarray(image) for image in resized])
     if rng is not None and flip and rng.random() < 0.5:

@@ -42,8 +42,8 @@ def encode_rows(objective: Objective, sequences: Sequences, device: str) -> Tens
     """Features [rows, D] read out at <SPE>, in chunks."""
     parts = []
     for start in range(0, sequences.num_rows, CHUNK):
-        part = sequences.map(lambda tensor, start=start: tensor[start : start + CHUNK]).to(device)
-        parts.append(objective.encode_candidates(part)[0])
+        rows = slice(start, start + CHUNK)
+        parts.append(objective.encode_candidates(sequences.rows(rows).to(device))[0])
     return torch.cat(parts)
 
 

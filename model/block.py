@@ -26,16 +26,13 @@ class Block(nn.Module):
         self.attention = Attention(config, sparse, mesh)
         self.ffn_norm = kernels.layer_norm(config.width)
         self.ffn = FeedForward(config, sparse, mesh)
-        for name in ("attention_scale", "ffn_scale"):
-            scale = nn.Parameter(torch.empty(config.width)) if config.layer_scale else None
-            self.register_parameter(name, scale)
+        self.attention_scale = nn.Parameter(torch.empty(config.width)) if config.layer_scale else None
+        self.ffn_scale = nn.Parameter(torch.empty(config.width)) if config.layer_scale else None
         path = PATHS[config.experts.router]
         self.attention_path = path(config.width, config.experts, mesh, kernels) if sparse else None
         self.ffn_path = path(config.width, config.experts, mesh, kernels) if sparse else None
 
-    def forward(
-        self, x_BLD: Tensor, layout: SequenceLayout, noise: Key
-    ) -> tuple[Tensor, tuple[RoutingReport, ...]]:
+    def forward(self, x_BLD: Tensor, layout: SequenceLayout, noise: Key) -> tuple[Tensor, tuple[RoutingReport, ...]]:
         """-> (x_BLD, reports of the two decisions; none in a dense block)."""
         normed = self.attention_norm(x_BLD)
         first = _decide(self.attention_path, normed, layout, derive(noise, "attention"))

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from data.batch import Modality, Segment, Sequences
 from model.config import ModelConfig
-from parallel.kernels import Kernels
 from model.noise import Key, derive, uniform
+from parallel.kernels import Kernels
 from parallel.linear import vocabulary_embedding
 from parallel.mesh import Mesh
 

@@ -18,9 +18,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList(Block(config, layer, mesh, kernels) for layer in range(config.depth))
 
-    def forward(
-        self, x_BLD: Tensor, layout: SequenceLayout, noise: Key
-    ) -> tuple[Tensor, tuple[RoutingReport, ...]]:
+    def forward(self, x_BLD: Tensor, layout: SequenceLayout, noise: Key) -> tuple[Tensor, tuple[RoutingReport, ...]]:
         """-> (x_BLD, reports in the order of the decisions)."""
         reports: tuple[RoutingReport, ...] = ()
         for layer, block in enumerate(self.blocks):

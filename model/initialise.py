@@ -23,9 +23,7 @@ INITIAL_LOG_SCALE = math.log(1 / 0.07)
 def initialise(objective: Objective, seed: int) -> None:
     """Fill all parameters in place."""
     width = objective.config.width
-    norms = {
-        f"{name}.weight" for name, module in objective.named_modules() if "norm" in name.rsplit(".", 1)[-1]
-    }
+    norms = {f"{name}.weight" for name, module in objective.named_modules() if "norm" in name.rsplit(".", 1)[-1]}
     for name, parameter in objective.named_parameters():
         placement = placement_of(parameter)
         logical = torch.empty(placement.shape)

@@ -60,7 +60,10 @@ def attention_mask(sequences: Sequences, valid_BL: Tensor) -> Tensor:
     """mask[b, i, j]: may position i look at position j? (papers.md 1.5, the double-token layout)"""
     device = valid_BL.device
     batch = valid_BL.shape[0]
-    kinds, orders = [torch.tensor([Visibility.PREFIX], device=device)], [torch.zeros(batch, 1, dtype=torch.long, device=device)]
+    kinds, orders = (
+        [torch.tensor([Visibility.PREFIX], device=device)],
+        [torch.zeros(batch, 1, dtype=torch.long, device=device)],
+    )
     for segment in sequences.segments:
         length = segment.valid_BL.shape[1]
         kinds.append(torch.full((length,), segment.visibility, device=device))

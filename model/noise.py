@@ -7,11 +7,20 @@ evaluation: no noise, no dropped branch.
 from __future__ import annotations
 
 import hashlib
+from typing import overload
 
 import torch
 from torch import Tensor
 
 Key = int | None
+
+
+@overload
+def derive(key: int, *names: int | str) -> int: ...
+
+
+@overload
+def derive(key: None, *names: int | str) -> None: ...
 
 
 def derive(key: Key, *names: int | str) -> Key:

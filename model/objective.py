@@ -77,14 +77,14 @@ class Objective(nn.Module):
         self, sequences: Sequences, read_Q2: Tensor, noise: Key = None
     ) -> tuple[Tensor, tuple[RoutingReport, ...]]:
         """-> (unit features [Q, D] at the given (row, position) pairs, routing reports)."""
-        x_BLD, routing = self.encoder(self.embedding(sequences, derive(noise, "embedding")), layout_of(sequences), noise)
+        x_BLD, routing = self.encoder(
+            self.embedding(sequences, derive(noise, "embedding")), layout_of(sequences), noise
+        )
         read_QD = x_BLD[read_Q2[:, 0], read_Q2[:, 1]]
         features_QD = self.output(self.output_norm(read_QD)).float()
         return normalize(features_QD, dim=-1), routing
 
-    def encode_candidates(
-        self, candidates: Sequences, noise: Key = None
-    ) -> tuple[Tensor, tuple[RoutingReport, ...]]:
+    def encode_candidates(self, candidates: Sequences, noise: Key = None) -> tuple[Tensor, tuple[RoutingReport, ...]]:
         """-> (unit features [C, D], read out at <SPE>; routing reports)."""
         rows_C = torch.arange(candidates.num_rows, device=candidates.segments[0].valid_BL.device)
         return self.encode(candidates, torch.stack([rows_C, torch.zeros_like(rows_C)], dim=1), noise)

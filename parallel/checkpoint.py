@@ -90,7 +90,12 @@ def save(root: Path, step: int, fragments: Iterable[Fragment], state: dict[str, 
             tensors[f"{kind}/{fragment.name}"] = tensor.float().cpu().contiguous()
     save_file(tensors, partial / file)
     _sync(partial / file)
-    part = {"entries": entries, "file": file, "bytes": (partial / file).stat().st_size, "sha256": _sha256(partial / file)}
+    part = {
+        "entries": entries,
+        "file": file,
+        "bytes": (partial / file).stat().st_size,
+        "sha256": _sha256(partial / file),
+    }
 
     parts: list[Any] = [None] * world
     if world > 1:
@@ -141,13 +146,17 @@ def _check_coverage(manifest: dict[str, Any], folder: Path) -> None:
             end = 0
             for fragment in fragments:
                 if fragment["start"] != end:
-                    raise CheckpointError(f"{folder}: {name} has a gap or an overlap at element {end} of {placement.cuts}")
+                    raise CheckpointError(
+                        f"{folder}: {name} has a gap or an overlap at element {end} of {placement.cuts}"
+                    )
                 end += fragment["numel"]
             if end != math.prod(placement.local_shape):
                 raise CheckpointError(f"{folder}: {name} ends at element {end} of {math.prod(placement.local_shape)}")
             covered += end
         if covered != math.prod(tensor["shape"]):
-            raise CheckpointError(f"{folder}: {name} has {covered} of {math.prod(tensor['shape'])} elements: a rank's part is missing")
+            raise CheckpointError(
+                f"{folder}: {name} has {covered} of {math.prod(tensor['shape'])} elements: a rank's part is missing"
+            )
 
 
 def _by_placement(tensor: dict[str, Any]) -> dict[Placement, list[dict[str, Any]]]:
@@ -278,7 +287,9 @@ def load_weights(checkpoint: Checkpoint, module: nn.Module) -> None:
 def _local(checkpoint: Checkpoint, name: str, kind: str, placement: Placement) -> Tensor:
     whole = checkpoint.logical(name, kind)
     if tuple(whole.shape) != placement.shape:
-        raise CheckpointError(f"{checkpoint.folder}: {name} has shape {tuple(whole.shape)}, the model's is {placement.shape}")
+        raise CheckpointError(
+            f"{checkpoint.folder}: {name} has shape {tuple(whole.shape)}, the model's is {placement.shape}"
+        )
     return placement.take(whole)
 
 
@@ -298,4 +309,3 @@ def _sync(path: Path) -> None:
 def _barrier(world: int) -> None:
     if world > 1:
         dist.barrier()
-

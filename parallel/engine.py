@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from parallel.checkpoint import Fragment
 from parallel.config import OptimizerConfig
 from parallel.kernels import Kernels
-from parallel.mesh import Mesh, MegatronUnit
+from parallel.mesh import MegatronUnit, Mesh
 from parallel.placement import EXPERT_AXIS, TENSOR_AXIS, placement_of
 
 

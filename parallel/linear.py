@@ -64,5 +64,3 @@ def vocabulary_embedding(num_rows: int, width: int, mesh: Mesh) -> nn.Module:
     layer = VocabularyEmbedding(num_rows, width, init_method=lambda weight: None, config=layer_config(axis.size))
     place(layer.weight, Placement((num_rows, width), (Cut(0, TENSOR_AXIS, axis.rank, axis.size),)))
     return layer
-
-

@@ -19,12 +19,12 @@ def layer_config(tensor_size: int) -> ModelParallelConfig:
 
 
 class ColumnLinear(ColumnParallelLinear):
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor) -> Tensor:
         return super().forward(x)[0]
 
 
 class RowLinear(RowParallelLinear):
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor) -> Tensor:
         return super().forward(x)[0]
 
 

@@ -23,10 +23,10 @@ class Mesh:
     expert_data is the axis of the ranks that hold the same experts: data = expert x expert_data.
     """
 
-    tensor: Axis = Axis(TENSOR_AXIS)
-    data: Axis = Axis("data")
-    expert: Axis = Axis(EXPERT_AXIS)
-    expert_data: Axis = Axis("expert_data")
+    tensor: Axis = dataclasses.field(default_factory=lambda: Axis(TENSOR_AXIS))
+    data: Axis = dataclasses.field(default_factory=lambda: Axis("data"))
+    expert: Axis = dataclasses.field(default_factory=lambda: Axis(EXPERT_AXIS))
+    expert_data: Axis = dataclasses.field(default_factory=lambda: Axis("expert_data"))
     device: str = "cpu"
 
     @property

@@ -35,7 +35,9 @@ def test_shipped_configurations_load_and_survive_a_round_trip(path, tmp_path):
 
 
 def test_overrides():
-    run = load_config(DEMO, ["model.depth=6", "optimizer.lr=1e-3", "data.tasks.shapes.batch_size=8", "data.tasks.1.num_frames=2"])
+    run = load_config(
+        DEMO, ["model.depth=6", "optimizer.lr=1e-3", "data.tasks.shapes.batch_size=8", "data.tasks.1.num_frames=2"]
+    )
     assert (run.model.depth, run.optimizer.lr) == (6, 0.001)
     assert (run.data.tasks[0].batch_size, run.data.tasks[1].num_frames) == (8, 2)
 
@@ -87,7 +89,10 @@ def test_impossible_layouts(world, overrides, expected, monkeypatch):
     [
         ('{"zero_optimization": {"stage": 3}}', "ZeRO stage 3 does not work with native experts"),
         ('{"zero_optimization": {"stage": 0}}', "use 1 or 2"),
-        ('{"zero_optimization": {"stage": 1}, "gradient_clipping": 1}', "gradient_clipping belongs to the run configuration"),
+        (
+            '{"zero_optimization": {"stage": 1}, "gradient_clipping": 1}',
+            "gradient_clipping belongs to the run configuration",
+        ),
         ("{", "line 1: not JSON"),
     ],
 )
@@ -110,7 +115,12 @@ def test_exit_code_and_message_of_the_program(tmp_path):
     path = tmp_path / "bad.yaml"
     path.write_text(yaml.safe_dump(yaml.safe_load(DEMO.read_text()) | {"stepz": 3}))
     done = subprocess.run(
-        [sys.executable, "train.py", "--config", str(path)], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "train.py", "--config", str(path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert done.returncode == 2
     assert done.stderr.strip() == f"error: {path}: unknown key stepz; did you mean steps?"

@@ -16,7 +16,14 @@ ALLOWED = {
     "model": {"model", "parallel", "data.batch", "data.attributes"},
     "evaluation": {"evaluation", "model", "data"},
 }
-OWNERS = {"deepspeed": "parallel", "megatron": "parallel", "apex": "parallel", "wandb": "metrics", "webdataset": "data", "av": "data"}
+OWNERS = {
+    "deepspeed": "parallel",
+    "megatron": "parallel",
+    "apex": "parallel",
+    "wandb": "metrics",
+    "webdataset": "data",
+    "av": "data",
+}
 
 
 def imports_of(path: Path) -> set[str]:
@@ -40,7 +47,9 @@ def test_packages_import_only_what_lies_below_them():
             for name in imports_of(path):
                 if name.split(".")[0] in (*PACKAGES, *ENTRIES):
                     seen += 1
-                    assert any(name == a or name.startswith(a + ".") for a in allowed), f"{path.relative_to(ROOT)} imports {name}"
+                    assert any(name == a or name.startswith(a + ".") for a in allowed), (
+                        f"{path.relative_to(ROOT)} imports {name}"
+                    )
     assert seen > 50
 
 
@@ -54,5 +63,7 @@ def test_heavy_libraries_have_one_owner():
 
 def test_the_model_and_the_help_need_no_heavy_library():
     code = "import sys, train, evaluate; print([m for m in ('deepspeed', 'megatron', 'wandb') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+    )
     assert done.stdout.strip() == "[]"

@@ -22,7 +22,15 @@ TINY = {
     "save_every": 3,
     "steps": 6,
     "threads": 1,
-    "model": {"width": 32, "depth": 2, "heads": 2, "ffn": 64, "max_frames": 4, "max_text": 32, "experts": {"num_experts": 4}},
+    "model": {
+        "width": 32,
+        "depth": 2,
+        "heads": 2,
+        "ffn": 64,
+        "max_frames": 4,
+        "max_text": 32,
+        "experts": {"num_experts": 4},
+    },
     "optimizer": {"warmup_steps": 2},
     "tracking": {"wandb": "disabled"},
 }
@@ -56,13 +64,23 @@ def environment() -> dict[str, str]:
 
 
 def command(config: Path, *overrides: str, ranks: int = 1) -> list[str]:
-    launcher = [str(LAUNCHER), f"--num_gpus={ranks}", f"--master_port={29600 + os.getpid() % 300}"] if ranks > 1 else [sys.executable]
+    launcher = (
+        [str(LAUNCHER), f"--num_gpus={ranks}", f"--master_port={29600 + os.getpid() % 300}"]
+        if ranks > 1
+        else [sys.executable]
+    )
     return [*launcher, str(ROOT / "train.py"), f"--config={config}", *overrides]
 
 
 def train(config: Path, *overrides: str, ranks: int = 1, expect: int = 0) -> str:
     done = subprocess.run(
-        command(config, *overrides, ranks=ranks), cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=240, check=False
+        command(config, *overrides, ranks=ranks),
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
     )
     assert done.returncode == expect, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout + done.stderr

@@ -22,13 +22,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
     def layout(name: str, text: str, example: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text, epilog=f"example: {example}")
-        command.add_argument(
-            "--out", type=Path, required=True, metavar="DIR", help="data set folder to write"
-        )
+        command.add_argument("--out", type=Path, required=True, metavar="DIR", help="data set folder to write")
         command.add_argument("--overwrite", action="store_true", help="make a complete folder again")
-        command.add_argument(
-            "--max-gib", type=float, default=100.0, help="limit of an input's size (default 100)"
-        )
+        command.add_argument("--max-gib", type=float, default=100.0, help="limit of an input's size (default 100)")
         return command
 
     command = layout(
@@ -58,9 +54,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     _name_map(command)
 
     command = layout("text", "plain text to passages", "text --input wiki.txt.gz --out datasets/wiki")
-    command.add_argument(
-        "--input", type=Path, nargs="+", required=True, metavar="TXT", help=".txt or .txt.gz"
-    )
+    command.add_argument("--input", type=Path, nargs="+", required=True, metavar="TXT", help=".txt or .txt.gz")
     command.add_argument("--words", type=int, default=20, help="words of a passage (default 20)")
     command.add_argument("--val-fraction", type=float, default=0.05, help="share that is val (default 0.05)")
 
@@ -69,9 +63,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "cifar10, flickr8k, videos_fight and text of one folder, each to its own data set",
         "real-small --data ../shared/data --out datasets/real",
     )
-    command.add_argument(
-        "--data", type=Path, required=True, metavar="ROOT", help="folder with the four folders"
-    )
+    command.add_argument("--data", type=Path, required=True, metavar="ROOT", help="folder with the four folders")
     return parser.parse_args(argv)
 
 
@@ -86,9 +78,7 @@ def _name_map(command: argparse.ArgumentParser) -> None:
 
 
 def _resize(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--resize", type=int, metavar="SHORT_SIDE", help="reduce larger images to this many pixels"
-    )
+    command.add_argument("--resize", type=int, metavar="SHORT_SIDE", help="reduce larger images to this many pixels")
 
 
 def source_of(arguments: argparse.Namespace) -> Source:

@@ -59,9 +59,7 @@ def _walk(path: Path, limits: Limits, contents: bool) -> Iterator[Member]:
                 total += info.size
                 fault = _fault(info, name, parts, seen, total, limits)
                 if fault:
-                    raise DatasetError(
-                        f"{path}: member {info.name!r} {fault}; refused, pack the archive again"
-                    )
+                    raise DatasetError(f"{path}: member {info.name!r} {fault}; refused, pack the archive again")
                 seen.add(name)
                 file = tar.extractfile(info) if contents else None
                 data = file.read() if file else b""

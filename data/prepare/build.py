@@ -70,13 +70,9 @@ def build(out: Path, source: Source, samples_per_shard: int = 1000) -> None:
         shards = write_shards(out, split, _samples(progress, tally, tokenizer, token_ids), samples_per_shard)
         _report(out, split, tally, shards)
         if not tally.samples:
-            raise DatasetError(
-                f"{out}: split {split} has no sample; {len(tally.failures)} failures, see above"
-            )
+            raise DatasetError(f"{out}: split {split} has no sample; {len(tally.failures)} failures, see above")
         splits[split] = SplitInfo(samples=tally.samples, shards=len(shards))
-    info = DatasetInfo(
-        kind=source.kind, classes=source.classes, token_ids=tuple(sorted(token_ids)), splits=splits
-    )
+    info = DatasetInfo(kind=source.kind, classes=source.classes, token_ids=tuple(sorted(token_ids)), splits=splits)
     write_info(out, info)
 
 

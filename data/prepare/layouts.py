@@ -50,17 +50,13 @@ def class_archive(
     return Source("image_class", _displayed(classes, display), _bound(items, archives))
 
 
-def caption_archive(
-    archives: dict[str, Path], captions: dict[str, Path], resize: int | None, limits: Limits
-) -> Source:
+def caption_archive(archives: dict[str, Path], captions: dict[str, Path], resize: int | None, limits: Limits) -> Source:
     """An archive of images per split, and JSON lines {"image": member name, "captions": [texts]}."""
 
     def items(split: str) -> Iterator[Item | Failure]:
         wanted: dict[str, list[str]] = {}
         for record in records(captions[split], limits, {"image": str, "captions": list}):
-            wanted[record["image"]] = [
-                text for text in record["captions"] if isinstance(text, str) and text.strip()
-            ]
+            wanted[record["image"]] = [text for text in record["captions"] if isinstance(text, str) and text.strip()]
         for member in members(archives[split], limits):
             texts = wanted.pop(member.name, None)
             if not texts:
@@ -73,9 +69,7 @@ def caption_archive(
     return Source("image_caption", (), {split: functools.partial(items, split) for split in archives})
 
 
-def clip_archive(
-    archives: dict[str, Path], labels: dict[str, Path], display: dict[str, str], limits: Limits
-) -> Source:
+def clip_archive(archives: dict[str, Path], labels: dict[str, Path], display: dict[str, str], limits: Limits) -> Source:
     """An archive of clips per split, and JSON lines {"video": member name, "label": class}."""
     by_split = {
         split: {r["video"]: r["label"] for r in records(path, limits, {"video": str, "label": str})}
@@ -115,9 +109,7 @@ def read_classes(path: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _image(
-    member: Member, resize: int | None, others: dict[str, Any], texts: tuple[str, ...] = ()
-) -> Item | Failure:
+def _image(member: Member, resize: int | None, others: dict[str, Any], texts: tuple[str, ...] = ()) -> Item | Failure:
     """The image as it is if it can be decoded, reduced if asked for."""
     extension = IMAGE_SUFFIXES.get(PurePosixPath(member.name).suffix.lower())
     if extension is None:

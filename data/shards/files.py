@@ -46,8 +46,6 @@ def clear_dataset(directory: Path) -> None:
     entries = sorted(directory.iterdir(), key=lambda path: path.name != INFO_FILE)
     strange = [path.name for path in entries if not _OURS.fullmatch(path.name)]
     if strange:
-        raise DatasetError(
-            f"{directory} holds {strange[0]!r}, which is not of a data set: choose another folder"
-        )
+        raise DatasetError(f"{directory} holds {strange[0]!r}, which is not of a data set: choose another folder")
     for path in entries:
         path.unlink()

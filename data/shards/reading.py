@@ -48,11 +48,7 @@ class ShardSet:
         if not paths:
             present = sorted({path.name.rsplit("-", 1)[0] for path in directory.glob("*-*.tar")})
             found = (
-                f"splits {', '.join(present)}"
-                if present
-                else "no shards"
-                if directory.is_dir()
-                else "no such folder"
+                f"splits {', '.join(present)}" if present else "no shards" if directory.is_dir() else "no such folder"
             )
             raise DatasetError(f"{directory} has no shard {split}-*.tar; found: {found}")
         return cls._of_paths(paths, max_sample_bytes)
@@ -67,9 +63,7 @@ class ShardSet:
                     f"{url}: only local files can be read: copy or mount the shards and give their paths"
                 )
             path = url.removeprefix("file:")
-            found = (
-                sorted(glob.glob(path)) if glob.has_magic(path) else [path] if os.path.isfile(path) else []
-            )
+            found = sorted(glob.glob(path)) if glob.has_magic(path) else [path] if os.path.isfile(path) else []
             if not found:
                 raise DatasetError(f"{url}: no such shard")
             paths += [Path(name) for name in found]
@@ -88,8 +82,7 @@ class ShardSet:
                 faults.append(f"{path.name}: {fault}")
         if not any(len(shard) for shard in offsets):
             raise DatasetError(
-                f"{paths[0].parent}: {len(paths)} shards without a sample"
-                + "".join(f"; {f}" for f in faults[:1])
+                f"{paths[0].parent}: {len(paths)} shards without a sample" + "".join(f"; {f}" for f in faults[:1])
             )
         return cls(tuple(paths), tuple(offsets), tuple(lengths), tuple(faults), max_sample_bytes)
 
@@ -127,9 +120,7 @@ class ShardSet:
         place = f"{place}, key {key!r}"
         if damage:
             raise BadSample(f"{place}: {damage}")
-        members = (
-            {**member, "__url__": str(self.paths[shard])} for member in tar_file_iterator(io.BytesIO(data))
-        )
+        members = ({**member, "__url__": str(self.paths[shard])} for member in tar_file_iterator(io.BytesIO(data)))
         try:
             samples = list(group_by_keys(members))
         except Exception as error:  # whatever a parser makes of damaged bytes
@@ -147,17 +138,13 @@ def _check_headers(data: bytes) -> tuple[str, str | None]:
         return key, "compressed data in place of a tar header"
     while position < len(data):
         try:
-            header = tarfile.TarInfo.frombuf(
-                data[position : position + tarfile.BLOCKSIZE], "utf-8", "surrogateescape"
-            )
+            header = tarfile.TarInfo.frombuf(data[position : position + tarfile.BLOCKSIZE], "utf-8", "surrogateescape")
         except (tarfile.HeaderError, ValueError) as error:
             return key, f"tar header at byte {position} of the sample: {error}"
         if position == 0 and header.isreg():
             key = base_plus_ext(header.name)[0] or header.name
         stored = (
-            -(-header.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-            if header.isreg() or header.type in b"xgLK"
-            else 0
+            -(-header.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE if header.isreg() or header.type in b"xgLK" else 0
         )
         if header.size < 0 or position + tarfile.BLOCKSIZE + stored > len(data):
             return key, f"member {header.name!r} of {header.size} bytes does not fit in the sample"

@@ -78,12 +78,7 @@ def _write_shard(path: Path, samples: Iterable[dict[str, Content]]) -> None:
 def _check_name(path: Path, key: str, extension: str) -> None:
     name = f"{key}.{extension}"
     escapes = key.startswith("/") or ".." in key.split("/")
-    if (
-        escapes
-        or META.match(name)
-        or base_plus_ext(name) != (key, extension)
-        or extension != extension.lower()
-    ):
+    if escapes or META.match(name) or base_plus_ext(name) != (key, extension) or extension != extension.lower():
         raise DatasetError(
             f"{path}: member {name!r}: a key must be relative and have no dot after the last /, "
             "an extension must be lower case"
@@ -99,6 +94,4 @@ def _to_bytes(path: Path, extension: str, content: Content) -> bytes:
         return content.encode()
     if isinstance(content, bytes):
         return content
-    raise DatasetError(
-        f"{path}: member .{extension} is a {type(content).__name__}; use bytes, str, int or dict"
-    )
+    raise DatasetError(f"{path}: member .{extension} is a {type(content).__name__}; use bytes, str, int or dict")

@@ -60,9 +60,7 @@ class Pair:
 def things(held_out: bool) -> list[Thing]:
     """The things of training (42), or the 6 held out; both sets have all shapes, and training all colours."""
     pairs = itertools.product(enumerate(COLOURS), enumerate(SHAPES))
-    return [
-        Thing(colour, shape) for (i, colour), (j, shape) in pairs if ((i - j) % len(COLOURS) == 0) == held_out
-    ]
+    return [Thing(colour, shape) for (i, colour), (j, shape) in pairs if ((i - j) % len(COLOURS) == 0) == held_out]
 
 
 def pairs(firsts: list[Thing], seconds: list[Thing]) -> list[Pair]:

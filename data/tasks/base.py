@@ -137,4 +137,6 @@ def _first(sample: Sample, keys: tuple[str, ...]) -> bytes:
     for key in keys:
         if key in sample:
             return sample[key]
-    raise BadSample(f"none of the members {', '.join(keys)}; found {sorted(k for k in sample if not k.startswith('__'))}")
+    raise BadSample(
+        f"none of the members {', '.join(keys)}; found {sorted(k for k in sample if not k.startswith('__'))}"
+    )

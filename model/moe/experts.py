@@ -60,9 +60,7 @@ class ExpertLinear(nn.Module):
 
         An expert without rows takes part with none, so its gradient is zero and not missing.
         """
-        return torch.cat(
-            [self.linear(rows, self.weight[e], self.bias[e]) for e, rows in enumerate(x_RI.split(counts))]
-        )
+        return torch.cat([self.linear(rows, self.weight[e], self.bias[e]) for e, rows in enumerate(x_RI.split(counts))])
 
     def linear(self, x: Tensor, weight_OI: Tensor, bias_O: Tensor) -> Tensor:
         """x W^T + b over this rank's part of the weight, communicating as megatron-core's column / row layers do."""

@@ -91,7 +91,9 @@ class MergePath(nn.Module):
         weights_GE = self.router(layout.attributes_GA, noise).weights_GE
         num_groups, num_experts = weights_GE.shape
         if num_groups > MAX_GROUPS:
-            raise ValueError(f"{num_groups} different attribute vectors in one pass; at most {MAX_GROUPS} are exchanged")
+            raise ValueError(
+                f"{num_groups} different attribute vectors in one pass; at most {MAX_GROUPS} are exchanged"
+            )
         padded_GE = torch.cat([weights_GE, weights_GE.new_zeros(MAX_GROUPS - num_groups, num_experts)])
         tokens_G = torch.stack(
             [

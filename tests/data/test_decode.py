@@ -210,9 +210,7 @@ def test_originals_of_several_codecs():
     )
     assert len(shapes) == 5 and all(shape[0] == 4 for shape in shapes.values())
     with tarfile.open(ORIGINALS / "coco_originals_12.tar") as tar:
-        photos = [
-            decode_image(tar.extractfile(m).read()) for m in tar if m.isreg() and m.name.endswith(".jpg")
-        ]
+        photos = [decode_image(tar.extractfile(m).read()) for m in tar if m.isreg() and m.name.endswith(".jpg")]
     assert len(photos) == 12
 
 

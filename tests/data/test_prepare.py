@@ -76,12 +76,7 @@ def pets(tmp_path):
 
 def test_class_archive(tmp_path, pets, capsys):
     out = tmp_path / "out"
-    assert (
-        main(
-            ["class-archive", "--train", pets, "--val", pets, "--out", str(out), "--name-map", "dog=big dog"]
-        )
-        == 0
-    )
+    assert main(["class-archive", "--train", pets, "--val", pets, "--out", str(out), "--name-map", "dog=big dog"]) == 0
     info = read_info(out)
     assert info.kind == "image_class" and info.classes == ("cat", "big dog")
     assert info.token_ids == token_ids("cat", "big dog")
@@ -108,9 +103,7 @@ def test_classes_in_a_given_order(tmp_path, pets):
 
 
 def test_resize_reduces_the_short_side_of_larger_images(tmp_path):
-    archive = pack(
-        tmp_path / "a.tar", [("x/big.png", jpeg(90, (80, 40))), ("x/small.jpg", jpeg(90, (12, 10)))], "w"
-    )
+    archive = pack(tmp_path / "a.tar", [("x/big.png", jpeg(90, (80, 40))), ("x/small.jpg", jpeg(90, (12, 10)))], "w")
     out = tmp_path / "out"
     assert main(["class-archive", "--train", archive, "--resize", "20", "--out", str(out)]) == 0
     assert [decode_image(s["jpg"]).shape for s in samples(out)] == [(20, 40, 3), (10, 12, 3)]
@@ -130,16 +123,10 @@ def test_caption_archive(tmp_path, capsys):
     captions = lines(tmp_path / "a.jsonl", texts)
     out = tmp_path / "out"
     assert main(["caption-archive", "--train", archive, captions, "--out", str(out)]) == 0
-    assert read_info(out).kind == "image_caption" and read_info(out).token_ids == token_ids(
-        "a dog", "one dog"
-    )
+    assert read_info(out).kind == "image_caption" and read_info(out).token_ids == token_ids("a dog", "one dog")
     assert [json.loads(s["json"]) for s in samples(out)] == [{"captions": ["a dog", "one dog "]}]
     report = capsys.readouterr().out
-    assert (
-        "3 failures" in report
-        and "2.jpg: no captions in a.jsonl" in report
-        and "4.jpg: not in a.tar.gz" in report
-    )
+    assert "3 failures" in report and "2.jpg: no captions in a.jsonl" in report and "4.jpg: not in a.tar.gz" in report
 
 
 @pytest.mark.parametrize("line", ["{", "[]", '{"image": "1.jpg"}', '{"image": 1, "captions": []}', "\udcff"])
@@ -157,9 +144,7 @@ def test_bad_records_are_named_by_their_line(tmp_path, capsys, line):
 def test_clip_archive(tmp_path, capsys):
     clip = encode_mp4(np.zeros((4, 16, 16, 3), np.uint8), fps=4)
     archive = pack(tmp_path / "a.tar", [("f/1.mp4", clip), ("n/2.mp4", clip), ("n/3.mp4", clip[:90])], "w")
-    records = [
-        {"video": f"{p}.mp4", "label": label} for p, label in (("f/1", "fight"), ("n/2", "no"), ("n/3", "no"))
-    ]
+    records = [{"video": f"{p}.mp4", "label": label} for p, label in (("f/1", "fight"), ("n/2", "no"), ("n/3", "no"))]
     labels = lines(tmp_path / "a.jsonl", records)
     out = tmp_path / "out"
     names = ["fight=people fighting", "no=people not fighting"]

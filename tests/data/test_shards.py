@@ -33,9 +33,7 @@ SAMPLES = [
     {"__key__": "a.b/second", "txt": "zwei", "cls": 4},
     {"__key__": "third", "txt": "drei" * 200, "json": {"captions": ["ä"]}},
 ]
-INFO = DatasetInfo(
-    kind="image_class", classes=("cat", "dog"), token_ids=(5, 49407), splits={"train": SplitInfo(3, 1)}
-)
+INFO = DatasetInfo(kind="image_class", classes=("cat", "dog"), token_ids=(5, 49407), splits={"train": SplitInfo(3, 1)})
 
 
 def by_webdataset(*paths):
@@ -104,9 +102,7 @@ def test_index_holds_the_byte_range_of_each_sample(tmp_path):
 
 @settings(deadline=None, max_examples=25)
 @given(
-    contents=st.lists(
-        st.dictionaries(st.sampled_from(["jpg", "txt", "a.json"]), st.binary(max_size=1500), min_size=1)
-    ),
+    contents=st.lists(st.dictionaries(st.sampled_from(["jpg", "txt", "a.json"]), st.binary(max_size=1500), min_size=1)),
     samples_per_shard=st.integers(1, 4),
     indexed=st.booleans(),
 )
@@ -169,9 +165,7 @@ def test_refuses_a_key_twice_and_a_second_writing(tmp_path):
 def test_opens_by_folder_braces_and_globs(tmp_path):
     write_shards(tmp_path, "train", SAMPLES, samples_per_shard=1)
     assert ShardSet.open(tmp_path, "train").sizes == (1, 1, 1)
-    assert (
-        ShardSet.from_urls([f"{tmp_path}/train-{{000002..000001}}.tar"]).paths[0].name == "train-000002.tar"
-    )
+    assert ShardSet.from_urls([f"{tmp_path}/train-{{000002..000001}}.tar"]).paths[0].name == "train-000002.tar"
     assert len(ShardSet.from_urls([f"{tmp_path}/train-*.tar"])) == 3
     assert len(ShardSet.from_urls([f"file:{tmp_path}/train-000000.tar"])) == 1
 
@@ -259,9 +253,7 @@ def test_a_damaged_header_costs_its_sample_alone(tmp_path):
     data[2048 + 1024 : 2048 + 1536] = bytes(512)  # header of the second member of the second sample
     path.write_bytes(data)
     shards = ShardSet.open(tmp_path, "train")
-    with pytest.raises(
-        BadSample, match=r"train-000000\.tar sample 1 at byte 2048, key 'a\.b/second'.*byte 1024"
-    ):
+    with pytest.raises(BadSample, match=r"train-000000\.tar sample 1 at byte 2048, key 'a\.b/second'.*byte 1024"):
         shards.read(0, 1)
     assert shards.read(0, 0)["cls"] == b"3" and shards.read(0, 2)["txt"] == b"drei" * 200
 

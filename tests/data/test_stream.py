@@ -36,14 +36,21 @@ def write(folder, kind, samples, classes=()):
     texts = [*classes, *(s.get("txt", "") for s in samples)]
     tokens = sorted({49407, *itertools.chain.from_iterable(map(Tokenizer.load().encode, texts))})
     shards = write_shards(folder, "train", samples, samples_per_shard=5)
-    info = DatasetInfo(kind=kind, classes=classes, token_ids=tuple(tokens), splits={"train": SplitInfo(len(samples), len(shards))})
+    info = DatasetInfo(
+        kind=kind, classes=classes, token_ids=tuple(tokens), splits={"train": SplitInfo(len(samples), len(shards))}
+    )
     write_info(folder, info)
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("sets")
-    write(root / "images", "image_class", [{"__key__": f"{i:03d}", "png": image(i), "cls": i % 2} for i in range(NUM)], NAMES)
+    write(
+        root / "images",
+        "image_class",
+        [{"__key__": f"{i:03d}", "png": image(i), "cls": i % 2} for i in range(NUM)],
+        NAMES,
+    )
     broken = [{"__key__": f"{i:03d}", "png": b"no image" if i == 3 else image(i), "cls": i % 2} for i in range(NUM)]
     write(root / "broken", "image_class", broken, NAMES)
     write(root / "texts", "text", [{"__key__": f"{i:03d}", "txt": f"red {'blue ' * i}red"} for i in range(NUM)])
@@ -52,7 +59,9 @@ def folders(tmp_path_factory):
 
 def config(folders, *, images="images", **options) -> DataConfig:
     tasks = (
-        TaskConfig(name="images", kind="classification", path=str(folders / images), batch_size=3, max_text=4, flip=True),
+        TaskConfig(
+            name="images", kind="classification", path=str(folders / images), batch_size=3, max_text=4, flip=True
+        ),
         TaskConfig(name="texts", kind="masked_text", path=str(folders / "texts"), batch_size=2, max_text=16),
     )
     return DataConfig(tasks=tasks, vocabulary="restricted", shuffle_window=8, **options)
@@ -127,7 +136,11 @@ def test_a_cut_off_shard_is_reported(folders, tmp_path):
 
 
 def test_wrong_kind_and_wrong_place_are_errors(folders):
-    for change, message in (({"kind": "retrieval"}, "reads data sets of kind"), ({"path": "nowhere"}, "nowhere"), ({"split": "x"}, "train")):
+    for change, message in (
+        ({"kind": "retrieval"}, "reads data sets of kind"),
+        ({"path": "nowhere"}, "nowhere"),
+        ({"split": "x"}, "train"),
+    ):
         task = TaskConfig(**({"name": "t", "kind": "classification", "path": str(folders / "images")} | change))
         data = DataConfig(tasks=(task,))
         with pytest.raises(DatasetError, match=message):

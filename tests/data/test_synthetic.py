@@ -131,9 +131,7 @@ def test_captions_by_hand():
         "left of the blue square is an orange circle",
     ]
     text, named = scenes.sentence(0, pair, pair.first, "growing")
-    assert text == (
-        "the orange circle is left of the blue square so the blue square is right of the orange circle ."
-    )
+    assert text == ("the orange circle is left of the blue square so the blue square is right of the orange circle .")
     assert named == [pair.first, pair.second]
 
 
@@ -152,9 +150,7 @@ def test_the_first_stands_where_the_relation_says(relation):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_things_are_drawn_in_their_colour_and_place(shape):
     frames_THWC = np.zeros((1, 32, 32, 3), np.float32)
-    scenes.draw(
-        frames_THWC, Thing("red", shape), np.array([[20.0, 10.0]]), np.array([6.0]), np.random.default_rng(1)
-    )
+    scenes.draw(frames_THWC, Thing("red", shape), np.array([[20.0, 10.0]]), np.array([6.0]), np.random.default_rng(1))
     red_HW = frames_THWC[0, :, :, 0]
     y, x = np.nonzero(red_HW > 150)
     assert frames_THWC[0, :, :, 2].max() < 60

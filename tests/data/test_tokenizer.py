@@ -130,9 +130,7 @@ def test_wrong_vocabulary_is_refused(monkeypatch, tmp_path):
 
 
 def test_imports_neither_torch_nor_open_clip():
-    code = (
-        "import sys, data.tokenizer as t; t.Tokenizer.load(); print({'torch', 'open_clip'} & {*sys.modules})"
-    )
+    code = "import sys, data.tokenizer as t; t.Tokenizer.load(); print({'torch', 'open_clip'} & {*sys.modules})"
     root = Path(__file__).parents[2]
     found = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "set()"

@@ -31,9 +31,7 @@ def test_evaluation_takes_the_central_square():
 def test_a_frame_of_the_right_size_stays_as_it_is():
     frames = noise(2, 8, 8)
     assert np.array_equal(spatial_transform(frames, 8, None), frames)
-    assert np.array_equal(
-        spatial_transform(frames, 8, np.random.default_rng(0), flip=False, crop=False), frames
-    )
+    assert np.array_equal(spatial_transform(frames, 8, np.random.default_rng(0), flip=False, crop=False), frames)
 
 
 def test_shrinking_does_not_alias():
@@ -49,9 +47,7 @@ def test_flip_mirrors_half_of_the_time():
         for seed in range(40)
     ]
     mirrored = [
-        np.array_equal(
-            spatial_transform(frames, 8, np.random.default_rng(seed), crop=False), frames[:, :, ::-1]
-        )
+        np.array_equal(spatial_transform(frames, 8, np.random.default_rng(seed), crop=False), frames[:, :, ::-1])
         for seed in range(40)
     ]
     assert all(a != b for a, b in zip(same, mirrored, strict=True))
@@ -82,9 +78,7 @@ def test_crops_hold_the_asked_for_area():
 
 def test_jitter_changes_brightness():
     grey = np.full((1, 4, 4, 3), 100, np.uint8)
-    values = {
-        int(spatial_transform(grey, 4, np.random.default_rng(s), color_jitter=0.3).mean()) for s in range(20)
-    }
+    values = {int(spatial_transform(grey, 4, np.random.default_rng(s), color_jitter=0.3).mean()) for s in range(20)}
     assert min(values) >= 70 and max(values) <= 130 and len(values) > 5
     assert (spatial_transform(grey, 4, None, color_jitter=0.3) == 100).all()
 

@@ -11,7 +11,9 @@ VOCABULARY_SIZE = 40
 PATCH_VALUES = 3 * 8 * 8
 
 
-def text(generator: torch.Generator, lengths: list[int], attributes: Attributes, visibility=Visibility.PREFIX) -> Segment:
+def text(
+    generator: torch.Generator, lengths: list[int], attributes: Attributes, visibility=Visibility.PREFIX
+) -> Segment:
     longest = max(lengths)
     values = torch.randint(0, VOCABULARY_SIZE - 5, (len(lengths), longest), generator=generator)
     valid_BL = torch.arange(longest)[None, :] < torch.tensor(lengths)[:, None]

@@ -24,7 +24,8 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout
     queue = context.Queue()
     port = _free_port()
     processes = [
-        context.Process(target=_entry, args=(rank, world_size, port, queue, function, args)) for rank in range(world_size)
+        context.Process(target=_entry, args=(rank, world_size, port, queue, function, args))
+        for rank in range(world_size)
     ]
     for process in processes:
         process.start()

@@ -88,7 +88,8 @@ def run_job(rank: int, job: Job) -> dict[str, Any]:
         if job.save_to and step + 1 == job.save_at:
             save(Path(job.save_to), step + 1, engine.fragments(), {"optimizer_step": engine.optimizer_step})
     fragments = [
-        (f.name, f.placement, f.start, {kind: t.numpy().copy() for kind, t in f.tensors.items()}) for f in engine.fragments()
+        (f.name, f.placement, f.start, {kind: t.numpy().copy() for kind, t in f.tensors.items()})
+        for f in engine.fragments()
     ]
     return {"losses": losses, "norms": norms, "fragments": fragments}
 
@@ -98,7 +99,9 @@ def logical_weights(results: list[dict[str, Any]], kind: str = "weight") -> dict
     locals_: dict[str, dict[Any, torch.Tensor]] = {}
     for result in results:
         for name, placement, start, tensors in result["fragments"]:
-            part = locals_.setdefault(name, {}).setdefault(placement, torch.full((int(np.prod(placement.local_shape)),), torch.nan))
+            part = locals_.setdefault(name, {}).setdefault(
+                placement, torch.full((int(np.prod(placement.local_shape)),), torch.nan)
+            )
             part[start : start + len(tensors[kind])] = torch.from_numpy(tensors[kind])
     whole = {}
     for name, parts in locals_.items():

@@ -41,7 +41,7 @@ def test_every_task_has_a_loss_and_gradients(task, router):
     losses.total.backward()
     assert torch.isfinite(losses.total)
     for name, parameter in objective.named_parameters():
-        if ".gate." in name or ".weight" in name and ".bank." in name:
+        if ".gate." in name or (".weight" in name and ".bank." in name):
             assert parameter.grad is not None, name
     assert losses.load_ME.shape == (2, 4)
     torch.testing.assert_close(losses.load_ME.sum(dim=1), torch.ones(2))

@@ -109,7 +109,9 @@ def test_merge_equals_dispatch_with_all_gradients():
         (y[valid_BL] ** 2).sum().backward()
         assert w.grad is not None and x.grad is not None
         # The merged path also gives gradients to experts that were not chosen (their weight is zero); a router never sees them.
-        results.append((y[valid_BL], w.grad * (weights > 0), x.grad[valid_BL], layer.weight.grad.clone(), layer.bias.grad.clone()))
+        results.append(
+            (y[valid_BL], w.grad * (weights > 0), x.grad[valid_BL], layer.weight.grad.clone(), layer.bias.grad.clone())
+        )
     for merged, dispatched in zip(*results, strict=True):
         torch.testing.assert_close(merged, dispatched, rtol=1e-5, atol=1e-5)
 

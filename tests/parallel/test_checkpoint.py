@@ -25,7 +25,9 @@ from tests.helpers.parity import Job, logical_weights, merged_losses, run_job
 
 
 def fragment(name="w", values=range(6), shape=(2, 3), start=0, cuts=()) -> Fragment:
-    return Fragment(name, Placement(tuple(shape), cuts), start, True, {"weight": torch.tensor(list(values), dtype=torch.float32)})
+    return Fragment(
+        name, Placement(tuple(shape), cuts), start, True, {"weight": torch.tensor(list(values), dtype=torch.float32)}
+    )
 
 
 @pytest.mark.parametrize("layout", [{}, {"expert": 2}])

@@ -34,7 +34,9 @@ def column_then_row(rank: int, tensor: int) -> dict:
     y = layers["down"](torch.tanh(layers["up"](x)))
     (y**2).sum().backward()
     gradients = {
-        f"{name}.{key}": (placement_of(p), p.grad.numpy()) for name, layer in layers.items() for key, p in layer.named_parameters()
+        f"{name}.{key}": (placement_of(p), p.grad.numpy())
+        for name, layer in layers.items()
+        for key, p in layer.named_parameters()
     }
     return {"y": y.detach().numpy(), "x_grad": x.grad.numpy(), "gradients": gradients}
 
@@ -77,7 +79,9 @@ def sparse_pair(rank: int, axis: str, path: str, groups: tuple[int, ...]) -> dic
         x = torch.randn(1, groups[slot], WIDTH, generator=generator).requires_grad_()
         ids = torch.randint(0, 4, (groups[slot], 1), generator=generator)
         weights = torch.rand(groups[slot] if path == "token" else 1, 4, generator=generator)
-        layout = SequenceLayout(torch.ones(1, groups[slot], dtype=torch.bool), None, (Span(0, groups[slot], 0),), torch.zeros(1, 8))
+        layout = SequenceLayout(
+            torch.ones(1, groups[slot], dtype=torch.bool), None, (Span(0, groups[slot], 0),), torch.zeros(1, 8)
+        )
         weights.requires_grad_()
         if path == "token":
             plan = plan_dispatch(ids, torch.ones_like(ids, dtype=torch.bool), 4, mesh.expert)
@@ -86,8 +90,14 @@ def sparse_pair(rank: int, axis: str, path: str, groups: tuple[int, ...]) -> dic
             decision = MergeDecision(all_gather(weights, mesh.expert), layout, report)
         y = decision.apply(down, torch.tanh(decision.apply(up, x)))
         (y**2).sum().backward()
-        outputs[slot], input_gradients[slot], gate_gradients[slot] = (t.detach().numpy() for t in (y, x.grad, weights.grad))
-    gradients = {f"{n}.{k}": (placement_of(p), p.grad.numpy()) for n, b in (("up", up), ("down", down)) for k, p in b.named_parameters()}
+        outputs[slot], input_gradients[slot], gate_gradients[slot] = (
+            t.detach().numpy() for t in (y, x.grad, weights.grad)
+        )
+    gradients = {
+        f"{n}.{k}": (placement_of(p), p.grad.numpy())
+        for n, b in (("up", up), ("down", down))
+        for k, p in b.named_parameters()
+    }
     return {"y": outputs, "x": input_gradients, "gate": gate_gradients, "gradients": gradients}
 
 
@@ -99,7 +109,9 @@ def test_sparse_linears(axis, path, groups):
     for result in run_ranks(2, sparse_pair, axis, path, groups):
         for key in ("y", "x", "gate"):
             for slot, value in result[key].items():
-                np.testing.assert_allclose(value, serial[key][slot], rtol=2e-5, atol=2e-5, err_msg=f"{key} of slot {slot}")
+                np.testing.assert_allclose(
+                    value, serial[key][slot], rtol=2e-5, atol=2e-5, err_msg=f"{key} of slot {slot}"
+                )
         for name, (placement, gradient) in result["gradients"].items():
             expected = placement.take(torch.from_numpy(serial["gradients"][name][1])).numpy()
             np.testing.assert_allclose(gradient, expected, rtol=2e-5, atol=2e-5, err_msg=name)
