@@ -30,7 +30,8 @@ def spatial_transform(
     """uint8 [T, H, W, 3] to uint8 [T, size, size, 3]; all frames of a clip are treated alike.
 
     With a generator (training): a random crop of a share `crop_scale` of the area, a mirror image half of the
-    time, and brightness, contrast and saturation each scaled by 1 +- `color_jitter`. Without one
+    time, brightness, contrast and saturation each scaled by 1 +- `color_jitter`, and hue turned by up to
+    +- `color_jitter` * 180 degrees. Without one
     (evaluation), and with `crop` off: the largest square in the centre.
     """
     _, height, width, _ = frames_THWC.shape
@@ -84,8 +85,15 @@ def _random_box(height: int, width: int, rng: np.random.Generator, scale: tuple[
 
 def _jitter(frames_THWC: np.ndarray, rng: np.random.Generator, strength: float) -> np.ndarray:
     brightness, contrast, saturation = rng.uniform(1 - strength, 1 + strength, size=3)
+    angle = rng.uniform(-np.pi, np.pi) * min(strength, 1.0)
     frames = frames_THWC.astype(np.float32) * brightness
     frames = frames.mean() + (frames - frames.mean()) * contrast
-    grey = frames @ np.array([0.299, 0.587, 0.114], np.float32)
-    frames = grey[..., None] + (frames - grey[..., None]) * saturation
-    return np.clip(np.rint(frames), 0, 255).astype(np.uint8)
+    # In YIQ, hue is the angle and saturation the length of (I, Q).
+    turn = saturation * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    yiq = frames @ _RGB_TO_YIQ.T
+    yiq[..., 1:] = yiq[..., 1:] @ turn.T
+    return np.clip(np.rint(yiq @ _YIQ_TO_RGB.T), 0, 255).astype(np.uint8)
+
+
+_RGB_TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
+_YIQ_TO_RGB = np.linalg.inv(_RGB_TO_YIQ)
