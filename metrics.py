@@ -197,7 +197,7 @@ class Wandb:
             name=config.name,
             id=path.read_text().strip(),
             resume="allow",
-            mode=config.tracking.wandb if config.tracking.wandb != "disabled" else "disabled",
+            mode=config.tracking.wandb,
             dir=str(folder),
             config={"yaml": dump_config(config)},
             settings=wandb.Settings(silent=True, console="off"),

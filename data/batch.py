@@ -159,7 +159,8 @@ class TaskBatch(_Movable):
             raise ValueError(f"{num_read} read-outs need as many labels, got {tuple(self.labels_Q.shape)}")
         if self.symmetric and num_read != num_candidates:
             raise ValueError(f"a symmetric loss needs one candidate a read-out, got {num_read} and {num_candidates}")
-        if num_read and int(self.labels_Q.max()) >= num_candidates:
+        # Values are looked at on the CPU alone: reading them from a device would stop it for every batch.
+        if num_read and self.labels_Q.device.type == "cpu" and int(self.labels_Q.max()) >= num_candidates:
             raise ValueError(f"label {int(self.labels_Q.max())} of {num_candidates} candidates")
         if self.candidate_log_weights_C is not None and self.label_smoothing:
             raise ValueError("label smoothing needs the whole candidate set; it cannot go with sampled candidates")

@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-DATA = ROOT / "data_demo"
 LINES = {
     "classification": ("accuracy", "chance"),
     "masked_text": ("accuracy", "majority"),
@@ -46,9 +45,7 @@ def main() -> None:
     start = time.perf_counter()
     count = ranks()
     bin_folder = Path(sys.executable).parent
-    if not (DATA / "complete").exists():
-        run(sys.executable, "-m", "data.synthetic", "--out", str(DATA))
-        (DATA / "complete").touch()
+    run(sys.executable, "-m", "data.synthetic", "--out", "data_demo")  # leaves complete data sets alone
     run(
         str(bin_folder / "deepspeed"),
         f"--num_gpus={count}",

@@ -39,7 +39,7 @@ TINY = {
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("world")
-    write_demo_world(folder, 0, WorldSize.tiny())
+    write_demo_world(folder, 0, WorldSize(shapes=48, pairs=32, clips=24, clip_captions=6, sentences=48, evaluation=16))
     return folder
 
 
