@@ -71,7 +71,6 @@ class ModelConfig:
     max_frames: int = 8
     max_text: int = 64
     position_scale: float = 1.0
-    embedding_gain: float = 1.0
     layer_scale: float = 0.0
     drop_path: float = 0.0
     experts: ExpertConfig = dataclasses.field(default_factory=ExpertConfig)

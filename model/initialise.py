@@ -29,9 +29,7 @@ def initialise(objective: Objective, seed: int) -> None:
         logical = torch.empty(placement.shape)
         key = derive(seed, "initialise", name)
         assert key is not None
-        if name == "embedding.norm.weight":
-            logical.fill_(objective.config.embedding_gain)
-        elif name in norms:
+        if name in norms:
             logical.fill_(1.0)
         elif name.startswith("log_scales."):
             logical.fill_(INITIAL_LOG_SCALE)

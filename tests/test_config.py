@@ -50,7 +50,7 @@ def test_overrides():
         (["model.depth=six"], "model.depth"),
         (["model.depth=6.5"], "6.5"),
         (["seed=true"], "seed"),
-        (["model.heads=3"], "width=128 does not divide by heads=3"),
+        (["model.heads=5"], "width=96 does not divide by heads=5"),
         (["steps=0"], "steps=0"),
         (["name=../x"], "name='../x'"),
         (["kernels=cuda"], "kernels"),

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import sysconfig
 import tomllib
 from importlib import metadata
 from pathlib import Path
@@ -82,7 +83,10 @@ def test_constraints_hold_for_cpu_and_cuda() -> None:
 
 
 def test_the_environment_is_the_pinned_one() -> None:
-    installed = {normal(dist.name): dist.version.split("+")[0] for dist in metadata.distributions()}
+    # Not all of sys.path: setuptools adds its own folder of vendored packages there once something imports it.
+    site_packages = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
+    found = metadata.distributions(path=site_packages)
+    installed = {normal(dist.name): dist.version.split("+")[0] for dist in found}
     expected = RUNTIME | DEVELOPMENT | CONSTRAINTS
     different = {n: (installed[n], v) for n, v in expected.items() if n in installed and installed[n] != v}
     assert not different, f"(installed, pinned): {different}; run `make setup`"
