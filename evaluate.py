@@ -48,9 +48,13 @@ def evaluate(arguments: argparse.Namespace) -> None:
     unknown = [name for name in wanted if name not in by_name]
     if unknown:
         raise ConfigError(f"{arguments.run} has no task {unknown[0]!r}; its tasks are {', '.join(by_name)}")
-    tasks = tuple(dataclasses.replace(by_name[name], split=arguments.split) for name in wanted)
-    data = dataclasses.replace(run.data, tasks=tasks)
-    sources = open_sources(data, vocabulary, Pixels(run.model.image_size, run.model.patch), run.seed)
+    trained = tuple(by_name[name] for name in wanted)
+    evaluated = tuple(dataclasses.replace(task, split=arguments.split) for task in trained)
+    pixels = Pixels(run.model.image_size, run.model.patch)
+    training, sources = (
+        open_sources(dataclasses.replace(run.data, tasks=tasks), vocabulary, pixels, run.seed)
+        for tasks in (trained, evaluated)
+    )
 
     checkpoint = find_checkpoint(arguments.run / "checkpoints", arguments.step)
     if arguments.threads:
@@ -60,9 +64,9 @@ def evaluate(arguments: argparse.Namespace) -> None:
     load_weights(checkpoint, objective)
     objective.to(device).eval()
 
-    for source in sources:
+    for source, training_source in zip(sources, training, strict=True):
         start = time.perf_counter()
-        evaluation = Evaluation(objective, source, device, arguments.batch_size, arguments.limit)
+        evaluation = Evaluation(objective, source, training_source, device, arguments.batch_size, arguments.limit)
         metrics = EVALUATORS[source.task.config.kind](evaluation)
         head = {"task": source.name, "kind": source.task.config.kind, "split": arguments.split, "step": checkpoint.step}
         rounded = {key: round(value, 5) if isinstance(value, float) else value for key, value in metrics.items()}

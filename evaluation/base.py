@@ -21,10 +21,11 @@ CHUNK = 1024
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """One evaluator's input: `limit` samples at most, all if None."""
+    """One evaluator's input: `limit` samples at most, all if None. `training` is the task's training split."""
 
     objective: Objective
     source: Source
+    training: Source
     device: str = "cpu"
     batch_size: int = 64
     limit: int | None = None
@@ -34,6 +35,11 @@ class Evaluation:
         for batch in evaluation_pass(self.source, self.batch_size, self.limit):
             if batch.faults:
                 raise RuntimeError(f"cannot evaluate on damaged data: {batch.faults[0]}")
+            yield batch.examples
+
+    def training_batches(self) -> Iterator[list]:
+        """Examples of the training split, unmodified; unreadable ones are left out, as in training."""
+        for batch in evaluation_pass(self.training, self.batch_size):
             yield batch.examples
 
 

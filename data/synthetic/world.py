@@ -213,10 +213,10 @@ def _clip(thing: Thing, motion: str, rng: np.random.Generator) -> bytes:
     shows that time is read only as far as it is above what one frame gives.
     """
     times_T = np.linspace(-1, 1, NUM_FRAMES)
-    velocity_2 = np.array(scenes.VELOCITY.get(motion, (0, 0))) * rng.uniform(6.5, 8)
-    growth = {"growing": 1, "shrinking": -1}.get(motion, 0) * rng.uniform(2, 2.5)
-    centres_T2 = SIDE / 2 + rng.uniform(-4.5, 4.5, size=2) + times_T[:, None] * velocity_2
-    radii_T = rng.uniform(4.5, 7.5) + times_T * growth
+    velocity_2 = np.array(scenes.VELOCITY.get(motion, (0, 0))) * rng.uniform(8, 9.5)
+    growth = {"growing": 1, "shrinking": -1}.get(motion, 0) * rng.uniform(2.5, 3)
+    centres_T2 = SIDE / 2 + rng.uniform(-2.5, 2.5, size=2) + times_T[:, None] * velocity_2
+    radii_T = rng.uniform(5, 6.5) + times_T * growth
     frames_THWC = np.repeat(scenes.background(rng)[None], NUM_FRAMES, axis=0)
     scenes.draw(frames_THWC, thing, centres_T2, radii_T, rng)
     return encode_mp4(_pixels(frames_THWC), FPS)

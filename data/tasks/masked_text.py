@@ -28,6 +28,14 @@ class Masked:
     masked: list[int]
     originals: list[int]
 
+    @property
+    def original_tokens(self) -> list[int]:
+        """The text before it was masked."""
+        tokens = list(self.tokens)
+        for position, token in zip(self.masked, self.originals, strict=True):
+            tokens[position] = token
+        return tokens
+
 
 class MaskedText(Task):
     @property
