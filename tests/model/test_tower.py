@@ -92,7 +92,7 @@ def test_recomputation_takes_the_decision_that_was_made(monkeypatch):
         return again * probs.flip(1) + (1 - again) * probs, selection, logits, noisy
 
     experts = {"unit": "mlp", "top_k": 1, "placement": "last-1", "noise": "none"}
-    objective = make(config("token", experts, activation_checkpointing="block"))
+    objective = make(config("token", experts, activation_checkpointing="block", readout="mean"))
     with monkeypatch.context() as patch:
         patch.setattr(router, "_probabilities", drifting)
         loss = objective(retrieval()).total
