@@ -25,6 +25,8 @@ from parallel.config import OptimizerConfig, ParallelConfig
 from parallel.kernels import KernelName
 
 EXIT_CONFIG = 2
+TEXT_KINDS = ("masked_text",)
+"""Kinds of tasks without pictures."""
 
 
 class ConfigError(Exception):
@@ -123,7 +125,7 @@ def check_layout(config: RunConfig, world_size: int) -> None:
         raise ConfigError(
             f"slots={config.slots} micro-batches a step do not divide among {data_ranks} data ranks: use a multiple"
         )
-    sparse = any(model.experts.is_sparse(layer) for layer in range(model.depth))
+    sparse = model.num_decisions > 0
     if expert > 1 and not sparse:
         raise ConfigError(
             f"parallel.expert={expert} needs experts, but model.experts.placement={model.experts.placement} has none"
@@ -133,8 +135,15 @@ def check_layout(config: RunConfig, world_size: int) -> None:
             f"model.experts.num_experts={model.experts.num_experts} does not divide by parallel.expert={expert}"
         )
     for name in ("heads", "ffn"):
-        if getattr(model, name) % tensor:
-            raise ConfigError(f"model.{name}={getattr(model, name)} does not divide by parallel.tensor={tensor}")
+        for key, shape in (("model", model), ("model.text_tower", model.text_tower)):
+            if shape is not None and getattr(shape, name) % tensor:
+                raise ConfigError(f"{key}.{name}={getattr(shape, name)} does not divide by parallel.tensor={tensor}")
+    texts = [task.name for task in config.data.tasks if task.kind in TEXT_KINDS]
+    if model.text_tower and texts and tensor * expert > 1:
+        raise ConfigError(
+            f"task {texts[0]} is text alone: with model.text_tower it leaves the other tower out, and ranks with other tasks "
+            "would wait for it; use parallel.tensor=1 and parallel.expert=1"
+        )
     if tensor > 64 or 64 % tensor:
         raise ConfigError(
             f"parallel.tensor={tensor} does not divide the token table's 64-row blocks: use a power of two up to 64"
@@ -203,6 +212,8 @@ def parse_config(raw: dict[str, Any], origin: str) -> RunConfig:
     unknown = next(_unknown_keys(RunConfig, raw, ""), None)
     if unknown:
         raise ConfigError(f"{origin}: {unknown}")
+    names = [task.get("name") for task in raw["data"]["tasks"]] if _has_tasks(raw) else []
+    raw = {**raw, "model": {"tasks": names, **(raw.get("model") or {})}}
     try:
         return pydantic.TypeAdapter(RunConfig).validate_json(json.dumps(raw), strict=True)
     except pydantic.ValidationError as error:
@@ -216,6 +227,11 @@ def parse_config(raw: dict[str, Any], origin: str) -> RunConfig:
 def dump_config(config: RunConfig) -> str:
     """The resolved configuration as YAML that `load_config` reads back."""
     return yaml.safe_dump(json.loads(json.dumps(dataclasses.asdict(config))), sort_keys=False)
+
+
+def _has_tasks(raw: dict[str, Any]) -> bool:
+    tasks = raw["data"].get("tasks") if isinstance(raw.get("data"), dict) else None
+    return isinstance(tasks, list) and all(isinstance(task, dict) for task in tasks)
 
 
 class _Loader(yaml.SafeLoader):

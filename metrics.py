@@ -18,7 +18,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from config import RunConfig, dump_config
+from data.batch import Modality
 from data.stream import Fault, MicroBatch
+from model.config import ModelConfig
 from model.objective import Losses
 from parallel.checkpoint import write_atomically
 from parallel.engine import StepInfo
@@ -34,16 +36,21 @@ class TooManyFaultsError(RuntimeError):
 class Meter:
     """Sums between two log points. Nothing waits for the device until `record`, which all ranks call together."""
 
-    def __init__(self, tasks: list[str], num_decisions: int, num_experts: int, mesh: Mesh) -> None:
+    def __init__(self, tasks: list[str], model: ModelConfig, mesh: Mesh) -> None:
         self.tasks, self.mesh = tasks, mesh
-        self._loads = (num_decisions, num_experts)
+        self._decisions, self._experts = model.num_decisions, model.experts.num_experts
+        self._auxiliary_names = model.experts.auxiliary.names
         self._reset()
 
     def _reset(self) -> None:
         # Per task: micro-batches, loss, right read-outs, read-outs. Then samples, tokens, faults, seconds waited for data.
         self._tasks = torch.zeros(len(self.tasks), 4, dtype=torch.float64, device=self.mesh.device)
         self._counts = torch.zeros(5, dtype=torch.float64)
-        self._load_ME = torch.zeros(*self._loads, dtype=torch.float64, device=self.mesh.device)
+        kinds = len(Modality)
+        shape = (self._decisions, kinds, self._experts + 1)
+        # Pairs that each expert took from each modality, and in the last column all that were asked.
+        self._routed_NMX = torch.zeros(*shape, dtype=torch.float64, device=self.mesh.device)
+        self._auxiliary = torch.zeros(len(self._auxiliary_names), dtype=torch.float64, device=self.mesh.device)
         self._steps, self._skipped = 0, 0
         self._start = time.perf_counter()
 
@@ -58,8 +65,11 @@ class Meter:
             ]
         ).double()
         self._counts += torch.tensor([micro.num_samples, micro.num_tokens, len(micro.faults), waited_s, 1.0])
-        if losses.load_ME.numel():
-            self._load_ME += losses.load_ME.double()
+        routed_NMX = torch.cat([losses.accepted_NME, losses.asked_NM.unsqueeze(-1)], dim=-1)
+        if routed_NMX.shape[0] == self._decisions:
+            self._routed_NMX += routed_NMX.double()
+        for index, name in enumerate(self._auxiliary_names):
+            self._auxiliary[index] += losses.auxiliary[name].double()
 
     def end_step(self, info: StepInfo) -> None:
         self._steps += 1
@@ -69,13 +79,13 @@ class Meter:
     def record(self, step: int, total_steps: int) -> Record:
         """Collective. Totals over data ranks since the last record; `step` counts finished steps."""
         seconds = time.perf_counter() - self._start
-        parts = [self._tasks.cpu().flatten(), self._counts, self._load_ME.cpu().flatten()]
+        parts = [self._tasks.cpu().flatten(), self._counts, self._routed_NMX.cpu().flatten(), self._auxiliary.cpu()]
         total = torch.cat(parts)
         if self.mesh.data.size > 1:
             total = total.to(self.mesh.device)
             dist.all_reduce(total, group=self.mesh.data.group)
             total = total.cpu()
-        tasks, counts, loads = total.split([p.numel() for p in parts])
+        tasks, counts, routed, auxiliary = total.split([p.numel() for p in parts])
         samples, tokens, faults, waited, micro_batches = counts.tolist()
         record: Record = {
             "step": step,
@@ -94,12 +104,32 @@ class Meter:
             if count:
                 record[f"loss/{name}"] = loss / count
                 record[f"accuracy/{name}"] = correct / reads
-        if loads.numel():
-            mean_ME = loads.view(*self._loads) / micro_batches
-            record["expert_load"] = [[round(x, 4) for x in row] for row in mean_ME.tolist()]
-            record["expert_load_max"] = mean_ME.max().item()
+        for name, value in zip(self._auxiliary_names, auxiliary.tolist(), strict=True):
+            record[f"auxiliary/{name}"] = value / micro_batches
+        record |= _routing_record(routed.view(self._routed_NMX.shape))
         self._reset()
         return record
+
+
+def _routing_record(routed_NMX: Tensor) -> Record:
+    """expert_load: share of all asked pairs that each expert took, by decision; success: share of a modality's asked pairs
+    that were taken at all, over all decisions and by decision (LIMoE's success rate)."""
+    if not routed_NMX.numel():
+        return {}
+    accepted_NME, asked_NM = routed_NMX[..., :-1], routed_NMX[..., -1]
+    load_NE = accepted_NME.sum(dim=1) / asked_NM.sum(dim=1, keepdim=True).clamp(min=1)
+    record: Record = {"expert_load": _rounded(load_NE), "expert_load_max": load_NE.max().item()}
+    for modality in Modality:
+        asked_N = asked_NM[:, modality]
+        if asked_N.sum() > 0:
+            taken_N = accepted_NME[:, modality].sum(dim=-1)
+            record[f"success/{modality.name.lower()}"] = (taken_N.sum() / asked_N.sum()).item()
+            record[f"success_by_decision/{modality.name.lower()}"] = _rounded(taken_N / asked_N.clamp(min=1))
+    return record
+
+
+def _rounded(values: Tensor) -> list:
+    return (values * 1e4).round().div(1e4).tolist()
 
 
 class FaultLedger:
@@ -205,13 +235,23 @@ class Wandb:
         self._run.define_metric("*", step_metric="step")
 
     def write(self, record: Record) -> None:
-        flat = {key: value for key, value in record.items() if key != "expert_load"}
-        for index, row in enumerate(record.get("expert_load", [])):
-            flat |= {f"expert_load/{index}/{expert}": value for expert, value in enumerate(row)}
+        flat: Record = {}
+        for key, value in record.items():
+            flat |= _numbered(key, value)
         self._run.log(flat)
 
     def close(self) -> None:
         self._run.finish()
+
+
+def _numbered(key: str, value: Any) -> Record:
+    """Lists as one entry an element: wandb draws numbers alone."""
+    if not isinstance(value, list):
+        return {key: value}
+    flat: Record = {}
+    for index, item in enumerate(value):
+        flat |= _numbered(f"{key}/{index}", item)
+    return flat
 
 
 class Sinks:

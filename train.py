@@ -83,8 +83,7 @@ def train(run: RunConfig) -> int:
     stream = training_stream(sources, schedule, shard, step, consumed, run.data.workers, pin_memory=cuda)
     ledger = FaultLedger(run.folder, launched_rank(), run.data.max_bad_fraction)
     ledger.add(0, shard_faults(sources) if mesh.is_first else ())
-    num_decisions = 2 * sum(run.model.experts.is_sparse(layer) for layer in range(run.model.depth))
-    meter = Meter([source.name for source in sources], num_decisions, run.model.experts.num_experts, mesh)
+    meter = Meter([source.name for source in sources], run.model, mesh)
     sinks = Sinks(run, step, mesh.is_first)
     micro_batches = run.slots // mesh.data.size
     skipped_in_a_row = 0

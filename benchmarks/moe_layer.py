@@ -12,6 +12,7 @@ import time
 import torch
 
 from data.attributes import CAPTION_TEXT, CAPTION_VISUAL
+from data.batch import Modality
 from model.block import Block
 from model.config import ExpertConfig, ModelConfig
 from model.layout import SequenceLayout, Span
@@ -35,7 +36,7 @@ def make_block(experts: ExpertConfig, width: int, heads: int, ffn: int) -> Block
 
 def seconds_of(block: Block, x_BLD: torch.Tensor, layout: SequenceLayout) -> float:
     start = time.perf_counter()
-    y_BLD, _ = block(x_BLD, layout, None)
+    (y_BLD,), _ = block((x_BLD,), (layout,), None)
     y_BLD.sum().backward()
     return time.perf_counter() - start
 
@@ -58,10 +59,12 @@ def main() -> None:
     x_BLD = torch.randn(options.rows, options.length, options.width, requires_grad=True)
     half = options.length // 2
     layout = SequenceLayout(
-        torch.ones(options.rows, options.length, dtype=torch.bool),
-        None,
-        (Span(0, half, 0), Span(half, options.length, 1)),
-        torch.tensor([CAPTION_VISUAL, CAPTION_TEXT], dtype=torch.float32),
+        valid_BL=torch.ones(options.rows, options.length, dtype=torch.bool),
+        mask_BLL=None,
+        spans=(Span(0, half, 0), Span(half, options.length, 1)),
+        attributes_GA=torch.tensor([CAPTION_VISUAL, CAPTION_TEXT], dtype=torch.float32),
+        modality_G=torch.tensor([Modality.IMAGE, Modality.TEXT]),
+        prefix_L=torch.ones(options.length, dtype=torch.bool),
     )
     blocks = {
         name: make_block(experts, options.width, options.heads, options.ffn) for name, experts in VARIANTS.items()

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor, nn
 
 from model.attention import Attention
 from model.config import ModelConfig
-from model.feed_forward import FeedForward
-from model.layout import SequenceLayout
-from model.moe.layer import PATHS, Decision, RoutingReport
+from model.feed_forward import feed_forward
+from model.moe.layer import Decision, RoutingReport, make_path
+from model.moe.router import Layouts, Passed
 from model.noise import Key, derive, uniform
 from parallel.kernels import Kernels
 from parallel.mesh import Mesh
@@ -20,30 +22,36 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int, mesh: Mesh, kernels: Kernels) -> None:
         super().__init__()
-        sparse = config.experts.is_sparse(layer)
+        sparse = config.experts.is_sparse(layer, config.depth)
+        sparse_attention = sparse and config.experts.unit == "linear"
         self.drop_path = config.drop_path
         self.attention_norm = kernels.layer_norm(config.width)
-        self.attention = Attention(config, sparse, mesh)
+        self.attention = Attention(config, sparse_attention, mesh)
         self.ffn_norm = kernels.layer_norm(config.width)
-        self.ffn = FeedForward(config, sparse, mesh)
+        self.ffn = feed_forward(config, sparse, mesh)
         self.attention_scale = nn.Parameter(torch.empty(config.width)) if config.layer_scale else None
         self.ffn_scale = nn.Parameter(torch.empty(config.width)) if config.layer_scale else None
-        path = PATHS[config.experts.router]
-        self.attention_path = path(config.width, config.experts, mesh, kernels) if sparse else None
-        self.ffn_path = path(config.width, config.experts, mesh, kernels) if sparse else None
+        new_path = functools.partial(make_path, config.width, config.experts, len(config.tasks), mesh, kernels)
+        self.attention_path = new_path() if sparse_attention else None
+        self.ffn_path = new_path() if sparse else None
 
-    def forward(self, x_BLD: Tensor, layout: SequenceLayout, noise: Key) -> tuple[Tensor, tuple[RoutingReport, ...]]:
-        """-> (x_BLD, reports of the two decisions; none in a dense block)."""
-        normed = self.attention_norm(x_BLD)
-        first = _decide(self.attention_path, normed, layout, derive(noise, "attention"))
-        branch = self.attention(normed, layout, first)
-        x_BLD = x_BLD + self._scaled(branch, self.attention_scale, derive(noise, "drop attention"))
+    def forward(self, xs: Passed, layouts: Layouts, noise: Key) -> tuple[Passed, tuple[RoutingReport, ...]]:
+        """-> (xs, reports of the decisions; none in a dense block)."""
+        normed = tuple(self.attention_norm(x) for x in xs)
+        first = _decide(self.attention_path, normed, layouts, derive(noise, "attention"))
+        branches = self.attention(normed, layouts, first)
+        xs = self._added(xs, branches, self.attention_scale, derive(noise, "drop attention"))
 
-        normed = self.ffn_norm(x_BLD)
-        second = _decide(self.ffn_path, normed, layout, derive(noise, "ffn"))
-        branch = self.ffn(normed, second)
-        x_BLD = x_BLD + self._scaled(branch, self.ffn_scale, derive(noise, "drop ffn"))
-        return x_BLD, tuple(decision.report for decision in (first, second) if decision is not None)
+        normed = tuple(self.ffn_norm(x) for x in xs)
+        second = _decide(self.ffn_path, normed, layouts, derive(noise, "ffn"))
+        xs = self._added(xs, self.ffn(normed, second), self.ffn_scale, derive(noise, "drop ffn"))
+        return xs, tuple(decision.report for decision in (first, second) if decision is not None)
+
+    def _added(self, xs: Passed, branches: Passed, scale_D: Tensor | None, noise: Key) -> Passed:
+        return tuple(
+            x + self._scaled(branch, scale_D, derive(noise, index))
+            for index, (x, branch) in enumerate(zip(xs, branches, strict=True))
+        )
 
     def _scaled(self, branch_BLD: Tensor, scale_D: Tensor | None, noise: Key) -> Tensor:
         if scale_D is not None:
@@ -54,5 +62,5 @@ class Block(nn.Module):
         return branch_BLD * keep_B11 / (1 - self.drop_path)
 
 
-def _decide(path: nn.Module | None, x_BLD: Tensor, layout: SequenceLayout, noise: Key) -> Decision:
-    return None if path is None else path(x_BLD, layout, noise)
+def _decide(path: nn.Module | None, xs: Passed, layouts: Layouts, noise: Key) -> Decision:
+    return None if path is None else path(xs, layouts, noise)

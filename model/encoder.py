@@ -2,26 +2,48 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+import functools
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from model.block import Block
 from model.config import ModelConfig
-from model.layout import SequenceLayout
 from model.moe.layer import RoutingReport
+from model.moe.router import Layouts, Passed
 from model.noise import Key, derive
 from parallel.kernels import Kernels
 from parallel.mesh import Mesh
+
+DECISIONS = (torch.ops.aten.sort.stable, torch.ops.aten.lt.Tensor)
+"""What routing decides with: ranks of experts and of tokens, and who finds a slot. Kept under activation checkpointing, so
+that recomputation sends every token where it went, also where a device does not repeat its sums to the last bit."""
 
 
 class Encoder(nn.Module):
     def __init__(self, config: ModelConfig, mesh: Mesh, kernels: Kernels) -> None:
         super().__init__()
+        self.recompute = config.activation_checkpointing == "block"
         self.blocks = nn.ModuleList(Block(config, layer, mesh, kernels) for layer in range(config.depth))
 
-    def forward(self, x_BLD: Tensor, layout: SequenceLayout, noise: Key) -> tuple[Tensor, tuple[RoutingReport, ...]]:
-        """-> (x_BLD, reports in the order of the decisions)."""
+    def forward(self, xs: Passed, layouts: Layouts, noise: Key) -> tuple[Passed, tuple[RoutingReport, ...]]:
+        """All sequences of a pass together -> (xs, reports in the order of the decisions)."""
         reports: tuple[RoutingReport, ...] = ()
         for layer, block in enumerate(self.blocks):
-            x_BLD, more = block(x_BLD, layout, derive(noise, layer))
+            run = recomputed(block) if self.recompute and torch.is_grad_enabled() else block
+            xs, more = run(xs, layouts, derive(noise, layer))
             reports += more
-        return x_BLD, reports
+        return xs, reports
+
+
+def recomputed(function):
+    """The function, its activations computed again in the backward pass; routing decisions are kept."""
+    contexts = functools.partial(create_selective_checkpoint_contexts, _policy)
+    # All randomness comes from noise keys, so there is no generator state to restore.
+    return functools.partial(checkpoint, function, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+
+
+def _policy(context, operation, *args, **kwargs) -> CheckpointPolicy:
+    kept = operation in DECISIONS
+    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE

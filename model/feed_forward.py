@@ -1,21 +1,43 @@
-"""The two linears of the feed-forward branch with GELU (erf) between them."""
+"""The feed-forward branch: two linears with GELU (erf) between them, dense, of linear experts, or a bank of whole networks."""
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.functional import gelu
 
 from model.config import ModelConfig
-from model.moe.layer import Decision
+from model.moe.experts import ExpertMLP
+from model.moe.layer import Decision, DispatchDecision
+from model.moe.router import Passed
 from model.projection import projection
 from parallel.mesh import Mesh
 
 
 class FeedForward(nn.Module):
+    """Dense, or each of the two linears a bank of experts."""
+
     def __init__(self, config: ModelConfig, sparse: bool, mesh: Mesh) -> None:
         super().__init__()
         self.up = projection(config, config.width, config.ffn, "column", sparse, mesh)
         self.down = projection(config, config.ffn, config.width, "row", sparse, mesh)
 
-    def forward(self, x_BLD: Tensor, decision: Decision) -> Tensor:
-        return self.down(gelu(self.up(x_BLD, decision)), decision)
+    def forward(self, xs: Passed, decision: Decision) -> Passed:
+        return self.down(tuple(gelu(x) for x in self.up(xs, decision)), decision)
+
+
+class SparseFeedForward(nn.Module):
+    """An expert is a whole network (V-MoE, LIMoE); tokens travel once."""
+
+    def __init__(self, config: ModelConfig, mesh: Mesh) -> None:
+        super().__init__()
+        self.experts = ExpertMLP(config.width, config.ffn, config.experts.num_experts, mesh)
+
+    def forward(self, xs: Passed, decision: Decision) -> Passed:
+        assert isinstance(decision, DispatchDecision), "whole networks cannot be merged"
+        return decision.apply(self.experts, xs)
+
+
+def feed_forward(config: ModelConfig, sparse: bool, mesh: Mesh) -> nn.Module:
+    if sparse and config.experts.unit == "mlp":
+        return SparseFeedForward(config, mesh)
+    return FeedForward(config, sparse, mesh)

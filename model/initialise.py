@@ -16,13 +16,11 @@ from model.objective import Objective
 from parallel.placement import placement_of
 
 EMBEDDING_STD = 0.02
-INITIAL_LOG_SCALE = math.log(1 / 0.07)
 
 
 @torch.no_grad()
 def initialise(objective: Objective, seed: int) -> None:
     """Fill all parameters in place."""
-    width = objective.config.width
     norms = {f"{name}.weight" for name, module in objective.named_modules() if "norm" in name.rsplit(".", 1)[-1]}
     for name, parameter in objective.named_parameters():
         placement = placement_of(parameter)
@@ -32,19 +30,21 @@ def initialise(objective: Objective, seed: int) -> None:
         if name in norms:
             logical.fill_(1.0)
         elif name.startswith("log_scales."):
-            logical.fill_(INITIAL_LOG_SCALE)
+            logical.fill_(math.log(objective.config.initial_scale))
         elif name.endswith("_scale"):
             logical.fill_(objective.config.layer_scale)
         elif name.endswith("bias"):
             logical.zero_()
-        elif name == "embedding.frames.weight":
+        elif name.endswith("embedding.frames.weight"):
             logical.copy_(_sine_cosine_table(*logical.shape))
-        elif name.startswith("embedding.") and not name.startswith("embedding.patches."):
+        elif ".embedding." in name and ".patches." not in name:
             logical.normal_(0.0, EMBEDDING_STD, generator=torch.Generator().manual_seed(key))
         else:
             assert name.endswith(".weight"), f"no rule for {name}"
-            fan_out = width if ".qkv." in name else logical.shape[-2]
+            fan_out = logical.shape[-1] if ".qkv." in name else logical.shape[-2]
             _xavier(logical, logical.shape[-1], fan_out, key)
+            if logical.dim() == 3 and objective.config.experts.same_start:
+                logical[1:] = logical[:1]
         parameter.copy_(placement.take(logical))
 
 

@@ -10,7 +10,8 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from data.batch import Sequences, Visibility
+from data.attributes import Attributes
+from data.batch import Modality, Sequences, Visibility
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,36 +25,65 @@ class Span:
 
 @dataclasses.dataclass(frozen=True)
 class SequenceLayout:
-    """valid_BL; mask_BLL True where row attends to column, None if everyone sees everyone; spans cover 0..L in order;
-    attributes_GA the bit vectors of the groups; modality_L the modality of each position."""
+    """
+    valid_BL       False at padding
+    mask_BLL       True where row attends to column, None if everyone sees everyone
+    spans          cover 0..L in order; tokens of a group share their attribute vector and modality
+    attributes_GA  bit vector of each group
+    modality_G     modality of each group
+    prefix_L       True at positions that everyone sees
+    task           id of the task, for routers that tell tasks apart
+    """
 
     valid_BL: Tensor
     mask_BLL: Tensor | None
     spans: tuple[Span, ...]
     attributes_GA: Tensor
+    modality_G: Tensor
+    prefix_L: Tensor
+    task: int = 0
+
+    @property
+    def modality_BL(self) -> Tensor:
+        lengths_S = torch.tensor([span.end - span.start for span in self.spans], device=self.modality_G.device)
+        groups_S = torch.tensor([span.group for span in self.spans], device=self.modality_G.device)
+        total = self.valid_BL.shape[1]
+        modality_L = self.modality_G[groups_S].repeat_interleave(lengths_S, output_size=total)
+        return modality_L.expand(self.valid_BL.shape)
 
 
-def layout_of(sequences: Sequences) -> SequenceLayout:
+def layout_of(sequences: Sequences, task: int = 0) -> SequenceLayout:
     """The <SPE> token joins the group of the first segment and is a PREFIX token."""
     first = sequences.segments[0].valid_BL
     valid_BL = torch.cat([first.new_ones(first.shape[0], 1), *(s.valid_BL for s in sequences.segments)], dim=1)
     plain = all(segment.visibility == Visibility.PREFIX for segment in sequences.segments)
     mask_BLL = None if plain and bool(valid_BL.all()) else attention_mask(sequences, valid_BL)
 
-    vectors: list[tuple[int, ...]] = []
+    groups: list[tuple[Attributes, Modality]] = []
     spans: list[Span] = []
+    prefix = [True]
     end = 1
     for segment in sequences.segments:
-        if segment.attributes not in vectors:
-            vectors.append(segment.attributes)
-        group = vectors.index(segment.attributes)
+        key = (segment.attributes, segment.modality)
+        if key not in groups:
+            groups.append(key)
+        group = groups.index(key)
+        prefix += [segment.visibility == Visibility.PREFIX] * segment.valid_BL.shape[1]
         start, end = (end if spans else 0), end + segment.valid_BL.shape[1]
         if spans and spans[-1].group == group:
             spans[-1] = Span(spans[-1].start, end, group)
         else:
             spans.append(Span(start, end, group))
-    attributes_GA = torch.tensor(vectors, dtype=torch.float32, device=valid_BL.device)
-    return SequenceLayout(valid_BL, mask_BLL, tuple(spans), attributes_GA)
+    device = valid_BL.device
+    return SequenceLayout(
+        valid_BL=valid_BL,
+        mask_BLL=mask_BLL,
+        spans=tuple(spans),
+        attributes_GA=torch.tensor([attributes for attributes, _ in groups], dtype=torch.float32, device=device),
+        modality_G=torch.tensor([modality for _, modality in groups], device=device),
+        prefix_L=torch.tensor(prefix, device=device),
+        task=task,
+    )
 
 
 def attention_mask(sequences: Sequences, valid_BL: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """The one objective: every task is "which candidate does this read-out mean?" by scaled cosine similarity.
 
-encode inputs, read out --project, normalise--> q [Q, D]
-encode candidates, read out at <SPE> --------> c [C, D]      logits [Q, C] = min(exp(s), 100) q c^T
-Legend: Q read-outs, C candidates, B rows, L positions, D width, E experts. Source: papers.md 1.1, 1.3, 1.5.
+encode inputs, read out --project, normalise--> q [Q, W]
+encode candidates, read out at <SPE> --------> c [C, W]      logits [Q, C] = min(exp(s), 100) q c^T
+Legend: Q read-outs, C candidates, W width of the compared features, E experts, N decisions, M modalities.
+Source: papers.md 1.1, 1.3, 1.5.
 """
 
 from __future__ import annotations
@@ -11,15 +12,14 @@ import dataclasses
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import cross_entropy
 
-from data.batch import Sequences, TaskBatch
+from data.batch import Modality, Sequences, TaskBatch
 from model.config import ModelConfig
-from model.embedding import Embedding
-from model.encoder import Encoder
-from model.layout import layout_of
+from model.encoder import recomputed
 from model.moe.layer import RoutingReport
 from model.noise import Key, derive
+from model.tower import Reading, Tower
 from parallel.kernels import Kernels
 from parallel.mesh import Mesh
 
@@ -30,33 +30,37 @@ MAX_LOGIT_SCALE = 100.0
 class Losses:
     """total: what is optimised, weights and auxiliary losses included. The rest is for reports, detached.
 
-    loss        unweighted loss of the task
-    correct     number of read-outs whose best candidate is the right one
-    load_ME     expert load of each decision of the input pass, [M, E]
+    loss          unweighted loss of the task
+    correct       number of read-outs whose best candidate is the right one
+    accepted_NME  (token, choice) pairs that expert e took from modality m, by decision
+    asked_NM      all such pairs of the modality
+    auxiliary     auxiliary losses by name, unweighted, summed over decisions
     """
 
     total: Tensor
     loss: Tensor
     correct: Tensor
-    load_ME: Tensor
+    accepted_NME: Tensor
+    asked_NM: Tensor
+    auxiliary: dict[str, Tensor]
 
 
 class Objective(nn.Module):
     def __init__(self, config: ModelConfig, vocabulary_size: int, mesh: Mesh, kernels: Kernels) -> None:
         super().__init__()
         self.config = config
-        self.embedding = Embedding(config, vocabulary_size, mesh, kernels)
-        self.encoder = Encoder(config, mesh, kernels)
-        self.output_norm = kernels.layer_norm(config.width)
-        self.output = nn.Linear(config.width, config.width)
+        self.tower = Tower(config, vocabulary_size, mesh, kernels)
+        text = config.text_tower_config()
+        self.text_tower = Tower(text, vocabulary_size, mesh, kernels) if text else None
         # One element, not a scalar: DeepSpeed cannot broadcast a tensor without dimensions.
         self.log_scales = nn.ParameterDict({name: nn.Parameter(torch.empty(1)) for name in config.temperatures})
 
     def forward(self, batch: TaskBatch, noise: Key = None) -> Losses:
-        """Two encoder passes for every task, so that all ranks issue the same collectives whatever each drew."""
-        features_QD, routing = self.encode(batch.inputs, batch.read_Q2, derive(noise, "inputs"))
-        candidates_CD, more_routing = self.encode_candidates(batch.candidates, derive(noise, "candidates"))
-        logits_QC = self.logits(features_QD, candidates_CD, batch.temperature)
+        """Inputs and candidates go through the encoder in one pass for every task, so that all ranks issue the same
+        collectives whatever each drew."""
+        readings = (Reading(batch.inputs, batch.read_Q2), _at_start(batch.candidates))
+        (features_QW, candidates_CW), reports = self._encode(readings, noise, batch.task)
+        logits_QC = self.logits(features_QW, candidates_CW, batch.temperature)
         if batch.candidate_log_weights_C is not None:
             logits_QC = logits_QC + batch.candidate_log_weights_C
         loss = cross_entropy(logits_QC, batch.labels_Q, label_smoothing=batch.label_smoothing)
@@ -64,32 +68,86 @@ class Objective(nn.Module):
             back_Q = torch.empty_like(batch.labels_Q)
             back_Q[batch.labels_Q] = torch.arange(back_Q.shape[0], device=back_Q.device)
             loss = loss + cross_entropy(logits_QC.T, back_Q, label_smoothing=batch.label_smoothing)
-        auxiliary = sum((report.loss for report in routing + more_routing), loss.new_zeros(()))
-        empty = loss.new_zeros(0, self.config.experts.num_experts)
+        extra = sum((report.loss for report in reports), loss.new_zeros(()))
+        names = sorted({name for report in reports for name in report.losses})
+        num_experts = self.config.experts.num_experts
         return Losses(
-            total=batch.weight * loss + auxiliary,
+            total=batch.weight * loss + extra,
             loss=loss.detach(),
             correct=(logits_QC.detach().argmax(dim=1) == batch.labels_Q).sum(),
-            load_ME=torch.stack([report.load_E for report in routing]) if routing else empty,
+            accepted_NME=_stacked([r.accepted_ME for r in reports], (len(Modality), num_experts), loss),
+            asked_NM=_stacked([r.asked_M for r in reports], (len(Modality),), loss),
+            auxiliary={name: torch.stack([r.losses[name] for r in reports]).sum() for name in names},
         )
 
     def encode(
-        self, sequences: Sequences, read_Q2: Tensor, noise: Key = None
+        self, sequences: Sequences, read_Q2: Tensor, noise: Key = None, task: str | None = None
     ) -> tuple[Tensor, tuple[RoutingReport, ...]]:
-        """-> (unit features [Q, D] at the given (row, position) pairs, routing reports)."""
-        x_BLD, routing = self.encoder(
-            self.embedding(sequences, derive(noise, "embedding")), layout_of(sequences), noise
-        )
-        read_QD = x_BLD[read_Q2[:, 0], read_Q2[:, 1]]
-        features_QD = self.output(self.output_norm(read_QD)).float()
-        return normalize(features_QD, dim=-1), routing
+        """-> (unit features [Q, W] at the given (row, position) pairs, routing reports)."""
+        (features_QW,), reports = self._encode((Reading(sequences, read_Q2),), noise, task)
+        return features_QW, reports
 
-    def encode_candidates(self, candidates: Sequences, noise: Key = None) -> tuple[Tensor, tuple[RoutingReport, ...]]:
-        """-> (unit features [C, D], read out at <SPE>; routing reports)."""
-        rows_C = torch.arange(candidates.num_rows, device=candidates.segments[0].valid_BL.device)
-        return self.encode(candidates, torch.stack([rows_C, torch.zeros_like(rows_C)], dim=1), noise)
+    def encode_candidates(
+        self, candidates: Sequences, noise: Key = None, task: str | None = None
+    ) -> tuple[Tensor, tuple[RoutingReport, ...]]:
+        """-> (unit features [C, W], read out at <SPE>; routing reports)."""
+        reading = _at_start(candidates)
+        return self.encode(candidates, reading.read_Q2, noise, task)
 
-    def logits(self, features_QD: Tensor, candidates_CD: Tensor, temperature: str) -> Tensor:
+    def logits(self, features_QW: Tensor, candidates_CW: Tensor, temperature: str) -> Tensor:
         """Scaled cosine [Q, C] in fp32; at the cap the scale gets no gradient, as in the public code."""
         scale = self.log_scales[temperature].float().exp().clamp(max=MAX_LOGIT_SCALE)
-        return scale * features_QD @ candidates_CD.T
+        return scale * features_QW @ candidates_CW.T
+
+    def _encode(
+        self, readings: tuple[Reading, ...], noise: Key, task: str | None
+    ) -> tuple[tuple[Tensor, ...], tuple[RoutingReport, ...]]:
+        """In `chunks` parts, of which only the features stay in memory (BASIC's contrastive batches, exact gradient)."""
+        task_id = self.config.task_id(task)
+        chunks = self.config.chunks if torch.is_grad_enabled() else 1
+        if chunks == 1:
+            return self._encode_part(readings, noise, task_id)
+        parts, all_reports = [], []
+        for index in range(chunks):
+            part = tuple(reading.chunk(index, chunks) for reading in readings)
+            features, reports = recomputed(self._encode_part)(part, derive(noise, "chunk", index), task_id)
+            parts.append(features)
+            all_reports.append(reports)
+        joined = tuple(torch.cat(of_one) for of_one in zip(*parts, strict=True))
+        return joined, tuple(_mean_report(of_one) for of_one in zip(*all_reports, strict=True))
+
+    def _encode_part(
+        self, readings: tuple[Reading, ...], noise: Key, task_id: int
+    ) -> tuple[tuple[Tensor, ...], tuple[RoutingReport, ...]]:
+        if self.text_tower is None:
+            return self.tower(readings, noise, task_id)
+        features: dict[int, Tensor] = {}
+        all_reports: tuple[RoutingReport, ...] = ()
+        for name, tower, is_text in (("visual", self.tower, False), ("text", self.text_tower, True)):
+            mine = [index for index, reading in enumerate(readings) if reading.is_text == is_text]
+            if mine:
+                found, reports = tower(tuple(readings[i] for i in mine), derive(noise, name), task_id)
+                features |= dict(zip(mine, found, strict=True))
+                all_reports += reports
+        return tuple(features[index] for index in range(len(readings))), all_reports
+
+
+def _at_start(sequences: Sequences) -> Reading:
+    """Every row read at its <SPE> token."""
+    rows_C = torch.arange(sequences.num_rows, device=sequences.segments[0].valid_BL.device)
+    return Reading(sequences, torch.stack([rows_C, torch.zeros_like(rows_C)], dim=1))
+
+
+def _stacked(parts: list[Tensor], shape: tuple[int, ...], like: Tensor) -> Tensor:
+    return torch.stack(parts) if parts else like.new_zeros(0, *shape)
+
+
+def _mean_report(reports: tuple[RoutingReport, ...]) -> RoutingReport:
+    """Reports of the same decision over the chunks of a batch: counts add up, losses are averaged."""
+    count = len(reports)
+    return RoutingReport(
+        accepted_ME=torch.stack([r.accepted_ME for r in reports]).sum(dim=0),
+        asked_M=torch.stack([r.asked_M for r in reports]).sum(dim=0),
+        losses={name: torch.stack([r.losses[name] for r in reports]).mean() for name in reports[0].losses},
+        loss=torch.stack([r.loss for r in reports]).sum() / count,
+    )

@@ -1,14 +1,15 @@
-"""A linear of the block, dense or a bank of experts, under one call: (x, decision) -> y."""
+"""A linear of the block, dense or a bank of experts, under one call: (xs, decision) -> ys, for all sequences of a pass."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import nn
 
 from model.config import ModelConfig
 from model.moe.experts import ExpertLinear
 from model.moe.layer import Decision
+from model.moe.router import Passed
 from parallel.linear import column_linear, row_linear
 from parallel.mesh import Mesh
 
@@ -20,8 +21,8 @@ class DenseProjection(nn.Module):
         super().__init__()
         self.linear = linear
 
-    def forward(self, x: Tensor, decision: Decision) -> Tensor:
-        return self.linear(x)
+    def forward(self, xs: Passed, decision: Decision) -> Passed:
+        return tuple(self.linear(x) for x in xs)
 
 
 class SparseProjection(nn.Module):
@@ -31,9 +32,9 @@ class SparseProjection(nn.Module):
         super().__init__()
         self.bank = bank
 
-    def forward(self, x: Tensor, decision: Decision) -> Tensor:
+    def forward(self, xs: Passed, decision: Decision) -> Passed:
         assert decision is not None, "a sparse projection needs a routing decision"
-        return decision.apply(self.bank, x)
+        return decision.apply(self.bank, xs)
 
 
 def projection(

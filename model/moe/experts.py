@@ -67,3 +67,19 @@ class ExpertLinear(nn.Module):
         if self.side == "column":
             return nn.functional.linear(copy_to_axis(x, self.tensor), weight_OI, bias_O)
         return reduce_from_axis(nn.functional.linear(x, weight_OI), self.tensor) + bias_O
+
+
+class ExpertMLP(nn.Module):
+    """E whole feed-forward networks, down(gelu(up(x))): the expert of V-MoE and LIMoE. Cannot be merged."""
+
+    side = "row"
+
+    def __init__(self, width: int, hidden: int, num_experts: int, mesh: Mesh) -> None:
+        super().__init__()
+        self.tensor = mesh.tensor
+        self.up = ExpertLinear(width, hidden, num_experts, "column", mesh)
+        self.down = ExpertLinear(hidden, width, num_experts, "row", mesh)
+
+    def grouped(self, x_RI: Tensor, counts: list[int]) -> Tensor:
+        """Rows sorted by local expert -> [R, O]."""
+        return self.down.grouped(nn.functional.gelu(self.up.grouped(x_RI, counts)), counts)

@@ -1,10 +1,12 @@
 """The sparse layer's two paths: a decision is made once, then applied to both linears of its pair.
 
-    router --> GroupRouting --> MergePath    --> MergeDecision    .apply(bank, x)   weights travel, tokens stay
-           --> TokenRouting --> DispatchPath --> DispatchDecision .apply(bank, x)   tokens travel, weights stay
+    GroupRouter --> MergePath    --> MergeDecision    .apply(bank, xs)     weights travel, tokens stay
+    TokenRouter --> DispatchPath --> DispatchDecision .apply(experts, xs)  tokens travel, weights stay
 
-A decision also carries what it reports; nothing is stored in a module, so recomputation counts nothing twice.
-Legend: B rows, L positions, D width, T valid tokens, E experts, K choices, G groups, S expert ranks.
+A pass is a tuple of sequences that go through the encoder together (inputs and candidates): they share one exchange, and
+tokens of both compete for the same slots. A decision also carries what it reports; nothing is stored in a module, so
+recomputation counts nothing twice.
+Legend: B rows, L positions, D width, T valid tokens, E experts, K choices, C condition groups, S expert ranks, M modalities.
 """
 
 from __future__ import annotations
@@ -14,27 +16,28 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
+from data.batch import Modality
 from model.config import ExpertConfig
-from model.layout import SequenceLayout
-from model.moe.experts import ExpertLinear
-from model.moe.losses import importance
-from model.moe.router import ROUTERS
+from model.moe.experts import ExpertLinear, ExpertMLP
+from model.moe.router import GROUP_ROUTERS, TOKEN_ROUTERS, Layouts, Passed
 from model.noise import Key
 from parallel.collectives import all_gather, copy_to_axis
 from parallel.dispatch import DispatchPlan, combine, dispatch, plan_dispatch
 from parallel.kernels import Kernels
 from parallel.mesh import Mesh
 
-MAX_GROUPS = 2
-"""Groups of one pass, padded to this many so that ranks with different tasks exchange equal shapes."""
+MAX_GROUPS = 4
+"""Condition groups of one pass, padded to this many so that ranks with different tasks exchange equal shapes."""
 
 
 @dataclasses.dataclass(frozen=True)
 class RoutingReport:
-    """load_E: share of the (token, choice) pairs that went to each expert; sums to 1 less the dropped share.
-    loss: weighted auxiliary loss, a scalar."""
+    """accepted_ME: (token, choice) pairs that expert e took from modality m; asked_M: all such pairs of the modality.
+    losses: auxiliary losses by name, unweighted and detached; loss: their weighted sum, a scalar with gradient."""
 
-    load_E: Tensor
+    accepted_ME: Tensor
+    asked_M: Tensor
+    losses: dict[str, Tensor]
     loss: Tensor
 
 
@@ -42,18 +45,24 @@ class RoutingReport:
 class MergeDecision:
     """Group weights of every expert rank, and the spans of this rank's groups."""
 
-    gathered_SGE: Tensor
-    layout: SequenceLayout
+    gathered_SCE: Tensor
+    layouts: Layouts
     report: RoutingReport
 
-    def apply(self, bank: ExpertLinear, x_BLI: Tensor) -> Tensor:
+    def apply(self, bank: ExpertLinear, xs: Passed) -> Passed:
         """Merge the bank once a group, then run dense linears over the spans."""
-        weight_GOI, bias_GO = bank.merged(self.gathered_SGE)
-        parts = [
-            bank.linear(x_BLI[:, span.start : span.end], weight_GOI[span.group], bias_GO[span.group])
-            for span in self.layout.spans
-        ]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        weight_COI, bias_CO = bank.merged(self.gathered_SCE)
+        results, first = [], 0
+        for x_BLI, layout in zip(xs, self.layouts, strict=True):
+            parts = [
+                bank.linear(
+                    x_BLI[:, span.start : span.end], weight_COI[first + span.group], bias_CO[first + span.group]
+                )
+                for span in layout.spans
+            ]
+            results.append(parts[0] if len(parts) == 1 else torch.cat(parts, dim=1))
+            first += layout.modality_G.shape[0]
+        return tuple(results)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,17 +71,27 @@ class DispatchDecision:
 
     weights_TK: Tensor
     plan: DispatchPlan
-    layout: SequenceLayout
+    layouts: Layouts
     report: RoutingReport
 
-    def apply(self, bank: ExpertLinear, x_BLI: Tensor) -> Tensor:
+    def apply(self, experts: ExpertLinear | ExpertMLP, xs: Passed) -> Passed:
         """Padded positions come out as zero."""
-        valid_BL = self.layout.valid_BL
-        y_RO = bank.grouped(dispatch(x_BLI[valid_BL], self.plan), self.plan.counts)
+        masks = [layout.valid_BL for layout in self.layouts]
+        x_TI = torch.cat([x_BLI[valid_BL] for x_BLI, valid_BL in zip(xs, masks, strict=True)])
+        y_RO = experts.grouped(dispatch(x_TI, self.plan), self.plan.counts)
         # A column bank computes a part of the features, so the weights' gradients are partial sums over tensor ranks.
-        weights_TK = copy_to_axis(self.weights_TK, bank.tensor) if bank.side == "column" else self.weights_TK
+        partial = experts.side == "column"
+        weights_TK = copy_to_axis(self.weights_TK, experts.tensor) if partial else self.weights_TK
         y_TO = combine(y_RO, weights_TK, self.plan)
-        return y_TO.new_zeros(*valid_BL.shape, y_TO.shape[-1]).masked_scatter(valid_BL.unsqueeze(-1), y_TO)
+        parts = y_TO.split([x_BLI.shape[0] * x_BLI.shape[1] for x_BLI in xs]) if _all_valid(masks, y_TO) else None
+        if parts is not None:
+            return tuple(y.view(*valid_BL.shape, -1) for y, valid_BL in zip(parts, masks, strict=True))
+        results, first = [], 0
+        for valid_BL in masks:
+            blank_BLO = y_TO.new_zeros(*valid_BL.shape, y_TO.shape[-1])
+            results.append(blank_BLO.masked_scatter(valid_BL.unsqueeze(-1), y_TO[first:]))
+            first += int(valid_BL.sum())
+        return tuple(results)
 
 
 Decision = MergeDecision | DispatchDecision | None
@@ -81,49 +100,61 @@ Decision = MergeDecision | DispatchDecision | None
 class MergePath(nn.Module):
     """A router that sees no data, so that all tokens of a group share experts and linear experts can be merged."""
 
-    def __init__(self, width: int, config: ExpertConfig, mesh: Mesh, kernels: Kernels) -> None:
+    def __init__(self, width: int, config: ExpertConfig, num_tasks: int, mesh: Mesh, kernels: Kernels) -> None:
         super().__init__()
         self.expert = mesh.expert
-        self.top_k = config.top_k
-        self.router = ROUTERS[config.router](width, config, kernels)
+        self.router = GROUP_ROUTERS[config.router](width, config, num_tasks, kernels)
 
-    def forward(self, x_BLD: Tensor, layout: SequenceLayout, noise: Key) -> MergeDecision:
-        weights_GE = self.router(layout.attributes_GA, noise).weights_GE
-        num_groups, num_experts = weights_GE.shape
+    def forward(self, xs: Passed, layouts: Layouts, noise: Key) -> MergeDecision:
+        weights_CE = self.router(layouts, noise)
+        num_groups, num_experts = weights_CE.shape
         if num_groups > MAX_GROUPS:
-            raise ValueError(
-                f"{num_groups} different attribute vectors in one pass; at most {MAX_GROUPS} are exchanged"
-            )
-        padded_GE = torch.cat([weights_GE, weights_GE.new_zeros(MAX_GROUPS - num_groups, num_experts)])
-        tokens_G = torch.stack(
-            [
-                sum((layout.valid_BL[:, s.start : s.end].sum() for s in layout.spans if s.group == g), torch.tensor(0))
-                for g in range(num_groups)
-            ]
-        ).to(weights_GE)
-        load_E = tokens_G @ (weights_GE.detach() > 0).to(weights_GE) / (tokens_G.sum() * self.top_k)
-        report = RoutingReport(load_E, weights_GE.new_zeros(()))
-        return MergeDecision(all_gather(padded_GE, self.expert), layout, report)
+            raise ValueError(f"{num_groups} groups of tokens in one pass; at most {MAX_GROUPS} are exchanged")
+        padded_CE = torch.cat([weights_CE, weights_CE.new_zeros(MAX_GROUPS - num_groups, num_experts)])
+        chosen_CE = (weights_CE.detach() > 0).to(weights_CE)
+        tokens_C = torch.stack(
+            [_tokens(layout, group) for layout in layouts for group in range(len(layout.modality_G))]
+        )
+        pairs_CE = tokens_C.to(chosen_CE)[:, None] * chosen_CE
+        modality_C = torch.cat([layout.modality_G for layout in layouts])
+        accepted_ME = pairs_CE.new_zeros(len(Modality), num_experts).index_add(0, modality_C, pairs_CE)
+        report = RoutingReport(accepted_ME, accepted_ME.sum(dim=1), {}, weights_CE.new_zeros(()))
+        return MergeDecision(all_gather(padded_CE, self.expert), layouts, report)
 
 
 class DispatchPath(nn.Module):
     """A router that decides for every token; tokens go to the ranks that hold their experts."""
 
-    def __init__(self, width: int, config: ExpertConfig, mesh: Mesh, kernels: Kernels) -> None:
+    def __init__(self, width: int, config: ExpertConfig, num_tasks: int, mesh: Mesh, kernels: Kernels) -> None:
         super().__init__()
-        self.config, self.expert = config, mesh.expert
-        self.router = ROUTERS[config.router](width, config, kernels)
+        self.num_experts, self.expert = config.num_experts, mesh.expert
+        self.router = TOKEN_ROUTERS[config.router](width, config, num_tasks, kernels)
 
-    def forward(self, x_BLD: Tensor, layout: SequenceLayout, noise: Key) -> DispatchDecision:
-        routing = self.router(x_BLD[layout.valid_BL], noise)
-        kept_TK = routing.weights_TK.detach() > 0
-        num_experts = self.config.num_experts
-        plan = plan_dispatch(routing.expert_ids_TK, kept_TK, num_experts, self.expert)
-        chosen_N = routing.expert_ids_TK[kept_TK]
-        load_E = torch.bincount(chosen_N, minlength=num_experts) / max(1, kept_TK.numel())
-        loss = self.config.importance_weight * importance(routing.probs_TE)
-        return DispatchDecision(routing.weights_TK, plan, layout, RoutingReport(load_E.to(loss), loss))
+    def forward(self, xs: Passed, layouts: Layouts, noise: Key) -> DispatchDecision:
+        routing = self.router(xs, layouts, noise)
+        plan = plan_dispatch(routing.expert_ids_TK, routing.kept_TK, self.num_experts, self.expert)
+        modality_T = torch.cat([layout.modality_BL[layout.valid_BL] for layout in layouts])
+        cell_TK = routing.expert_ids_TK + self.num_experts * modality_T[:, None]
+        cells = len(Modality) * self.num_experts
+        accepted_ME = torch.bincount(cell_TK[routing.kept_TK], minlength=cells).view(len(Modality), -1)
+        asked_M = torch.bincount(modality_T, minlength=len(Modality)) * cell_TK.shape[1]
+        report = RoutingReport(accepted_ME.to(routing.loss), asked_M.to(routing.loss), routing.losses, routing.loss)
+        return DispatchDecision(routing.weights_TK, plan, layouts, report)
 
 
-PATHS = {"attribute": MergePath, "token": DispatchPath}
-"""Which path runs which router's decisions."""
+def make_path(
+    width: int, config: ExpertConfig, num_tasks: int, mesh: Mesh, kernels: Kernels
+) -> MergePath | DispatchPath:
+    path = DispatchPath if config.decides_per_token else MergePath
+    return path(width, config, num_tasks, mesh, kernels)
+
+
+def _tokens(layout, group: int) -> Tensor:
+    """Valid tokens of a group, a scalar tensor."""
+    counts = [layout.valid_BL[:, span.start : span.end].sum() for span in layout.spans if span.group == group]
+    return torch.stack(counts).sum()
+
+
+def _all_valid(masks: list[Tensor], y_TO: Tensor) -> bool:
+    """Known from shapes alone: asking the device would stop it."""
+    return sum(mask.numel() for mask in masks) == y_TO.shape[0]

@@ -1,13 +1,12 @@
 """Routing decisions and the pure functions that make and thin them.
 
-Legend: T tokens, E experts, K choices of a token, G groups. All of it in fp32: a decision must not depend on the
-precision of the layers around it.
+Legend: T tokens, E experts, K choices of a token, G routing groups, C condition groups. All of it in fp32: a decision must
+not depend on the precision of the layers around it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 
 import torch
 from torch import Tensor
@@ -15,27 +14,31 @@ from torch import Tensor
 
 @dataclasses.dataclass(frozen=True)
 class TokenRouting:
-    """Every token's experts: expert_ids_TK int64, weights_TK (0 where a choice was dropped), probs_TE before top-k."""
+    """Every token's experts.
+
+    expert_ids_TK   int64, best first
+    weights_TK      0 where the choice was dropped
+    kept_TK         bool, False where the choice was dropped
+    losses          auxiliary losses by name, unweighted
+    loss            their weighted sum
+    """
 
     expert_ids_TK: Tensor
     weights_TK: Tensor
-    probs_TE: Tensor
+    kept_TK: Tensor
+    losses: dict[str, Tensor]
+    loss: Tensor
 
 
-@dataclasses.dataclass(frozen=True)
-class GroupRouting:
-    """Every group's experts: weights_GE, zero outside the top k."""
-
-    weights_GE: Tensor
-
-
-def top_k(probs_NE: Tensor, k: int, renormalise: bool) -> tuple[Tensor, Tensor]:
+def top_k(probs_NE: Tensor, k: int, renormalise: bool, selection_NE: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """-> (expert_ids_NK, weights_NK), best first; ties go to the lowest expert id, on every device.
 
-    With `renormalise` and k > 1 the weights are divided by their sum (papers.md 2.4); for k = 1 the probability itself is the
-    weight, or the router would get no gradient.
+    `selection_NE` ranks the experts where that is not the probability itself (Gumbel noise selects, the clean probability
+    weighs). With `renormalise` and k > 1 the weights are divided by their sum (papers.md 2.4); for k = 1 the probability
+    itself is the weight, or the router would get no gradient.
     """
-    ids_NK = torch.sort(probs_NE, dim=-1, descending=True, stable=True).indices[:, :k]
+    ranked_NE = probs_NE if selection_NE is None else selection_NE
+    ids_NK = torch.sort(ranked_NE, dim=-1, descending=True, stable=True).indices[:, :k]
     weights_NK = probs_NE.gather(1, ids_NK)
     if renormalise and k > 1:
         weights_NK = weights_NK / weights_NK.sum(dim=-1, keepdim=True)
@@ -47,20 +50,45 @@ def scatter_weights(ids_NK: Tensor, weights_NK: Tensor, num_experts: int) -> Ten
     return weights_NK.new_zeros(ids_NK.shape[0], num_experts).scatter(1, ids_NK, weights_NK)
 
 
-def capacity(num_tokens: int, k: int, factor: float, num_experts: int) -> int:
-    """Slots of one expert: ceil(T k C / E), at least 1 and at most T (papers.md 3.3)."""
-    return max(1, min(num_tokens, math.ceil(num_tokens * k * factor / num_experts)))
+def capacity(
+    tokens_G: Tensor, k: int, factor: float, num_experts: int, rounding: str = "ceil", multiple: int = 1
+) -> Tensor:
+    """Slots of one expert in each routing group, int64 [G]: T k C / E rounded, raised to a multiple; at least 1 and at most
+    T, which none can exceed (papers.md 3.3; V-MoE's code: ceil and multiples of 4, its paper: round)."""
+    exact_G = tokens_G.double() * k * factor / num_experts
+    # A hair below, so that 1.05 * 20 asks for 21 slots and not for 22.
+    slots_G = torch.ceil(exact_G - 1e-9) if rounding == "ceil" else torch.floor(exact_G + 0.5)
+    slots_G = torch.ceil(slots_G / multiple) * multiple
+    return torch.minimum(slots_G.long(), tokens_G.long()).clamp(min=1)
 
 
-def kept_choices(expert_ids_TK: Tensor, priority_T: Tensor, slots: int, num_experts: int) -> Tensor:
+def kept_choices(
+    expert_ids_TK: Tensor,
+    priority_T: Tensor,
+    slots_G: Tensor,
+    num_experts: int,
+    group_T: Tensor | None = None,
+    asked_TK: Tensor | None = None,
+) -> Tensor:
     """Which choices find a free slot, bool [T, K]: all first choices before all second ones, and inside one choice by
-    falling priority (Batch Prioritised Routing, papers.md 3.4; a constant priority gives the order of the tokens)."""
+    falling priority (Batch Prioritised Routing, papers.md 3.4; a constant priority gives the order of the tokens).
+
+    Each routing group has slots of its own. Choices that `asked_TK` leaves out take no slot and are not kept.
+    """
     num_tokens, k = expert_ids_TK.shape
     order_T = torch.sort(priority_T, descending=True, stable=True).indices
-    ranked_KT = expert_ids_TK[order_T].T.reshape(-1)  # choice-major: first choices of all tokens, then second ones
-    one_hot_NE = torch.nn.functional.one_hot(ranked_KT, num_experts)
-    slot_N = (one_hot_NE.cumsum(0) - 1).gather(1, ranked_KT[:, None]).squeeze(1)
-    kept_KT = (slot_N < slots).view(k, num_tokens)
+    groups = slots_G.shape[0]
+    key_TK = expert_ids_TK if group_T is None else expert_ids_TK + num_experts * group_T[:, None]
+    if asked_TK is not None:
+        key_TK = torch.where(asked_TK, key_TK, groups * num_experts)  # a queue of their own, without slots
+    queued_N = key_TK[order_T].T.reshape(-1)  # choice-major: first choices of all tokens, then second ones
+    # The place in its expert's queue: its rank among equal keys, which a stable sort keeps in order.
+    by_key_N = torch.sort(queued_N, stable=True).indices
+    length_X = torch.bincount(queued_N, minlength=groups * num_experts + 1)
+    start_X = length_X.cumsum(0) - length_X
+    place_N = torch.empty_like(queued_N)
+    place_N[by_key_N] = torch.arange(queued_N.shape[0], device=queued_N.device) - start_X[queued_N[by_key_N]]
+    slots_X = torch.cat([slots_G.repeat_interleave(num_experts), slots_G.new_zeros(1)])
     kept_TK = torch.empty_like(expert_ids_TK, dtype=torch.bool)
-    kept_TK[order_T] = kept_KT.T
+    kept_TK[order_T] = (place_N < slots_X[queued_N]).view(k, num_tokens).T
     return kept_TK

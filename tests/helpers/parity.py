@@ -35,7 +35,7 @@ class Job:
 
 
 def tiny(router: str) -> ModelConfig:
-    experts = ExpertConfig(num_experts=4, router=router, importance_weight=0.0)
+    experts = ExpertConfig(num_experts=4, router=router)
     return ModelConfig(width=16, depth=2, heads=2, ffn=32, image_size=16, max_text=8, max_frames=4, experts=experts)
 
 

@@ -43,8 +43,10 @@ def test_every_task_has_a_loss_and_gradients(task, router):
     for name, parameter in objective.named_parameters():
         if ".gate." in name or (".weight" in name and ".bank." in name):
             assert parameter.grad is not None, name
-    assert losses.load_ME.shape == (2, 4)
-    torch.testing.assert_close(losses.load_ME.sum(dim=1), torch.ones(2))
+    assert losses.accepted_NME.shape == (2, 3, 4)
+    torch.testing.assert_close(losses.accepted_NME.sum(dim=2), losses.asked_NM)  # no capacity: all are served
+    tokens = BATCHES[task]().inputs.num_tokens + BATCHES[task]().candidates.num_tokens
+    assert losses.asked_NM.sum(dim=1).tolist() == [2 * tokens] * 2
 
 
 def test_loss_is_the_formula():
@@ -80,10 +82,10 @@ def test_logit_scale_is_capped_without_gradient():
 
 def test_no_gradient_from_a_query_to_its_own_word_or_later_ones():
     objective, batch = make(), captioning()
-    embedded = objective.embedding(batch.inputs, None).detach().requires_grad_()
+    embedded = objective.tower.embedding(batch.inputs, None).detach().requires_grad_()
     from model.layout import layout_of
 
-    x_BLD, _ = objective.encoder(embedded, layout_of(batch.inputs), None)
+    (x_BLD,), _ = objective.tower.encoder((embedded,), (layout_of(batch.inputs),), None)
     words, queries = 1 + 4, 1 + 4 + 4
     x_BLD[1, queries + 2].sum().backward()  # q2 predicts w2
     reached = embedded.grad[1].abs().sum(dim=1) > 0
@@ -102,7 +104,7 @@ def test_padding_changes_nothing(router):
     )
     other = dataclasses.replace(batch, inputs=Sequences(segments=(padded,)))
     torch.testing.assert_close(objective(batch).loss, objective(other).loss, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(objective(batch).load_ME, objective(other).load_ME)
+    torch.testing.assert_close(objective(batch).accepted_NME, objective(other).accepted_NME)
 
 
 def test_noise_is_a_function_of_its_key():
@@ -115,14 +117,14 @@ def test_noise_is_a_function_of_its_key():
 def test_initial_weights_follow_the_rules():
     objective = make(small(layer_scale=1e-3))
     parameters = dict(objective.named_parameters())
-    assert (parameters["encoder.blocks.0.attention_norm.weight"] == 1).all()
-    assert (parameters["encoder.blocks.0.attention_scale"] == 1e-3).all()
-    assert (parameters["encoder.blocks.0.attention.qkv.bank.bias"] == 0).all()
-    qkv = parameters["encoder.blocks.1.attention.qkv.linear.weight"]
+    assert (parameters["tower.encoder.blocks.0.attention_norm.weight"] == 1).all()
+    assert (parameters["tower.encoder.blocks.0.attention_scale"] == 1e-3).all()
+    assert (parameters["tower.encoder.blocks.0.attention.qkv.bank.bias"] == 0).all()
+    qkv = parameters["tower.encoder.blocks.1.attention.qkv.linear.weight"]
     assert qkv.abs().max() <= (6 / (16 + 16)) ** 0.5  # Q, K and V as separate 16 x 16 matrices
-    bank = parameters["encoder.blocks.0.ffn.up.bank.weight"]
+    bank = parameters["tower.encoder.blocks.0.ffn.up.bank.weight"]
     assert not torch.equal(bank[0], bank[1])
-    assert parameters["embedding.tokens.weight"].std().item() == pytest.approx(0.02, rel=0.1)
+    assert parameters["tower.embedding.tokens.weight"].std().item() == pytest.approx(0.02, rel=0.1)
 
 
 def test_sine_cosine_positions_by_hand():

@@ -9,18 +9,18 @@ from hypothesis import strategies as st
 
 from data.attributes import TEXT_INPUT, VISUAL_INPUT
 from model.config import ExpertConfig
-from model.layout import SequenceLayout, Span
+from model.layout import Span
 from model.moe.experts import ExpertLinear
 from model.moe.layer import DispatchDecision, DispatchPath, MergeDecision, MergePath, RoutingReport
-from model.moe.losses import importance
 from model.moe.router import AttributeRouter
 from model.moe.routing import capacity, kept_choices, scatter_weights, top_k
 from parallel.collectives import Axis, all_gather
 from parallel.dispatch import plan_dispatch
 from parallel.kernels import load_kernels
 from parallel.mesh import Mesh
+from tests.helpers.layouts import plain_layout
 
-REPORT = RoutingReport(torch.zeros(4), torch.zeros(()))
+REPORT = RoutingReport(torch.zeros(3, 4), torch.zeros(3), {}, torch.zeros(()))
 
 
 def bank(width_in=3, width_out=5, experts=4) -> ExpertLinear:
@@ -45,24 +45,28 @@ def test_top_k_by_hand():
 
 
 def test_capacity_by_hand():
-    assert capacity(10, 2, 1.0, 4) == 5
-    assert capacity(10, 2, 1.05, 4) == 6  # ceil(5.25)
-    assert capacity(10, 2, 8.0, 4) == 10  # never more than there are tokens
-    assert capacity(1, 1, 0.01, 4) == 1
+    tokens = torch.tensor([10, 20, 1])
+    assert capacity(tokens, 2, 1.0, 4).tolist() == [5, 10, 1]  # 0.5 rounds up to 1
+    assert capacity(tokens, 2, 1.05, 4).tolist() == [6, 11, 1]  # ceil of 5.25 and 10.5
+    assert capacity(tokens, 2, 1.05, 4, rounding="round").tolist() == [5, 11, 1]
+    assert capacity(tokens, 2, 1.05, 4, multiple=4).tolist() == [8, 12, 1]  # never more than there are tokens
+    assert capacity(tokens, 2, 8.0, 4).tolist() == [10, 20, 1]
+    assert capacity(tokens, 1, 0.01, 4).tolist() == [1, 1, 1]
+    assert capacity(torch.tensor([20]), 1, 1.05, 1).tolist() == [20]  # 1.05 * 20 is 21, not 22: no rounding error
 
 
 def test_kept_choices_by_hand():
     # Three tokens all choose expert 0 first; two slots. Priorities 0.2, 0.9, 0.5: token 0 loses its first choice.
     # Second choices: token 0 and 1 want expert 1, token 2 expert 2: all find room.
     ids = torch.tensor([[0, 1], [0, 1], [0, 2]])
-    kept = kept_choices(ids, torch.tensor([0.2, 0.9, 0.5]), slots=2, num_experts=3)
+    kept = kept_choices(ids, torch.tensor([0.2, 0.9, 0.5]), torch.tensor([2]), num_experts=3)
     assert kept.tolist() == [[False, True], [True, True], [True, True]]
 
 
 def test_first_choices_come_before_second_ones():
     # Token 0 wants expert 1 as second choice, token 1 as first; one slot: the first choice has it.
     ids = torch.tensor([[0, 1], [1, 2]])
-    kept = kept_choices(ids, torch.tensor([0.9, 0.1]), slots=1, num_experts=3)
+    kept = kept_choices(ids, torch.tensor([0.9, 0.1]), torch.tensor([1]), num_experts=3)
     assert kept.tolist() == [[True, False], [True, True]]
 
 
@@ -71,7 +75,7 @@ def test_priority_never_drops_the_better_of_two_first_choices(seed, tokens, slot
     probs = torch.rand(tokens, 4, generator=torch.Generator().manual_seed(seed)).softmax(-1)
     ids, _ = top_k(probs, 2, renormalise=True)
     priority = probs.amax(-1)
-    kept = kept_choices(ids, priority, slots, 4)
+    kept = kept_choices(ids, priority, torch.tensor([slots]), 4)
     for expert in range(4):
         first = ids[:, 0] == expert
         if (first & kept[:, 0]).any() and (first & ~kept[:, 0]).any():
@@ -79,21 +83,15 @@ def test_priority_never_drops_the_better_of_two_first_choices(seed, tokens, slot
         assert ((ids == expert) & kept).sum() <= slots
 
 
-def test_importance_by_hand():
-    # Sums 3 and 1: mean 2, population std 1, (1/2)^2.
-    assert importance(torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.6, 0.4], [0.6, 0.4]])).item() == pytest.approx(0.25)
-    assert importance(torch.full((4, 2), 0.5)).item() == 0.0
-
-
 def decisions(weights_GE, spans, valid_BL):
     """The same decisions for both paths: a group's weights given to each of its tokens."""
-    layout = SequenceLayout(valid_BL, None, spans, torch.zeros(len(weights_GE), 8))
-    merge = MergeDecision(all_gather(weights_GE, Axis("expert")), layout, REPORT)
+    layouts = (plain_layout(valid_BL, *spans),)
+    merge = MergeDecision(all_gather(weights_GE, Axis("expert")), layouts, REPORT)
     group_L = torch.tensor([s.group for s in spans for _ in range(s.start, s.end)])
     dense_TE = weights_GE[group_L].expand(valid_BL.shape[0], -1, -1)[valid_BL]
     weights_TK, ids_TK = dense_TE.topk(2, dim=1)
     plan = plan_dispatch(ids_TK, weights_TK > 0, weights_GE.shape[1], Axis("expert"))
-    return merge, DispatchDecision(weights_TK, plan, layout, REPORT)
+    return merge, DispatchDecision(weights_TK, plan, layouts, REPORT)
 
 
 def test_merge_equals_dispatch_with_all_gradients():
@@ -104,7 +102,7 @@ def test_merge_equals_dispatch_with_all_gradients():
     for index in range(2):
         w = weights.clone().requires_grad_()
         x = torch.randn(2, 6, 3, generator=torch.Generator().manual_seed(1)).requires_grad_()
-        y = decisions(w, (Span(0, 2, 0), Span(2, 6, 1)), valid_BL)[index].apply(layer, x)
+        y = decisions(w, (Span(0, 2, 0), Span(2, 6, 1)), valid_BL)[index].apply(layer, (x,))[0]
         layer.zero_grad()
         (y[valid_BL] ** 2).sum().backward()
         assert w.grad is not None and x.grad is not None
@@ -119,8 +117,8 @@ def test_merge_equals_dispatch_with_all_gradients():
 def test_all_experts_with_equal_weights_are_their_mean():
     layer = bank()
     x = torch.randn(1, 4, 3)
-    layout = SequenceLayout(torch.ones(1, 4, dtype=torch.bool), None, (Span(0, 4, 0),), torch.zeros(1, 8))
-    got = MergeDecision(torch.full((1, 1, 4), 0.25), layout, REPORT).apply(layer, x)
+    layouts = (plain_layout(torch.ones(1, 4, dtype=torch.bool), Span(0, 4, 0)),)
+    (got,) = MergeDecision(torch.full((1, 1, 4), 0.25), layouts, REPORT).apply(layer, (x,))
     expected = torch.nn.functional.linear(x, layer.weight.mean(0), layer.bias.mean(0))
     torch.testing.assert_close(got, expected)
 
@@ -128,28 +126,30 @@ def test_all_experts_with_equal_weights_are_their_mean():
 def test_an_expert_without_tokens_has_a_zero_gradient_and_not_none():
     layer = bank()
     _, dispatch = decisions(torch.tensor([[0.5, 0.5, 0.0, 0.0]]), (Span(0, 3, 0),), torch.ones(1, 3, dtype=torch.bool))
-    dispatch.apply(layer, torch.randn(1, 3, 3)).sum().backward()
+    dispatch.apply(layer, (torch.randn(1, 3, 3),))[0].sum().backward()
     assert layer.weight.grad is not None
     assert layer.weight.grad[2:].abs().sum() == 0 and layer.weight.grad[:2].abs().sum() > 0
 
 
 def test_dropped_tokens_come_out_as_zero():
     config = ExpertConfig(router="token", num_experts=4, top_k=1, capacity_factor=0.5)
-    path = DispatchPath(3, config, Mesh(), load_kernels("torch"))
+    path = DispatchPath(3, config, 0, Mesh(), load_kernels("torch"))
     torch.nn.init.zeros_(path.router.gate.weight)  # all ties: everyone chooses expert 0
-    layout = SequenceLayout(torch.ones(1, 8, dtype=torch.bool), None, (Span(0, 8, 0),), torch.zeros(1, 8))
     x = torch.randn(1, 8, 3)
-    decision = path(x, layout, None)
-    y = decision.apply(bank(), x)
+    decision = path((x,), (plain_layout(torch.ones(1, 8, dtype=torch.bool), Span(0, 8, 0)),), None)
+    (y,) = decision.apply(bank(), (x,))
     assert (y[0, 1:] == 0).all() and (y[0, 0] != 0).any()  # capacity ceil(8 * 0.5 / 4) = 1
-    assert decision.report.load_E.tolist() == [0.125, 0, 0, 0]
+    assert decision.report.accepted_ME.tolist() == [[1, 0, 0, 0], [0] * 4, [0] * 4]
+    assert decision.report.asked_M.tolist() == [8, 0, 0]
 
 
 def test_attribute_router_separates_by_attributes_alone():
-    router = AttributeRouter(16, ExpertConfig(num_experts=4), load_kernels("torch"))
+    router = AttributeRouter(16, ExpertConfig(num_experts=4), 0, load_kernels("torch"))
     for parameter in router.parameters():
         torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(3))
-    weights = router(torch.tensor([VISUAL_INPUT, TEXT_INPUT, VISUAL_INPUT], dtype=torch.float32), None).weights_GE
+    spans = (Span(0, 1, 0), Span(1, 2, 1), Span(2, 3, 2))
+    vectors = [VISUAL_INPUT, TEXT_INPUT, VISUAL_INPUT]
+    weights = router((plain_layout(torch.ones(1, 3, dtype=torch.bool), *spans, vectors=vectors),), None)
     torch.testing.assert_close(weights[0], weights[2])
     assert not torch.equal(weights[0], weights[1])
     torch.testing.assert_close(weights.sum(1), torch.ones(3))
@@ -157,7 +157,7 @@ def test_attribute_router_separates_by_attributes_alone():
 
 
 def test_too_many_groups_are_refused():
-    path = MergePath(16, ExpertConfig(num_experts=4), Mesh(), load_kernels("torch"))
-    layout = SequenceLayout(torch.ones(1, 3, dtype=torch.bool), None, (Span(0, 3, 0),), torch.zeros(3, 8))
-    with pytest.raises(ValueError, match="3 different attribute vectors"):
-        path(torch.zeros(1, 3, 16), layout, None)
+    path = MergePath(16, ExpertConfig(num_experts=4), 0, Mesh(), load_kernels("torch"))
+    spans = [Span(i, i + 1, i) for i in range(5)]
+    with pytest.raises(ValueError, match="5 groups of tokens"):
+        path((torch.zeros(1, 5, 16),), (plain_layout(torch.ones(1, 5, dtype=torch.bool), *spans),), None)

@@ -53,7 +53,7 @@ def test_tensor_parallel_linears_and_table():
 
 def sparse_pair(rank: int, axis: str, path: str, groups: tuple[int, ...]) -> dict:
     """Two banks in a row on this rank's own tokens; `groups` says how many tokens each data rank has."""
-    from model.layout import SequenceLayout, Span
+    from model.layout import Span
     from model.moe.experts import ExpertLinear
     from model.moe.layer import DispatchDecision, MergeDecision, RoutingReport
     from model.noise import derive
@@ -61,9 +61,10 @@ def sparse_pair(rank: int, axis: str, path: str, groups: tuple[int, ...]) -> dic
     from parallel.dispatch import plan_dispatch
     from parallel.mesh import create_mesh
     from parallel.placement import placement_of
+    from tests.helpers.layouts import plain_layout
 
     mesh = create_mesh(**({axis: 2} if axis else {}))
-    report = RoutingReport(torch.zeros(4), torch.zeros(()))
+    report = RoutingReport(torch.zeros(3, 4), torch.zeros(3), {}, torch.zeros(()))
     up = ExpertLinear(WIDTH, HIDDEN, 4, "column", mesh)
     down = ExpertLinear(HIDDEN, WIDTH, 4, "row", mesh)
     for name, bank in (("up", up), ("down", down)):
@@ -79,16 +80,15 @@ def sparse_pair(rank: int, axis: str, path: str, groups: tuple[int, ...]) -> dic
         x = torch.randn(1, groups[slot], WIDTH, generator=generator).requires_grad_()
         ids = torch.randint(0, 4, (groups[slot], 1), generator=generator)
         weights = torch.rand(groups[slot] if path == "token" else 1, 4, generator=generator)
-        layout = SequenceLayout(
-            torch.ones(1, groups[slot], dtype=torch.bool), None, (Span(0, groups[slot], 0),), torch.zeros(1, 8)
-        )
+        layouts = (plain_layout(torch.ones(1, groups[slot], dtype=torch.bool), Span(0, groups[slot], 0)),)
         weights.requires_grad_()
         if path == "token":
             plan = plan_dispatch(ids, torch.ones_like(ids, dtype=torch.bool), 4, mesh.expert)
-            decision = DispatchDecision(weights.gather(1, ids), plan, layout, report)
+            decision = DispatchDecision(weights.gather(1, ids), plan, layouts, report)
         else:
-            decision = MergeDecision(all_gather(weights, mesh.expert), layout, report)
-        y = decision.apply(down, torch.tanh(decision.apply(up, x)))
+            decision = MergeDecision(all_gather(weights, mesh.expert), layouts, report)
+        (hidden,) = decision.apply(up, (x,))
+        (y,) = decision.apply(down, (torch.tanh(hidden),))
         (y**2).sum().backward()
         outputs[slot], input_gradients[slot], gate_gradients[slot] = (
             t.detach().numpy() for t in (y, x.grad, weights.grad)

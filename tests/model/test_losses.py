@@ -1,0 +1,87 @@
+"""Auxiliary losses against values computed by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from model.moe.losses import global_entropy, importance, load, local_entropy, switch, z_loss
+
+ONE_GROUP = torch.zeros(4, dtype=torch.long)
+
+
+def test_importance_by_hand():
+    # Sums 3 and 1: mean 2, population std 1, (1/2)^2.
+    probs = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.6, 0.4], [0.6, 0.4]])
+    assert importance(probs, ONE_GROUP, 1).item() == pytest.approx(0.25)
+    assert importance(torch.full((4, 2), 0.5), ONE_GROUP, 1).item() == 0.0
+
+
+def test_importance_is_a_mean_over_routing_groups():
+    probs = torch.tensor([[0.75, 0.25], [0.75, 0.25], [0.25, 0.75], [0.25, 0.75]])
+    assert importance(probs, ONE_GROUP, 1).item() == 0.0  # balanced over the batch
+    assert importance(probs, torch.tensor([0, 0, 1, 1]), 2).item() == pytest.approx(0.25)  # (0.5 / 1)^2 in each
+    assert importance(probs[:2], ONE_GROUP[:2], 2).item() == pytest.approx(0.125)  # an empty group counts as balanced
+
+
+def test_load_by_hand():
+    # Threshold 1 (the largest noisy logit). Chances 1 - Phi(1) = 0.158655 and 1 - Phi(0) = 0.5:
+    # mean 0.329328, std 0.170672, (std / mean)^2 = 0.268576.
+    logits = torch.tensor([[0.0, 1.0]])
+    assert load(logits, logits, 1, 1.0, ONE_GROUP[:1], 1).item() == pytest.approx(0.268576, abs=1e-5)
+    # Half the noise: 1 - Phi(2) = 0.022750 and 0.5: mean 0.261375, std 0.238625, ratio^2 = 0.833497.
+    assert load(logits, logits, 1, 0.5, ONE_GROUP[:1], 1).item() == pytest.approx(0.833497, abs=1e-5)
+
+
+def test_z_loss_by_hand():
+    # log-sum-exp: log 2 and log 4.
+    logits = torch.tensor([[0.0, 0.0], [math.log(3.0), 0.0]])
+    assert z_loss(logits).item() == pytest.approx((math.log(2) ** 2 + math.log(4) ** 2) / 2)
+    assert z_loss(logits[:0]).item() == 0.0
+
+
+def test_switch_by_hand():
+    probs = torch.tensor([[0.75, 0.25]] * 2 + [[0.25, 0.75]] * 2)
+    assert switch(probs, torch.tensor([0, 0, 1, 1]), ONE_GROUP, 1).item() == pytest.approx(1.0)  # balanced
+    # All first choices on expert 0: 2 * (1 * 0.5 + 0 * 0.5).
+    assert switch(probs, torch.tensor([0, 0, 0, 0]), ONE_GROUP, 1).item() == pytest.approx(1.0)
+    # A group at a time (GShard): 2 * (1 * 0.75) in both.
+    assert switch(probs, torch.tensor([0, 0, 1, 1]), torch.tensor([0, 0, 1, 1]), 2).item() == pytest.approx(1.5)
+
+
+def test_local_entropy_by_hand():
+    probs = torch.tensor([[0.25] * 4, [1.0, 0, 0, 0], [0.5, 0.5, 0, 0]])
+    both = torch.tensor([True, False, True])
+    assert local_entropy(probs, both).item() == pytest.approx((math.log(4) + math.log(2)) / 2)
+    assert local_entropy(probs, torch.tensor([False, True, False])).item() == 0.0
+    assert local_entropy(probs, torch.zeros(3, dtype=torch.bool)).item() == 0.0  # a batch without the modality
+
+
+def test_global_entropy_by_hand():
+    # Two tokens on two experts: the mean has entropy log 2.
+    probs = torch.tensor([[1.0, 0, 0, 0], [0, 1.0, 0, 0]])
+    everyone = torch.ones(2, dtype=torch.bool)
+    assert global_entropy(probs, everyone, math.log(4)).item() == pytest.approx(math.log(2))
+    assert global_entropy(probs, everyone, math.log(2)).item() == pytest.approx(0.0, abs=1e-6)
+    assert global_entropy(probs, ~everyone, math.log(4)).item() == 0.0
+
+
+def test_global_entropy_is_flat_above_its_threshold():
+    logits = torch.randn(6, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    everyone = torch.ones(6, dtype=torch.bool)
+    loss = global_entropy(logits.softmax(-1), everyone, math.log(1.5))
+    loss.backward()
+    assert loss.item() == 0.0 and not logits.grad.any()
+    global_entropy(logits.softmax(-1), everyone, math.log(4)).backward()
+    assert logits.grad.any()
+
+
+def test_probabilities_that_underflow_keep_gradients_finite():
+    logits = torch.tensor([[0.0, -200.0], [0.0, -200.0]], requires_grad=True)
+    everyone = torch.ones(2, dtype=torch.bool)
+    probs = logits.softmax(-1)
+    assert (probs[:, 1] == 0).all()
+    (local_entropy(probs, everyone) + global_entropy(probs, everyone, math.log(2))).backward()
+    assert torch.isfinite(logits.grad).all()
