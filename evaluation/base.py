@@ -11,7 +11,6 @@ from torch import Tensor
 from data.batch import Sequences
 from data.stream import Source, evaluation_pass
 from data.targets import all_words
-from data.vocabulary import Vocabulary
 from model.objective import Objective
 
 Metrics = dict[str, float | int]
@@ -44,16 +43,17 @@ class Evaluation:
 
 
 @torch.no_grad()
-def encode_rows(objective: Objective, sequences: Sequences, device: str) -> Tensor:
-    """Features [rows, D] read out at <SPE>, in chunks."""
+def encode_rows(evaluation: Evaluation, sequences: Sequences) -> Tensor:
+    """Features [rows, W] read out at <SPE>, in chunks."""
     parts = []
     for start in range(0, sequences.num_rows, CHUNK):
-        rows = slice(start, start + CHUNK)
-        parts.append(objective.encode_candidates(sequences.rows(rows).to(device))[0])
+        chunk = sequences.rows(slice(start, start + CHUNK)).to(evaluation.device)
+        parts.append(evaluation.objective.encode_candidates(chunk, task=evaluation.source.name)[0])
     return torch.cat(parts)
 
 
-def encode_vocabulary(objective: Objective, vocabulary: Vocabulary, device: str) -> tuple[Tensor, Tensor]:
+def encode_vocabulary(evaluation: Evaluation) -> tuple[Tensor, Tensor]:
     """(words_CD features of every word and end-of-text, tokens_C the token of each)."""
+    vocabulary = evaluation.source.task.vocabulary
     tokens = [vocabulary.candidate_token(candidate) for candidate in range(vocabulary.num_candidates)]
-    return encode_rows(objective, all_words(vocabulary), device), torch.tensor(tokens, device=device)
+    return encode_rows(evaluation, all_words(vocabulary)), torch.tensor(tokens, device=evaluation.device)

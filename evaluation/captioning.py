@@ -29,7 +29,7 @@ def generate(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
     """(captions, references) of every sample."""
     objective, task = evaluation.objective, evaluation.source.task
     vocabulary = task.vocabulary
-    words_CD, tokens_C = encode_vocabulary(objective, vocabulary, evaluation.device)
+    words_CD, tokens_C = encode_vocabulary(evaluation)
     captions, references = [], []
     for examples in evaluation.batches():
         rows = greedy(
@@ -42,6 +42,7 @@ def generate(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
             vocabulary.spe,
             CAPTION_TEXT,
             task.config.max_text,
+            evaluation.source.name,
         )
         captions += [vocabulary.decode(row).strip() for row in rows]
         references += [example.references for example in examples]

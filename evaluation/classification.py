@@ -11,11 +11,11 @@ from evaluation.base import Evaluation, Metrics, encode_rows
 def evaluate(evaluation: Evaluation) -> Metrics:
     """accuracy in [0, 1]; chance is 1 / classes."""
     objective, task = evaluation.objective, evaluation.source.task
-    names_CD = encode_rows(objective, task.candidates, evaluation.device)  # type: ignore[attr-defined]
+    names_CD = encode_rows(evaluation, task.candidates)  # type: ignore[attr-defined]
     right, total = 0, 0
     for examples in evaluation.batches():
         batch = task.batch(examples, None).to(evaluation.device)
-        features_QD, _ = objective.encode(batch.inputs, batch.read_Q2)
+        features_QD, _ = objective.encode(batch.inputs, batch.read_Q2, task=evaluation.source.name)
         best_Q = objective.logits(features_QD, names_CD, batch.temperature).argmax(dim=1)
         right += int((best_Q == batch.labels_Q).sum())
         total += len(examples)

@@ -20,12 +20,12 @@ def evaluate(evaluation: Evaluation) -> Metrics:
     majority          the accuracy of always answering the most frequent masked token
     """
     objective, task = evaluation.objective, evaluation.source.task
-    words_CD, _ = encode_vocabulary(objective, task.vocabulary, evaluation.device)
+    words_CD, _ = encode_vocabulary(evaluation)
     loss, right = 0.0, 0
     counts: Counter[int] = Counter()
     for examples in evaluation.batches():
         batch = task.batch(examples, None).to(evaluation.device)
-        features_QD, _ = objective.encode(batch.inputs, batch.read_Q2)
+        features_QD, _ = objective.encode(batch.inputs, batch.read_Q2, task=evaluation.source.name)
         logits_QC = objective.logits(features_QD, words_CD, batch.temperature)
         loss += float(cross_entropy(logits_QC, batch.labels_Q, reduction="sum"))
         right += int((logits_QC.argmax(dim=1) == batch.labels_Q).sum())

@@ -22,9 +22,9 @@ def evaluate(evaluation: Evaluation) -> Metrics:
             owners += [num_images] * len(example.references)
             captions += example.references
             num_images += 1
-        images.append(objective.encode(batch.inputs, batch.read_Q2)[0])
+        images.append(objective.encode(batch.inputs, batch.read_Q2, task=evaluation.source.name)[0])
     images_ND = torch.cat(images)
-    texts_MD = encode_rows(objective, task.texts(captions), evaluation.device)  # type: ignore[attr-defined]
+    texts_MD = encode_rows(evaluation, task.texts(captions))  # type: ignore[attr-defined]
     return recalls(images_ND @ texts_MD.T, torch.tensor(owners, device=images_ND.device))
 
 

@@ -24,11 +24,12 @@ def greedy(
     spe: int,
     attributes: Attributes,
     max_tokens: int,
+    task: str,
 ) -> list[list[int]]:
     """Token ids of each row, without end-of-text.
 
     prefix: the visual segments; words_CD: encoded vocabulary; tokens_C: the token of each candidate; attributes: those
-    of the text in training.
+    of the text in training; task: its name.
     """
     batch = prefix.num_rows
     device = words_CD.device
@@ -38,7 +39,7 @@ def greedy(
         sequences = _with_query(prefix, text_BT, spe, attributes)
         rows_B = torch.arange(batch, device=device)
         read_B2 = torch.stack([rows_B, torch.full_like(rows_B, sequences.length - 1)], dim=1)
-        features_BD, _ = objective.encode(sequences, read_B2)
+        features_BD, _ = objective.encode(sequences, read_B2, task=task)
         best_B = tokens_C[objective.logits(features_BD, words_CD, temperature).argmax(dim=1)]
         best_B = torch.where(finished_B, torch.full_like(best_B, end), best_B)
         text_BT = torch.cat([text_BT, best_B[:, None]], dim=1)
