@@ -150,9 +150,9 @@ def parameter_groups(module: nn.Module, weight_decay: float, mesh: Mesh) -> list
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
-    """Weight decay applies to matrices of linears and experts, not to embeddings and gates (papers.md 9)."""
-    table = name.startswith("embedding.") and not name.startswith("embedding.patches.")
-    return name.endswith(".weight") and parameter.dim() >= 2 and not table and ".gate." not in name
+    """Weight decay applies to matrices of linears and experts, not to embeddings and routers (papers.md 9)."""
+    table = ".embedding." in name and ".patches." not in name
+    return name.endswith(".weight") and parameter.dim() >= 2 and not table and ".router." not in name
 
 
 def _tag_experts(module: nn.Module, mesh: Mesh) -> None:
