@@ -1,4 +1,4 @@
-"""The run configuration: composes the packages' own options, reads strict YAML with key=value overrides, derives DeepSpeed's.
+"""The run configuration: composes the packages' own options, checks the layout, derives DeepSpeed's dictionary.
 
 Every number has one owner: batch size, learning rate and clipping are set here, `ds_configs/*.json` hold engine
 settings alone. All errors are `ConfigError` with one line; the entry points end with exit code 2 on it.
@@ -7,17 +7,10 @@ settings alone. All errors are `ConfigError` with one line; the entry points end
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import re
-import types
-import typing
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
-
-import pydantic
-import yaml
 
 from data.config import DataConfig
 from model.config import ModelConfig
@@ -49,6 +42,8 @@ class RunConfig:
     """Everything about one run.
 
     name               the run's folder is <runs>/<name>; repeating a command resumes there
+    init               run folder whose newest weights a fresh run starts from
+    init_only          patterns of the names of parameters to take from there; all others start fresh
     steps              optimizer steps of the whole run
     slots              micro-batches of one step over all data ranks; each rank runs slots / data ranks of them one after
                        another, so the same step is computed on any number of ranks
@@ -62,6 +57,8 @@ class RunConfig:
     name: str
     runs: str = "runs"
     seed: int = 0
+    init: str = ""
+    init_only: tuple[str, ...] = ("*",)
     steps: int = 1000
     slots: int = 2
     kernels: KernelName = "torch"
@@ -159,7 +156,7 @@ def deepspeed_config(config: RunConfig) -> dict[str, Any]:
     try:
         engine = json.loads(path.read_text())
     except OSError as error:
-        raise ConfigError(f"parallel.engine={path}: {error.strerror}; there are {_neighbours(path)}") from error
+        raise ConfigError(f"parallel.engine={path}: {error.strerror}; there are {neighbours(path)}") from error
     except json.JSONDecodeError as error:
         raise ConfigError(f"{path} line {error.lineno}: not JSON: {error.msg}") from error
     owned = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
@@ -187,114 +184,7 @@ def deepspeed_config(config: RunConfig) -> dict[str, Any]:
     }
 
 
-# -- reading ---------------------------------------------------------------------------------------------------------
-
-
-def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
-    """YAML file plus `a.b=value` overrides; list elements are numbered or named (`data.tasks.shapes.batch_size=8`)."""
-    path = Path(path)
-    try:
-        raw = yaml.load(path.read_text(), _Loader)
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}; there are {_neighbours(path)}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: the top level must be a mapping of keys, got {type(raw).__name__}")
-    raw.setdefault("name", path.stem)
-    for override in overrides:
-        _override(raw, override)
-    return parse_config(raw, str(path))
-
-
-def parse_config(raw: dict[str, Any], origin: str) -> RunConfig:
-    """Strict: no unknown key, no wrong type, no conversion but int to float."""
-    unknown = next(_unknown_keys(RunConfig, raw, ""), None)
-    if unknown:
-        raise ConfigError(f"{origin}: {unknown}")
-    names = [task.get("name") for task in raw["data"]["tasks"]] if _has_tasks(raw) else []
-    raw = {**raw, "model": {"tasks": names, **(raw.get("model") or {})}}
-    try:
-        return pydantic.TypeAdapter(RunConfig).validate_json(json.dumps(raw), strict=True)
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
-        given = "" if first["type"] in ("value_error", "missing") else f", got {first['input']!r}"
-        raise ConfigError(f"{origin}: {where + ': ' if where else ''}{message}{given}") from error
-
-
-def dump_config(config: RunConfig) -> str:
-    """The resolved configuration as YAML that `load_config` reads back."""
-    return yaml.safe_dump(json.loads(json.dumps(dataclasses.asdict(config))), sort_keys=False)
-
-
-def _has_tasks(raw: dict[str, Any]) -> bool:
-    tasks = raw["data"].get("tasks") if isinstance(raw.get("data"), dict) else None
-    return isinstance(tasks, list) and all(isinstance(task, dict) for task in tasks)
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's floats: PyYAML alone reads 1e-3 as a string."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-
-
-def _unknown_keys(kind: Any, raw: Any, prefix: str) -> Iterator[str]:
-    """One message for every key that its options class does not have."""
-    origin = typing.get_origin(kind)
-    if origin in (typing.Union, types.UnionType):
-        for option in typing.get_args(kind):
-            yield from _unknown_keys(option, raw, prefix)
-    elif origin is tuple and isinstance(raw, list):
-        for index, item in enumerate(raw):
-            yield from _unknown_keys(typing.get_args(kind)[0], item, f"{prefix}{index}.")
-    elif dataclasses.is_dataclass(kind) and isinstance(raw, dict):
-        hints = typing.get_type_hints(kind)
-        for key, value in raw.items():
-            if key not in hints:
-                near = difflib.get_close_matches(str(key), hints, n=1, cutoff=0.0)
-                yield f"unknown key {prefix}{key}; did you mean {prefix}{near[0]}?"
-            else:
-                yield from _unknown_keys(hints[key], value, f"{prefix}{key}.")
-
-
-def _override(raw: dict[str, Any], override: str) -> None:
-    key, sign, text = override.partition("=")
-    if not sign or not key:
-        raise ConfigError(f"override {override!r} must read key=value, for instance model.depth=6")
-    try:
-        value = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override {override!r}: the value is not YAML") from error
-    *parents, last = key.split(".")
-    node: Any = raw
-    for part in parents:
-        node = _child(node, part, override)
-    if isinstance(node, list):
-        raise ConfigError(f"override {override!r} must name a key of a list element, for instance {key}.batch_size")
-    node[last] = value
-
-
-def _child(node: Any, part: str, override: str) -> Any:
-    if isinstance(node, list):
-        names = [item.get("name") for item in node if isinstance(item, dict)]
-        if part in names:
-            return node[names.index(part)]
-        if part.isdigit() and int(part) < len(node):
-            return node[int(part)]
-        raise ConfigError(f"override {override!r}: no list element {part!r}; there are {names}")
-    if not isinstance(node, dict):
-        raise ConfigError(f"override {override!r}: {part!r} lies below a value, not below a group of keys")
-    child = node.setdefault(part, {})
-    if child is None:
-        child = node[part] = {}
-    return child
-
-
-def _neighbours(path: Path) -> str:
+def neighbours(path: Path) -> str:
+    """The files of the same kind beside a path, for messages."""
     found = sorted(p.name for p in path.parent.glob(f"*{path.suffix}")) if path.parent.is_dir() else []
     return ", ".join(found) or f"no {path.suffix} files in {path.parent}"

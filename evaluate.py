@@ -21,7 +21,7 @@ from data.tasks.base import Pixels
 from data.tokenizer import VocabularyFileError
 from evaluation import EVALUATORS, Evaluation
 from model.objective import Objective
-from parallel.checkpoint import Checkpoint, CheckpointError, load_weights, newest, open_checkpoint
+from parallel.checkpoint import CheckpointError, find_checkpoint, load_weights
 from parallel.kernels import load_kernels
 from parallel.mesh import Mesh
 from run_folder import read_run
@@ -71,18 +71,6 @@ def evaluate(arguments: argparse.Namespace) -> None:
         head = {"task": source.name, "kind": source.task.config.kind, "split": arguments.split, "step": checkpoint.step}
         rounded = {key: round(value, 5) if isinstance(value, float) else value for key, value in metrics.items()}
         print(json.dumps({**head, **rounded, "seconds": round(time.perf_counter() - start, 2)}), flush=True)
-
-
-def find_checkpoint(root: Path, step: int | None) -> Checkpoint:
-    """The checkpoint of a step, or the newest complete one."""
-    if step is not None:
-        return open_checkpoint(root / f"step_{step:08d}")
-    checkpoint, problems = newest(root)
-    for problem in problems:
-        print(f"warning: {problem}", file=sys.stderr)
-    if checkpoint is None:
-        raise CheckpointError(f"{root} holds no checkpoint: the run has not been saved yet")
-    return checkpoint
 
 
 def main(argv: list[str] | None = None) -> int:

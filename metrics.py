@@ -17,7 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from config import RunConfig, dump_config
+from config import RunConfig
+from config_file import dump_config
 from data.batch import Modality
 from data.stream import Fault, MicroBatch
 from model.config import ModelConfig

@@ -10,7 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from config import ConfigError, RunConfig, dump_config, load_config
+from config import ConfigError, RunConfig
+from config_file import dump_config, load_config
 from data.tokenizer import Tokenizer
 from data.vocabulary import Vocabulary
 from parallel.checkpoint import write_atomically

@@ -11,20 +11,24 @@ import logging
 import signal
 import sys
 import time
+from pathlib import Path
 
 import torch
 
 import config as configuration
 from config import ConfigError, RunConfig
+from config_file import load_config
 from data.shards import DatasetError
 from data.stream import Shard, open_sources, read_vocabulary, schedule_of, shard_faults, training_stream
 from data.tasks.base import Pixels
 from data.tokenizer import VocabularyFileError
+from describe import describe
 from metrics import FaultLedger, Meter, Sinks, any_rank
 from model.initialise import initialise
 from model.noise import derive
 from model.objective import Objective
-from parallel.checkpoint import CheckpointError, newest, restore, save
+from model.tuning import freeze
+from parallel.checkpoint import CheckpointError, find_checkpoint, load_weights, newest, restore, save
 from parallel.engine import Engine
 from parallel.kernels import load_kernels
 from parallel.mesh import create_mesh, destroy_mesh, launched_rank, launched_world_size
@@ -37,6 +41,9 @@ USER_ERRORS = (ConfigError, DatasetError, VocabularyFileError, CheckpointError, 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="run configuration (YAML), see configs/")
+    parser.add_argument(
+        "--describe", action="store_true", help="print layers, parameters and FLOPs of the configuration and stop"
+    )
     parser.add_argument("--local_rank", type=int, default=0, help="set by the deepspeed launcher")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="for instance model.depth=6 data.tasks.shapes.batch_size=8"
@@ -59,6 +66,9 @@ def train(run: RunConfig) -> int:
     mesh = create_mesh(run.parallel.tensor, run.parallel.expert, run.parallel.timeout_s)
     objective = Objective(run.model, vocabulary.size, mesh, kernels)
     initialise(objective, run.seed)
+    if run.init and not (run.folder / "checkpoints").is_dir():
+        load_weights(find_checkpoint(Path(run.init) / "checkpoints"), objective, run.init_only)
+    freeze(objective, run.optimizer.frozen)
     objective.to(mesh.device)
     engine = Engine(objective, mesh, run.optimizer, deepspeed_config, kernels)
 
@@ -141,7 +151,11 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     try:
-        return train(configuration.load_config(arguments.config, arguments.overrides))
+        run = load_config(arguments.config, arguments.overrides)
+        if arguments.describe:
+            print(describe(run))
+            return 0
+        return train(run)
     except USER_ERRORS as error:
         if launched_rank() == 0:
             print(f"error: {error}", file=sys.stderr)

@@ -13,11 +13,13 @@ published folder is complete; only then `latest` moves and old folders are prune
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import hashlib
 import json
 import math
 import os
 import shutil
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -260,6 +262,18 @@ def newest(root: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, []
 
 
+def find_checkpoint(root: Path, step: int | None = None) -> Checkpoint:
+    """The checkpoint of a step, or the newest complete one; a warning for every newer one that is damaged."""
+    if step is not None:
+        return open_checkpoint(root / f"step_{step:08d}")
+    checkpoint, problems = newest(root)
+    for problem in problems:
+        print(f"warning: {problem}", file=sys.stderr)
+    if checkpoint is None:
+        raise CheckpointError(f"{root} holds no checkpoint: the run has not been saved yet")
+    return checkpoint
+
+
 # -- restore ---------------------------------------------------------------------------------------------------------
 
 
@@ -272,13 +286,18 @@ def restore(checkpoint: Checkpoint, fragments: Iterable[Fragment]) -> None:
 
 
 @torch.no_grad()
-def load_weights(checkpoint: Checkpoint, module: nn.Module) -> None:
-    """Weights alone into a module, for evaluation; names must be the same on both sides."""
+def load_weights(checkpoint: Checkpoint, module: nn.Module, only: tuple[str, ...] = ("*",)) -> None:
+    """Weights alone into a module on any layout. Names must be the same on both sides, or with `only` those of the
+    module that match a pattern must be in the checkpoint."""
     own = dict(module.named_parameters())
-    if own.keys() != checkpoint.names:
+    if only != ("*",):
+        own = {name: own[name] for pattern in only for name in fnmatch.filter(own, pattern)}
+    missing = own.keys() - checkpoint.names
+    unknown = checkpoint.names - own.keys() if only == ("*",) else set()
+    if missing or unknown or not own:
         raise CheckpointError(
-            f"{checkpoint.folder} is of another model: missing {sorted(own.keys() - checkpoint.names)[:5]}, "
-            f"unknown {sorted(checkpoint.names - own.keys())[:5]}"
+            f"{checkpoint.folder} is of another model: missing {sorted(missing)[:5]}, unknown {sorted(unknown)[:5]}"
+            + ("" if own else f", and no parameter matches {list(only)}")
         )
     for name, parameter in own.items():
         parameter.copy_(_local(checkpoint, name, "weight", placement_of(parameter)))

@@ -35,6 +35,7 @@ class OptimizerConfig:
     warmup_steps   steps of the linear rise from zero
     weight_decay   on linear and expert weights alone; embeddings, gates, biases, norms and scales have none
     clip           largest global gradient norm; 0 turns clipping off
+    frozen         patterns of the names of parameters that are not tuned, for instance ["tower.*"]
     """
 
     lr: float = 1e-3
@@ -44,6 +45,7 @@ class OptimizerConfig:
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-6
     clip: float = 1.0
+    frozen: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.lr <= 0 or self.min_lr < 0 or self.min_lr > self.lr:

@@ -20,7 +20,7 @@ from parallel.checkpoint import Fragment
 from parallel.config import OptimizerConfig
 from parallel.kernels import Kernels
 from parallel.mesh import MegatronUnit, Mesh
-from parallel.placement import EXPERT_AXIS, TENSOR_AXIS, placement_of
+from parallel.placement import EXPERT_AXIS, TENSOR_AXIS, Placement, placement_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +89,29 @@ class Engine:
     # -- the optimizer's memory, for checkpoints ------------------------------------------------------------------
 
     def fragments(self) -> Iterator[Fragment]:
+        """What goes into a checkpoint: the optimizer's memory, and the weights that are not tuned."""
+        yield from self._tuned_fragments()
+        yield from self._frozen_fragments()
+
+    def _frozen_fragments(self) -> Iterator[Fragment]:
+        for parameter, name in self._names.items():
+            if parameter.requires_grad:
+                continue
+            placement = placement_of(parameter)
+            copies = self.mesh.expert_data if placement.is_cut_along(EXPERT_AXIS) else self.mesh.data
+            yield Fragment(
+                name=name,
+                placement=placement,
+                start=0,
+                owned=copies.rank == 0 and self._holds_own_part(placement),
+                tensors={"weight": parameter.detach().view(-1)},
+            )
+
+    def _holds_own_part(self, placement: Placement) -> bool:
+        """Of a parameter that is whole on all tensor ranks only the first one's counts."""
+        return placement.is_cut_along(TENSOR_AXIS) or self.mesh.tensor.rank == 0
+
+    def _tuned_fragments(self) -> Iterator[Fragment]:
         """Views of what this rank owns: fp32 master weights and moments of slices of flattened local parameters.
 
         Under ZeRO each data rank owns a different slice; parameters that are whole on all tensor ranks are given by the
@@ -108,7 +131,7 @@ class Engine:
                     name=self._names[parameter],
                     placement=placement,
                     start=source.start,
-                    owned=placement.is_cut_along(TENSOR_AXIS) or self.mesh.tensor.rank == 0,
+                    owned=self._holds_own_part(placement),
                     tensors={
                         kind: tensor.detach().narrow(0, where.start, where.numel) for kind, tensor in tensors.items()
                     },

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from config import ConfigError, check_layout, deepspeed_config, dump_config, load_config, parse_config
+from config import ConfigError, check_layout, deepspeed_config
+from config_file import dump_config, load_config, parse_config
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "configs" / "demo.yaml"

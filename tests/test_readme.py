@@ -11,7 +11,8 @@ import pytest
 
 import evaluate
 import train
-from config import check_layout, deepspeed_config, load_config
+from config import check_layout, deepspeed_config
+from config_file import load_config
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
