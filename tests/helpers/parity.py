@@ -32,6 +32,7 @@ class Job:
     save_to: str = ""
     save_at: int = 0
     broken_step: int = -1
+    frozen: tuple[str, ...] = ()
 
 
 def tiny(router: str) -> ModelConfig:
@@ -45,6 +46,7 @@ def run_job(rank: int, job: Job) -> dict[str, Any]:
 
     from model.initialise import initialise
     from model.objective import Objective
+    from model.tuning import freeze
     from parallel.checkpoint import newest, restore, save
     from parallel.config import OptimizerConfig
     from parallel.engine import Engine
@@ -58,6 +60,7 @@ def run_job(rank: int, job: Job) -> dict[str, Any]:
         kernels = Kernels(kernels.layer_norm, lambda groups, lr, **_: torch.optim.SGD(groups, lr=lr))
     objective = Objective(tiny(job.router), VOCABULARY_SIZE, mesh, kernels)
     initialise(objective, 0)
+    freeze(objective, job.frozen)
     engine_config = json.loads((ROOT / f"ds_configs/zero{job.stage}.json").read_text()) | {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_clipping": job.clip,

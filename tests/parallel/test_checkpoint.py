@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import json
 
 import numpy as np
@@ -43,6 +44,22 @@ def test_resume_equals_the_uninterrupted_run_bit_by_bit(tmp_path, layout):
             np.testing.assert_array_equal(left[name], right[name], err_msg=f"{kind} of {name}")
     late = {key: value for key, value in merged_losses(whole).items() if key[0] >= 2}
     assert merged_losses(resumed) == late
+
+
+@pytest.mark.parametrize("layout", [{"expert": 2}, {"tensor": 2}])
+def test_locked_parameters_are_saved_and_stay(tmp_path, layout):
+    locked = ("tower.embedding.*", "*.up.bank.*")
+    job = Job(steps=2, frozen=locked, save_to=str(tmp_path), save_at=2, **layout)
+    trained = logical_weights(run_ranks(2, run_job, job))
+    untouched = logical_weights(run_ranks(2, run_job, Job(steps=0, **layout)))
+    checkpoint, _ = newest(tmp_path)
+    assert checkpoint is not None and checkpoint.names == untouched.keys()
+    for name, before in untouched.items():
+        is_locked = any(fnmatch.fnmatch(name, pattern) for pattern in locked)
+        assert np.array_equal(before, trained[name]) or not is_locked, name
+        np.testing.assert_array_equal(checkpoint.logical(name, "weight").numpy(), trained[name], err_msg=name)
+    tuned = "tower.encoder.blocks.0.ffn.down.bank.weight"
+    assert not np.array_equal(untouched[tuned], trained[tuned])
 
 
 def test_expert_parallel_checkpoint_resumes_on_one_rank(tmp_path):
