@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 export GLOO_SOCKET_IFNAME ?= $(if $(filter Darwin,$(shell uname -s)),lo0,lo)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check bench image-check clean
+.PHONY: help setup demo test test-slow check bench ablation image-check clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -32,6 +32,10 @@ check: setup ## lint, format, types
 
 bench: setup ## what the sparse layer costs against a dense one
 	$(PYTHON) -m benchmarks.moe_layer
+
+ablation: setup ## dense, six routers and LIMoE on the demo's world, three seeds: 20 minutes on two cores; ARGS="--seeds 1"
+	$(PYTHON) -m data.synthetic --out data_demo
+	$(PYTHON) -m benchmarks.ablation $(ARGS)
 
 image-check: ## builds the Dockerfile's CPU variant without a Docker engine and runs the program in it (root, Debian)
 	bash scripts/image_check.sh

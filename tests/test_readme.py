@@ -16,7 +16,7 @@ from config_file import load_config
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "configs").glob("*.yaml"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "configs").rglob("*.yaml"))]
 
 
 def commands() -> list[str]:
@@ -52,7 +52,8 @@ def test_command_can_be_run(command, monkeypatch):
             return
         world = int(words[words.index("--num_gpus") + 1]) if "--num_gpus" in words else 1
         run = load_config(arguments.config, arguments.overrides)
-        check_layout(run, world)
+        if not arguments.describe:
+            check_layout(run, run.slots if "--hostfile" in words else world)
         deepspeed_config(run)
     elif "evaluate.py" in words:
         evaluate.parse_arguments(words[words.index("evaluate.py") + 1 :])
