@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from model.config import ExpertConfig, ModelConfig
+from model.config import AuxiliaryConfig, ExpertConfig, ModelConfig
+from model.moe.presets import ROUTING
 from tests.helpers.batches import BATCHES, VOCABULARY_SIZE
 
 ROOT = Path(__file__).parents[2]
@@ -36,8 +37,21 @@ class Job:
 
 
 def tiny(router: str) -> ModelConfig:
-    experts = ExpertConfig(num_experts=4, router=router)
-    return ModelConfig(width=16, depth=2, heads=2, ffn=32, image_size=16, max_text=8, max_frames=4, experts=experts)
+    """`router` is a router's name, or limoe: whole networks as experts, slots with priority, auxiliary losses."""
+    options: dict[str, Any] = {"router": router}
+    if router == "limoe":
+        options = ROUTING["limoe"] | {"auxiliary": AuxiliaryConfig(**ROUTING["limoe"]["auxiliary"])}
+    return ModelConfig(
+        width=16,
+        depth=2,
+        heads=2,
+        ffn=32,
+        image_size=16,
+        max_text=8,
+        max_frames=4,
+        experts=ExpertConfig(**{**options, "num_experts": 4}),
+        tasks=tuple(BATCHES),
+    )
 
 
 def run_job(rank: int, job: Job) -> dict[str, Any]:

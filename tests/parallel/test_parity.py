@@ -39,7 +39,7 @@ def assert_equal_runs(expected: list[dict], got: list[dict], rtol: float = 2e-5)
             np.testing.assert_allclose(right[name], left[name], atol=rtol * scale, rtol=0, err_msg=f"{kind} of {name}")
 
 
-@pytest.mark.parametrize("router", ["attribute", "token"])
+@pytest.mark.parametrize("router", ["attribute", "task", "token", "context", "limoe"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_gradient_steps_equal_one_process(layout, router):
     """Three SGD steps: the update is the gradient, so every wrong factor shows."""
@@ -55,10 +55,11 @@ def test_adam_steps_equal_one_process_under_zero_2(layout):
     assert_equal_runs(reference(job), got, rtol=2e-3)
 
 
-def test_every_pair_of_tasks_on_two_ranks():
+@pytest.mark.parametrize("router", ["modality", "token", "limoe"])
+def test_every_pair_of_tasks_on_two_ranks(router):
     """All ordered pairs in one run, a step each: no hang, and every loss is the one process's."""
     pairs = tuple(itertools.permutations(BATCHES, 2))
-    job = Job(expert=2, steps=1, tasks=tuple(task for pair in pairs for task in pair), router="token")
+    job = Job(expert=2, steps=1, tasks=tuple(task for pair in pairs for task in pair), router=router)
     alone = dataclasses.replace(job, expert=1)
     assert_equal_runs(reference(alone), run_ranks(2, run_job, job), rtol=2e-3)
 
