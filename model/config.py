@@ -160,7 +160,10 @@ class ModelConfig:
     width, depth, heads, ffn     d, L, h, d_ff
     image_size, patch            pixels; patch divides image_size
     max_frames, max_text         sizes of the learned temporal and text position tables
-    position_scale               factor of the grid coordinates of the fixed sine-cosine spatial positions
+    positions                    spatial positions: fixed sine_cosine (the code), or a learned table (the paper)
+    position_scale               factor of the grid coordinates; at a second, higher resolution old / new keeps the scale
+    position_grid                rows and columns of the learned table; 0 = patches of the image. A second stage keeps the
+                                 first one's, and the table is interpolated
     layer_scale                  initial value of the learned branch factors; 0 leaves them out
     drop_path                    probability of dropping a branch for one row, the same in every layer
     readout                      spe: the output at the read position; mean: over all valid tokens (LIMoE, unconfirmed)
@@ -183,7 +186,9 @@ class ModelConfig:
     patch: int = 8
     max_frames: int = 8
     max_text: int = 64
+    positions: Literal["sine_cosine", "learned"] = "sine_cosine"
     position_scale: float = 1.0
+    position_grid: int = 0
     layer_scale: float = 0.0
     drop_path: float = 0.0
     readout: Literal["spe", "mean"] = "spe"
@@ -216,6 +221,10 @@ class ModelConfig:
             raise ValueError(
                 f"experts.num_experts={self.experts.num_experts}: router task_specific needs one for each of the "
                 f"{len(self.tasks)} tasks"
+            )
+        if self.position_scale <= 0 or self.position_grid < 0:
+            raise ValueError(
+                f"position_scale={self.position_scale}, position_grid={self.position_grid}: must be positive, and not negative"
             )
         if not 0.0 <= self.drop_path < 1.0:
             raise ValueError(f"drop_path={self.drop_path}: must lie in [0, 1)")

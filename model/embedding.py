@@ -2,7 +2,7 @@
 
 Legend: B rows, L positions, P values of a patch, D width. Follows the public code (papers.md 1.2): text is
 LN(E[id] + position + type), a patch LN(linear + temporal + spatial), <SPE> LN(E[spe]); the LayerNorm is shared; spatial
-positions are fixed two-dimensional sine-cosine.
+positions are fixed two-dimensional sine-cosine (the code) or learned (the paper).
 """
 
 from __future__ import annotations
@@ -34,6 +34,9 @@ class Embedding(nn.Module):
         self.text_type = nn.Parameter(torch.empty(config.width))
         self.patches = nn.Linear(config.patch_values, config.width)
         self.frames = nn.Embedding(config.max_frames, config.width)
+        side = config.position_grid or config.image_size // config.patch
+        learned = config.positions == "learned"
+        self.spatial_positions = nn.Parameter(torch.empty(side, side, config.width)) if learned else None
         self.norm = kernels.layer_norm(config.width)
 
     def forward(self, sequences: Sequences, noise: Key) -> Tensor:
@@ -61,8 +64,26 @@ class Embedding(nn.Module):
             # One random temporal offset per pass, for images too, so that every temporal position is trained.
             free = self.config.max_frames - num_frames
             frame_BL = frame_BL + int(uniform(derive(noise, "frames"), (1,), segment.values).item() * (free + 1))
-        spatial = sine_cosine(grid_BL2, self.config.width, self.config.position_scale)
+        scale = self.config.position_scale
+        if self.spatial_positions is None:
+            spatial = sine_cosine(grid_BL2, self.config.width, scale)
+        else:
+            spatial = interpolated(self.spatial_positions, grid_BL2 * scale)
         return self.patches(segment.values) + self.frames(frame_BL) + spatial
+
+
+def interpolated(table_RCD: Tensor, grid_BL2: Tensor) -> Tensor:
+    """Rows of a [rows, columns, D] table at (row, column) coordinates, bilinear between entries; clamped to the table."""
+    limit_2 = torch.tensor([side - 1 for side in table_RCD.shape[:2]], device=grid_BL2.device)
+    at_BL2 = torch.minimum(grid_BL2.float(), limit_2)
+    low_BL2 = at_BL2.long()
+    high_BL2 = torch.minimum(low_BL2 + 1, limit_2)
+    share_BL21 = (at_BL2 - low_BL2).unsqueeze(-1)
+    top_BLD, bottom_BLD = (
+        torch.lerp(table_RCD[row_BL, low_BL2[..., 1]], table_RCD[row_BL, high_BL2[..., 1]], share_BL21[..., 1, :])
+        for row_BL in (low_BL2[..., 0], high_BL2[..., 0])
+    )
+    return torch.lerp(top_BLD, bottom_BLD, share_BL21[..., 0, :])
 
 
 def sine_cosine(grid_BL2: Tensor, width: int, scale: float = 1.0) -> Tensor:

@@ -10,7 +10,7 @@ from torch.nn.functional import log_softmax
 
 from data.batch import Sequences
 from model.config import ExpertConfig, ModelConfig
-from model.embedding import sine_cosine
+from model.embedding import interpolated, sine_cosine
 from model.initialise import initialise
 from model.objective import Objective
 from parallel.kernels import load_kernels
@@ -133,6 +133,21 @@ def test_sine_cosine_positions_by_hand():
     expected = torch.tensor([2.0, 0.02]).sin().tolist() + torch.tensor([2.0, 0.02]).cos().tolist()
     expected += torch.tensor([3.0, 0.03]).sin().tolist() + torch.tensor([3.0, 0.03]).cos().tolist()
     assert got.tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_learned_positions_are_interpolated():
+    table = torch.tensor([[0.0, 10.0], [20.0, 30.0]]).unsqueeze(-1)  # 10 a column, 20 a row
+    grid = torch.tensor([[[0.0, 0.0], [1.0, 1.0], [0.0, 0.5], [0.25, 0.5], [2.0, 0.0]]])
+    assert interpolated(table, grid)[0, :, 0].tolist() == pytest.approx([0.0, 30.0, 5.0, 10.0, 20.0])
+    assert torch.equal(interpolated(table, torch.tensor([[[1, 0]]])), table[1, 0].view(1, 1, 1))  # whole coordinates
+
+
+def test_learned_positions_carry_over_to_a_higher_resolution():
+    first = make(small(positions="learned", position_grid=2))  # 16 px, patch 8
+    second = make(dataclasses.replace(first.config, image_size=32, position_scale=0.5))
+    assert first.tower.embedding.spatial_positions.shape == second.tower.embedding.spatial_positions.shape == (2, 2, 16)
+    first(retrieval()).total.backward()
+    assert first.tower.embedding.spatial_positions.grad.any()
 
 
 def test_apex_asked_for_and_missing_is_a_clear_error():
