@@ -37,6 +37,8 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--tasks", nargs="+", help="names of tasks (default: all of the run)")
     parser.add_argument("--limit", type=int, help="samples of each task at most")
     parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--beam", type=int, default=2, help="hypotheses of a caption; 1 is greedy (default: 2)")
+    parser.add_argument("--length-penalty", type=float, default=0.0, help="captions are ranked by score / words^p")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: torch's choice)")
     return parser.parse_args(argv)
 
@@ -66,7 +68,16 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
     for source, training_source in zip(sources, training, strict=True):
         start = time.perf_counter()
-        evaluation = Evaluation(objective, source, training_source, device, arguments.batch_size, arguments.limit)
+        evaluation = Evaluation(
+            objective=objective,
+            source=source,
+            training=training_source,
+            device=device,
+            batch_size=arguments.batch_size,
+            limit=arguments.limit,
+            beam=arguments.beam,
+            length_penalty=arguments.length_penalty,
+        )
         metrics = EVALUATORS[source.task.config.kind](evaluation)
         head = {"task": source.name, "kind": source.task.config.kind, "split": arguments.split, "step": checkpoint.step}
         rounded = {key: round(value, 5) if isinstance(value, float) else value for key, value in metrics.items()}

@@ -20,7 +20,8 @@ CHUNK = 1024
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """One evaluator's input: `limit` samples at most, all if None. `training` is the task's training split."""
+    """One evaluator's input: `limit` samples at most, all if None. `training` is the task's training split; beam and
+    length_penalty are those of captions (the public code: 2 and 0)."""
 
     objective: Objective
     source: Source
@@ -28,6 +29,8 @@ class Evaluation:
     device: str = "cpu"
     batch_size: int = 64
     limit: int | None = None
+    beam: int = 2
+    length_penalty: float = 0.0
 
     def batches(self) -> Iterator[list]:
         """Examples in shard order; raises RuntimeError if a sample is unreadable, since a score over fewer is another score."""

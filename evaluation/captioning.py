@@ -1,4 +1,4 @@
-"""Captions by greedy generation, scored with CIDEr-D and by exact agreement with a reference."""
+"""Captions by beam search, scored with CIDEr-D and by exact agreement with a reference."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from data.attributes import CAPTION_TEXT
 from evaluation.base import Evaluation, Metrics, encode_vocabulary
 from evaluation.cider import cider_d, words_of
-from model.generate import greedy
+from model.generate import Words, beam_search
 
 
 @torch.no_grad()
@@ -29,21 +29,18 @@ def generate(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
     """(captions, references) of every sample."""
     objective, task = evaluation.objective, evaluation.source.task
     vocabulary = task.vocabulary
-    words_CD, tokens_C = encode_vocabulary(evaluation)
+    words = Words(
+        *encode_vocabulary(evaluation),
+        temperature=task.temperature,
+        end=vocabulary.end,
+        spe=vocabulary.spe,
+        attributes=CAPTION_TEXT,
+        task=evaluation.source.name,
+    )
     captions, references = [], []
     for examples in evaluation.batches():
-        rows = greedy(
-            objective,
-            task.prefix(examples).to(evaluation.device),  # type: ignore[attr-defined]
-            words_CD,
-            tokens_C,
-            task.temperature,
-            vocabulary.end,
-            vocabulary.spe,
-            CAPTION_TEXT,
-            task.config.max_text,
-            evaluation.source.name,
-        )
-        captions += [vocabulary.decode(row).strip() for row in rows]
+        prefix = task.prefix(examples).to(evaluation.device)  # type: ignore[attr-defined]
+        found = beam_search(objective, prefix, words, evaluation.beam, task.config.max_text, evaluation.length_penalty)
+        captions += [vocabulary.decode(row).strip() for row in found.best(vocabulary.end)]
         references += [example.references for example in examples]
     return captions, references

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from evaluation.base import Evaluation, Metrics, encode_rows
 
@@ -25,7 +26,8 @@ def evaluate(evaluation: Evaluation) -> Metrics:
         images.append(objective.encode(batch.inputs, batch.read_Q2, task=evaluation.source.name)[0])
     images_ND = torch.cat(images)
     texts_MD = encode_rows(evaluation, task.texts(captions))  # type: ignore[attr-defined]
-    return recalls(images_ND @ texts_MD.T, torch.tensor(owners, device=images_ND.device))
+    similarity_NM = normalize(images_ND, dim=-1) @ normalize(texts_MD, dim=-1).T
+    return recalls(similarity_NM, torch.tensor(owners, device=images_ND.device))
 
 
 def recalls(similarity_NM: Tensor, owner_M: Tensor) -> Metrics:

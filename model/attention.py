@@ -1,7 +1,13 @@
-"""Multi-head self-attention with dense or sparse projections. Legend: B rows, L positions, D width, H heads, d head width."""
+"""Multi-head self-attention with dense or sparse projections.
+
+Legend: B rows, L positions, D width, H heads, d head width, P prompts, S positions that are there already.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -13,6 +19,20 @@ from model.projection import projection
 from parallel.mesh import Mesh
 
 
+@dataclasses.dataclass(frozen=True)
+class KeysValues:
+    """Keys and values of one layer, [B, H, S, d], prompts included."""
+
+    keys: Tensor
+    values: Tensor
+
+    def joined(self, later: KeysValues) -> KeysValues:
+        return KeysValues(torch.cat([self.keys, later.keys], 2), torch.cat([self.values, later.values], 2))
+
+    def rows(self, rows_N: Tensor) -> KeysValues:
+        return KeysValues(self.keys[rows_N], self.values[rows_N])
+
+
 class Attention(nn.Module):
     """Rows of the fused QKV weight are ordered (head, q | k | v, d), so that a cut over tensor ranks gives whole heads."""
 
@@ -22,15 +42,43 @@ class Attention(nn.Module):
         self.qkv = projection(config, config.width, 3 * config.width, "column", sparse, mesh)
         self.out = projection(config, config.width, config.width, "row", sparse, mesh)
 
-    def forward(self, xs: Passed, layouts: Layouts, decision: Decision) -> Passed:
-        fused = self.qkv(xs, decision)
-        ys = tuple(self._attend(qkv_BLF, layout) for qkv_BLF, layout in zip(fused, layouts, strict=True))
-        return self.out(ys, decision)
+    def forward(
+        self,
+        xs: Passed,
+        layouts: Layouts,
+        decision: Decision,
+        prompts: tuple[Tensor, ...] = (),
+        past: KeysValues | None = None,
+    ) -> tuple[Passed, tuple[KeysValues, ...]]:
+        """-> (ys, keys and values of the tokens and prompts of this pass).
 
-    def _attend(self, qkv_BLF: Tensor, layout: SequenceLayout) -> Tensor:
+        prompts: [P, D] for each sequence, or none. past: what the tokens of a single sequence see besides themselves; its
+        mask then has S more columns in front.
+        """
+        joined, seen = xs, layouts
+        if prompts:
+            joined = tuple(
+                torch.cat([p_PD.expand(x.shape[0], -1, -1), x], 1) for p_PD, x in zip(prompts, xs, strict=True)
+            )
+            seen = tuple(layout.with_prompts(len(p_PD)) for layout, p_PD in zip(layouts, prompts, strict=True))
+        fused = self.qkv(joined, decision if decision is None else dataclasses.replace(decision, layouts=seen))
+        ys, all_new = [], []
+        for qkv_BLF, layout, x_BLD in zip(fused, seen, xs, strict=True):
+            y_BLD, new = self._attend(qkv_BLF, layout, x_BLD.shape[1], past)
+            ys.append(y_BLD)
+            all_new.append(new)
+        return self.out(tuple(ys), decision), tuple(all_new)
+
+    def _attend(
+        self, qkv_BLF: Tensor, layout: SequenceLayout, queries: int, past: KeysValues | None
+    ) -> tuple[Tensor, KeysValues]:
+        """The last `queries` positions ask."""
         batch, length, _ = qkv_BLF.shape
         qkv = qkv_BLF.view(batch, length, -1, 3, self.head_width)
         q_BHLd, k_BHLd, v_BHLd = qkv.permute(3, 0, 2, 1, 4).unbind(0)
+        new = KeysValues(k_BHLd, v_BHLd)
+        all_ = past.joined(new) if past else new
         mask = None if layout.mask_BLL is None else layout.mask_BLL.unsqueeze(1)
-        y_BHLd = scaled_dot_product_attention(q_BHLd, k_BHLd, v_BHLd, attn_mask=mask)
-        return y_BHLd.transpose(1, 2).reshape(batch, length, -1)
+        q_BHLd = q_BHLd[:, :, length - queries :]
+        y_BHLd = scaled_dot_product_attention(q_BHLd, all_.keys, all_.values, attn_mask=mask)
+        return y_BHLd.transpose(1, 2).reshape(batch, queries, -1), new

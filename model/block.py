@@ -7,7 +7,7 @@ import functools
 import torch
 from torch import Tensor, nn
 
-from model.attention import Attention
+from model.attention import Attention, KeysValues
 from model.config import ModelConfig
 from model.feed_forward import feed_forward
 from model.moe.layer import Decision, RoutingReport, make_path
@@ -35,17 +35,35 @@ class Block(nn.Module):
         self.attention_path = new_path() if sparse_attention else None
         self.ffn_path = new_path() if sparse else None
 
-    def forward(self, xs: Passed, layouts: Layouts, noise: Key) -> tuple[Passed, tuple[RoutingReport, ...]]:
-        """-> (xs, reports of the decisions; none in a dense block)."""
+        prompts = config.prompts
+        self.prompts = nn.Parameter(torch.empty(prompts.length, config.width)) if prompts else None
+        own_target = prompts and prompts.target_length
+        self.target_prompts = nn.Parameter(torch.empty(own_target, config.width)) if own_target else None
+
+    def forward(
+        self, xs: Passed, layouts: Layouts, noise: Key, past: KeysValues | None = None
+    ) -> tuple[Passed, tuple[RoutingReport, ...], tuple[KeysValues, ...]]:
+        """-> (xs, reports of the decisions; none in a dense block, keys and values of each sequence).
+
+        past: keys and values that the tokens of a single sequence see besides their own, prompts among them.
+        """
         normed = tuple(self.attention_norm(x) for x in xs)
         first = _decide(self.attention_path, normed, layouts, derive(noise, "attention"))
-        branches = self.attention(normed, layouts, first)
+        prompts = () if past else self._prompts(layouts)
+        branches, keys_values = self.attention(normed, layouts, first, prompts, past)
         xs = self._added(xs, branches, self.attention_scale, derive(noise, "drop attention"))
 
         normed = tuple(self.ffn_norm(x) for x in xs)
         second = _decide(self.ffn_path, normed, layouts, derive(noise, "ffn"))
         xs = self._added(xs, self.ffn(normed, second), self.ffn_scale, derive(noise, "drop ffn"))
-        return xs, tuple(decision.report for decision in (first, second) if decision is not None)
+        return xs, tuple(decision.report for decision in (first, second) if decision is not None), keys_values
+
+    def _prompts(self, layouts: Layouts) -> Passed:
+        """Normalised prompts for each sequence; none where the block has none."""
+        if self.prompts is None:
+            return ()
+        target_prompts = self.prompts if self.target_prompts is None else self.target_prompts
+        return tuple(self.attention_norm(target_prompts if lay.is_target else self.prompts) for lay in layouts)
 
     def _added(self, xs: Passed, branches: Passed, scale_D: Tensor | None, noise: Key) -> Passed:
         return tuple(

@@ -144,6 +144,26 @@ class ExpertConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class PromptConfig:
+    """Prompt tuning (papers.md 1.10): learned vectors joined to the keys and values of every layer, and a trained bias on
+    every <SPE> embedding.
+
+    length          prompts of a layer
+    target_length   candidates have this many of their own (retrieval); 0: inputs and candidates share
+    classes         classes of a linear head: logits = weight * cosine logits + head(feature); 0: no head. The run then has
+                    this one classification task
+    """
+
+    length: int = 10
+    target_length: int = 0
+    classes: int = 0
+
+    def __post_init__(self) -> None:
+        if self.length < 1 or self.target_length < 0 or self.classes < 0:
+            raise ValueError(f"{self}: length must be at least 1, the others not negative")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TextTowerConfig:
     """Shape of a tower for text alone; experts, placement and all else are those of the model."""
 
@@ -169,6 +189,7 @@ class ModelConfig:
     readout                      spe: the output at the read position; mean: over all valid tokens (LIMoE, unconfirmed)
     output                       one projection into the compared space, or one each for visual and text inputs (LIMoE)
     space                        width of the compared space; 0 = width
+    prompts                      deep prompts for prompt tuning; none: no prompts
     text_tower                   a tower of its own for sequences that begin with text (CLIP, ALIGN, LiT); none: one tower
     activation_checkpointing     block: keep only the blocks' inputs and the routing decisions, compute the rest again
     chunks                       encode a batch in this many parts of which only features are kept (BASIC): the loss and its
@@ -194,6 +215,7 @@ class ModelConfig:
     readout: Literal["spe", "mean"] = "spe"
     output: Literal["shared", "per_modality"] = "shared"
     space: int = 0
+    prompts: PromptConfig | None = None
     text_tower: TextTowerConfig | None = None
     activation_checkpointing: Literal["none", "block"] = "none"
     chunks: int = 1
@@ -221,6 +243,12 @@ class ModelConfig:
             raise ValueError(
                 f"experts.num_experts={self.experts.num_experts}: router task_specific needs one for each of the "
                 f"{len(self.tasks)} tasks"
+            )
+        attention_per_token = self.experts.decides_per_token and self.experts.unit == "linear"
+        if self.prompts and attention_per_token and self.experts.placement != "none":
+            raise ValueError(
+                f"prompts are no tokens that router {self.experts.router} could send: use a router that decides for groups, "
+                "or experts in the FFN alone"
             )
         if self.position_scale <= 0 or self.position_grid < 0:
             raise ValueError(

@@ -38,12 +38,13 @@ class Embedding(nn.Module):
         learned = config.positions == "learned"
         self.spatial_positions = nn.Parameter(torch.empty(side, side, config.width)) if learned else None
         self.norm = kernels.layer_norm(config.width)
+        self.spe_bias = nn.Parameter(torch.empty(config.width)) if config.prompts else None
 
     def forward(self, sequences: Sequences, noise: Key) -> Tensor:
         """-> x_BLD with the <SPE> token at position 0."""
         device = self.text_type.device
         spe_B1 = torch.full((sequences.num_rows, 1), self.spe_id, dtype=torch.long, device=device)
-        parts = [self.tokens(spe_B1)]
+        parts = [self._lookup(spe_B1)]
         for segment in sequences.segments:
             is_text = segment.modality == Modality.TEXT
             parts.append(self._text(segment) if is_text else self._visual(segment, noise))
@@ -53,7 +54,15 @@ class Embedding(nn.Module):
         length = segment.values.shape[1]
         if length > self.config.max_text:
             raise ValueError(f"a text of {length} tokens is longer than model.max_text={self.config.max_text}")
-        return self.tokens(segment.values) + self.text_positions(segment.positions) + self.text_type
+        return self._lookup(segment.values) + self.text_positions(segment.positions) + self.text_type
+
+    def words(self, segment: Segment) -> Tensor:
+        """Text tokens that join sequences whose beginning is there already: [B, L, D] without a <SPE> in front."""
+        return self.norm(self._text(segment))
+
+    def _lookup(self, ids_BL: Tensor) -> Tensor:
+        x_BLD = self.tokens(ids_BL)
+        return x_BLD if self.spe_bias is None else x_BLD + (ids_BL == self.spe_id).unsqueeze(-1) * self.spe_bias
 
     def _visual(self, segment: Segment, noise: Key) -> Tensor:
         frame_BL, grid_BL2 = segment.positions[..., 0], segment.positions[..., 1:]

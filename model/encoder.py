@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from model.attention import KeysValues
 from model.block import Block
 from model.config import ModelConfig
+from model.layout import SequenceLayout
 from model.moe.layer import RoutingReport
 from model.moe.router import Layouts, Passed
 from model.noise import Key, derive
@@ -27,12 +29,23 @@ class Encoder(nn.Module):
         self.recompute = config.activation_checkpointing == "block"
         self.blocks = nn.ModuleList(Block(config, layer, mesh, kernels) for layer in range(config.depth))
 
+    def continue_from(
+        self, x_BLD: Tensor, layout: SequenceLayout, past: tuple[KeysValues, ...]
+    ) -> tuple[Tensor, tuple[KeysValues, ...]]:
+        """More tokens of sequences whose keys and values are known by layer (none yet: an empty tuple), without noise
+        -> (x_BLD, keys and values of the new tokens by layer)."""
+        all_new = []
+        for layer, block in enumerate(self.blocks):
+            (x_BLD,), _, (new,) = block((x_BLD,), (layout,), None, past[layer] if past else None)
+            all_new.append(new)
+        return x_BLD, tuple(all_new)
+
     def forward(self, xs: Passed, layouts: Layouts, noise: Key) -> tuple[Passed, tuple[RoutingReport, ...]]:
         """All sequences of a pass together -> (xs, reports in the order of the decisions)."""
         reports: tuple[RoutingReport, ...] = ()
         for layer, block in enumerate(self.blocks):
             run = recomputed(block) if self.recompute and torch.is_grad_enabled() else block
-            xs, more = run(xs, layouts, derive(noise, layer))
+            xs, more, _ = run(xs, layouts, derive(noise, layer))
             reports += more
         return xs, reports
 

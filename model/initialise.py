@@ -31,6 +31,12 @@ def initialise(objective: Objective, seed: int) -> None:
             logical.fill_(1.0)
         elif name.startswith("log_scales."):
             logical.fill_(math.log(objective.config.initial_scale))
+        elif name == "similarity_weight":
+            logical.fill_(1.0)
+        elif name.startswith("head.") or name.endswith(".spe_bias"):
+            logical.zero_()
+        elif name.endswith("prompts"):
+            logical.normal_(0.0, EMBEDDING_STD, generator=torch.Generator().manual_seed(key))
         elif name.endswith("_scale"):
             logical.fill_(objective.config.layer_scale)
         elif name.endswith("bias"):

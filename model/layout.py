@@ -33,6 +33,7 @@ class SequenceLayout:
     modality_G     modality of each group
     prefix_L       True at positions that everyone sees
     task           id of the task, for routers that tell tasks apart
+    is_target      candidates, not inputs
     """
 
     valid_BL: Tensor
@@ -42,6 +43,26 @@ class SequenceLayout:
     modality_G: Tensor
     prefix_L: Tensor
     task: int = 0
+    is_target: bool = False
+
+    def with_prompts(self, count: int) -> SequenceLayout:
+        """The layout of keys and values: `count` prompts stand before the tokens, in the first token's group."""
+        first, *others = self.spans
+        batch = self.valid_BL.shape[0]
+        seen = self.valid_BL.new_ones(batch, count)
+        mask_BLL = self.mask_BLL
+        if mask_BLL is not None:
+            mask_BLL = torch.cat([mask_BLL.new_ones(*mask_BLL.shape[:2], count), mask_BLL], dim=2)
+        return dataclasses.replace(
+            self,
+            valid_BL=torch.cat([seen, self.valid_BL], dim=1),
+            mask_BLL=mask_BLL,
+            spans=(
+                Span(0, first.end + count, first.group),
+                *(Span(span.start + count, span.end + count, span.group) for span in others),
+            ),
+            prefix_L=torch.cat([seen[0], self.prefix_L]),
+        )
 
     @property
     def modality_BL(self) -> Tensor:
@@ -52,7 +73,7 @@ class SequenceLayout:
         return modality_L.expand(self.valid_BL.shape)
 
 
-def layout_of(sequences: Sequences, task: int = 0) -> SequenceLayout:
+def layout_of(sequences: Sequences, task: int = 0, is_target: bool = False) -> SequenceLayout:
     """The <SPE> token joins the group of the first segment and is a PREFIX token."""
     first = sequences.segments[0].valid_BL
     valid_BL = torch.cat([first.new_ones(first.shape[0], 1), *(s.valid_BL for s in sequences.segments)], dim=1)
@@ -83,6 +104,7 @@ def layout_of(sequences: Sequences, task: int = 0) -> SequenceLayout:
         modality_G=torch.tensor([modality for _, modality in groups], device=device),
         prefix_L=torch.tensor(prefix, device=device),
         task=task,
+        is_target=is_target,
     )
 
 

@@ -1,7 +1,7 @@
 """The one objective: every task is "which candidate does this read-out mean?" by scaled cosine similarity.
 
-encode inputs, read out --project, normalise--> q [Q, W]
-encode candidates, read out at <SPE> --------> c [C, W]      logits [Q, C] = min(exp(s), 100) q c^T
+encode inputs, read out, project, normalise --> q [Q, W]
+encode candidates, the same at their <SPE> --> c [C, W]      logits [Q, C] = min(exp(s), 100) q c^T
 Legend: Q read-outs, C candidates, W width of the compared features, E experts, N decisions, M modalities.
 Source: papers.md 1.1, 1.3, 1.5.
 """
@@ -12,7 +12,7 @@ import dataclasses
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, normalize
 
 from data.batch import Modality, Sequences, TaskBatch
 from model.config import ModelConfig
@@ -52,13 +52,16 @@ class Objective(nn.Module):
         self.tower = Tower(config, vocabulary_size, mesh, kernels)
         text = config.text_tower_config()
         self.text_tower = Tower(text, vocabulary_size, mesh, kernels) if text else None
+        classes = config.prompts.classes if config.prompts else 0
+        self.head = nn.Linear(config.space_width, classes) if classes else None
+        self.similarity_weight = nn.Parameter(torch.empty(1)) if classes else None
         # One element, not a scalar: DeepSpeed cannot broadcast a tensor without dimensions.
         self.log_scales = nn.ParameterDict({name: nn.Parameter(torch.empty(1)) for name in config.temperatures})
 
     def forward(self, batch: TaskBatch, noise: Key = None) -> Losses:
         """Inputs and candidates go through the encoder in one pass for every task, so that all ranks issue the same
         collectives whatever each drew."""
-        readings = (Reading(batch.inputs, batch.read_Q2), _at_start(batch.candidates))
+        readings = (Reading(batch.inputs, batch.read_Q2), _targets(batch.candidates))
         (features_QW, candidates_CW), reports = self._encode(readings, noise, batch.task)
         logits_QC = self.logits(features_QW, candidates_CW, batch.temperature)
         if batch.candidate_log_weights_C is not None:
@@ -83,21 +86,26 @@ class Objective(nn.Module):
     def encode(
         self, sequences: Sequences, read_Q2: Tensor, noise: Key = None, task: str | None = None
     ) -> tuple[Tensor, tuple[RoutingReport, ...]]:
-        """-> (unit features [Q, W] at the given (row, position) pairs, routing reports)."""
+        """-> (features [Q, W] at the given (row, position) pairs, not normalised, routing reports)."""
         (features_QW,), reports = self._encode((Reading(sequences, read_Q2),), noise, task)
         return features_QW, reports
 
     def encode_candidates(
         self, candidates: Sequences, noise: Key = None, task: str | None = None
     ) -> tuple[Tensor, tuple[RoutingReport, ...]]:
-        """-> (unit features [C, W], read out at <SPE>; routing reports)."""
-        reading = _at_start(candidates)
-        return self.encode(candidates, reading.read_Q2, noise, task)
+        """-> (features [C, W], read out at <SPE>, not normalised; routing reports)."""
+        (features_CW,), reports = self._encode((_targets(candidates),), noise, task)
+        return features_CW, reports
 
     def logits(self, features_QW: Tensor, candidates_CW: Tensor, temperature: str) -> Tensor:
-        """Scaled cosine [Q, C] in fp32; at the cap the scale gets no gradient, as in the public code."""
+        """Scaled cosine [Q, C] in fp32, and the linear head where there is one; at the cap the scale gets no gradient, as in
+        the public code."""
         scale = self.log_scales[temperature].float().exp().clamp(max=MAX_LOGIT_SCALE)
-        return scale * features_QW @ candidates_CW.T
+        logits_QC = scale * normalize(features_QW, dim=-1) @ normalize(candidates_CW, dim=-1).T
+        if self.head is None:
+            return logits_QC
+        assert self.similarity_weight is not None
+        return self.similarity_weight * logits_QC + self.head(features_QW)
 
     def _encode(
         self, readings: tuple[Reading, ...], noise: Key, task: str | None
@@ -132,10 +140,10 @@ class Objective(nn.Module):
         return tuple(features[index] for index in range(len(readings))), all_reports
 
 
-def _at_start(sequences: Sequences) -> Reading:
-    """Every row read at its <SPE> token."""
+def _targets(sequences: Sequences) -> Reading:
+    """Candidates, every row read at its <SPE> token."""
     rows_C = torch.arange(sequences.num_rows, device=sequences.segments[0].valid_BL.device)
-    return Reading(sequences, torch.stack([rows_C, torch.zeros_like(rows_C)], dim=1))
+    return Reading(sequences, torch.stack([rows_C, torch.zeros_like(rows_C)], dim=1), is_target=True)
 
 
 def _stacked(parts: list[Tensor], shape: tuple[int, ...], like: Tensor) -> Tensor:

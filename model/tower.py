@@ -9,7 +9,6 @@ import dataclasses
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 
 from data.batch import Modality, Sequences
 from model.config import ModelConfig
@@ -28,6 +27,7 @@ class Reading:
 
     sequences: Sequences
     read_Q2: Tensor
+    is_target: bool = False
 
     @property
     def is_text(self) -> bool:
@@ -41,7 +41,7 @@ class Reading:
         start, end = rows * index // count, rows * (index + 1) // count
         mine_Q = (self.read_Q2[:, 0] >= start) & (self.read_Q2[:, 0] < end)
         offset_2 = torch.tensor([start, 0], device=self.read_Q2.device)
-        return Reading(self.sequences.rows(slice(start, end)), self.read_Q2[mine_Q] - offset_2)
+        return Reading(self.sequences.rows(slice(start, end)), self.read_Q2[mine_Q] - offset_2, self.is_target)
 
 
 class Tower(nn.Module):
@@ -57,12 +57,12 @@ class Tower(nn.Module):
     def forward(
         self, readings: tuple[Reading, ...], noise: Key, task: int
     ) -> tuple[tuple[Tensor, ...], tuple[RoutingReport, ...]]:
-        """-> (unit features [Q, W] of each reading in fp32, routing reports of all together)."""
+        """-> (features [Q, W] of each reading in fp32, not normalised, routing reports of all together)."""
         xs = tuple(
             self.embedding(reading.sequences, derive(noise, "embedding", index))
             for index, reading in enumerate(readings)
         )
-        layouts = tuple(layout_of(reading.sequences, task) for reading in readings)
+        layouts = tuple(layout_of(reading.sequences, task, reading.is_target) for reading in readings)
         xs, reports = self.encoder(xs, layouts, noise)
         features = tuple(
             self._read(x_BLD, layout, reading) for x_BLD, layout, reading in zip(xs, layouts, readings, strict=True)
@@ -74,8 +74,13 @@ class Tower(nn.Module):
         if self.config.readout == "mean":
             valid_BL1 = layout.valid_BL.unsqueeze(-1)
             mean_BD = (self.output_norm(x_BLD) * valid_BL1).sum(dim=1) / valid_BL1.sum(dim=1)
-            read_QD = mean_BD[rows_Q]
-        else:
-            read_QD = self.output_norm(x_BLD[rows_Q, positions_Q])
-        kind = "shared" if "shared" in self.output else "text" if reading.is_text else "visual"
-        return normalize(self.output[kind](read_QD).float(), dim=-1)
+            return self._project(mean_BD[rows_Q], reading.is_text)
+        return self._project(self.output_norm(x_BLD[rows_Q, positions_Q]), reading.is_text)
+
+    def read_last(self, x_BLD: Tensor) -> Tensor:
+        """Features [B, W] of visual sequences at their last position, not normalised."""
+        return self._project(self.output_norm(x_BLD[:, -1]), is_text=False)
+
+    def _project(self, read_QD: Tensor, is_text: bool) -> Tensor:
+        kind = "shared" if "shared" in self.output else "text" if is_text else "visual"
+        return self.output[kind](read_QD).float()
