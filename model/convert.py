@@ -204,7 +204,7 @@ def to_public(ours: Mapping[str, Tensor], heads: int | None = None) -> State:
             unknown.append(name)
     if unknown:
         raise ConversionError(f"{len(unknown)} names have no place in the public code: {', '.join(sorted(unknown))}")
-    public |= {copy: public[original] for copy, original in COPIES.items() if original in public}
+    public |= {copy: public[original].clone() for copy, original in COPIES.items() if original in public}
     return {name: tensor.contiguous() for name, tensor in public.items()}
 
 
