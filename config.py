@@ -18,7 +18,7 @@ from parallel.config import OptimizerConfig, ParallelConfig
 from parallel.kernels import KernelName
 
 EXIT_CONFIG = 2
-TEXT_KINDS = ("masked_text",)
+TEXT_KINDS = ("masked_text", "text_classification")
 """Kinds of tasks without pictures."""
 
 
@@ -91,8 +91,7 @@ class RunConfig:
                 raise ValueError(
                     f"task {task.name}: temperature={temperature!r} is not among model.temperatures={list(self.model.temperatures)}"
                 )
-            text_task = task.kind in ("masked_text", "captioning", "retrieval", "classification")
-            if text_task and task.max_text > self.model.max_text:
+            if task.max_text > self.model.max_text:
                 raise ValueError(
                     f"task {task.name}: max_text={task.max_text} is above model.max_text={self.model.max_text}"
                 )

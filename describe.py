@@ -9,7 +9,7 @@ import dataclasses
 
 import torch
 
-from config import RunConfig
+from config import TEXT_KINDS, RunConfig
 from data.config import TaskConfig
 from data.shards import DatasetError, read_info
 from data.tokenizer import SPE
@@ -84,7 +84,9 @@ def flops_of_sequences(model: ModelConfig, rows: int, tokens: int, visual_tokens
     return total + 2 * rows * reads * width * model.space_width
 
 
-def task_cost(task: TaskConfig, model: ModelConfig, vocabulary_size: int = FULL_VOCABULARY) -> TaskCost:
+def task_cost(
+    task: TaskConfig, model: ModelConfig, vocabulary_size: int = FULL_VOCABULARY, word_end: bool = False
+) -> TaskCost:
     """Texts are taken at max_text tokens; a data set that is not there is taken for images unless temperature=video."""
     patches = (model.image_size // model.patch) ** 2
     try:
@@ -92,17 +94,19 @@ def task_cost(task: TaskConfig, model: ModelConfig, vocabulary_size: int = FULL_
         is_video, classes = info.kind.startswith("video"), len(info.classes)
     except DatasetError:
         is_video, classes = task.temperature == "video", 0
-    visual = 0 if task.kind == "masked_text" else patches * (task.num_frames if is_video else 1)
-    text = {"masked_text": task.max_text, "captioning": 2 * task.max_text}.get(task.kind, 0)
+    visual = 0 if task.kind in TEXT_KINDS else patches * (task.num_frames if is_video else 1)
+    texts = {"masked_text": task.max_text, "text_classification": task.max_text, "captioning": 2 * task.max_text}
+    text = texts.get(task.kind, 0)
     reads = {"masked_text": max(1, round(task.mask_rate * task.max_text)), "captioning": task.max_text}.get(
         task.kind, 1
     )
     number, length = {
         "classification": (classes, 1 + task.max_text),
+        "text_classification": (classes, 1 + task.max_text),
         "retrieval": (task.batch_size, 1 + task.max_text),
-    }.get(task.kind, (vocabulary_size, 2))
+    }.get(task.kind, (vocabulary_size, 3 if word_end else 2))
     text_model = model.text_tower_config() or model
-    input_model = text_model if task.kind == "masked_text" else model
+    input_model = text_model if task.kind in TEXT_KINDS else model
     return TaskCost(
         name=task.name,
         tokens=1 + visual + text,
@@ -135,11 +139,12 @@ def describe(run: RunConfig) -> str:
         )
     lines.append("forward GFLOPs a sample (training takes three times as many, four with activation checkpointing)")
     for task in run.data.tasks:
-        cost = task_cost(task, model, vocabulary_size)
+        cost = task_cost(task, model, vocabulary_size, run.data.word_end)
         if cost.candidates is None:
             candidates = "candidates not counted: the data set is not there"
         else:
-            number = run.data.vocabulary_sample or cost.candidates[0] if cost.candidates[1] == 2 else cost.candidates[0]
+            scores_words = task.kind in ("masked_text", "captioning")
+            number = run.data.vocabulary_sample or cost.candidates[0] if scores_words else cost.candidates[0]
             share = cost.candidate_flops * number / cost.candidates[0] / task.batch_size
             candidates = f"+ {share / 1e9:9.3f} its share of {number:,} candidates in a batch of {task.batch_size}"
         lines.append(f"  {task.name:<20} {cost.input_flops / 1e9:9.3f} for {cost.tokens:>5} tokens  {candidates}")

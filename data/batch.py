@@ -135,6 +135,7 @@ class TaskBatch(_Movable):
     task                     name for reports and for the task router's table; the model tests it nowhere
     read_Q2                  [Q, 2] int64 (row, position) of the tokens of `inputs` to compare with the candidates
     labels_Q                 [Q] int64 index of the right candidate
+    second_labels_Q          the other right candidate of mixed images, with `second_share` of the loss (mixup, cutmix)
     symmetric                also pick the right read-out for every candidate (retrieval; needs Q == C)
     temperature              name of the learned logit scale
     weight                   factor of the loss
@@ -152,6 +153,8 @@ class TaskBatch(_Movable):
     weight: float = 1.0
     label_smoothing: float = 0.0
     candidate_log_weights_C: Tensor | None = None
+    second_labels_Q: Tensor | None = None
+    second_share: float = 0.0
 
     def __post_init__(self) -> None:
         num_read, num_candidates = self.read_Q2.shape[0], self.candidates.num_rows
@@ -162,5 +165,9 @@ class TaskBatch(_Movable):
         # Values are looked at on the CPU alone: reading them from a device would stop it for every batch.
         if num_read and self.labels_Q.device.type == "cpu" and int(self.labels_Q.max()) >= num_candidates:
             raise ValueError(f"label {int(self.labels_Q.max())} of {num_candidates} candidates")
+        if (self.second_labels_Q is None) != (self.second_share == 0) or not 0 <= self.second_share <= 1:
+            raise ValueError(f"second_share={self.second_share} must lie in [0, 1] and go with second labels")
+        if self.second_labels_Q is not None and self.symmetric:
+            raise ValueError("a symmetric loss pairs each read-out with one candidate: no second labels")
         if self.candidate_log_weights_C is not None and self.label_smoothing:
             raise ValueError("label smoothing needs the whole candidate set; it cannot go with sampled candidates")

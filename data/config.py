@@ -5,7 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-TaskKind = Literal["classification", "masked_text", "captioning", "retrieval"]
+from data.mixing import MixConfig
+
+TaskKind = Literal["classification", "text_classification", "masked_text", "captioning", "retrieval"]
+TEXT_PLACE, SPE_PLACE = "{text}", "<spe>"
+"""What a template of text classification holds: the sample's text, and where the answer is read."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,7 +25,13 @@ class TaskConfig:
     max_text         tokens of a text, end-of-text included; longer ones are cut
     num_frames       frames of a clip
     mask_rate        share of words masked (masked text)
+    mask_shares      of masked words: share that becomes <SPE>, share that becomes a random word; the rest stays
+    template         text classification: the sample's text and <spe>, where the label word is read
     crop_scale       area of random crops in training; (1, 1) and flip=false leave positions in the image alone
+    color_jitter     strength of random brightness, contrast, saturation and hue
+    rand_augment     operations and magnitude (0 to 10, more goes further); (0, 0) = off
+    erase            probability that a random rectangle is replaced by noise
+    mix              mixup and cutmix (image and video classification)
     """
 
     name: str
@@ -36,9 +46,14 @@ class TaskConfig:
     max_text: int = 32
     num_frames: int = 4
     mask_rate: float = 0.15
+    mask_shares: tuple[float, float] = (0.8, 0.1)
+    template: str = "{text} <spe>"
     crop_scale: tuple[float, float] = (1.0, 1.0)
     flip: bool = False
     color_jitter: float = 0.0
+    rand_augment: tuple[int, float] = (0, 0.0)
+    erase: float = 0.0
+    mix: MixConfig = dataclasses.field(default_factory=MixConfig)
 
     def __post_init__(self) -> None:
         if self.sampling_weight <= 0:
@@ -51,6 +66,21 @@ class TaskConfig:
             raise ValueError(f"task {self.name}: retrieval needs batch_size >= 2, its candidates are the other samples")
         if not 0 < self.mask_rate < 1 or not 0 <= self.label_smoothing < 1:
             raise ValueError(f"task {self.name}: mask_rate must lie in (0, 1), label_smoothing in [0, 1)")
+        if min(self.mask_shares) < 0 or sum(self.mask_shares) > 1:
+            raise ValueError(
+                f"task {self.name}: mask_shares={self.mask_shares} must not be negative nor exceed 1 in sum"
+            )
+        if self.template.count(TEXT_PLACE) != 1 or self.template.count(SPE_PLACE) != 1:
+            raise ValueError(
+                f"task {self.name}: template={self.template!r} needs {TEXT_PLACE} and {SPE_PLACE}, each once"
+            )
+        if self.rand_augment[0] < 0 or self.rand_augment[1] < 0 or not 0 <= self.erase <= 1 or self.color_jitter < 0:
+            raise ValueError(
+                f"task {self.name}: rand_augment={self.rand_augment} and color_jitter={self.color_jitter} must not be negative, "
+                f"erase={self.erase} must lie in [0, 1]"
+            )
+        if (self.mix.mixup or self.mix.cutmix) and self.kind != "classification":
+            raise ValueError(f"task {self.name}: mix blends class labels, and {self.kind} has none")
         if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             raise ValueError(f"task {self.name}: crop_scale={self.crop_scale} must satisfy 0 < low <= high <= 1")
 
@@ -62,6 +92,7 @@ class DataConfig:
     vocabulary         full: all 49,411 CLIP tokens; restricted: the tokens that the data sets' texts use
     vocabulary_sample  candidates of a step that score the vocabulary: the batch's own words and random others, their
                        weights corrected so that the softmax is unbiased; 0 = every word
+    word_end           a word of the vocabulary is encoded with end-of-text after it, as the public code does
     draw               mixed: every micro-batch draws its own task (the papers' sampling); same: one draw a step
     workers            processes a rank that decode ahead; 0 = in the training process
     shuffle_window     samples over which order is drawn at random, after the order of shards
@@ -71,6 +102,7 @@ class DataConfig:
     tasks: tuple[TaskConfig, ...]
     vocabulary: Literal["full", "restricted"] = "full"
     vocabulary_sample: int = 0
+    word_end: bool = False
     draw: Literal["mixed", "same"] = "mixed"
     workers: int = 0
     shuffle_window: int = 8192

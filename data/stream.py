@@ -87,7 +87,7 @@ def open_sources(config: DataConfig, vocabulary: Vocabulary, pixels: Pixels, see
     for number, task_config in enumerate(config.tasks):
         info: DatasetInfo = read_info(task_config.path)
         shards = ShardSet.open(task_config.path, task_config.split)
-        context = TaskContext(task_config, info, vocabulary, pixels, config.vocabulary_sample)
+        context = TaskContext(task_config, info, vocabulary, pixels, config.vocabulary_sample, config.word_end)
         order = EpochOrder(shards.sizes, seed=_mix(seed, number), window=config.shuffle_window)
         sources.append(Source(make_task(context), shards, order))
     return sources

@@ -10,16 +10,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.attributes import NAME_TARGET, WORD_TARGET
+from data.attributes import NAME_TARGET, WORD_TARGET, Attributes
 from data.batch import Sequences
 from data.segments import text_segment
 from data.vocabulary import Vocabulary
 
 
-def class_names(names: Sequence[str], vocabulary: Vocabulary, max_text: int) -> Sequences:
+def class_names(
+    names: Sequence[str], vocabulary: Vocabulary, max_text: int, attributes: Attributes = NAME_TARGET
+) -> Sequences:
     """One candidate a class: its name and end-of-text, no template (papers.md 1.5)."""
     rows = [vocabulary.encode(name, max_text) for name in names]
-    return Sequences(segments=(text_segment(rows, NAME_TARGET),))
+    return Sequences(segments=(text_segment(rows, attributes),))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,13 +33,17 @@ class WordTargets:
     log_weights_C: Tensor | None
 
 
-def all_words(vocabulary: Vocabulary) -> Sequences:
+def all_words(vocabulary: Vocabulary, word_end: bool = False) -> Sequences:
     """Every word of the vocabulary and end-of-text, in candidate order."""
-    return _words([vocabulary.candidate_token(c) for c in range(vocabulary.num_candidates)])
+    return _words([vocabulary.candidate_token(c) for c in range(vocabulary.num_candidates)], vocabulary, word_end)
 
 
 def word_targets(
-    token_ids: Sequence[int], vocabulary: Vocabulary, sample: int, generator: np.random.Generator
+    token_ids: Sequence[int],
+    vocabulary: Vocabulary,
+    sample: int,
+    generator: np.random.Generator,
+    word_end: bool = False,
 ) -> WordTargets:
     """Candidates for read-outs that mean `token_ids`.
 
@@ -53,7 +59,7 @@ def word_targets(
             raise ValueError(
                 f"data.vocabulary_sample={sample} leaves no room beside the {len(own)} words of this batch: raise it or lower batch_size"
             )
-        return WordTargets(all_words(vocabulary), torch.tensor(right, dtype=torch.long), None)
+        return WordTargets(all_words(vocabulary, word_end), torch.tensor(right, dtype=torch.long), None)
     others = np.setdiff1d(np.arange(total), own)
     drawn = generator.choice(others, size=sample - len(own), replace=False)
     chosen = [*own, *(int(c) for c in drawn)]
@@ -61,11 +67,12 @@ def word_targets(
     log_weights_C = torch.zeros(len(chosen))
     log_weights_C[len(own) :] = math.log(len(others) / len(drawn))
     return WordTargets(
-        _words([vocabulary.candidate_token(c) for c in chosen]),
+        _words([vocabulary.candidate_token(c) for c in chosen], vocabulary, word_end),
         torch.tensor([index[c] for c in right], dtype=torch.long),
         log_weights_C,
     )
 
 
-def _words(token_ids: Sequence[int]) -> Sequences:
-    return Sequences(segments=(text_segment([[token] for token in token_ids], WORD_TARGET),))
+def _words(token_ids: Sequence[int], vocabulary: Vocabulary, word_end: bool) -> Sequences:
+    rows = [[token, vocabulary.end] if word_end else [token] for token in token_ids]
+    return Sequences(segments=(text_segment(rows, WORD_TARGET),))

@@ -9,6 +9,7 @@ from evaluation.base import Evaluation, Metrics
 
 EVALUATORS: dict[str, Callable[[Evaluation], Metrics]] = {
     "classification": classification.evaluate,
+    "text_classification": classification.evaluate,
     "masked_text": masked_text.evaluate,
     "captioning": captioning.evaluate,
     "retrieval": retrieval.evaluate,

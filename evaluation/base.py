@@ -59,4 +59,5 @@ def encode_vocabulary(evaluation: Evaluation) -> tuple[Tensor, Tensor]:
     """(words_CD features of every word and end-of-text, tokens_C the token of each)."""
     vocabulary = evaluation.source.task.vocabulary
     tokens = [vocabulary.candidate_token(candidate) for candidate in range(vocabulary.num_candidates)]
-    return encode_rows(evaluation, all_words(vocabulary)), torch.tensor(tokens, device=evaluation.device)
+    words = all_words(vocabulary, evaluation.source.task.context.word_end)
+    return encode_rows(evaluation, words), torch.tensor(tokens, device=evaluation.device)

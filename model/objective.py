@@ -67,6 +67,9 @@ class Objective(nn.Module):
         if batch.candidate_log_weights_C is not None:
             logits_QC = logits_QC + batch.candidate_log_weights_C
         loss = cross_entropy(logits_QC, batch.labels_Q, label_smoothing=batch.label_smoothing)
+        if batch.second_labels_Q is not None:
+            other = cross_entropy(logits_QC, batch.second_labels_Q, label_smoothing=batch.label_smoothing)
+            loss = torch.lerp(loss, other, batch.second_share)
         if batch.symmetric:
             back_Q = torch.empty_like(batch.labels_Q)
             back_Q[batch.labels_Q] = torch.arange(back_Q.shape[0], device=back_Q.device)

@@ -24,20 +24,24 @@ class DatasetInfo:
     """What dataset.json says.
 
     classes    names in the order of the `cls` member; empty for kinds without classes
+    synonyms   more names of each class, in the order of `classes`; empty: none has more. Training draws one at random
     token_ids  sorted CLIP ids of all texts of all splits (class names, captions, sentences), and END_OF_TEXT
     """
 
     __pydantic_config__ = pydantic.ConfigDict(extra="forbid", strict=True)
 
-    kind: Literal["image_class", "image_caption", "video_class", "video_caption", "text"]
+    kind: Literal["image_class", "image_caption", "video_class", "video_caption", "text_class", "text"]
     classes: tuple[str, ...]
     token_ids: tuple[int, ...]
     splits: dict[str, SplitInfo]
+    synonyms: tuple[tuple[str, ...], ...] = ()
     version: Literal[1] = 1
 
     def __post_init__(self) -> None:
         if self.kind.endswith("_class") != bool(self.classes):
             raise ValueError(f"kind {self.kind} with {len(self.classes)} classes")
+        if self.synonyms and len(self.synonyms) != len(self.classes):
+            raise ValueError(f"synonyms of {len(self.synonyms)} classes, but there are {len(self.classes)}")
         if len(set(self.classes)) != len(self.classes):
             raise ValueError(f"two classes have the same name among {list(self.classes)}")
 

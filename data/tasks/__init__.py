@@ -8,15 +8,18 @@ from data.tasks.captioning import Captioning
 from data.tasks.classification import Classification
 from data.tasks.masked_text import MaskedText
 from data.tasks.retrieval import Retrieval
+from data.tasks.text_classification import TextClassification
 
 TASKS: dict[str, type[Task]] = {
     "classification": Classification,
+    "text_classification": TextClassification,
     "masked_text": MaskedText,
     "captioning": Captioning,
     "retrieval": Retrieval,
 }
 NEEDS: dict[str, tuple[str, ...]] = {
     "classification": ("image_class", "video_class"),
+    "text_classification": ("text_class",),
     "masked_text": ("text", "image_caption", "video_caption"),
     "captioning": ("image_caption", "video_caption"),
     "retrieval": ("image_caption", "video_caption"),

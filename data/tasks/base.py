@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from data.attributes import Attributes
+from data.augment import rand_augment, random_erase
 from data.batch import Modality, Segment, TaskBatch
 from data.config import TaskConfig
 from data.decode import BadSample, decode_image, decode_json, decode_text, decode_video
@@ -43,6 +44,7 @@ class TaskContext:
     vocabulary: Vocabulary
     pixels: Pixels
     vocabulary_sample: int = 0
+    word_end: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +93,10 @@ class Task(abc.ABC):
             crop=config.crop_scale != (1.0, 1.0),
             color_jitter=config.color_jitter,
         )
+        if generator is not None and config.rand_augment[0]:
+            square = rand_augment(square, generator, *config.rand_augment)
+        if generator is not None and config.erase and generator.random() < config.erase:
+            square = random_erase(square, generator)
         video = self.modality == Modality.VIDEO
         mean, std = (VIDEO_MEAN, VIDEO_STD) if video else (IMAGE_MEAN, IMAGE_STD)
         return Visual(*patchify(square, pixels.patch, mean, std))
@@ -121,6 +127,17 @@ class CaptionedTask(Task):
 def modality_of(info: DatasetInfo) -> Modality:
     """What the data set's samples are."""
     return {"image": Modality.IMAGE, "video": Modality.VIDEO, "text": Modality.TEXT}[info.kind.split("_")[0]]
+
+
+def label_of(sample: Sample, info: DatasetInfo) -> int:
+    """The class number in member `cls`."""
+    try:
+        label = int(sample["cls"])
+    except (KeyError, ValueError) as error:
+        raise BadSample(f"no class index in member cls: {error}") from error
+    if not 0 <= label < len(info.classes):
+        raise BadSample(f"class {label} of {len(info.classes)}")
+    return label
 
 
 def captions_of(sample: Sample) -> list[str]:

@@ -30,7 +30,7 @@ class Captioning(CaptionedTask):
         read_Q2 = queries.valid_BL.nonzero() + torch.tensor([0, first_query])
         sample = 0 if generator is None else self.context.vocabulary_sample
         tokens = [token for e in examples for token in e.tokens]
-        targets = word_targets(tokens, self.vocabulary, sample, generator or rng(0))
+        targets = word_targets(tokens, self.vocabulary, sample, generator or rng(0), self.context.word_end)
         return TaskBatch(
             task=self.config.name,
             inputs=Sequences(segments=(visual, words, queries)),

@@ -9,9 +9,9 @@ import torch
 
 from data.attributes import VISUAL_INPUT
 from data.batch import Modality, Sequences, TaskBatch
-from data.decode import BadSample
+from data.mixing import mix
 from data.targets import class_names
-from data.tasks.base import Sample, Task, TaskContext, Visual
+from data.tasks.base import Sample, Task, TaskContext, Visual, label_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,23 +30,38 @@ class Classification(Task):
         return "video" if self.modality == Modality.VIDEO else "image"
 
     def example(self, sample: Sample, generator: np.random.Generator | None) -> Labelled:
-        try:
-            label = int(sample["cls"])
-        except (KeyError, ValueError) as error:
-            raise BadSample(f"no class index in member cls: {error}") from error
-        if not 0 <= label < len(self.context.info.classes):
-            raise BadSample(f"class {label} of {len(self.context.info.classes)}")
-        return Labelled(self.visual(sample, generator), label)
+        return Labelled(self.visual(sample, generator), label_of(sample, self.context.info))
 
     def batch(self, examples: list[Labelled], generator: np.random.Generator | None) -> TaskBatch:
+        config, pixels = self.config, self.context.pixels
         rows = torch.arange(len(examples))
+        segment = self.visual_segment([e.visual for e in examples], VISUAL_INPUT)
+        labels = torch.tensor([e.label for e in examples])
+        candidates, share = self.candidates, 0.0
+        if generator is not None:
+            values, share = mix(
+                segment.values, segment.positions, config.mix, generator, pixels.image_size, pixels.patch
+            )
+            segment = dataclasses.replace(segment, values=values)
+            candidates = self._drawn_names(generator)
         return TaskBatch(
-            task=self.config.name,
-            inputs=Sequences(segments=(self.visual_segment([e.visual for e in examples], VISUAL_INPUT),)),
+            task=config.name,
+            inputs=Sequences(segments=(segment,)),
             read_Q2=torch.stack([rows, torch.zeros_like(rows)], dim=1),
-            candidates=self.candidates,
-            labels_Q=torch.tensor([e.label for e in examples]),
+            candidates=candidates,
+            labels_Q=labels,
+            second_labels_Q=labels.flip(0) if share else None,
+            second_share=share,
             temperature=self.temperature,
-            weight=self.config.loss_weight,
-            label_smoothing=self.config.label_smoothing,
+            weight=config.loss_weight,
+            label_smoothing=config.label_smoothing,
         )
+
+    def _drawn_names(self, generator: np.random.Generator) -> Sequences:
+        """One name of each class at random, where classes have several."""
+        info = self.context.info
+        if not any(info.synonyms):
+            return self.candidates
+        choices = [(name, *more) for name, more in zip(info.classes, info.synonyms, strict=True)]
+        names = [names[generator.integers(len(names))] for names in choices]
+        return class_names(names, self.vocabulary, self.config.max_text)

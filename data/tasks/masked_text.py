@@ -16,9 +16,6 @@ from data.segments import text_segment
 from data.targets import word_targets
 from data.tasks.base import Sample, Task, captions_of
 
-SPE_SHARE, RANDOM_SHARE = 0.8, 0.1
-"""Of the masked positions, this share becomes <SPE>, this one a random word; the rest stays as it was."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Masked:
@@ -54,11 +51,12 @@ class MaskedText(Task):
         chosen = sorted(int(w) for w in masks.choice(len(words), size=min(count, len(words)), replace=False))
         masked = [position for w in chosen for position in words[w]]
         originals = [tokens[position] for position in masked]
+        spe_share, random_share = self.config.mask_shares
         for position in masked:
             draw = 0.0 if generator is None else generator.random()
-            if draw < SPE_SHARE:
+            if draw < spe_share:
                 tokens[position] = self.vocabulary.spe
-            elif draw < SPE_SHARE + RANDOM_SHARE:
+            elif draw < spe_share + random_share:
                 tokens[position] = int(masks.integers(self.vocabulary.num_candidates - 1))
         return Masked(tokens, masked, originals)
 
@@ -66,7 +64,7 @@ class MaskedText(Task):
         read = [(row, 1 + position) for row, e in enumerate(examples) for position in e.masked]
         sample = 0 if generator is None else self.context.vocabulary_sample
         originals = [token for e in examples for token in e.originals]
-        targets = word_targets(originals, self.vocabulary, sample, generator or rng(0))
+        targets = word_targets(originals, self.vocabulary, sample, generator or rng(0), self.context.word_end)
         return TaskBatch(
             task=self.config.name,
             inputs=Sequences(segments=(text_segment([e.tokens for e in examples], TEXT_INPUT),)),

@@ -1,0 +1,68 @@
+"""Mixup and cutmix of a batch of patches, in timm's batch mode: one share for all, the partner is the row from the other end.
+
+Both are exact on patches: normalisation and cutting are the same for every image. Legend: B rows, L patches, P values of one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MixConfig:
+    """mixup, cutmix   alpha of the Beta distribution of the share; 0 = never (the recipe: 0.8 and 1.0)
+    probability     of mixing a batch
+    cutmix_share    probability of cutmix where both are on
+    """
+
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    probability: float = 1.0
+    cutmix_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.mixup < 0 or self.cutmix < 0:
+            raise ValueError(f"mixup={self.mixup} and cutmix={self.cutmix} must not be negative")
+        if not 0 <= self.probability <= 1 or not 0 <= self.cutmix_share <= 1:
+            raise ValueError(f"probability={self.probability} and cutmix_share={self.cutmix_share} must lie in [0, 1]")
+
+
+def mix(
+    values_BLP: Tensor, positions_BL3: Tensor, config: MixConfig, rng: np.random.Generator, size: int, patch: int
+) -> tuple[Tensor, float]:
+    """-> (mixed values, share of the partner). The partner of row b is row B - 1 - b."""
+    if not (config.mixup or config.cutmix) or rng.random() >= config.probability:
+        return values_BLP, 0.0
+    use_cutmix = bool(config.cutmix) and (not config.mixup or rng.random() < config.cutmix_share)
+    alpha = config.cutmix if use_cutmix else config.mixup
+    own = float(rng.beta(alpha, alpha))
+    partner_BLP = values_BLP.flip(0)
+    if not use_cutmix:
+        return own * values_BLP + (1 - own) * partner_BLP, 1 - own
+    top, bottom, left, right = _box(size, 1 - own, rng)
+    inside_BLP = _pixels_inside(positions_BL3, patch, top, bottom, left, right).expand_as(values_BLP)
+    share = (bottom - top) * (right - left) / size**2  # of the box as it was cut off at the border
+    return torch.where(inside_BLP, partner_BLP, values_BLP), share
+
+
+def _box(size: int, share: float, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """Rows top..bottom and columns left..right of a square box of a share of the area around a random centre."""
+    half = int(size * math.sqrt(share)) // 2
+    row, column = int(rng.integers(size)), int(rng.integers(size))
+    return max(0, row - half), min(size, row + half), max(0, column - half), min(size, column + half)
+
+
+def _pixels_inside(positions_BL3: Tensor, patch: int, top: int, bottom: int, left: int, right: int) -> Tensor:
+    """bool [B, L, P]: which values of each patch (channel, y, x) lie in the box."""
+    offset = torch.arange(patch)
+    rows_BLy = positions_BL3[..., 1:2] * patch + offset
+    columns_BLx = positions_BL3[..., 2:3] * patch + offset
+    in_rows = (rows_BLy >= top) & (rows_BLy < bottom)
+    in_columns = (columns_BLx >= left) & (columns_BLx < right)
+    square = in_rows.unsqueeze(-1) & in_columns.unsqueeze(-2)
+    return square.flatten(-2).repeat(1, 1, 3)

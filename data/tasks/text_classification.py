@@ -1,0 +1,64 @@
+"""Classification of text: a template with <spe> in it, read there, compared with label words (GLUE, papers.md 1.5)."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import torch
+
+from data.attributes import TEXT_INPUT, WORD_TARGET
+from data.batch import Sequences, TaskBatch
+from data.config import SPE_PLACE, TEXT_PLACE
+from data.decode import decode_text
+from data.segments import text_segment
+from data.targets import class_names
+from data.tasks.base import Sample, Task, TaskContext, label_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Templated:
+    """tokens of the filled template; place: index of <spe> among them."""
+
+    tokens: list[int]
+    place: int
+    label: int
+
+
+class TextClassification(Task):
+    def __init__(self, context: TaskContext) -> None:
+        super().__init__(context)
+        self.candidates = class_names(context.info.classes, context.vocabulary, context.config.max_text, WORD_TARGET)
+        self._before, self._after = context.config.template.split(SPE_PLACE)
+
+    @property
+    def default_temperature(self) -> str:
+        return "text"
+
+    def example(self, sample: Sample, generator: np.random.Generator | None) -> Templated:
+        text = decode_text(sample["txt"])
+        # The text gives way to the template, so that <spe> and what follows are never cut off.
+        limit = self.config.max_text
+        while True:
+            before, after = (self._encode(part, text) for part in (self._before, self._after))
+            too_long = len(before) + len(after) + 1 - (limit - 1)
+            if too_long <= 0 or not text:
+                break
+            text = " ".join(text.split()[: -max(1, too_long // 2)])
+        tokens = [*before, self.vocabulary.spe, *after, self.vocabulary.end]
+        return Templated(tokens, len(before), label_of(sample, self.context.info))
+
+    def _encode(self, part: str, text: str) -> list[int]:
+        return self.vocabulary.encode(part.replace(TEXT_PLACE, text), 1 << 20)[:-1]
+
+    def batch(self, examples: list[Templated], generator: np.random.Generator | None) -> TaskBatch:
+        return TaskBatch(
+            task=self.config.name,
+            inputs=Sequences(segments=(text_segment([e.tokens for e in examples], TEXT_INPUT),)),
+            read_Q2=torch.tensor([[row, 1 + e.place] for row, e in enumerate(examples)]),
+            candidates=self.candidates,
+            labels_Q=torch.tensor([e.label for e in examples]),
+            temperature=self.temperature,
+            weight=self.config.loss_weight,
+            label_smoothing=self.config.label_smoothing,
+        )
