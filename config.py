@@ -85,6 +85,8 @@ class RunConfig:
             raise ValueError(
                 f"optimizer.warmup_steps={self.optimizer.warmup_steps} is longer than the run of steps={self.steps}"
             )
+        if self.optimizer.tune == "prompts" and self.model.prompts is None:
+            raise ValueError("optimizer.tune=prompts needs model.prompts, for instance {length: 10}")
         for task in self.data.tasks:
             temperature = task.temperature
             if temperature and temperature not in self.model.temperatures:

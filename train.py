@@ -27,7 +27,7 @@ from metrics import FaultLedger, Meter, Sinks, any_rank
 from model.initialise import initialise
 from model.noise import derive
 from model.objective import Objective
-from model.tuning import freeze
+from model.tuning import freeze, tune_prompts
 from parallel.checkpoint import CheckpointError, find_checkpoint, load_weights, newest, restore, save
 from parallel.engine import Engine
 from parallel.kernels import load_kernels
@@ -68,6 +68,8 @@ def train(run: RunConfig) -> int:
     initialise(objective, run.seed)
     if run.init and not (run.folder / "checkpoints").is_dir():
         load_weights(find_checkpoint(Path(run.init) / "checkpoints"), objective, run.init_only)
+    if run.optimizer.tune == "prompts":
+        tune_prompts(objective)
     freeze(objective, run.optimizer.frozen)
     objective.to(mesh.device)
     engine = Engine(objective, mesh, run.optimizer, deepspeed_config, kernels)

@@ -6,6 +6,25 @@ import fnmatch
 
 from torch import nn
 
+PROMPT_TUNED = ("*prompts", "*.spe_bias", "*norm.*", "head.*", "similarity_weight")
+"""What prompt tuning trains (papers.md 1.10): prompts, the bias of <SPE>, LayerNorms outside the routers, the linear head."""
+
+
+def tune_prompts(module: nn.Module) -> int:
+    """Lock all but the parameters of prompt tuning; returns how many tensors are locked.
+
+    Raises ValueError for a model without prompts.
+    """
+    named = dict(module.named_parameters())
+    if not any(name.endswith(".prompts") for name in named):
+        raise ValueError(
+            "optimizer.tune=prompts needs a model with prompts: set model.prompts, for instance {length: 10}"
+        )
+    tuned = {name for pattern in PROMPT_TUNED for name in fnmatch.filter(named, pattern) if ".router." not in name}
+    for name in named.keys() - tuned:
+        named[name].requires_grad_(False)
+    return len(named) - len(tuned)
+
 
 def freeze(module: nn.Module, patterns: tuple[str, ...]) -> int:
     """Lock the parameters whose names match a pattern (`tower.*`, `*.router.*`); returns how many tensors.

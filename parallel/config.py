@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Literal
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,7 @@ class OptimizerConfig:
     warmup_steps   steps of the linear rise from zero
     weight_decay   on linear and expert weights alone; embeddings, gates, biases, norms and scales have none
     clip           largest global gradient norm; 0 turns clipping off
+    tune           all parameters, or prompts: those of prompt tuning alone (model.prompts)
     frozen         patterns of the names of parameters that are not tuned, for instance ["tower.*"]
     """
 
@@ -45,6 +47,7 @@ class OptimizerConfig:
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-6
     clip: float = 1.0
+    tune: Literal["all", "prompts"] = "all"
     frozen: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from model.convert import to_ours, to_public
 from model.moe import router as router_module
 from model.objective import Objective
+from model.tuning import tune_prompts
 from tests.golden.reference import HEADS, arrays, batch_of, load, manifest, needs_reference, public_state, tensor
 
 pytestmark = needs_reference
@@ -122,6 +123,14 @@ def test_gradients(case):
     for name in described["no_grad"]:
         if name in gradients and ".experts." in name:
             assert not gradients[name].any(), name
+
+
+@pytest.mark.parametrize("case", PROMPTS)
+def test_prompt_tuning_trains_the_same_parameters(case):
+    objective = model_of(case)
+    tune_prompts(objective)
+    tuned = {name for name, parameter in objective.named_parameters() if parameter.requires_grad}
+    assert tuned == set(to_ours_names(objective, manifest()["cases"][case]["trainable"]))
 
 
 def to_ours_names(objective: Objective, public: list[str]) -> list[str]:
