@@ -42,7 +42,8 @@ class RunConfig:
     """Everything about one run.
 
     name               the run's folder is <runs>/<name>; repeating a command resumes there
-    init               run folder whose newest weights a fresh run starts from
+    init               what a fresh run's weights start from: a run folder (its newest checkpoint), or a .safetensors file that
+                       `python -m model.convert to-ours` wrote
     init_only          patterns of the names of parameters to take from there; all others start fresh
     steps              optimizer steps of the whole run
     slots              micro-batches of one step over all data ranks; each rank runs slots / data ranks of them one after

@@ -24,6 +24,7 @@ from data.tasks.base import Pixels
 from data.tokenizer import VocabularyFileError
 from describe import describe
 from metrics import FaultLedger, Meter, Sinks, any_rank
+from model.convert import ConversionError, load_converted
 from model.initialise import initialise
 from model.noise import derive
 from model.objective import Objective
@@ -35,7 +36,7 @@ from parallel.mesh import create_mesh, destroy_mesh, launched_rank, launched_wor
 from run_folder import check_same_run, write_run_files
 
 EXIT_STOPPED = 85
-USER_ERRORS = (ConfigError, DatasetError, VocabularyFileError, CheckpointError, ModuleNotFoundError)
+USER_ERRORS = (ConfigError, ConversionError, DatasetError, VocabularyFileError, CheckpointError, ModuleNotFoundError)
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
@@ -67,7 +68,10 @@ def train(run: RunConfig) -> int:
     objective = Objective(run.model, vocabulary.size, mesh, kernels)
     initialise(objective, run.seed)
     if run.init and not (run.folder / "checkpoints").is_dir():
-        load_weights(find_checkpoint(Path(run.init) / "checkpoints"), objective, run.init_only)
+        if run.init.endswith(".safetensors"):
+            load_converted(objective, Path(run.init))
+        else:
+            load_weights(find_checkpoint(Path(run.init) / "checkpoints"), objective, run.init_only)
     if run.optimizer.tune == "prompts":
         tune_prompts(objective)
     freeze(objective, run.optimizer.frozen)

@@ -238,6 +238,14 @@ def load_logical(module: nn.Module, tensors: Mapping[str, Tensor], missing_ok: t
             parameter.copy_(placement_of(parameter).take(given[name]))
 
 
+def load_converted(objective: nn.Module, path: Path) -> None:
+    """A file that `to-ours` wrote into a model. Temperatures that the model does not list are left out; parameters of prompt
+    tuning, which public weights lack, start fresh."""
+    own = {name for name, _ in objective.named_parameters()}
+    tensors = {n: t for n, t in read_state(path).items() if n in own or not n.startswith("log_scales.")}
+    load_logical(objective, tensors, missing_ok=("prompts", "spe_bias", "head.", "similarity_weight"))
+
+
 def read_state(path: Path) -> State:
     """A mapping of tensors from .safetensors, .npz or a torch file, which may hold it under `model` or `state_dict`."""
     try:

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from model.config import ModelConfig, PromptConfig
-from model.convert import ConversionError, load_logical, main, read_state, to_ours, to_public
+from model.convert import ConversionError, load_converted, load_logical, main, read_state, to_ours, to_public
 from model.initialise import initialise
 from model.objective import Objective
 from parallel.kernels import load_kernels
@@ -100,6 +100,17 @@ def test_command_line_reads_every_format(tmp_path, capsys):
         assert main(["to-public", str(out), str(back), "--heads", "2"]) == 0
         assert all(torch.equal(value, public[name]) for name, value in load_file(back).items())
     assert "tensors" in capsys.readouterr().out
+
+
+def test_a_converted_file_starts_a_model(tmp_path):
+    source = make(temperatures=("image", "video", "text", "caption", "retrieval", "downstream"))
+    save_file(to_ours(to_public(state_of(source), heads=2), heads=2), tmp_path / "ours.safetensors")
+    objective = make(prompts=PromptConfig(length=2))
+    for parameter in objective.parameters():
+        parameter.data += 1
+    load_converted(objective, tmp_path / "ours.safetensors")
+    assert torch.equal(objective.tower.output.shared.weight, source.tower.output.shared.weight)
+    assert objective.tower.embedding.spe_bias[0] == 1.0
 
 
 class Harmful:
