@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import pytest
@@ -11,12 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from config_file import load_config
 from describe import count_parameters, describe, flops_of_sequences
-from model.initialise import initialise
-from model.objective import Objective
-from parallel.kernels import load_kernels
-from parallel.mesh import Mesh
 from tests.helpers.batches import BATCHES, VOCABULARY_SIZE
-from tests.helpers.parity import tiny
+from tests.helpers.models import make, tiny
 
 PRESETS = Path(__file__).parents[1] / "configs" / "presets"
 
@@ -58,11 +53,8 @@ def test_counts_of_a_small_model_by_hand():
 @pytest.mark.parametrize("router", ["none", "token"])
 @pytest.mark.parametrize("task", BATCHES)
 def test_flops_are_those_that_torch_counts(task, router):
-    config = tiny("token")
-    if router == "none":
-        config = dataclasses.replace(config, experts=dataclasses.replace(config.experts, placement="none"))
-    objective = Objective(config, VOCABULARY_SIZE, Mesh(), load_kernels("torch"))
-    initialise(objective, 0)
+    config = tiny("token", {"placement": "none"} if router == "none" else {})
+    objective = make(config)
     batch = BATCHES[task]()
     sequences = batch.inputs
     with (

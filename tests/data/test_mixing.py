@@ -10,12 +10,8 @@ import torch
 
 from data.mixing import MixConfig, mix
 from data.transform import patchify
-from model.initialise import initialise
-from model.objective import Objective
-from parallel.kernels import load_kernels
-from parallel.mesh import Mesh
-from tests.helpers.batches import VOCABULARY_SIZE, classification
-from tests.helpers.parity import tiny
+from tests.helpers.batches import classification
+from tests.helpers.models import make
 
 SIZE, PATCH, PLAIN = 16, 4, ((0.0,) * 3, (1.0,) * 3)
 
@@ -75,8 +71,7 @@ def test_switching_between_the_two():
 
 
 def test_two_labels_are_soft_targets():
-    objective = Objective(tiny("attribute"), VOCABULARY_SIZE, Mesh(), load_kernels("torch"))
-    initialise(objective, 0)
+    objective = make()
     plain = dataclasses.replace(classification(), labels_Q=torch.tensor([0, 1, 2, 1]))
     share, smoothing = 0.3, plain.label_smoothing
     mixed = dataclasses.replace(plain, second_labels_Q=plain.labels_Q.flip(0), second_share=share)

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from model.config import AuxiliaryConfig, ExpertConfig, ModelConfig
-from model.moe.presets import ROUTING
 from tests.helpers.batches import BATCHES, VOCABULARY_SIZE
+from tests.helpers.models import tiny
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,24 +33,6 @@ class Job:
     save_at: int = 0
     broken_step: int = -1
     frozen: tuple[str, ...] = ()
-
-
-def tiny(router: str) -> ModelConfig:
-    """`router` is a router's name, or limoe: whole networks as experts, slots with priority, auxiliary losses."""
-    options: dict[str, Any] = {"router": router}
-    if router == "limoe":
-        options = ROUTING["limoe"] | {"auxiliary": AuxiliaryConfig(**ROUTING["limoe"]["auxiliary"])}
-    return ModelConfig(
-        width=16,
-        depth=2,
-        heads=2,
-        ffn=32,
-        image_size=16,
-        max_text=8,
-        max_frames=4,
-        experts=ExpertConfig(**{**options, "num_experts": 4}),
-        tasks=tuple(BATCHES),
-    )
 
 
 def run_job(rank: int, job: Job) -> dict[str, Any]:

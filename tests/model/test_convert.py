@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from model.config import ModelConfig, PromptConfig
+from model.config import PromptConfig
 from model.convert import ConversionError, load_converted, load_logical, main, read_state, to_ours, to_public
-from model.initialise import initialise
 from model.objective import Objective
-from parallel.kernels import load_kernels
-from parallel.mesh import Mesh
-from tests.helpers.parity import tiny
+from tests.helpers.models import make, tiny
 
 VOCABULARY = 49411
 
 
-def make(**options) -> Objective:
-    config: ModelConfig = dataclasses.replace(tiny("attribute"), layer_scale=1e-3, **options)
-    objective = Objective(config, VOCABULARY, Mesh(), load_kernels("torch"))
-    initialise(objective, 0)
-    return objective
+def public_sized(**options) -> Objective:
+    return make(tiny(layer_scale=1e-3, **options), VOCABULARY)
 
 
 def state_of(objective: Objective) -> dict[str, torch.Tensor]:
@@ -33,7 +25,7 @@ def state_of(objective: Objective) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("options", [{}, {"prompts": PromptConfig(length=3, target_length=2, classes=4)}])
 def test_there_and_back(options):
-    ours = state_of(make(**options))
+    ours = state_of(public_sized(**options))
     ours["tower.embedding.tokens.weight"][VOCABULARY:] = 0  # padding is not part of the public table
     public = to_public(ours, heads=2)
     assert public["token_embed.embeddings.weight"].shape == (VOCABULARY, 16)
@@ -53,7 +45,7 @@ def test_rows_of_qkv_are_reordered():
 
 
 def test_names_without_a_meaning_are_listed():
-    public = to_public(state_of(make()), heads=2)
+    public = to_public(state_of(public_sized()), heads=2)
     public |= {"decoder.weight": torch.zeros(1), "fused_encoder.layers.0.extra": torch.zeros(1)}
     with pytest.raises(ConversionError, match=r"2 names .*: decoder.weight, fused_encoder.layers.0.extra"):
         to_ours(public, heads=2)
@@ -62,21 +54,21 @@ def test_names_without_a_meaning_are_listed():
 
 
 def test_a_missing_expert_is_listed():
-    public = to_public(state_of(make()), heads=2)
+    public = to_public(state_of(public_sized()), heads=2)
     del public["fused_encoder.layers.0.linear1.experts.deepspeed_experts.1.weight"]
     with pytest.raises(ConversionError, match=r"blocks.0.ffn.up.bank: expert 1 is missing"):
         to_ours(public, heads=2)
 
 
 def test_copies_must_agree():
-    public = to_public(state_of(make()), heads=2)
+    public = to_public(state_of(public_sized()), heads=2)
     public["video_embed.embeddings_norm.bias"] = public["video_embed.embeddings_norm.bias"] + 1
     with pytest.raises(ConversionError, match=r"embeddings_norm.bias .differs from token_embed"):
         to_ours(public, heads=2)
 
 
 def test_weights_that_do_not_fit_are_listed():
-    objective = make()
+    objective = public_sized()
     tensors = state_of(objective)
     renamed = {("x" + name if name.startswith("log_scales.text") else name): t for name, t in tensors.items()}
     with pytest.raises(ConversionError, match=r"missing: log_scales.text; unknown: xlog_scales.text"):
@@ -89,7 +81,7 @@ def test_weights_that_do_not_fit_are_listed():
 
 
 def test_command_line_reads_every_format(tmp_path, capsys):
-    public = to_public(state_of(make()), heads=2)
+    public = to_public(state_of(public_sized()), heads=2)
     save_file(public, tmp_path / "a.safetensors")
     np.savez(tmp_path / "a.npz", **{name: value.numpy() for name, value in public.items()})
     torch.save({"model": {f"module.{name}": value for name, value in public.items()}}, tmp_path / "a.pth")
@@ -103,9 +95,9 @@ def test_command_line_reads_every_format(tmp_path, capsys):
 
 
 def test_a_converted_file_starts_a_model(tmp_path):
-    source = make(temperatures=("image", "video", "text", "caption", "retrieval", "downstream"))
+    source = public_sized(temperatures=("image", "video", "text", "caption", "retrieval", "downstream"))
     save_file(to_ours(to_public(state_of(source), heads=2), heads=2), tmp_path / "ours.safetensors")
-    objective = make(prompts=PromptConfig(length=2))
+    objective = public_sized(prompts=PromptConfig(length=2))
     for parameter in objective.parameters():
         parameter.data += 1
     load_converted(objective, tmp_path / "ours.safetensors")

@@ -9,34 +9,20 @@ import torch
 
 from data.attributes import CAPTION_TEXT, CAPTION_VISUAL
 from data.batch import Sequences
-from model.config import ExpertConfig, ModelConfig, PromptConfig
+from model.config import PromptConfig
 from model.generate import Words, beam_search, can_cache
-from model.initialise import initialise
 from model.objective import Objective
-from parallel.kernels import load_kernels
-from parallel.mesh import Mesh
 from tests.helpers.batches import VOCABULARY_SIZE, visual
+from tests.helpers.models import make, tiny
 
 END, SPE = VOCABULARY_SIZE - 4, VOCABULARY_SIZE - 1
 TOKENS = torch.tensor([3, 7, 11, 20, END])
 
 
-def make(router: str = "attribute", prompts: PromptConfig | None = None, **experts) -> Objective:
-    config = ModelConfig(
-        width=16,
-        depth=2,
-        heads=2,
-        ffn=32,
-        image_size=16,
-        max_text=8,
-        max_frames=4,
-        experts=ExpertConfig(router=router, num_experts=4, **experts),
-        prompts=prompts,
-        tasks=("caption",),
-    )
-    objective = Objective(config, VOCABULARY_SIZE, Mesh(), load_kernels("torch"))
-    initialise(objective, 0)
-    for name, parameter in objective.named_parameters():  # random everywhere, so that nothing is lost unseen
+def scattered(router: str = "attribute", prompts: PromptConfig | None = None, **experts) -> Objective:
+    """Random everywhere, so that nothing is lost unseen."""
+    objective = make(tiny(router, experts, prompts=prompts))
+    for name, parameter in objective.named_parameters():
         generator = torch.Generator().manual_seed(len(name) + parameter.numel())
         parameter.data += 0.2 * torch.randn(parameter.shape, generator=generator)
     return objective
@@ -62,7 +48,7 @@ def inputs(objective: Objective, images: int = 3) -> tuple[Sequences, Words]:
     ],
 )
 def test_cached_equals_whole(router, options, beam):
-    objective = make(router, **options)
+    objective = scattered(router, **options)
     prefix, words = inputs(objective)
     assert can_cache(objective)
     whole, cached = (beam_search(objective, prefix, words, beam, 5, cached=c) for c in (False, True))
@@ -73,14 +59,14 @@ def test_cached_equals_whole(router, options, beam):
 
 @pytest.mark.parametrize(("router", "options"), [("context", {}), ("token", {"capacity_factor": 1.0})])
 def test_what_depends_on_later_tokens_is_not_cached(router, options):
-    objective = make(router, **options)
+    objective = scattered(router, **options)
     assert not can_cache(objective)
     prefix, words = inputs(objective)
     assert beam_search(objective, prefix, words, 2, 3).tokens_BKT.shape[:2] == (3, 2)
 
 
 def test_a_beam_as_wide_as_everything_is_exhaustive():
-    objective = make()
+    objective = scattered()
     prefix, words = inputs(objective, images=1)
     found = beam_search(objective, prefix, words, beam=25, max_tokens=2)
     scores = {
@@ -109,7 +95,7 @@ def test_a_beam_as_wide_as_everything_is_exhaustive():
 
 
 def test_the_end_is_final_and_free():
-    objective = make()
+    objective = scattered()
     prefix, words = inputs(objective)
     found = beam_search(objective, prefix, words, beam=25, max_tokens=4)
     ended = (found.tokens_BKT == END).cummax(dim=2).values
@@ -121,7 +107,7 @@ def test_the_end_is_final_and_free():
 
 
 def test_length_penalty_only_orders_the_list():
-    objective = make()
+    objective = scattered()
     prefix, words = inputs(objective)
     plain, penalised = (beam_search(objective, prefix, words, 4, 6, length_penalty=p) for p in (0.0, 3.0))
     for row in range(3):
@@ -133,7 +119,7 @@ def test_length_penalty_only_orders_the_list():
 
 
 def test_greedy_takes_the_likeliest_word():
-    objective = make()
+    objective = scattered()
     prefix, words = inputs(objective)
     found = beam_search(objective, prefix, words, 1, 1)
     wide = beam_search(objective, prefix, words, 5, 1)

@@ -9,34 +9,18 @@ import torch
 from torch.nn.functional import log_softmax, normalize
 
 from data.batch import Sequences
-from model.config import ExpertConfig, ModelConfig
 from model.embedding import interpolated, sine_cosine
-from model.initialise import initialise
-from model.objective import Objective
 from parallel.kernels import load_kernels
-from parallel.mesh import Mesh
-from tests.helpers.batches import BATCHES, VOCABULARY_SIZE, captioning, masked_text, retrieval
+from tests.helpers.batches import BATCHES, captioning, masked_text, retrieval
+from tests.helpers.models import make, tiny
 
 ROUTERS = ["attribute", "token"]
-
-
-def small(router: str = "attribute", **options) -> ModelConfig:
-    experts = ExpertConfig(num_experts=4, router=router, noise_std=options.pop("noise_std", 1.0))
-    return ModelConfig(
-        width=16, depth=2, heads=2, ffn=32, image_size=16, max_text=8, max_frames=4, experts=experts, **options
-    )
-
-
-def make(config: ModelConfig | None = None) -> Objective:
-    objective = Objective(config or small(), VOCABULARY_SIZE, Mesh(), load_kernels("torch"))
-    initialise(objective, seed=0)
-    return objective
 
 
 @pytest.mark.parametrize("router", ROUTERS)
 @pytest.mark.parametrize("task", BATCHES)
 def test_every_task_has_a_loss_and_gradients(task, router):
-    objective = make(small(router))
+    objective = make(tiny(router))
     losses = objective(BATCHES[task](), noise=1)
     losses.total.backward()
     assert torch.isfinite(losses.total)
@@ -93,7 +77,7 @@ def test_no_gradient_from_a_query_to_its_own_word_or_later_ones():
 
 @pytest.mark.parametrize("router", ROUTERS)
 def test_padding_changes_nothing(router):
-    objective, batch = make(small(router)), masked_text()
+    objective, batch = make(tiny(router)), masked_text()
     segment = batch.inputs.segments[0]
     padded = dataclasses.replace(
         segment,
@@ -107,14 +91,14 @@ def test_padding_changes_nothing(router):
 
 
 def test_noise_is_a_function_of_its_key():
-    objective, batch = make(small(drop_path=0.3)), masked_text()
+    objective, batch = make(tiny(drop_path=0.3)), masked_text()
     assert objective(batch, 5).loss == objective(batch, 5).loss
     assert objective(batch, 5).loss != objective(batch, 6).loss
     assert objective(batch).loss == objective(batch).loss
 
 
 def test_initial_weights_follow_the_rules():
-    objective = make(small(layer_scale=1e-3))
+    objective = make(tiny(layer_scale=1e-3))
     parameters = dict(objective.named_parameters())
     assert (parameters["tower.encoder.blocks.0.attention_norm.weight"] == 1).all()
     assert (parameters["tower.encoder.blocks.0.attention_scale"] == 1e-3).all()
@@ -142,7 +126,7 @@ def test_learned_positions_are_interpolated():
 
 
 def test_learned_positions_carry_over_to_a_higher_resolution():
-    first = make(small(positions="learned", position_grid=2))  # 16 px, patch 8
+    first = make(tiny(positions="learned", position_grid=2))  # 16 px, patch 8
     second = make(dataclasses.replace(first.config, image_size=32, position_scale=0.5))
     assert first.tower.embedding.spatial_positions.shape == second.tower.embedding.spatial_positions.shape == (2, 2, 16)
     first(retrieval()).total.backward()

@@ -7,26 +7,9 @@ import dataclasses
 import pytest
 import torch
 
-from model.config import ExpertConfig, ModelConfig, TextTowerConfig
-from model.initialise import initialise
-from model.objective import Objective
-from parallel.kernels import load_kernels
-from parallel.mesh import Mesh
+from model.config import ModelConfig, TextTowerConfig
 from tests.helpers.batches import BATCHES, VOCABULARY_SIZE, masked_text, retrieval
-
-TASKS = ("image", "video", "text", "caption", "retrieval")
-
-
-def config(router: str = "attribute", experts: dict | None = None, **options) -> ModelConfig:
-    sparse = ExpertConfig(**{"num_experts": 5, "router": router, **(experts or {})})
-    base = {"width": 16, "depth": 2, "heads": 2, "ffn": 32, "image_size": 16, "max_text": 8, "max_frames": 4}
-    return ModelConfig(**base, experts=sparse, tasks=TASKS, **options)
-
-
-def make(options: ModelConfig) -> Objective:
-    objective = Objective(options, VOCABULARY_SIZE, Mesh(), load_kernels("torch"))
-    initialise(objective, seed=0)
-    return objective
+from tests.helpers.models import make, tiny
 
 
 def result(options: ModelConfig, batch, noise=None, weights=None) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -52,13 +35,13 @@ def assert_equal(first, second, **tolerance) -> None:
 @pytest.mark.parametrize("batch", [retrieval, masked_text], ids=["retrieval", "text"])
 def test_chunks_give_the_gradient_of_the_whole_batch(batch, router, chunks):
     """BASIC: a contrastive batch larger than memory, without approximation."""
-    whole = result(config(router), batch())
-    assert_equal(result(config(router, chunks=chunks), batch()), whole, rtol=1e-4, atol=3e-5)
+    whole = result(tiny(router), batch())
+    assert_equal(result(tiny(router, chunks=chunks), batch()), whole, rtol=1e-4, atol=3e-5)
 
 
 def test_more_chunks_than_rows_is_an_error():
     with pytest.raises(ValueError, match=r"model.chunks=9 is more than the \d rows"):
-        make(config(chunks=9))(retrieval())
+        make(tiny(chunks=9))(retrieval())
 
 
 @pytest.mark.parametrize("task", BATCHES)
@@ -66,16 +49,16 @@ def test_more_chunks_than_rows_is_an_error():
 def test_recomputation_changes_nothing(router, task):
     experts = {"capacity_factor": 1.0} if router == "token" else {}
     batch = BATCHES[task]()
-    plain = result(config(router, experts, drop_path=0.2), batch, noise=3)
-    again = result(config(router, experts, drop_path=0.2, activation_checkpointing="block"), batch, noise=3)
+    plain = result(tiny(router, experts, drop_path=0.2), batch, noise=3)
+    again = result(tiny(router, experts, drop_path=0.2, activation_checkpointing="block"), batch, noise=3)
     assert_equal(again, plain, rtol=0, atol=0)
 
 
 def test_recomputation_keeps_decisions_of_tied_scores():
     experts = {"capacity_factor": 0.6, "noise": "none", "unit": "mlp", "top_k": 1, "placement": "all"}
-    tied = {f"tower.encoder.blocks.{i}.ffn_path.router.gate.weight": torch.zeros(5, 16) for i in range(2)}
-    plain = result(config("token", experts), retrieval(), weights=tied)
-    again = result(config("token", experts, activation_checkpointing="block"), retrieval(), weights=tied)
+    tied = {f"tower.encoder.blocks.{i}.ffn_path.router.gate.weight": torch.zeros(4, 16) for i in range(2)}
+    plain = result(tiny("token", experts), retrieval(), weights=tied)
+    again = result(tiny("token", experts, activation_checkpointing="block"), retrieval(), weights=tied)
     assert_equal(again, plain, rtol=0, atol=0)
 
 
@@ -92,7 +75,7 @@ def test_recomputation_takes_the_decision_that_was_made(monkeypatch):
         return again * probs.flip(1) + (1 - again) * probs, selection, logits, noisy
 
     experts = {"unit": "mlp", "top_k": 1, "placement": "last-1", "noise": "none"}
-    objective = make(config("token", experts, activation_checkpointing="block", readout="mean"))
+    objective = make(tiny("token", experts, activation_checkpointing="block", readout="mean"))
     with monkeypatch.context() as patch:
         patch.setattr(router, "_probabilities", drifting)
         loss = objective(retrieval()).total
@@ -104,7 +87,7 @@ def test_recomputation_takes_the_decision_that_was_made(monkeypatch):
 
 
 def test_text_tower_reads_text_and_the_other_reads_pictures():
-    options = config(text_tower=TextTowerConfig(width=8, depth=1, heads=2, ffn=16))
+    options = tiny(text_tower=TextTowerConfig(width=8, depth=1, heads=2, ffn=16))
     objective = make(options)
     assert objective.text_tower.encoder.blocks[0].attention.head_width == 4
     losses = objective(retrieval())
@@ -119,7 +102,7 @@ def test_text_tower_reads_text_and_the_other_reads_pictures():
 
 
 def test_projection_per_modality():
-    objective = make(config(output="per_modality", space=12))
+    objective = make(tiny(output="per_modality", space=12))
     features, _ = objective.encode_candidates(retrieval().candidates)
     assert features.shape[1] == 12
     objective(retrieval()).total.backward()
@@ -127,7 +110,7 @@ def test_projection_per_modality():
 
 
 def test_mean_readout_counts_valid_tokens_alone():
-    objective, batch = make(config(readout="mean")), retrieval()
+    objective, batch = make(tiny(readout="mean")), retrieval()
     segment = batch.candidates.segments[0]
     padded = dataclasses.replace(
         segment,
@@ -138,24 +121,24 @@ def test_mean_readout_counts_valid_tokens_alone():
     plain, _ = objective.encode_candidates(batch.candidates)
     other, _ = objective.encode_candidates(dataclasses.replace(batch.candidates, segments=(padded,)))
     torch.testing.assert_close(plain, other, rtol=1e-5, atol=1e-6)
-    at_start, _ = make(config()).encode_candidates(batch.candidates)
+    at_start, _ = make(tiny()).encode_candidates(batch.candidates)
     assert not torch.allclose(plain, at_start)
 
 
 @pytest.mark.parametrize("router", ["task", "task_specific"])
 def test_a_task_that_was_not_trained_is_an_error(router):
-    objective = make(config(router))
+    objective = make(tiny(router))
     objective(BATCHES["image"]())
     with pytest.raises(ValueError, match=f"router {router} knows the tasks image, .* cannot serve 'glue'"):
         objective(dataclasses.replace(BATCHES["image"](), task="glue"))
-    objective = make(config("attribute"))
+    objective = make(tiny("attribute"))
     objective(dataclasses.replace(BATCHES["image"](), task="glue"))
 
 
 @pytest.mark.parametrize("router", ["token", "context", "modality", "task", "attribute", "task_specific"])
 @pytest.mark.parametrize("task", BATCHES)
 def test_every_router_trains_every_task(router, task):
-    total, gradients = result(config(router), BATCHES[task](), noise=1)
+    total, gradients = result(tiny(router), BATCHES[task](), noise=1)
     assert torch.isfinite(total)
     assert all(torch.isfinite(gradient).all() for gradient in gradients.values())
     gates = [gradient for name, gradient in gradients.items() if ".gate." in name]
@@ -164,7 +147,7 @@ def test_every_router_trains_every_task(router, task):
 
 def test_experts_may_start_equal():
     name = "tower.encoder.blocks.0.ffn.up.bank.weight"
-    equal = make(config(experts={"same_start": True})).get_parameter(name)
+    equal = make(tiny(experts={"same_start": True})).get_parameter(name)
     assert torch.equal(equal[0], equal[1]) and equal[0].any()
-    drawn = make(config()).get_parameter(name)
+    drawn = make(tiny()).get_parameter(name)
     assert not torch.equal(drawn[0], drawn[1])

@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 
 from model.config import PromptConfig
-from model.objective import Objective
 from model.tuning import freeze, tune_prompts
-from parallel.kernels import load_kernels
-from parallel.mesh import Mesh
-from tests.helpers.batches import VOCABULARY_SIZE
-from tests.helpers.parity import tiny
-
-
-def make(prompts: PromptConfig | None = None) -> Objective:
-    config = dataclasses.replace(tiny("attribute"), prompts=prompts)
-    return Objective(config, VOCABULARY_SIZE, Mesh(), load_kernels("torch"))
+from tests.helpers.models import make, tiny
 
 
 def test_prompt_tuning_trains_its_parameters_alone():
-    objective = make(PromptConfig(length=2, target_length=3, classes=4))
+    objective = make(tiny(prompts=PromptConfig(length=2, target_length=3, classes=4)))
     tune_prompts(objective)
     tuned = {name for name, parameter in objective.named_parameters() if parameter.requires_grad}
     block = [f"tower.encoder.blocks.{i}." for i in range(2)]

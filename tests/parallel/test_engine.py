@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from model.config import TextTowerConfig
-from model.objective import Objective
 from parallel.engine import decays, parameter_groups
-from parallel.kernels import load_kernels
 from parallel.mesh import Mesh
-from tests.helpers.batches import VOCABULARY_SIZE
-from tests.helpers.parity import tiny
+from tests.helpers.models import make, tiny
 
 
 def test_matrices_of_linears_and_experts_decay_and_nothing_else():
-    objective = Objective(tiny("attribute"), VOCABULARY_SIZE, Mesh(), load_kernels("torch"))
+    objective = make()
     decaying = {name for name, parameter in objective.named_parameters() if decays(name, parameter)}
     linears = [f"{part}.weight" for part in ("attention.qkv", "attention.out", "ffn.up", "ffn.down")]
     expected = {"tower.embedding.patches.weight", "tower.output.shared.weight"}
@@ -24,8 +19,7 @@ def test_matrices_of_linears_and_experts_decay_and_nothing_else():
 
 
 def test_groups_hold_every_parameter_once():
-    config = dataclasses.replace(tiny("token"), text_tower=TextTowerConfig(width=8, depth=1, heads=2, ffn=8))
-    objective = Objective(config, VOCABULARY_SIZE, Mesh(), load_kernels("torch"))
+    objective = make(tiny("token", text_tower=TextTowerConfig(width=8, depth=1, heads=2, ffn=8)))
     groups = parameter_groups(objective, 0.1, Mesh())
     grouped = [id(parameter) for group in groups for parameter in group["params"]]
     assert sorted(grouped) == sorted(id(parameter) for parameter in objective.parameters())
