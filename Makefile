@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 export GLOO_SOCKET_IFNAME ?= $(if $(filter Darwin,$(shell uname -s)),lo0,lo)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check bench ablation image-check clean
+.PHONY: help setup demo test test-slow parity check bench ablation image-check clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -24,6 +24,9 @@ test: setup ## the tests, but for the slow ones; ARGS="-k moe" to choose
 
 test-slow: setup ## the slow tests
 	$(PYTHON) -m pytest -m slow $(ARGS)
+
+parity: setup ## four ranks in every arrangement, and checkpoints from every layout to every other
+	$(PYTHON) -m pytest -m parity $(ARGS)
 
 check: setup ## lint, format, types
 	$(PYTHON) -m ruff check .

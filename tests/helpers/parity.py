@@ -23,6 +23,7 @@ class Job:
 
     tensor: int = 1
     expert: int = 1
+    heads: int = 2
     router: str = "attribute"
     stage: int = 1
     tasks: tuple[str, ...] = ("caption", "text")
@@ -53,7 +54,7 @@ def run_job(rank: int, job: Job) -> dict[str, Any]:
     kernels = load_kernels("torch")
     if job.sgd:
         kernels = Kernels(kernels.layer_norm, lambda groups, lr, **_: torch.optim.SGD(groups, lr=lr))
-    objective = Objective(tiny(job.router), VOCABULARY_SIZE, mesh, kernels)
+    objective = Objective(tiny(job.router, heads=job.heads), VOCABULARY_SIZE, mesh, kernels)
     initialise(objective, 0)
     freeze(objective, job.frozen)
     engine_config = json.loads((ROOT / f"ds_configs/zero{job.stage}.json").read_text()) | {
