@@ -36,7 +36,7 @@ def make_block(experts: ExpertConfig, width: int, heads: int, ffn: int) -> Block
 
 def seconds_of(block: Block, x_BLD: torch.Tensor, layout: SequenceLayout) -> float:
     start = time.perf_counter()
-    (y_BLD,), _ = block((x_BLD,), (layout,), None)
+    (y_BLD,), _, _ = block((x_BLD,), (layout,), None)
     y_BLD.sum().backward()
     return time.perf_counter() - start
 

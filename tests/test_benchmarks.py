@@ -1,0 +1,40 @@
+"""The benchmarks run: at sizes that say nothing about speed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import yaml
+
+from benchmarks import ablation, moe_layer
+from data.synthetic import WorldSize, write_demo_world
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_layer_table(monkeypatch, capsys):
+    small = {"width": 16, "heads": 2, "ffn": 32, "rows": 2, "length": 9, "repeats": 1}
+    monkeypatch.setattr(sys, "argv", ["moe_layer", *(f"--{key}={value}" for key, value in small.items())])
+    moe_layer.main()
+    table = capsys.readouterr().out
+    assert all(name in table for name in moe_layer.VARIANTS) and "x dense" in table
+
+
+def test_ablation_table(tmp_path):
+    write_demo_world(
+        tmp_path, 0, WorldSize(shapes=24, pairs=24, clips=12, clip_captions=6, sentences=24, evaluation=12)
+    )
+    config = tmp_path / "tiny.yaml"
+    tasks = [{"name": name, "path": str(tmp_path / folder), "batch_size": 4} for name, folder in FOLDERS.items()]
+    raw = {"base": str(ROOT / "configs" / "ablation.yaml"), "data": {"tasks": tasks}}
+    config.write_text(yaml.safe_dump(raw | {"model": {"width": 16, "heads": 2, "ffn": 32}}))
+    results = [ablation.run_variant(name, 0, 2, str(config), 4) for name in ("dense", "attribute", "LIMoE")]
+    json.dumps(results)
+    rows = ablation.table(results).splitlines()
+    assert len(rows) == 2 + 3 and rows[2].startswith("| dense") and rows[2].endswith("| 1.00 |")
+    assert all(0 <= result["shapes"] <= 1 for result in results)
+
+
+FOLDERS = {"shapes": "shapes", "clips": "clips", "sentences": "sentences", "captions": "pairs", "retrieval": "pairs"}
