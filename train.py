@@ -28,7 +28,7 @@ from model.convert import ConversionError, load_converted
 from model.initialise import initialise
 from model.noise import derive
 from model.objective import Objective
-from model.tuning import freeze, tune_prompts
+from model.tuning import TuningError, freeze, tune_prompts
 from parallel.checkpoint import CheckpointError, find_checkpoint, load_weights, newest, restore, save
 from parallel.engine import Engine
 from parallel.kernels import load_kernels
@@ -36,7 +36,15 @@ from parallel.mesh import create_mesh, destroy_mesh, launched_rank, launched_wor
 from run_folder import check_same_run, write_run_files
 
 EXIT_STOPPED = 85
-USER_ERRORS = (ConfigError, ConversionError, DatasetError, VocabularyFileError, CheckpointError, ModuleNotFoundError)
+USER_ERRORS = (
+    ConfigError,
+    ConversionError,
+    DatasetError,
+    VocabularyFileError,
+    CheckpointError,
+    TuningError,
+    ModuleNotFoundError,
+)
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:

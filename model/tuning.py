@@ -6,6 +6,11 @@ import fnmatch
 
 from torch import nn
 
+
+class TuningError(ValueError):
+    """The parameters that were named cannot be tuned or locked."""
+
+
 PROMPT_TUNED = ("*prompts", "*.spe_bias", "*norm.*", "head.*", "similarity_weight")
 """What prompt tuning trains (papers.md 1.10): prompts, the bias of <SPE>, LayerNorms outside the routers, the linear head."""
 
@@ -13,11 +18,11 @@ PROMPT_TUNED = ("*prompts", "*.spe_bias", "*norm.*", "head.*", "similarity_weigh
 def tune_prompts(module: nn.Module) -> int:
     """Lock all but the parameters of prompt tuning; returns how many tensors are locked.
 
-    Raises ValueError for a model without prompts.
+    Raises TuningError for a model without prompts.
     """
     named = dict(module.named_parameters())
     if not any(name.endswith(".prompts") for name in named):
-        raise ValueError(
+        raise TuningError(
             "optimizer.tune=prompts needs a model with prompts: set model.prompts, for instance {length: 10}"
         )
     tuned = {name for pattern in PROMPT_TUNED for name in fnmatch.filter(named, pattern) if ".router." not in name}
@@ -29,7 +34,7 @@ def tune_prompts(module: nn.Module) -> int:
 def freeze(module: nn.Module, patterns: tuple[str, ...]) -> int:
     """Lock the parameters whose names match a pattern (`tower.*`, `*.router.*`); returns how many tensors.
 
-    Raises ValueError for a pattern that matches nothing.
+    Raises TuningError for a pattern that matches nothing.
     """
     named = dict(module.named_parameters())
     locked: set[str] = set()
@@ -37,7 +42,7 @@ def freeze(module: nn.Module, patterns: tuple[str, ...]) -> int:
         matching = fnmatch.filter(named, pattern)
         if not matching:
             parts = sorted({".".join(name.split(".")[:2]) for name in named})
-            raise ValueError(f"optimizer.frozen={pattern!r} matches no parameter; there are {', '.join(parts)}")
+            raise TuningError(f"optimizer.frozen={pattern!r} matches no parameter; there are {', '.join(parts)}")
         locked.update(matching)
     for name in locked:
         named[name].requires_grad_(False)

@@ -180,3 +180,24 @@ def test_wandb_offline_keeps_its_id(config):
     segments = list((folder / "wandb").glob(f"offline-run-*-{run_id}"))
     assert len(segments) == 2
     assert all(any(segment.glob("*.wandb")) for segment in segments)
+
+
+def test_limoe_reports_its_routing_and_serves_as_a_start(config):
+    """Whole networks as experts on two ranks; then a second run takes the weights, locks a part and tunes the rest."""
+    train(
+        config, "name=limoe", "model.experts={preset: limoe, num_experts: 4}", "parallel.expert=2", "steps=3", ranks=2
+    )
+    last = records(config, "limoe")[-1]
+    assert {"success/text", "success/image", "auxiliary/importance", "auxiliary/global_text"} <= last.keys()
+    assert 0 < last["success/text"] <= 1 and len(last["expert_load"]) == 1
+
+    start = config.parent / "runs" / "limoe"
+    options = ("model.experts={preset: limoe, num_experts: 4}", "steps=3", f"init={start}")
+    train(config, "name=tuned", *options, "optimizer.frozen=['tower.embedding.*']")
+    first = losses(config, "tuned")[0]
+    fresh = losses(config, "limoe")[0]
+    assert any(abs(first[key] - fresh[key]) > 1e-6 for key in first.keys() & fresh.keys())
+    out = train(config, "name=other", "steps=3", f"init={start}", expect=2)  # another router: names do not match
+    assert "is of another model" in out and "Traceback" not in out
+    out = train(config, "name=none", *options, "optimizer.frozen=['nothing.*']", expect=2)
+    assert "matches no parameter" in out and "Traceback" not in out
