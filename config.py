@@ -52,6 +52,8 @@ class RunConfig:
     save_every         steps between two checkpoints; the last step is always saved
     keep_checkpoints   older checkpoints are removed
     max_skipped_steps  consecutive updates that may be skipped for non-finite gradients
+    check_every        steps between two checks that copies of parameters and batches are equal on the ranks that share them;
+                       0 = never
     threads            CPU threads of a rank; 0 leaves the choice to OMP_NUM_THREADS and torch
     """
 
@@ -67,6 +69,7 @@ class RunConfig:
     save_every: int = 200
     keep_checkpoints: int = 2
     max_skipped_steps: int = 10
+    check_every: int = 200
     threads: int = 0
     data: DataConfig
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
@@ -80,8 +83,8 @@ class RunConfig:
         for key in ("steps", "slots", "log_every", "save_every", "keep_checkpoints"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key}={getattr(self, key)}: must be at least 1")
-        if self.threads < 0 or self.seed < 0:
-            raise ValueError("threads and seed must not be negative")
+        if self.threads < 0 or self.seed < 0 or self.check_every < 0:
+            raise ValueError("threads, seed and check_every must not be negative")
         if self.optimizer.warmup_steps > self.steps:
             raise ValueError(
                 f"optimizer.warmup_steps={self.optimizer.warmup_steps} is longer than the run of steps={self.steps}"

@@ -31,6 +31,7 @@ from model.objective import Objective
 from model.tuning import TuningError, freeze, tune_prompts
 from parallel.checkpoint import CheckpointError, find_checkpoint, load_weights, newest, restore, save
 from parallel.engine import Engine
+from parallel.guards import check_batch, check_replicas
 from parallel.kernels import load_kernels
 from parallel.mesh import create_mesh, destroy_mesh, launched_rank, launched_world_size
 from run_folder import check_same_run, write_run_files
@@ -114,17 +115,22 @@ def train(run: RunConfig) -> int:
     stopping = False
 
     while step < run.steps and not stopping:
+        checking = run.check_every > 0 and step % run.check_every == 0
         with engine.accumulation():
             for _ in range(micro_batches):
                 before = time.perf_counter()
                 micro = next(stream)
                 waited = time.perf_counter() - before
                 ledger.add(micro.num_samples, micro.faults)
+                if checking:
+                    check_batch([("labels", micro.batch.labels_Q), ("read-outs", micro.batch.read_Q2)], mesh)
                 losses = engine(micro.batch.to(mesh.device), derive(run.seed, "noise", step, micro.slot.slot))
                 engine.backward(losses.total / micro_batches)
                 meter.add(micro, losses, waited)
         info = engine.step(run.optimizer.learning_rate(step, run.steps))
         meter.end_step(info)
+        if checking:
+            check_replicas(objective, mesh)
         _, consumed = schedule.step(step, consumed)
         step += 1
 
