@@ -15,7 +15,6 @@ from parallel.collectives import Axis
 from parallel.mesh import Mesh
 from parallel.placement import EXPERT_AXIS, TENSOR_AXIS, placement_of
 
-
 CHUNK = 1 << 22
 """Elements summed at a time, so that the check needs little memory beside the weights."""
 
