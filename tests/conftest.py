@@ -1,0 +1,34 @@
+"""A small made world, and a configuration of a tiny run on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from data.synthetic import WorldSize, write_demo_world
+from tests.helpers.runs import ROOT, TINY
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("world")
+    write_demo_world(folder, 0, WorldSize(shapes=48, pairs=32, clips=24, clip_captions=6, sentences=48, evaluation=16))
+    return folder
+
+
+@pytest.fixture
+def config(world, tmp_path) -> Path:
+    raw = yaml.safe_load((ROOT / "configs" / "demo.yaml").read_text())
+    for task in raw["data"]["tasks"]:
+        task["path"] = str(world / Path(task["path"]).name)
+        task["batch_size"] = 4
+    raw["runs"] = str(tmp_path / "runs")
+    raw["name"] = "tiny"
+    raw.update({k: v for k, v in TINY.items() if k != "model"})
+    raw["model"] |= TINY["model"]
+    raw["parallel"] = {"engine": str(ROOT / "ds_configs" / "zero1.json")}
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    return path
