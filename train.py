@@ -76,7 +76,8 @@ def train(run: RunConfig) -> int:
     mesh = create_mesh(run.parallel.tensor, run.parallel.expert, run.parallel.timeout_s)
     objective = Objective(run.model, vocabulary.size, mesh, kernels)
     initialise(objective, run.seed)
-    if run.init and not (run.folder / "checkpoints").is_dir():
+    checkpoint, problems = newest(run.folder / "checkpoints")
+    if run.init and checkpoint is None:
         if run.init.endswith(".safetensors"):
             load_converted(objective, Path(run.init))
         else:
@@ -88,7 +89,6 @@ def train(run: RunConfig) -> int:
     engine = Engine(objective, mesh, run.optimizer, deepspeed_config, kernels)
 
     step, consumed = 0, (0,) * len(sources)
-    checkpoint, problems = newest(run.folder / "checkpoints")
     if checkpoint is not None:
         step, consumed = checkpoint.step, tuple(checkpoint.state["consumed"])
         engine.prepare_restore(checkpoint.state["optimizer_step"])
