@@ -129,7 +129,7 @@ def main() -> None:
     parser.add_argument("--config", default="configs/ablation.yaml", help="run configuration (default: %(default)s)")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=450)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--limit", type=int, default=256, help="held-out samples of each task")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--out", type=Path, default=Path("runs/ablation.jsonl"), help="one JSON line a run")
