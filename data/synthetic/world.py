@@ -209,8 +209,8 @@ def _pair_centres(pair: Pair, rng: np.random.Generator) -> tuple[np.ndarray, np.
 def _clip(thing: Thing, motion: str, rng: np.random.Generator) -> bytes:
     """A clip in mp4: the thing passes near the middle of the frame, or a middling size, half-way through.
 
-    Middle frames by themselves say nothing of the motion, the first and the last hint at it; a score on clips
-    shows that time is read only as far as it is above what one frame gives.
+    Middle frames say little of the motion, the first and the last give it away by place and size: a score on clips does not
+    show that time is read. Clips without that hint took far longer to learn than a demo may.
     """
     times_T = np.linspace(-1, 1, NUM_FRAMES)
     velocity_2 = np.array(scenes.VELOCITY.get(motion, (0, 0))) * rng.uniform(8, 9.5)
