@@ -1,8 +1,6 @@
-"""Mixup and cutmix of a batch of patches, in the convention of DeiT and timm: one draw a batch, each row with the row that
-mirrors it (the first with the last).
+"""Mixup and cutmix of a batch of patches, in timm's batch mode: one share for all, the partner is the row from the other end.
 
-Mixing patches equals mixing normalised pixels before they are cut: cutting moves values, and a weighted mean whose weights
-sum to one commutes with normalisation. Legend: B rows, L patches, P values of a patch, Q read-outs (one a row).
+Both are exact on patches: normalisation and cutting are the same for every image. Legend: B rows, L patches, P values of one.
 """
 
 from __future__ import annotations
@@ -14,55 +12,57 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.config import MixConfig
-from data.transform import PixelBox, box_mask
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MixConfig:
+    """mixup, cutmix   alpha of the Beta distribution of the share; 0 = never (the recipe: 0.8 and 1.0)
+    probability     of mixing a batch
+    cutmix_share    probability of cutmix where both are on
+    """
+
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    probability: float = 1.0
+    cutmix_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.mixup < 0 or self.cutmix < 0:
+            raise ValueError(f"mixup={self.mixup} and cutmix={self.cutmix} must not be negative")
+        if not 0 <= self.probability <= 1 or not 0 <= self.cutmix_share <= 1:
+            raise ValueError(f"probability={self.probability} and cutmix_share={self.cutmix_share} must lie in [0, 1]")
 
 
-@dataclasses.dataclass(frozen=True)
-class Mix:
-    """share: weight of the mirrored row, in inputs and labels alike; box: where it replaces the row, None = everywhere."""
-
-    share: float
-    box: PixelBox | None = None
-
-
-def draw_mix(config: MixConfig, size: int, generator: np.random.Generator) -> Mix | None:
-    """What happens to a batch of square images of `size` pixels; None = nothing. Draws nothing when mixing is off."""
-    if not config.enabled or generator.random() >= config.probability:
-        return None
-    if config.mixup_alpha and config.cutmix_alpha:
-        cut = bool(generator.random() < config.switch_probability)
-    else:
-        cut = config.cutmix_alpha > 0
-    if not cut:
-        return Mix(share=float(generator.beta(config.mixup_alpha, config.mixup_alpha)))
-    box = _random_box(float(generator.beta(config.cutmix_alpha, config.cutmix_alpha)), size, generator)
-    # The border cuts boxes, so the share is the area that is left of it, not the one that was drawn.
-    return Mix(share=(box.bottom - box.top) * (box.right - box.left) / size**2, box=box)
+def mix(
+    values_BLP: Tensor, positions_BL3: Tensor, config: MixConfig, rng: np.random.Generator, size: int, patch: int
+) -> tuple[Tensor, float]:
+    """-> (mixed values, share of the partner). The partner of row b is row B - 1 - b."""
+    if not (config.mixup or config.cutmix) or rng.random() >= config.probability:
+        return values_BLP, 0.0
+    use_cutmix = bool(config.cutmix) and (not config.mixup or rng.random() < config.cutmix_share)
+    alpha = config.cutmix if use_cutmix else config.mixup
+    own = float(rng.beta(alpha, alpha))
+    partner_BLP = values_BLP.flip(0)
+    if not use_cutmix:
+        return own * values_BLP + (1 - own) * partner_BLP, 1 - own
+    top, bottom, left, right = _box(size, 1 - own, rng)
+    inside_BLP = _pixels_inside(positions_BL3, patch, top, bottom, left, right).expand_as(values_BLP)
+    share = (bottom - top) * (right - left) / size**2  # of the box as it was cut off at the border
+    return torch.where(inside_BLP, partner_BLP, values_BLP), share
 
 
-def _random_box(area: float, size: int, generator: np.random.Generator) -> PixelBox:
-    """A square of this share of the area around a random pixel, cut down to the image."""
-    half = int(size * math.sqrt(area)) // 2
-    y, x = (int(v) for v in generator.integers(size, size=2))
-    side = int(size * math.sqrt(area)) - half
-    return PixelBox(max(0, y - half), max(0, x - half), min(size, y + side), min(size, x + side))
+def _box(size: int, share: float, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """Rows top..bottom and columns left..right of a square box of a share of the area around a random centre."""
+    half = int(size * math.sqrt(share)) // 2
+    row, column = int(rng.integers(size)), int(rng.integers(size))
+    return max(0, row - half), min(size, row + half), max(0, column - half), min(size, column + half)
 
 
-def mix_patches(patches_BLP: Tensor, mix: Mix, size: int, patch: int) -> Tensor:
-    """Rows mixed with their mirrored rows; clips are mixed alike in all frames."""
-    mirrored_BLP = patches_BLP.flip(0)
-    if mix.box is None:
-        return torch.lerp(patches_BLP, mirrored_BLP, mix.share)
-    frame_LP = box_mask(mix.box, size, patch)
-    mask_LP = torch.from_numpy(frame_LP).repeat(patches_BLP.shape[1] // frame_LP.shape[0], 1)
-    return torch.where(mask_LP, mirrored_BLP, patches_BLP)
-
-
-def mix_labels(labels_Q: Tensor, mix: Mix) -> tuple[Tensor, Tensor, float]:
-    """(labels, second labels, share of the second). The first is the one with more weight, so that a reported accuracy
-    counts the answer that is most nearly right."""
-    mirrored_Q = labels_Q.flip(0)
-    if mix.share > 0.5:
-        return mirrored_Q, labels_Q, 1 - mix.share
-    return labels_Q, mirrored_Q, mix.share
+def _pixels_inside(positions_BL3: Tensor, patch: int, top: int, bottom: int, left: int, right: int) -> Tensor:
+    """bool [B, L, P]: which values of each patch (channel, y, x) lie in the box."""
+    offset = torch.arange(patch)
+    rows_BLy = positions_BL3[..., 1:2] * patch + offset
+    columns_BLx = positions_BL3[..., 2:3] * patch + offset
+    in_rows = (rows_BLy >= top) & (rows_BLy < bottom)
+    in_columns = (columns_BLx >= left) & (columns_BLx < right)
+    square = in_rows.unsqueeze(-1) & in_columns.unsqueeze(-2)
+    return square.flatten(-2).repeat(1, 1, 3)
