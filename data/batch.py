@@ -162,9 +162,19 @@ class TaskBatch(_Movable):
             raise ValueError(f"{num_read} read-outs need as many labels, got {tuple(self.labels_Q.shape)}")
         if self.symmetric and num_read != num_candidates:
             raise ValueError(f"a symmetric loss needs one candidate a read-out, got {num_read} and {num_candidates}")
+        if self.second_labels_Q is not None and self.second_labels_Q.shape != (num_read,):
+            raise ValueError(
+                f"{num_read} read-outs need as many second labels, got {tuple(self.second_labels_Q.shape)}"
+            )
         # Values are looked at on the CPU alone: reading them from a device would stop it for every batch.
-        if num_read and self.labels_Q.device.type == "cpu" and int(self.labels_Q.max()) >= num_candidates:
-            raise ValueError(f"label {int(self.labels_Q.max())} of {num_candidates} candidates")
+        for labels_Q in (self.labels_Q, self.second_labels_Q):
+            if (
+                num_read
+                and labels_Q is not None
+                and labels_Q.device.type == "cpu"
+                and int(labels_Q.max()) >= num_candidates
+            ):
+                raise ValueError(f"label {int(labels_Q.max())} of {num_candidates} candidates")
         if (self.second_labels_Q is None) != (self.second_share == 0) or not 0 <= self.second_share <= 1:
             raise ValueError(f"second_share={self.second_share} must lie in [0, 1] and go with second labels")
         if self.second_labels_Q is not None and self.symmetric:

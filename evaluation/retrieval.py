@@ -38,8 +38,9 @@ def recalls(similarity_NM: Tensor, owner_M: Tensor) -> Metrics:
     own_NM = owner_M[None, :] == torch.arange(num_images, device=owner_M.device)[:, None]
     ranked_NM = own_NM.gather(1, similarity_NM.argsort(dim=1, descending=True, stable=True))
     first_text_N = ranked_NM.int().argmax(dim=1)
-    own_score_M = similarity_NM[owner_M, torch.arange(num_texts, device=owner_M.device)]
-    rank_M = (similarity_NM > own_score_M[None, :]).sum(dim=0)
+    # A stable order both ways: counting the strictly better alone would give a model that tells nothing apart a recall of 1.
+    order_NM = similarity_NM.argsort(dim=0, descending=True, stable=True)
+    rank_M = (order_NM == owner_M[None, :]).int().argmax(dim=0)
     for k in CUTOFFS:
         metrics[f"image_to_text_r{k}"] = float((first_text_N < k).float().mean())
         metrics[f"text_to_image_r{k}"] = float((rank_M < k).float().mean())

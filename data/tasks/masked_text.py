@@ -40,7 +40,9 @@ class MaskedText(Task):
         return "text"
 
     def example(self, sample: Sample, generator: np.random.Generator | None) -> Masked:
-        text = decode_text(sample["txt"]) if "txt" in sample else captions_of(sample)[0]
+        texts = [decode_text(sample["txt"])] if "txt" in sample else captions_of(sample)
+        # A single text draws nothing, so that streams of plain text do not depend on how captions are chosen.
+        text = texts[int(generator.integers(len(texts)))] if generator is not None and len(texts) > 1 else texts[0]
         tokens = self.vocabulary.encode(text, self.config.max_text)
         words = self.vocabulary.words(tokens)
         if not words:
@@ -54,7 +56,7 @@ class MaskedText(Task):
         spe_share, random_share = self.config.mask_shares
         for position in masked:
             draw = 0.0 if generator is None else generator.random()
-            if draw < spe_share:
+            if generator is None or draw < spe_share:  # evaluation never shows the word, whatever the shares are
                 tokens[position] = self.vocabulary.spe
             elif draw < spe_share + random_share:
                 tokens[position] = int(masks.integers(self.vocabulary.num_candidates - 1))

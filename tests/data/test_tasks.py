@@ -119,3 +119,34 @@ def test_augmentation_is_for_training_alone(vocabulary):
     first, again = (made.example(image(2), np.random.default_rng(1)).visual.patches for _ in range(2))
     assert np.array_equal(first, again)
     assert not np.array_equal(first, bare.example(image(2), np.random.default_rng(1)).visual.patches)
+
+
+def test_evaluation_hides_words_whatever_the_shares(vocabulary):
+    masks = task(vocabulary, info("text"), kind="masked_text", mask_shares=(0.0, 0.0))
+    example = masks.example({"txt": "a red circle left of a blue square"}, None)
+    assert [example.tokens[place] for place in example.masked] == [vocabulary.spe] * len(example.masked)
+
+
+def test_masked_text_draws_one_caption_a_visit(vocabulary):
+    masks = task(vocabulary, info("image_caption"), kind="masked_text")
+    sample = {"json": b'{"captions": ["red", "blue", "green"]}'}
+
+    def seen(generator):
+        return vocabulary.decode(masks.example(sample, generator).original_tokens).strip()
+
+    assert {seen(np.random.default_rng(seed)) for seed in range(30)} == {"red", "blue", "green"}
+    assert seen(np.random.default_rng(3)) == seen(np.random.default_rng(3)) and seen(None) == "red"
+
+
+@pytest.mark.parametrize(("size", "side"), [(16, 2), (24, 3)])
+def test_one_data_set_at_two_image_sizes(vocabulary, size, side):
+    config = TaskConfig(
+        name="t", path="nowhere", kind="classification", rand_augment=(2, 9), erase=1.0, mix=MixConfig(cutmix=1.0)
+    )
+    pairs = task(vocabulary, info("image_class", ("red", "blue")), kind="classification").context
+    made = make_task(dataclasses.replace(pairs, config=config, pixels=Pixels(size, 8)))
+    batch = made.batch([made.example(image(i), np.random.default_rng(i)) for i in (0, 1)], np.random.default_rng(0))
+    segment = batch.inputs.segments[0]
+    # Only the grid grows: side x side patches of 8 x 8 x 3 values, positions in whole patches whatever the size.
+    assert segment.values.shape == (2, side * side, 192)
+    assert segment.positions[0].tolist() == [[0, row, column] for row in range(side) for column in range(side)]

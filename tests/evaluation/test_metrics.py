@@ -42,3 +42,9 @@ def test_words():
     assert words_of("A red circle, isn't it?") == ["a", "red", "circle", "isn't", "it"]
     with pytest.raises(ValueError, match="1 candidates for 2"):
         cider_d(["x"], [["x"], ["y"]])
+
+
+def test_a_model_that_tells_nothing_apart_has_recalls_at_chance():
+    got = recalls(torch.ones(20, 20), torch.arange(20))
+    # All are equally near, so every query gets the same order, and one in 20 finds its own first.
+    assert got["text_to_image_r1"] == got["image_to_text_r1"] == pytest.approx(1 / 20)
