@@ -175,16 +175,18 @@ def deepspeed_config(config: RunConfig) -> dict[str, Any]:
         raise ConfigError(
             f"{path}: ZeRO stage 3 does not work with native experts: use stage 1 or 2, or more expert ranks"
         )
-    if stage not in (1, 2):
-        raise ConfigError(
-            f"{path}: zero_optimization.stage={stage}: use 1 or 2 (stage 0 clips by a wrong norm with experts)"
-        )
+    if stage not in (0, 1, 2):
+        raise ConfigError(f"{path}: zero_optimization.stage={stage}: use 0, 1 or 2")
+    low = [name for name in ("bf16", "fp16") if engine.get(name, {}).get("enabled")]
+    if low and stage == 0:
+        raise ConfigError(f"{path}: {low[0]} needs fp32 master weights, which ZeRO stage 1 and 2 keep: use stage 1")
     return {
         **engine,
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": config.optimizer.clip,
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # torch's AdamW runs on the CPU too and needs no build
         "steps_per_print": 1 << 30,
     }
 

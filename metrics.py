@@ -26,6 +26,7 @@ from model.objective import Losses
 from parallel.checkpoint import write_atomically
 from parallel.engine import StepInfo
 from parallel.mesh import Mesh
+from parallel.norms import FAMILIES
 
 Record = dict[str, Any]
 
@@ -91,7 +92,8 @@ class Meter:
         record: Record = {
             "step": step,
             "lr": self._last.lr,
-            "grad_norm": self._last.grad_norm,
+            "grad_norm": self._last.norms.total,
+            **{f"grad_norm/{family}": getattr(self._last.norms, family) for family in FAMILIES},
             "samples_per_s": samples / seconds,
             "tokens_per_s": tokens / seconds,
             "step_s": seconds / self._steps,

@@ -77,8 +77,9 @@ class Embedding(nn.Module):
         if self.spatial_positions is None:
             spatial = sine_cosine(grid_BL2, self.config.width, scale)
         else:
-            spatial = interpolated(self.spatial_positions, grid_BL2 * scale)
-        return self.patches(segment.values) + self.frames(frame_BL) + spatial
+            spatial = interpolated(self.spatial_positions.float(), grid_BL2 * scale)
+        dtype = self.patches.weight.dtype
+        return self.patches(segment.values.to(dtype)) + self.frames(frame_BL) + spatial.to(dtype)
 
 
 def interpolated(table_RCD: Tensor, grid_BL2: Tensor) -> Tensor:

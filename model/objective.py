@@ -108,7 +108,7 @@ class Objective(nn.Module):
         if self.head is None:
             return logits_QC
         assert self.similarity_weight is not None
-        return self.similarity_weight * logits_QC + self.head(features_QW)
+        return self.similarity_weight * logits_QC + self.head(features_QW.to(self.head.weight.dtype))
 
     def _encode(
         self, readings: tuple[Reading, ...], noise: Key, task: str | None

@@ -19,15 +19,17 @@ from torch import Tensor, nn
 from parallel.checkpoint import Fragment
 from parallel.config import OptimizerConfig
 from parallel.kernels import Kernels
+from parallel.memory import Memory, Piece, WholeMemory, ZeroMemory, owns_copy
 from parallel.mesh import MegatronUnit, Mesh
-from parallel.placement import EXPERT_AXIS, TENSOR_AXIS, Placement, placement_of
+from parallel.norms import GradientNorms, clip_gradients, gradient_norms
+from parallel.placement import EXPERT_AXIS, placement_of
 
 
 @dataclasses.dataclass(frozen=True)
 class StepInfo:
-    """grad_norm: global norm before clipping. applied: False if a non-finite gradient made all ranks skip the update."""
+    """applied: False if a non-finite gradient made all ranks skip the update."""
 
-    grad_norm: float
+    norms: GradientNorms
     lr: float
     applied: bool
 
@@ -47,13 +49,17 @@ class Engine:
         optimizer = kernels.adam(
             parameter_groups(module, config.weight_decay, mesh), lr=config.lr, betas=config.betas, eps=config.eps
         )
-        self._engine, self._zero, _, _ = deepspeed.initialize(
+        # Clipping is ours (parallel/norms.py): one rule for all stages, layouts and precisions.
+        self._clip = deepspeed_config["gradient_clipping"]
+        self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=_with_expert_marker(module, mesh),
             optimizer=optimizer,
-            config=deepspeed_config,
+            config={**deepspeed_config, "gradient_clipping": 0.0},
             mpu=MegatronUnit(),
             dist_init_required=False,
         )
+        self._is_partitioned = self._engine.zero_optimization_stage() > 0
+        self._memory: Memory = (ZeroMemory if self._is_partitioned else WholeMemory)(self._optimizer, mesh)
 
     def __call__(self, *args: Any) -> Any:
         return self._engine(*args)
@@ -61,96 +67,72 @@ class Engine:
     @contextlib.contextmanager
     def accumulation(self) -> Iterator[None]:
         """Everything between two steps: backward passes inside add up locally and are averaged over data ranks at the end."""
-        with self._engine.coalesce_grad_reduction():
+        engine = self._engine
+        with engine.coalesce_grad_reduction() if self._is_partitioned else engine.no_sync():
             yield
             # A parameter that this rank's tasks did not use takes part with zero, as all ranks must reduce the same list.
             for parameter in self._names:
                 if parameter.requires_grad and parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
+        if not self._is_partitioned:
+            engine.allreduce_gradients()
 
     def backward(self, loss: Tensor) -> None:
         self._engine.backward(loss)
 
     def step(self, lr: float) -> StepInfo:
-        for group in self._zero.param_groups:
+        for group in self._optimizer.param_groups:
             group["lr"] = lr
+        norms = gradient_norms(self._named_pieces(), self.mesh.device, self._loss_scale)
+        finite = math.isfinite(norms.total)
+        if finite:
+            clip_gradients(self._memory.pieces(), norms.total, self._clip)
+        elif not self._is_partitioned:
+            self._engine.zero_grad()
+            return StepInfo(norms, lr, applied=False)
+        # ZeRO finds the same non-finite gradient by itself, leaves the update out and lowers an fp16 loss scale.
         self._engine.step()
-        norm = float(self._engine.get_global_grad_norm())
-        return StepInfo(norm, lr, applied=math.isfinite(norm) and norm >= 0)
+        return StepInfo(norms, lr, applied=finite and self._engine.was_step_applied())
+
+    # -- the optimizer's memory, for checkpoints ------------------------------------------------------------------
 
     @property
     def optimizer_step(self) -> int:
         """Updates applied so far, as Adam's bias correction counts them."""
-        for index, group in enumerate(self._zero.optimizer.param_groups):
-            state = self._zero.optimizer.state.get(self._zero.single_partition_of_fp32_groups[index], {})
-            return int(group["step"] if "step" in group else state.get("step", 0))
-        return 0
-
-    # -- the optimizer's memory, for checkpoints ------------------------------------------------------------------
+        return self._memory.updates
 
     def fragments(self) -> Iterator[Fragment]:
         """What goes into a checkpoint: the optimizer's memory, and the weights that are not tuned."""
-        yield from self._tuned_fragments()
-        yield from self._frozen_fragments()
+        for name, piece in self._named_pieces():
+            tensors = {"weight": piece.weight, **piece.moments}
+            yield Fragment(name, placement_of(piece.parameter), piece.start, piece.owned, tensors)
+        frozen = [(name, p) for p, name in self._names.items() if not p.requires_grad]
+        for index, (name, parameter) in enumerate(frozen):
+            owned = owns_copy(parameter, index, self.mesh)
+            yield Fragment(name, placement_of(parameter), 0, owned, {"weight": parameter.detach().view(-1)})
 
-    def _frozen_fragments(self) -> Iterator[Fragment]:
-        for parameter, name in self._names.items():
-            if parameter.requires_grad:
-                continue
-            placement = placement_of(parameter)
-            copies = self.mesh.expert_data if placement.is_cut_along(EXPERT_AXIS) else self.mesh.data
-            yield Fragment(
-                name=name,
-                placement=placement,
-                start=0,
-                owned=copies.rank == 0 and self._holds_own_part(placement),
-                tensors={"weight": parameter.detach().view(-1)},
-            )
-
-    def _holds_own_part(self, placement: Placement) -> bool:
-        """Of a parameter that is whole on all tensor ranks only the first one's counts."""
-        return placement.is_cut_along(TENSOR_AXIS) or self.mesh.tensor.rank == 0
-
-    def _tuned_fragments(self) -> Iterator[Fragment]:
-        """Views of what this rank owns: fp32 master weights and moments of slices of flattened local parameters.
-
-        Under ZeRO each data rank owns a different slice; parameters that are whole on all tensor ranks are given by the
-        first tensor rank alone when `owned`.
-        """
-        for index, group in enumerate(self._zero.bit16_groups):
-            flat = self._zero.single_partition_of_fp32_groups[index]
-            state = self._zero.optimizer.state.get(flat, {})
-            for parameter in group:
-                mapping = parameter._hp_mapping
-                if mapping is None:
-                    continue
-                where, source = mapping.hp_fragment_address, mapping.lp_fragment_address
-                tensors = {"weight": flat, **{key: state[key] for key in ("exp_avg", "exp_avg_sq") if key in state}}
-                placement = placement_of(parameter)
-                yield Fragment(
-                    name=self._names[parameter],
-                    placement=placement,
-                    start=source.start,
-                    owned=self._holds_own_part(placement),
-                    tensors={
-                        kind: tensor.detach().narrow(0, where.start, where.numel) for kind, tensor in tensors.items()
-                    },
-                )
+    def gradients(self) -> Iterator[Fragment]:
+        """Averaged gradients, between `accumulation` and `step`."""
+        for name, piece in self._named_pieces():
+            if piece.gradient is not None:
+                unscaled = {"gradient": piece.gradient.float() / self._loss_scale}
+                yield Fragment(name, placement_of(piece.parameter), piece.start, piece.owned, unscaled)
 
     def prepare_restore(self, optimizer_step: int) -> None:
         """Create the moments that the first step would create, so that fragments can be written into."""
-        for index, group in enumerate(self._zero.optimizer.param_groups):
-            flat = self._zero.single_partition_of_fp32_groups[index]
-            state = self._zero.optimizer.state[flat]
-            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(flat), torch.zeros_like(flat)
-            if "step" in group:  # apex counts steps in the group
-                group["step"] = optimizer_step
-            else:
-                state["step"] = torch.tensor(float(optimizer_step), device=flat.device)
+        self._memory.prepare_restore(optimizer_step)
 
     def finish_restore(self) -> None:
         """Spread the restored master weights to the parameters of all ranks."""
-        self._zero.update_lp_params()
+        self._memory.finish_restore()
+
+    def _named_pieces(self) -> Iterator[tuple[str, Piece]]:
+        for piece in self._memory.pieces():
+            yield self._names[piece.parameter], piece
+
+    @property
+    def _loss_scale(self) -> float:
+        return float(getattr(self._optimizer, "loss_scale", 1.0))
 
 
 def parameter_groups(module: nn.Module, weight_decay: float, mesh: Mesh) -> list[dict[str, Any]]:

@@ -89,7 +89,8 @@ def test_impossible_layouts(world, overrides, expected, monkeypatch):
     ("text", "expected"),
     [
         ('{"zero_optimization": {"stage": 3}}', "ZeRO stage 3 does not work with native experts"),
-        ('{"zero_optimization": {"stage": 0}}', "use 1 or 2"),
+        ('{"zero_optimization": {"stage": 4}}', "use 0, 1 or 2"),
+        ('{"bf16": {"enabled": true}}', "bf16 needs fp32 master weights"),
         (
             '{"zero_optimization": {"stage": 1}, "gradient_clipping": 1}',
             "gradient_clipping belongs to the run configuration",

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from parallel.checkpoint import Fragment
 from tests.helpers.batches import BATCHES, VOCABULARY_SIZE
 from tests.helpers.models import tiny
 
@@ -18,26 +20,37 @@ ROOT = Path(__file__).parents[2]
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """tasks: the task of each slot; sgd: plain gradient steps, which hide no wrong factor as Adam would;
-    broken_step: the first slot's loss is NaN there."""
+    """
+    tasks          the task of each slot; with fewer slots than tasks, the steps take them in turn
+    sgd            plain gradient steps, which hide no wrong factor as Adam would
+    adam_eps       Adam divides by the root of tiny second moments in its first steps, which magnifies rounding without
+                   bound; a large epsilon bounds it, so that equality can be asked for
+    broken_step    the first slot's loss is NaN there
+    forced_expert  the router sends everything to this one
+    """
 
     tensor: int = 1
     expert: int = 1
     heads: int = 2
     router: str = "attribute"
-    stage: int = 1
+    engine: str = "zero1"
     tasks: tuple[str, ...] = ("caption", "text")
+    slots: int = 2
+    lr: float = 1e-2
     steps: int = 3
     sgd: bool = False
+    adam_eps: float = 1e-6
     clip: float = 0.5
     save_to: str = ""
     save_at: int = 0
     broken_step: int = -1
+    forced_expert: int = -1
     frozen: tuple[str, ...] = ()
 
 
 def run_job(rank: int, job: Job) -> dict[str, Any]:
-    """Losses by slot, norms, and this rank's fragments {name: (cuts, start, weight values)} after the last step."""
+    """Losses by slot, norms, and this rank's fragments (name, placement, start, values by kind), of the
+    gradients of every step and of weights and moments after the last one."""
     import logging
 
     from model.initialise import initialise
@@ -54,16 +67,22 @@ def run_job(rank: int, job: Job) -> dict[str, Any]:
     kernels = load_kernels("torch")
     if job.sgd:
         kernels = Kernels(kernels.layer_norm, lambda groups, lr, **_: torch.optim.SGD(groups, lr=lr))
-    objective = Objective(tiny(job.router, heads=job.heads), VOCABULARY_SIZE, mesh, kernels)
+    experts = {"top_k": 1} if job.forced_expert >= 0 else None
+    objective = Objective(tiny(job.router, experts, heads=job.heads), VOCABULARY_SIZE, mesh, kernels)
     initialise(objective, 0)
     freeze(objective, job.frozen)
-    engine_config = json.loads((ROOT / f"ds_configs/zero{job.stage}.json").read_text()) | {
+    if job.forced_expert >= 0:
+        _force(objective, job.forced_expert)
+    engine_config = json.loads((ROOT / f"ds_configs/{job.engine}.json").read_text()) | {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_clipping": job.clip,
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 1 << 30,
     }
-    engine = Engine(objective, mesh, OptimizerConfig(lr=1e-2, clip=job.clip), engine_config, kernels)
+    engine = Engine(
+        objective, mesh, OptimizerConfig(lr=job.lr, clip=job.clip, eps=job.adam_eps), engine_config, kernels
+    )
 
     start = 0
     if job.save_to:
@@ -74,34 +93,63 @@ def run_job(rank: int, job: Job) -> dict[str, Any]:
             restore(checkpoint, engine.fragments())
             engine.finish_restore()
     losses: dict[tuple[int, int], float] = {}
-    norms = []
-    slots = range(mesh.data.rank, len(job.tasks), mesh.data.size)
+    norms, gradients = [], []
+    slots = range(mesh.data.rank, job.slots, mesh.data.size)
     for step in range(start, job.steps):
         with engine.accumulation():
             for slot in slots:
-                result = engine(BATCHES[job.tasks[slot]](step), 100 * step + slot)
+                result = engine(BATCHES[job.tasks[(step * job.slots + slot) % len(job.tasks)]](step), 100 * step + slot)
                 broken = step == job.broken_step and slot == 0
                 engine.backward(result.total / len(slots) * (torch.nan if broken else 1.0))
                 losses[step, slot] = result.total.item()
-        norms.append(engine.step(1e-2).grad_norm)
+        gradients.append(_copied(engine.gradients()))
+        norms.append(dataclasses.astuple(engine.step(job.lr).norms))
         if job.save_to and step + 1 == job.save_at:
             save(Path(job.save_to), step + 1, engine.fragments(), {"optimizer_step": engine.optimizer_step})
-    fragments = [
-        (f.name, f.placement, f.start, {kind: t.numpy().copy() for kind, t in f.tensors.items()})
-        for f in engine.fragments()
+    return {"losses": losses, "norms": norms, "gradients": gradients, "fragments": _copied(engine.fragments())}
+
+
+@torch.no_grad()
+def _force(objective: torch.nn.Module, expert: int) -> None:
+    """Gates that want one expert whatever they see: norms give nearly ones, and the gate's row asks for ones."""
+    for name, parameter in objective.named_parameters():
+        if name.endswith(".router.gate.weight"):
+            parameter.fill_(-1.0)
+            parameter[expert] = 1.0
+        elif name.endswith((".router.norm.weight", ".attention_norm.weight", ".ffn_norm.weight")):
+            parameter.fill_(0.05)
+        elif name.endswith((".router.norm.bias", ".attention_norm.bias", ".ffn_norm.bias")):
+            parameter.fill_(1.0)
+
+
+def _copied(fragments: Iterator[Fragment]) -> list[tuple]:
+    return [
+        (f.name, f.placement, f.start, {kind: t.float().numpy().copy() for kind, t in f.tensors.items()})
+        for f in fragments
     ]
-    return {"losses": losses, "norms": norms, "fragments": fragments}
 
 
 def logical_weights(results: list[dict[str, Any]], kind: str = "weight") -> dict[str, np.ndarray]:
-    """Every rank's fragments put together to whole tensors; replicas must agree."""
+    """Every rank's fragments after the last step, put together to whole tensors."""
+    return _logical([result["fragments"] for result in results], kind)
+
+
+def logical_gradients(results: list[dict[str, Any]], step: int) -> dict[str, np.ndarray]:
+    """The averaged gradients of one step, put together to whole tensors."""
+    return _logical([result["gradients"][step] for result in results], "gradient")
+
+
+def _logical(ranks: list[list[tuple]], kind: str) -> dict[str, np.ndarray]:
+    """Whole tensors by name; copies must agree bit by bit."""
     locals_: dict[str, dict[Any, torch.Tensor]] = {}
-    for result in results:
-        for name, placement, start, tensors in result["fragments"]:
+    for fragments in ranks:
+        for name, placement, start, tensors in fragments:
             part = locals_.setdefault(name, {}).setdefault(
                 placement, torch.full((int(np.prod(placement.local_shape)),), torch.nan)
             )
-            part[start : start + len(tensors[kind])] = torch.from_numpy(tensors[kind])
+            new, old = torch.from_numpy(tensors[kind]), part[start : start + len(tensors[kind])]
+            assert bool((old.isnan() | (old == new)).all()), f"copies of {name} differ"
+            old.copy_(new)
     whole = {}
     for name, parts in locals_.items():
         logical = torch.full(next(iter(parts)).shape, torch.nan)

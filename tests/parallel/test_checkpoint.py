@@ -33,7 +33,7 @@ def fragment(name="w", values=range(6), shape=(2, 3), start=0, cuts=()) -> Fragm
 
 @pytest.mark.parametrize("layout", [{}, {"expert": 2}])
 def test_resume_equals_the_uninterrupted_run_bit_by_bit(tmp_path, layout):
-    job = Job(steps=4, stage=2, **layout)
+    job = Job(steps=4, engine="zero2", **layout)
     whole = run_ranks(2, run_job, job)
     saved = dataclasses.replace(job, save_to=str(tmp_path), save_at=2)
     run_ranks(2, run_job, dataclasses.replace(saved, steps=2))
