@@ -74,11 +74,29 @@ class Attention(nn.Module):
     ) -> tuple[Tensor, KeysValues]:
         """The last `queries` positions ask."""
         batch, length, _ = qkv_BLF.shape
-        qkv = qkv_BLF.view(batch, length, -1, 3, self.head_width)
-        q_BHLd, k_BHLd, v_BHLd = qkv.permute(3, 0, 2, 1, 4).unbind(0)
+        q_BHLd, k_BHLd, v_BHLd = _SplitHeads.apply(qkv_BLF, self.head_width)
         new = KeysValues(k_BHLd, v_BHLd)
         all_ = past.joined(new) if past else new
         mask = None if layout.mask_BLL is None else layout.mask_BLL.unsqueeze(1)
         q_BHLd = q_BHLd[:, :, length - queries :]
         y_BHLd = scaled_dot_product_attention(q_BHLd, all_.keys, all_.values, attn_mask=mask)
         return y_BHLd.transpose(1, 2).reshape(batch, queries, -1), new
+
+
+class _SplitHeads(torch.autograd.Function):
+    """[B, L, (H, 3, d)] -> views q, k, v [B, H, L, d]; the gradients are joined in one pass, in the input's order in memory."""
+
+    @staticmethod
+    def forward(ctx, qkv_BLF, head_width):
+        ctx.position_major = qkv_BLF.transpose(0, 1).is_contiguous()
+        return qkv_BLF.unflatten(2, (-1, 3, head_width)).permute(3, 0, 2, 1, 4).unbind(0)
+
+    @staticmethod
+    def backward(ctx, *grads_BHLd):
+        batch, heads, length, head_width = grads_BHLd[0].shape
+        rows, columns = (length, batch) if ctx.position_major else (batch, length)
+        joined = grads_BHLd[0].new_empty(rows, columns, heads, 3, head_width)
+        view = joined.transpose(0, 1) if ctx.position_major else joined
+        for index, grad_BHLd in enumerate(grads_BHLd):
+            view[:, :, :, index] = grad_BHLd.transpose(1, 2)
+        return view.flatten(2), None

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from model.attention import Attention, KeysValues
 from model.config import ModelConfig
 from model.feed_forward import feed_forward
+from model.layout import in_storage_order
 from model.moe.layer import Decision, RoutingReport, make_path
 from model.moe.router import Layouts, Passed
 from model.noise import Key, derive, uniform
@@ -47,13 +48,13 @@ class Block(nn.Module):
 
         past: keys and values that the tokens of a single sequence see besides their own, prompts among them.
         """
-        normed = tuple(self.attention_norm(x) for x in xs)
+        normed = tuple(in_storage_order(self.attention_norm, x) for x in xs)
         first = _decide(self.attention_path, normed, layouts, derive(noise, "attention"))
         prompts = () if past else self._prompts(layouts)
         branches, keys_values = self.attention(normed, layouts, first, prompts, past)
         xs = self._added(xs, branches, self.attention_scale, derive(noise, "drop attention"))
 
-        normed = tuple(self.ffn_norm(x) for x in xs)
+        normed = tuple(in_storage_order(self.ffn_norm, x) for x in xs)
         second = _decide(self.ffn_path, normed, layouts, derive(noise, "ffn"))
         xs = self._added(xs, self.ffn(normed, second), self.ffn_scale, derive(noise, "drop ffn"))
         return xs, tuple(decision.report for decision in (first, second) if decision is not None), keys_values

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 from model.attention import KeysValues
 from model.block import Block
 from model.config import ModelConfig
-from model.layout import SequenceLayout
+from model.layout import SequenceLayout, position_major
 from model.moe.layer import RoutingReport
 from model.moe.router import Layouts, Passed
 from model.noise import Key, derive
@@ -26,6 +26,7 @@ that recomputation sends every token where it went, also where a device does not
 class Encoder(nn.Module):
     def __init__(self, config: ModelConfig, mesh: Mesh, kernels: Kernels) -> None:
         super().__init__()
+        self.merges = config.num_decisions > 0 and not config.experts.decides_per_token
         self.recompute = config.activation_checkpointing == "block"
         self.blocks = nn.ModuleList(Block(config, layer, mesh, kernels) for layer in range(config.depth))
 
@@ -42,6 +43,8 @@ class Encoder(nn.Module):
 
     def forward(self, xs: Passed, layouts: Layouts, noise: Key) -> tuple[Passed, tuple[RoutingReport, ...]]:
         """All sequences of a pass together -> (xs, reports in the order of the decisions)."""
+        if self.merges:
+            xs = tuple(position_major(x) for x in xs)
         reports: tuple[RoutingReport, ...] = ()
         for layer, block in enumerate(self.blocks):
             run = recomputed(block) if self.recompute and torch.is_grad_enabled() else block

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from torch import nn
+import dataclasses
+
+from torch import Tensor, nn
 from torch.nn.functional import gelu
 
 from model.config import ModelConfig
-from model.moe.experts import ExpertMLP
+from model.moe.experts import ExpertLinear, ExpertMLP
 from model.moe.layer import Decision, DispatchDecision
 from model.moe.router import Passed
-from model.projection import projection
+from model.projection import SparseProjection, projection
 from parallel.mesh import Mesh
 
 
@@ -22,7 +24,21 @@ class FeedForward(nn.Module):
         self.down = projection(config, config.ffn, config.width, "row", sparse, mesh)
 
     def forward(self, xs: Passed, decision: Decision) -> Passed:
+        if isinstance(decision, DispatchDecision) and decision.is_single:
+            assert isinstance(self.up, SparseProjection) and isinstance(self.down, SparseProjection)
+            return decision.apply(LinearPair(self.up.bank, self.down.bank), xs)
         return self.down(tuple(gelu(x) for x in self.up(xs, decision)), decision)
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearPair:
+    """Two banks of linears, one after the other on the same rank: tokens with one expert need not come home in between."""
+
+    up: ExpertLinear
+    down: ExpertLinear
+
+    def grouped(self, x_RI: Tensor, counts: list[int], scale_R: Tensor | None) -> Tensor:
+        return self.down.grouped(gelu(self.up.grouped(x_RI, counts, scale_R)), counts, scale_R)
 
 
 class SparseFeedForward(nn.Module):

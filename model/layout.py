@@ -6,6 +6,8 @@ Legend: B rows, L positions (<SPE> first), G routing groups, A attribute bits.
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -44,6 +46,16 @@ class SequenceLayout:
     prefix_L: Tensor
     task: int = 0
     is_target: bool = False
+
+    @functools.cached_property
+    def is_full(self) -> bool:
+        """No padding. Asked once a pass: a device has to be waited for."""
+        return bool(self.valid_BL.all())
+
+    @functools.cached_property
+    def place_T(self) -> Tensor:
+        """Places of the valid tokens in [B x L]."""
+        return self.valid_BL.flatten().nonzero().squeeze(1)
 
     def with_prompts(self, count: int) -> SequenceLayout:
         """The layout of keys and values: `count` prompts stand before the tokens, in the first token's group."""
@@ -133,3 +145,15 @@ def attention_mask(sequences: Sequences, valid_BL: Tensor) -> Tensor:
     itself = torch.eye(kind_L.shape[0], dtype=torch.bool, device=device)
     # A padded row looks at itself, so that no row of the softmax is empty.
     return (column_prefix | sees_word) & valid_BL[:, None, :] | itself
+
+
+def position_major(x_BLD: Tensor) -> Tensor:
+    """The same tensor, in memory position by position: a span of positions is then one block, which a product can read
+    without a copy. No copy if it is so already."""
+    return x_BLD.transpose(0, 1).contiguous().transpose(0, 1)
+
+
+def in_storage_order(function: Callable[[Tensor], Tensor], x_BLD: Tensor) -> Tensor:
+    """A function of single tokens, applied without changing the order in memory."""
+    x_LBD = x_BLD.transpose(0, 1)
+    return function(x_LBD).transpose(0, 1) if x_LBD.is_contiguous() else function(x_BLD)

@@ -7,6 +7,7 @@ from typing import Literal
 from torch import nn
 
 from model.config import ModelConfig
+from model.layout import in_storage_order
 from model.moe.experts import ExpertLinear
 from model.moe.layer import Decision
 from model.moe.router import Passed
@@ -22,7 +23,7 @@ class DenseProjection(nn.Module):
         self.linear = linear
 
     def forward(self, xs: Passed, decision: Decision) -> Passed:
-        return tuple(self.linear(x) for x in xs)
+        return tuple(in_storage_order(self.linear, x) for x in xs)
 
 
 class SparseProjection(nn.Module):

@@ -42,11 +42,6 @@ def all_gather(x: Tensor, axis: Axis) -> Tensor:
     return x.unsqueeze(0) if axis.size == 1 else _AllGather.apply(x, axis)
 
 
-def reduce_scatter(x: Tensor, axis: Axis) -> Tensor:
-    """[R, ...] to [...]: part r is summed over ranks and goes to rank r. Backward: all-gather."""
-    return x.squeeze(0) if axis.size == 1 else _ReduceScatter.apply(x, axis)
-
-
 def all_to_all(x: Tensor, send_counts: list[int], receive_counts: list[int], axis: Axis) -> Tensor:
     """Rows of x [sum(send), ...] go to the ranks in blocks; returns [sum(receive), ...]. Zero rows are a normal case."""
     return x if axis.size == 1 else _AllToAll.apply(x, send_counts, receive_counts, axis)
@@ -77,13 +72,15 @@ class _ReduceFromAxis(torch.autograd.Function):
         return grad, None
 
 
-def _gather(x: Tensor, axis: Axis) -> Tensor:
+def gathered(x: Tensor, axis: Axis) -> Tensor:
+    """[...] of every rank as [R, ...], without a gradient."""
     out = x.new_empty((axis.size * x.shape[0], *x.shape[1:]) if x.dim() else (axis.size,))
     dist.all_gather_single(out, x.contiguous(), group=axis.group)
     return out.view(axis.size, *x.shape)
 
 
-def _scatter_sum(x: Tensor, axis: Axis) -> Tensor:
+def scattered_sum(x: Tensor, axis: Axis) -> Tensor:
+    """Part r of [R, ...], summed over ranks, to rank r as [...], without a gradient."""
     out = x.new_empty(x.shape[1:])
     dist.reduce_scatter_single(out, x.contiguous().flatten(0, 1) if x.dim() > 1 else x.contiguous(), group=axis.group)
     return out
@@ -93,22 +90,11 @@ class _AllGather(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, axis):
         ctx.axis = axis
-        return _gather(x, axis)
+        return gathered(x, axis)
 
     @staticmethod
     def backward(ctx, grad):
-        return _scatter_sum(grad, ctx.axis), None
-
-
-class _ReduceScatter(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, axis):
-        ctx.axis = axis
-        return _scatter_sum(x, axis)
-
-    @staticmethod
-    def backward(ctx, grad):
-        return _gather(grad, ctx.axis), None
+        return scattered_sum(grad, ctx.axis), None
 
 
 class _AllToAll(torch.autograd.Function):

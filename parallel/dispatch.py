@@ -1,10 +1,11 @@
 """Tokens to the ranks of their experts and back, over plain tensors.
 
-    T tokens x K choices --sort by expert--> N copies --all-to-all--> R received rows, sorted by local expert
-                         <--weighted sum---  N rows   <--all-to-all-- R results
+    P places x K choices --sort by expert--> N copies --all-to-all--> R received rows, sorted by local expert
+                         <-------sum-------  N rows   <--all-to-all-- R results
 
-Dropped choices (weight zero) are not sent. Zero rows for an expert, from a rank or in all are normal cases.
-Legend: T tokens, K choices, N kept copies on this rank, R rows received, E experts, S expert ranks.
+Dropped choices and pads are not sent. Zero rows for an expert, from a rank or in all are normal cases.
+Legend: P places (all positions of a pass, pads too), T valid tokens, K choices, N kept copies on this rank, R rows received,
+E experts, S expert ranks.
 """
 
 from __future__ import annotations
@@ -23,56 +24,127 @@ class DispatchPlan:
     """Who goes where: made once per decision, used by every linear of the pair.
 
     token_N, choice_N   the token and the choice of each copy, copies sorted by global expert id
+    place_N             the place of each copy
+    copies_PK           the copies of each place, where every place has all K; None where some were dropped or are pads
     send_counts         rows to each expert rank; receive_counts: rows from each
-    arrival_R           order that sorts the received rows by local expert
+    arrival_R           order that sorts the received rows by local expert; None where they are in order
     counts              rows of each local expert
     """
 
     axis: Axis
-    num_tokens: int
+    num_places: int
+    num_choices: int
     token_N: Tensor
     choice_N: Tensor
+    place_N: Tensor
+    copies_PK: Tensor | None
     send_counts: list[int]
     receive_counts: list[int]
-    arrival_R: Tensor
+    arrival_R: Tensor | None
     counts: list[int]
 
 
-def plan_dispatch(expert_ids_TK: Tensor, kept_TK: Tensor, num_experts: int, axis: Axis) -> DispatchPlan:
-    """Agree with the other expert ranks on how many rows go where (one small all-to-all of counts)."""
+def plan_dispatch(
+    expert_ids_TK: Tensor,
+    kept_TK: Tensor,
+    num_experts: int,
+    axis: Axis,
+    place_T: Tensor | None = None,
+    num_places: int | None = None,
+) -> DispatchPlan:
+    """Agree with the other expert ranks on how many rows go where (one small all-to-all of counts).
+
+    place_T: where each token stands among `num_places` places; None: there are no pads.
+    """
+    num_tokens, num_choices = expert_ids_TK.shape
+    if num_places is None:
+        num_places = num_tokens
     token_N, choice_N = kept_TK.nonzero(as_tuple=True)
     expert_N = expert_ids_TK[token_N, choice_N]
     order_N = torch.sort(expert_N, stable=True).indices
+    token_N, choice_N = token_N[order_N], choice_N[order_N]
     counts_E = torch.bincount(expert_N, minlength=num_experts)
     local = num_experts // axis.size
     sent_SE = counts_E.view(axis.size, local)
-    received_SE = sent_SE
+    received_SE, arrival_R = sent_SE, None
     if axis.size > 1:
         received_SE = torch.empty_like(sent_SE)
         dist.all_to_all_single(received_SE, sent_SE.contiguous(), group=axis.group)
-    # Rows arrive rank by rank, and inside a rank by expert: bring those of one expert together.
-    expert_R = torch.arange(local, device=counts_E.device).repeat(axis.size).repeat_interleave(received_SE.reshape(-1))
+        # Rows arrive rank by rank, and inside a rank by expert: bring those of one expert together.
+        expert_R = torch.arange(local, device=counts_E.device).repeat(axis.size)
+        arrival_R = torch.sort(expert_R.repeat_interleave(received_SE.reshape(-1)), stable=True).indices
+    copies_PK = None
+    if token_N.shape[0] == num_places * num_choices:
+        copies_PK = torch.empty_like(expert_ids_TK)
+        copies_PK[token_N, choice_N] = torch.arange(token_N.shape[0], device=token_N.device)
     return DispatchPlan(
         axis=axis,
-        num_tokens=expert_ids_TK.shape[0],
-        token_N=token_N[order_N],
-        choice_N=choice_N[order_N],
+        num_places=num_places,
+        num_choices=num_choices,
+        token_N=token_N,
+        choice_N=choice_N,
+        place_N=token_N if place_T is None else place_T[token_N],
+        copies_PK=copies_PK,
         send_counts=sent_SE.sum(1).tolist(),
         receive_counts=received_SE.sum(1).tolist(),
-        arrival_R=torch.sort(expert_R, stable=True).indices,
+        arrival_R=arrival_R,
         counts=received_SE.sum(0).tolist(),
     )
 
 
-def dispatch(x_TD: Tensor, plan: DispatchPlan) -> Tensor:
-    """[T, D] -> [R, D]: the rows for this rank's experts, sorted by local expert."""
-    received_RD = all_to_all(x_TD[plan.token_N], plan.send_counts, plan.receive_counts, plan.axis)
-    return received_RD[plan.arrival_R]
+def dispatch(x_PD: Tensor, plan: DispatchPlan) -> Tensor:
+    """[P, D] -> [R, D]: the rows for this rank's experts, sorted by local expert."""
+    return _received(_Spread.apply(x_PD, plan), plan)
 
 
-def combine(y_RF: Tensor, weights_TK: Tensor, plan: DispatchPlan) -> Tensor:
-    """[R, F] -> [T, F]: every token the weighted sum of its experts' results; zero if all its choices were dropped."""
-    in_arrival_order_RF = torch.empty_like(y_RF).index_copy(0, plan.arrival_R, y_RF)
-    y_NF = all_to_all(in_arrival_order_RF, plan.receive_counts, plan.send_counts, plan.axis)
-    weighted_NF = y_NF * weights_TK[plan.token_N, plan.choice_N].to(y_NF.dtype).unsqueeze(-1)
-    return y_RF.new_zeros(plan.num_tokens, y_RF.shape[-1]).index_add(0, plan.token_N, weighted_NF)
+def dispatch_weights(weights_TK: Tensor, plan: DispatchPlan) -> Tensor:
+    """[T, K] -> [R]: the weights of the received rows."""
+    return _received(weights_TK[plan.token_N, plan.choice_N], plan)
+
+
+def combine(y_RF: Tensor, plan: DispatchPlan) -> Tensor:
+    """[R, F] -> [P, F]: every place the sum of its experts' results; zero for a pad and where all choices were dropped."""
+    if plan.arrival_R is not None:
+        y_RF = torch.empty_like(y_RF).index_copy(0, plan.arrival_R, y_RF)
+    return _Collect.apply(all_to_all(y_RF, plan.receive_counts, plan.send_counts, plan.axis), plan)
+
+
+def _received(x_N: Tensor, plan: DispatchPlan) -> Tensor:
+    received_R = all_to_all(x_N, plan.send_counts, plan.receive_counts, plan.axis)
+    return received_R if plan.arrival_R is None else received_R[plan.arrival_R]
+
+
+class _Spread(torch.autograd.Function):
+    """Places to copies; its backward sums copies to places."""
+
+    @staticmethod
+    def forward(ctx, x_PD, plan):
+        ctx.plan = plan
+        return x_PD.index_select(0, plan.place_N)
+
+    @staticmethod
+    def backward(ctx, grad_ND):
+        return _collected(grad_ND, ctx.plan), None
+
+
+class _Collect(torch.autograd.Function):
+    """Copies to places, summed; its backward spreads."""
+
+    @staticmethod
+    def forward(ctx, y_NF, plan):
+        ctx.plan = plan
+        return _collected(y_NF, plan)
+
+    @staticmethod
+    def backward(ctx, grad_PF):
+        return grad_PF.index_select(0, ctx.plan.place_N), None
+
+
+def _collected(y_NF: Tensor, plan: DispatchPlan) -> Tensor:
+    if plan.copies_PK is None:
+        return y_NF.new_zeros(plan.num_places, y_NF.shape[1]).index_add_(0, plan.place_N, y_NF)
+    # Reading rows in another order is faster than adding into them.
+    total_PF = y_NF.index_select(0, plan.copies_PK[:, 0])
+    for choice in range(1, plan.num_choices):
+        total_PF += y_NF.index_select(0, plan.copies_PK[:, choice])
+    return total_PF

@@ -1,6 +1,6 @@
 """Banks of linear experts, stacked [E_local, out, in], and the two ways of using them.
 
-Legend: E experts, e local experts, O out, I in (local parts under tensor parallelism), G groups, R rows, S expert ranks.
+Legend: E experts, e local experts, O out, I in (local parts under tensor parallelism), C groups, R rows, S expert ranks.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from parallel.collectives import copy_to_axis, reduce_from_axis, reduce_scatter
+from model.moe.grouped import Blocks, blocks_of, grouped_linear
+from model.moe.merge import merge_experts
+from parallel.collectives import copy_to_axis, reduce_from_axis
 from parallel.mesh import Mesh
 from parallel.placement import EXPERT_AXIS, TENSOR_AXIS, Cut, Placement, place
 
@@ -36,50 +38,59 @@ class ExpertLinear(nn.Module):
         self.weight = place(nn.Parameter(torch.empty(weight.local_shape)), weight)
         self.bias = place(nn.Parameter(torch.empty(bias.local_shape)), bias)
 
-    def merged(self, gathered_SGE: Tensor) -> tuple[Tensor, Tensor]:
-        """Merged weights [G, O, I] and biases [G, O] of this rank's groups (papers.md 2.3).
-
-        `gathered_SGE` are the decisions of every expert rank. Each rank sums over its own experts for every peer, and
-        a reduce-scatter gives each rank the total of its own groups: weights travel instead of tokens.
-        """
-        num_ranks, num_groups, _ = gathered_SGE.shape
+    def merged(self, gathered_SCE: Tensor) -> tuple[Tensor, Tensor]:
+        """Merged weights [C, O, I] and biases [C, O] of this rank's groups, from the decisions of every expert rank."""
         local = self.weight.shape[0]
-        first = self.expert.rank * local
-        gate_Ne = gathered_SGE.flatten(0, 1)[:, first : first + local]
-        weight_gate_Ne = copy_to_axis(gate_Ne, self.tensor)  # each tensor rank sees only a part of the matrices
-        partial_W = weight_gate_Ne.to(self.weight.dtype) @ self.weight.flatten(1)
-        bias_gate_Ne = weight_gate_Ne if self.side == "column" else gate_Ne
-        partial_b = bias_gate_Ne.to(self.bias.dtype) @ self.bias
-        both = torch.cat([partial_W, partial_b], dim=1).view(num_ranks, num_groups, -1)
-        total_GX = reduce_scatter(both, self.expert)
-        split = self.weight[0].numel()
-        return total_GX[:, :split].reshape(num_groups, *self.weight.shape[1:]), total_GX[:, split:]
+        gate_SCe = gathered_SCE[..., self.expert.rank * local : (self.expert.rank + 1) * local]
+        weight_gate_SCe = copy_to_axis(gate_SCe, self.tensor)  # each tensor rank sees only a part of the matrices
+        bias_gate_SCe = weight_gate_SCe if self.side == "column" else gate_SCe
+        return merge_experts(weight_gate_SCe, bias_gate_SCe, self.weight, self.bias, self.expert)
 
-    def grouped(self, x_RI: Tensor, counts: list[int]) -> Tensor:
-        """Rows sorted by local expert -> [R, O] with each expert's own weight and bias.
+    def grouped(self, x_RI: Tensor, counts: list[int], scale_R: Tensor | None = None) -> Tensor:
+        """Rows sorted by local expert -> [R, O], each expert's W x + b times the row's scale.
 
         An expert without rows takes part with none, so its gradient is zero and not missing.
         """
-        return torch.cat([self.linear(rows, self.weight[e], self.bias[e]) for e, rows in enumerate(x_RI.split(counts))])
+        (y_RO,) = self.linear((x_RI,), (blocks_of(counts),), self.weight, self.bias, scale_R)
+        return y_RO
 
-    def linear(self, x: Tensor, weight_OI: Tensor, bias_O: Tensor) -> Tensor:
-        """x W^T + b over this rank's part of the weight, communicating as megatron-core's column / row layers do."""
+    def linear(
+        self,
+        xs: tuple[Tensor, ...],
+        blocks: tuple[Blocks, ...],
+        weight_COI: Tensor,
+        bias_CO: Tensor,
+        scale_R: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:
+        """scale (W x + b) over this rank's part of the weights, communicating as megatron-core's column / row layers do."""
+        if self.tensor.size == 1:
+            return grouped_linear(xs, blocks, weight_COI, bias_CO, scale_R)
+        # Each tensor rank multiplies by a part of the weight, so the gradient of the scale is a part too.
+        part_R = None if scale_R is None else copy_to_axis(scale_R, self.tensor)
         if self.side == "column":
-            return nn.functional.linear(copy_to_axis(x, self.tensor), weight_OI, bias_O)
-        return reduce_from_axis(nn.functional.linear(x, weight_OI), self.tensor) + bias_O
+            return grouped_linear(tuple(copy_to_axis(x, self.tensor) for x in xs), blocks, weight_COI, bias_CO, part_R)
+        ys = grouped_linear(xs, blocks, weight_COI, None, part_R)
+        biases = tuple(_rows_of(bias_CO, of_one) for of_one in blocks)
+        if scale_R is not None:
+            biases = (biases[0] * scale_R[:, None].to(biases[0].dtype),)
+        return tuple(reduce_from_axis(y, self.tensor) + bias for y, bias in zip(ys, biases, strict=True))
+
+
+def _rows_of(bias_CO: Tensor, blocks: Blocks) -> Tensor:
+    """The bias of every row."""
+    lengths = torch.tensor([end - start for start, end, _ in blocks], device=bias_CO.device)
+    numbers = torch.tensor([index for *_, index in blocks], device=bias_CO.device)
+    return bias_CO[numbers.repeat_interleave(lengths)]
 
 
 class ExpertMLP(nn.Module):
     """E whole feed-forward networks, down(gelu(up(x))): the expert of V-MoE and LIMoE. Cannot be merged."""
 
-    side = "row"
-
     def __init__(self, width: int, hidden: int, num_experts: int, mesh: Mesh) -> None:
         super().__init__()
-        self.tensor = mesh.tensor
         self.up = ExpertLinear(width, hidden, num_experts, "column", mesh)
         self.down = ExpertLinear(hidden, width, num_experts, "row", mesh)
 
-    def grouped(self, x_RI: Tensor, counts: list[int]) -> Tensor:
+    def grouped(self, x_RI: Tensor, counts: list[int], scale_R: Tensor | None = None) -> Tensor:
         """Rows sorted by local expert -> [R, O]."""
-        return self.down.grouped(nn.functional.gelu(self.up.grouped(x_RI, counts)), counts)
+        return self.down.grouped(nn.functional.gelu(self.up.grouped(x_RI, counts)), counts, scale_R)

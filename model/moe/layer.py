@@ -12,17 +12,18 @@ Legend: B rows, L positions, D width, T valid tokens, E experts, K choices, C co
 from __future__ import annotations
 
 import dataclasses
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from data.batch import Modality
 from model.config import ExpertConfig
-from model.moe.experts import ExpertLinear, ExpertMLP
+from model.moe.experts import ExpertLinear
 from model.moe.router import GROUP_ROUTERS, TOKEN_ROUTERS, Layouts, Passed
 from model.noise import Key
-from parallel.collectives import all_gather, copy_to_axis
-from parallel.dispatch import DispatchPlan, combine, dispatch, plan_dispatch
+from parallel.collectives import all_gather
+from parallel.dispatch import DispatchPlan, combine, dispatch, dispatch_weights, plan_dispatch
 from parallel.kernels import Kernels
 from parallel.mesh import Mesh
 
@@ -50,48 +51,47 @@ class MergeDecision:
     report: RoutingReport
 
     def apply(self, bank: ExpertLinear, xs: Passed) -> Passed:
-        """Merge the bank once a group, then run dense linears over the spans."""
+        """Merge the bank once a group, then run dense linears over the spans, which are blocks of position-major memory."""
         weight_COI, bias_CO = bank.merged(self.gathered_SCE)
-        results, first = [], 0
+        blocks, first = [], 0
         for x_BLI, layout in zip(xs, self.layouts, strict=True):
-            parts = [
-                bank.linear(
-                    x_BLI[:, span.start : span.end], weight_COI[first + span.group], bias_CO[first + span.group]
-                )
-                for span in layout.spans
-            ]
-            results.append(parts[0] if len(parts) == 1 else torch.cat(parts, dim=1))
+            rows = x_BLI.shape[0]
+            blocks.append(tuple((span.start * rows, span.end * rows, first + span.group) for span in layout.spans))
             first += layout.modality_G.shape[0]
-        return tuple(results)
+        stored = tuple(x_BLI.transpose(0, 1).flatten(0, 1) for x_BLI in xs)
+        ys = bank.linear(stored, tuple(blocks), weight_COI, bias_CO)
+        return tuple(
+            y.view(x_BLI.shape[1], x_BLI.shape[0], -1).transpose(0, 1) for y, x_BLI in zip(ys, xs, strict=True)
+        )
+
+
+class Grouped(Protocol):
+    """Experts that take rows sorted by expert, with the row's weight."""
+
+    def grouped(self, x_RI: Tensor, counts: list[int], scale_R: Tensor | None) -> Tensor: ...
 
 
 @dataclasses.dataclass(frozen=True)
 class DispatchDecision:
-    """Expert ids and weights of this rank's valid tokens, and the exchange that they lead to."""
+    """The weights of the rows that this rank's experts receive, and the exchange that brings the rows."""
 
-    weights_TK: Tensor
+    scale_R: Tensor
     plan: DispatchPlan
     layouts: Layouts
     report: RoutingReport
 
-    def apply(self, experts: ExpertLinear | ExpertMLP, xs: Passed) -> Passed:
+    def apply(self, experts: Grouped, xs: Passed) -> Passed:
         """Padded positions come out as zero."""
-        masks = [layout.valid_BL for layout in self.layouts]
-        x_TI = torch.cat([x_BLI[valid_BL] for x_BLI, valid_BL in zip(xs, masks, strict=True)])
-        y_RO = experts.grouped(dispatch(x_TI, self.plan), self.plan.counts)
-        # A column bank computes a part of the features, so the weights' gradients are partial sums over tensor ranks.
-        partial = experts.side == "column"
-        weights_TK = copy_to_axis(self.weights_TK, experts.tensor) if partial else self.weights_TK
-        y_TO = combine(y_RO, weights_TK, self.plan)
-        parts = y_TO.split([x_BLI.shape[0] * x_BLI.shape[1] for x_BLI in xs]) if _all_valid(masks, y_TO) else None
-        if parts is not None:
-            return tuple(y.view(*valid_BL.shape, -1) for y, valid_BL in zip(parts, masks, strict=True))
-        results, first = [], 0
-        for valid_BL in masks:
-            blank_BLO = y_TO.new_zeros(*valid_BL.shape, y_TO.shape[-1])
-            results.append(blank_BLO.masked_scatter(valid_BL.unsqueeze(-1), y_TO[first:]))
-            first += int(valid_BL.sum())
-        return tuple(results)
+        flat = [x_BLI.reshape(-1, x_BLI.shape[-1]) for x_BLI in xs]
+        rows_RI = dispatch(flat[0] if len(flat) == 1 else torch.cat(flat), self.plan)
+        y_PO = combine(experts.grouped(rows_RI, self.plan.counts, self.scale_R), self.plan)
+        parts = y_PO.split([len(x_PI) for x_PI in flat])
+        return tuple(part.view(*x_BLI.shape[:2], -1) for part, x_BLI in zip(parts, xs, strict=True))
+
+    @property
+    def is_single(self) -> bool:
+        """Every token has one expert, so a pair of linears can be applied where the token is."""
+        return self.plan.num_choices == 1
 
 
 Decision = MergeDecision | DispatchDecision | None
@@ -110,7 +110,9 @@ class MergePath(nn.Module):
         num_groups, num_experts = weights_CE.shape
         if num_groups > MAX_GROUPS:
             raise ValueError(f"{num_groups} groups of tokens in one pass; at most {MAX_GROUPS} are exchanged")
-        padded_CE = torch.cat([weights_CE, weights_CE.new_zeros(MAX_GROUPS - num_groups, num_experts)])
+        padded_CE = weights_CE
+        if self.expert.size > 1:
+            padded_CE = torch.cat([weights_CE, weights_CE.new_zeros(MAX_GROUPS - num_groups, num_experts)])
         chosen_CE = (weights_CE.detach() > 0).to(weights_CE)
         tokens_C = torch.stack(
             [_tokens(layout, group) for layout in layouts for group in range(len(layout.modality_G))]
@@ -132,14 +134,15 @@ class DispatchPath(nn.Module):
 
     def forward(self, xs: Passed, layouts: Layouts, noise: Key) -> DispatchDecision:
         routing = self.router(xs, layouts, noise)
-        plan = plan_dispatch(routing.expert_ids_TK, routing.kept_TK, self.num_experts, self.expert)
+        place_T, num_places = _places(layouts)
+        plan = plan_dispatch(routing.expert_ids_TK, routing.kept_TK, self.num_experts, self.expert, place_T, num_places)
         modality_T = torch.cat([layout.modality_BL[layout.valid_BL] for layout in layouts])
         cell_TK = routing.expert_ids_TK + self.num_experts * modality_T[:, None]
         cells = len(Modality) * self.num_experts
         accepted_ME = torch.bincount(cell_TK[routing.kept_TK], minlength=cells).view(len(Modality), -1)
         asked_M = torch.bincount(modality_T, minlength=len(Modality)) * cell_TK.shape[1]
         report = RoutingReport(accepted_ME.to(routing.loss), asked_M.to(routing.loss), routing.losses, routing.loss)
-        return DispatchDecision(routing.weights_TK, plan, layouts, report)
+        return DispatchDecision(dispatch_weights(routing.weights_TK, plan), plan, layouts, report)
 
 
 def make_path(
@@ -155,6 +158,10 @@ def _tokens(layout, group: int) -> Tensor:
     return torch.stack(counts).sum()
 
 
-def _all_valid(masks: list[Tensor], y_TO: Tensor) -> bool:
-    """Known from shapes alone: asking the device would stop it."""
-    return sum(mask.numel() for mask in masks) == y_TO.shape[0]
+def _places(layouts: Layouts) -> tuple[Tensor | None, int]:
+    """-> (place of every valid token among all positions of a pass, None where all are valid; number of places)."""
+    sizes = [layout.valid_BL.numel() for layout in layouts]
+    if all(layout.is_full for layout in layouts):
+        return None, sum(sizes)
+    starts = [sum(sizes[:index]) for index in range(len(sizes))]
+    return torch.cat([layout.place_T + start for layout, start in zip(layouts, starts, strict=True)]), sum(sizes)

@@ -110,7 +110,7 @@ class TokenRouter(nn.Module):
 
     def features(self, xs: Passed, layouts: Layouts) -> Tensor:
         """-> features_TF of the valid tokens; pads must not take capacity or count in a loss."""
-        return torch.cat([x_BLD[layout.valid_BL] for x_BLD, layout in zip(xs, layouts, strict=True)])
+        return torch.cat([_valid(x_BLD, layout) for x_BLD, layout in zip(xs, layouts, strict=True)])
 
     def forward(self, xs: Passed, layouts: Layouts, noise: Key) -> TokenRouting:
         config = self.config
@@ -197,7 +197,7 @@ class ContextRouter(TokenRouter):
             share_BL = score_BL.masked_fill(~seen_BL, -math.inf).softmax(dim=1)  # the <SPE> token is always seen
             context_BD = torch.einsum("bl,bld->bd", share_BL, x_BLD.float())
             both_BLF = torch.cat([x_BLD.float(), context_BD[:, None].expand_as(x_BLD)], dim=-1)
-            parts.append(both_BLF[layout.valid_BL])
+            parts.append(_valid(both_BLF, layout))
         return torch.cat(parts)
 
 
@@ -242,6 +242,12 @@ def _evaluated(in_evaluation: Value | None, in_training: Value, noise: Key) -> V
 def _tasks_of(layouts: Layouts) -> Tensor:
     """task_C: the task id of each group."""
     return torch.cat([layout.modality_G.new_full(layout.modality_G.shape, layout.task) for layout in layouts])
+
+
+def _valid(x_BLF: Tensor, layout: SequenceLayout) -> Tensor:
+    """[T, F]: the rows of the valid tokens."""
+    flat_PF = x_BLF.flatten(0, 1)
+    return flat_PF if layout.is_full else flat_PF.index_select(0, layout.place_T)
 
 
 def _routing_groups(layouts: Layouts, group_size: int) -> tuple[Tensor, int]:

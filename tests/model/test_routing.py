@@ -15,7 +15,7 @@ from model.moe.layer import DispatchDecision, DispatchPath, MergeDecision, Merge
 from model.moe.router import AttributeRouter
 from model.moe.routing import capacity, kept_choices, scatter_weights, top_k
 from parallel.collectives import Axis, all_gather
-from parallel.dispatch import plan_dispatch
+from parallel.dispatch import dispatch_weights, plan_dispatch
 from parallel.kernels import load_kernels
 from parallel.mesh import Mesh
 from tests.helpers.layouts import plain_layout
@@ -90,8 +90,10 @@ def decisions(weights_GE, spans, valid_BL):
     group_L = torch.tensor([s.group for s in spans for _ in range(s.start, s.end)])
     dense_TE = weights_GE[group_L].expand(valid_BL.shape[0], -1, -1)[valid_BL]
     weights_TK, ids_TK = dense_TE.topk(2, dim=1)
-    plan = plan_dispatch(ids_TK, weights_TK > 0, weights_GE.shape[1], Axis("expert"))
-    return merge, DispatchDecision(weights_TK, plan, layouts, REPORT)
+    plan = plan_dispatch(
+        ids_TK, weights_TK > 0, weights_GE.shape[1], Axis("expert"), layouts[0].place_T, valid_BL.numel()
+    )
+    return merge, DispatchDecision(dispatch_weights(weights_TK, plan), plan, layouts, REPORT)
 
 
 def test_merge_equals_dispatch_with_all_gradients():

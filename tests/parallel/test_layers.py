@@ -58,7 +58,7 @@ def sparse_pair(rank: int, axis: str, path: str, groups: tuple[int, ...]) -> dic
     from model.moe.layer import DispatchDecision, MergeDecision, RoutingReport
     from model.noise import derive
     from parallel.collectives import all_gather
-    from parallel.dispatch import plan_dispatch
+    from parallel.dispatch import dispatch_weights, plan_dispatch
     from parallel.mesh import create_mesh
     from parallel.placement import placement_of
     from tests.helpers.layouts import plain_layout
@@ -84,7 +84,7 @@ def sparse_pair(rank: int, axis: str, path: str, groups: tuple[int, ...]) -> dic
         weights.requires_grad_()
         if path == "token":
             plan = plan_dispatch(ids, torch.ones_like(ids, dtype=torch.bool), 4, mesh.expert)
-            decision = DispatchDecision(weights.gather(1, ids), plan, layouts, report)
+            decision = DispatchDecision(dispatch_weights(weights.gather(1, ids), plan), plan, layouts, report)
         else:
             decision = MergeDecision(all_gather(weights, mesh.expert), layouts, report)
         (hidden,) = decision.apply(up, (x,))
