@@ -11,16 +11,8 @@ import dataclasses
 
 from model.config import ModelConfig
 from model.moe.layer import MAX_GROUPS
-from plan_memory import (
-    FP32,
-    INDEX,
-    Passed,
-    attention_linears,
-    ffn_linears,
-    sent_copies,
-    sparse_linears,
-    towers_of,
-)
+from plan_memory import FP32, INDEX, Layout, Linear, attention_linears, ffn_linears, sparse_linears
+from plan_tasks import Passed, sent_copies, towers_of
 
 NORM = 2 * FP32
 """Mean and deviation that LayerNorm keeps of a token."""
@@ -68,6 +60,23 @@ def activations_of(
     return Activations(encoder=embedding + kept, head=head, block=largest, working=max(working, 2 * logits))
 
 
+def exchange_buffers(model: ModelConfig, sequences: tuple[Passed, ...], layout: Layout, value: int) -> int:
+    """What the largest exchange of a pass holds for a moment, in bytes: the experts' sums for all peers, twice (weights and
+    biases are joined); or rows as they are sorted, weighted and summed."""
+    largest = 0
+    for tower, mine in towers_of(model, sequences):
+        if not any(tower.experts.is_sparse(layer, tower.depth) for layer in range(tower.depth)):
+            continue
+        for linear in (linear for pair in sparse_linears(tower, layout.tensor) for linear in pair):
+            if tower.experts.decides_per_token:
+                copies = sent_copies(tower, -(-sum(s.tokens for s in mine) // model.chunks))
+                numbers = 3 * copies * max(linear.local_inputs, linear.local_outputs)
+            else:
+                numbers = (2 * layout.expert - (layout.expert == 1)) * MAX_GROUPS * linear.numbers
+            largest = max(largest, numbers * value)
+    return largest
+
+
 def _embedding(model: ModelConfig, s: Passed, value: int) -> int:
     """The shared LayerNorm's input, patches, ids and positions, and the mask of the sequence."""
     norm = s.tokens * (model.width * value + NORM)
@@ -104,7 +113,7 @@ def _block(model: ModelConfig, layer: int, sequences: tuple[Passed, ...], tensor
     return norms + scaled + heads + attention + feed_forward + merged
 
 
-def _sent_pair(model: ModelConfig, tokens: int, pair: tuple, value: int) -> int:
+def _sent_pair(model: ModelConfig, tokens: int, pair: tuple[Linear, ...], value: int) -> int:
     """A decision and its two linears: rows as they arrive; results where they were made, where they came back, and weighted
     (index_copy and index_add keep their sources)."""
     copies = sent_copies(model, tokens)

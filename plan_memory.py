@@ -10,7 +10,6 @@ K choices, E experts, G condition groups, S expert ranks, t tensor ranks.
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 from typing import Any
 
@@ -108,8 +107,8 @@ class Group:
     def partition(self) -> Split:
         """This rank's part; families share it by size, as the cut does not heed them."""
         held = self.numbers
-        parts = [held.dense // self.ranks, held.experts // self.ranks, held.routers // self.ranks]
-        return Split(*parts, padding=held.total // self.ranks - sum(parts))
+        cut = Split(held.dense // self.ranks, held.experts // self.ranks, held.routers // self.ranks)
+        return dataclasses.replace(cut, padding=held.total // self.ranks - cut.total)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +137,7 @@ def parameters_of(run: RunConfig, layout: Layout, vocabulary_size: int, padded: 
     frozen = Split()
     for name, parameter in objective.named_parameters():
         size = parameter.numel() // (layout.tensor if TENSOR_CUT.search(name) else 1)
-        numbers[parameter] = Split(**{family_of(name): size})
+        numbers[parameter] = dataclasses.replace(Split(), **{family_of(name): size})
         if not parameter.requires_grad:
             frozen += numbers[parameter]
     groups = []
@@ -148,26 +147,6 @@ def parameters_of(run: RunConfig, layout: Layout, vocabulary_size: int, padded: 
         padding = -held.total % (ALIGNMENT * ranks) if padded else 0
         groups.append(Group(dataclasses.replace(held, padding=padding), ranks, group["moe"]))
     return Parameters(tuple(groups), frozen)
-
-
-@dataclasses.dataclass(frozen=True)
-class Passed:
-    """Sequences that go through an encoder: rows of equal length. visual: patches of a row. reads: read-outs of all rows.
-    masked: not everyone sees everyone, or texts of several lengths."""
-
-    rows: int
-    length: int
-    visual: int
-    reads: int
-    masked: bool
-
-    @property
-    def tokens(self) -> int:
-        return self.rows * self.length
-
-    @property
-    def is_text(self) -> bool:
-        return not self.visual
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,16 +188,19 @@ def sparse_linears(model: ModelConfig, tensor: int) -> tuple[tuple[Linear, ...],
     return (attention_linears(model, tensor), ffn) if model.experts.unit == "linear" else (ffn,)
 
 
-def towers_of(model: ModelConfig, sequences: tuple[Passed, ...]) -> list[tuple[ModelConfig, tuple[Passed, ...]]]:
-    """Which sequences go through which tower."""
-    text = model.text_tower_config()
-    if text is None:
-        return [(model, sequences)]
-    return [(model, tuple(s for s in sequences if not s.is_text)), (text, tuple(s for s in sequences if s.is_text))]
+def optimizer_of(parameters: Parameters, precision: Precision) -> Split:
+    """fp32 masters and two moments of this rank's part. DeepSpeed keeps masters beside fp32 weights too, but without ZeRO."""
+    if precision.stage:
+        return sum((group.partition for group in parameters.groups), Split()).times(OPTIMIZER)
+    masters = 0 if precision.value == FP32 else FP32
+    return sum((group.numbers for group in parameters.groups), Split()).times(2 * FP32 + masters)
 
 
-def sent_copies(model: ModelConfig, tokens: int) -> int:
-    """(token, choice) pairs of one decision, at most what the slots take."""
-    experts = model.experts
-    pairs = tokens * experts.top_k
-    return min(pairs, math.ceil(pairs * experts.capacity_factor)) if experts.capacity_factor else pairs
+def reduction_of(parameters: Parameters, precision: Precision) -> int:
+    """The bucket and a flat copy of what it holds, this rank's reduced gradients, one group's in fp32."""
+    if not precision.stage:
+        return 0
+    parts = [group.partition.total for group in parameters.groups]
+    tuned = sum(group.numbers.total for group in parameters.groups)
+    reduced = 0 if precision.offloads else sum(parts) * precision.value + max(parts, default=0) * FP32
+    return (precision.bucket_numbers + min(precision.bucket_numbers, tuned)) * precision.value + reduced
