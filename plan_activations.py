@@ -61,18 +61,21 @@ def activations_of(
 
 
 def exchange_buffers(model: ModelConfig, sequences: tuple[Passed, ...], layout: Layout, value: int) -> int:
-    """What the largest exchange of a pass holds for a moment, in bytes: the experts' sums for all peers, twice (weights and
-    biases are joined); or rows as they are sorted, weighted and summed."""
+    """What the largest exchange of a pass holds for a moment beyond `activations_of`, in bytes: the experts' sums for all
+    peers twice (weights and biases are joined); or rows before and after they are sorted."""
     largest = 0
     for tower, mine in towers_of(model, sequences):
         if not any(tower.experts.is_sparse(layer, tower.depth) for layer in range(tower.depth)):
             continue
         for linear in (linear for pair in sparse_linears(tower, layout.tensor) for linear in pair):
             if tower.experts.decides_per_token:
-                copies = sent_copies(tower, -(-sum(s.tokens for s in mine) // model.chunks))
-                numbers = 3 * copies * max(linear.local_inputs, linear.local_outputs)
+                tokens = -(-sum(s.tokens for s in mine) // model.chunks)
+                working = tokens * tower.ffn // layout.tensor  # is there at another moment
+                rows = sent_copies(tower, tokens) * max(linear.local_inputs, linear.local_outputs)
+                numbers = 2 * max(0, rows - working)
             else:
-                numbers = (2 * layout.expert - (layout.expert == 1)) * MAX_GROUPS * linear.numbers
+                sums = 2 * layout.expert - (layout.expert == 1)  # on one rank the one is kept as the merged weights
+                numbers = sums * MAX_GROUPS * linear.numbers
             largest = max(largest, numbers * value)
     return largest
 
