@@ -100,7 +100,8 @@ def plan(run: RunConfig, world: int, device_memory_gib: float = 80.0) -> Plan:
         raised = "start more ranks and raise parallel.expert, or " if more else ""
         notes.append(
             "ZeRO saves nothing on experts: each is held once (edp = data / expert = 1); "
-            f'{raised}offload the optimizer ({run.parallel.engine}: "offload_optimizer": {{"device": "cpu"}})'
+            f"{raised}offload the optimizer in {run.parallel.engine}: zero_optimization.offload_optimizer={{device: cpu}} and "
+            "zero_force_ds_cpu_optimizer=false"
         )
     device_memory = round(device_memory_gib * GIB)
     sparse = run.model.num_decisions > 0
