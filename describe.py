@@ -37,19 +37,23 @@ class Parameters:
 
 @dataclasses.dataclass(frozen=True)
 class TaskCost:
-    """tokens: of the input; candidates: (number, tokens each), None where the data set is not there to be counted.
+    """tokens: of the input, visual_tokens of them patches; reads: places of an input that are read out;
+    candidates: (number, tokens each), None where the data set is not there to be counted.
     input_flops, candidate_flops: forward, for one input and for the whole candidate set."""
 
     name: str
     tokens: int
+    visual_tokens: int
+    reads: int
     candidates: tuple[int, int] | None
     input_flops: int
     candidate_flops: int
 
 
-def build_on_meta(model: ModelConfig, vocabulary_size: int = FULL_VOCABULARY) -> Objective:
+def build_on_meta(model: ModelConfig, vocabulary_size: int = FULL_VOCABULARY, mesh: Mesh | None = None) -> Objective:
+    """The network without memory for its weights; `mesh`: one rank's part of it."""
     with torch.device("meta"):
-        return Objective(model, vocabulary_size, Mesh(), load_kernels("torch"))
+        return Objective(model, vocabulary_size, mesh or Mesh(), load_kernels("torch"))
 
 
 def count_parameters(model: ModelConfig, vocabulary_size: int = FULL_VOCABULARY) -> Parameters:
@@ -110,10 +114,20 @@ def task_cost(
     return TaskCost(
         name=task.name,
         tokens=1 + visual + text,
+        visual_tokens=visual,
+        reads=reads,
         candidates=(number, length) if number else None,
         input_flops=flops_of_sequences(input_model, 1, 1 + visual + text, visual, reads),
         candidate_flops=flops_of_sequences(text_model, number, length, 0, 1),
     )
+
+
+def compared_candidates(task: TaskConfig, cost: TaskCost, vocabulary_sample: int) -> int:
+    """Candidates of one training step, 0 where they are not known; words may be sampled."""
+    if cost.candidates is None:
+        return 0
+    scores_words = task.kind in ("masked_text", "captioning")
+    return vocabulary_sample or cost.candidates[0] if scores_words else cost.candidates[0]
 
 
 def describe(run: RunConfig) -> str:
@@ -143,8 +157,7 @@ def describe(run: RunConfig) -> str:
         if cost.candidates is None:
             candidates = "candidates not counted: the data set is not there"
         else:
-            scores_words = task.kind in ("masked_text", "captioning")
-            number = run.data.vocabulary_sample or cost.candidates[0] if scores_words else cost.candidates[0]
+            number = compared_candidates(task, cost, run.data.vocabulary_sample)
             share = cost.candidate_flops * number / cost.candidates[0] / task.batch_size
             candidates = f"+ {share / 1e9:9.3f} its share of {number:,} candidates in a batch of {task.batch_size}"
         lines.append(f"  {task.name:<20} {cost.input_flops / 1e9:9.3f} for {cost.tokens:>5} tokens  {candidates}")

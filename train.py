@@ -34,6 +34,7 @@ from parallel.engine import Engine
 from parallel.guards import check_batch, check_replicas
 from parallel.kernels import load_kernels
 from parallel.mesh import create_mesh, destroy_mesh, launched_rank, launched_world_size
+from plan import plan, render
 from run_folder import check_same_run, write_run_files
 
 EXIT_STOPPED = 85
@@ -54,6 +55,11 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--describe", action="store_true", help="print layers, parameters and FLOPs of the configuration and stop"
     )
+    parser.add_argument(
+        "--plan", action="store_true", help="print memory and traffic of a rank on --world ranks and stop; needs no GPU"
+    )
+    parser.add_argument("--world", type=int, help="with --plan: ranks of the run (default: those that were started)")
+    parser.add_argument("--device-memory", type=float, default=80.0, metavar="GIB", help="with --plan: of one rank")
     parser.add_argument("--local_rank", type=int, default=0, help="set by the deepspeed launcher")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="for instance model.depth=6 data.tasks.shapes.batch_size=8"
@@ -174,6 +180,10 @@ def main(argv: list[str] | None = None) -> int:
         run = load_config(arguments.config, arguments.overrides)
         if arguments.describe:
             print(describe(run))
+            return 0
+        if arguments.plan:
+            world = launched_world_size() if arguments.world is None else arguments.world
+            print(render(plan(run, world, arguments.device_memory)))
             return 0
         return train(run)
     except USER_ERRORS as error:

@@ -50,7 +50,7 @@ def test_command_can_be_run(command, monkeypatch):
         arguments = train.parse_arguments(words[at + 1 :])
         if arguments.config == "...":
             return
-        world = int(words[words.index("--num_gpus") + 1]) if "--num_gpus" in words else 1
+        world = int(words[words.index("--num_gpus") + 1]) if "--num_gpus" in words else arguments.world or 1
         run = load_config(arguments.config, arguments.overrides)
         if not arguments.describe:
             check_layout(run, run.slots if "--hostfile" in words else world)

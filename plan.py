@@ -1,0 +1,283 @@
+"""`train.py --config X --plan --world 64`: what a rank holds and sends, what does not fit, and what would help.
+
+Nothing is allocated and no rank is asked: plan_memory.py counts parameters, plan_activations.py what autograd keeps,
+plan_traffic.py what collectives carry. Sizes are bytes; a pass is one micro-batch, inputs and candidates together.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from config import ConfigError, RunConfig, check_layout, deepspeed_config
+from plan_activations import Activations, activations_of, exchange_buffers
+from plan_memory import Layout, Precision, Split, optimizer_of, parameters_of, precision_of, reduction_of
+from plan_tasks import TaskLoad, task_loads, vocabulary_size_of
+from plan_traffic import (
+    Collective,
+    crossover_tokens,
+    dispatch_traffic,
+    gradient_traffic,
+    merge_traffic,
+    sent_in_all,
+    tensor_traffic,
+)
+
+GIB = 1 << 30
+Change = Callable[[RunConfig, Precision], tuple[RunConfig, Precision]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes of one rank. gradients: whole, as they are until a step's reduction. activations, exchange: of the largest
+    task's pass. reduction: buffers of gradient reduction and update, when activations are gone. host: of the optimizer
+    where it is offloaded."""
+
+    weights: Split
+    gradients: Split
+    optimizer: Split
+    activations: Activations
+    exchange: int
+    reduction: int
+    offloaded: bool
+    largest_task: str
+
+    @property
+    def total(self) -> int:
+        """The larger of a pass and an update, on the device."""
+        held = self.weights.total + self.gradients.total + (0 if self.offloaded else self.optimizer.total)
+        return held + max(self.activations.peak + self.exchange, self.reduction)
+
+
+@dataclasses.dataclass(frozen=True)
+class Traffic:
+    """A step's collectives of one rank. merge and dispatch: the expert exchange, had the run the one or the other; merge is
+    None for whole networks as experts. crossover: tokens of a rank's pass from which merging sends fewer bytes."""
+
+    step: tuple[Collective, ...]
+    tensor: Collective
+    merge: tuple[Collective, ...] | None
+    dispatch: tuple[Collective, ...]
+    tokens: int
+    crossover: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    name: str
+    layout: Layout
+    precision: Precision
+    micro_batches: int
+    merges: bool | None
+    memory: Memory
+    traffic: Traffic
+    device_memory: int
+    remedies: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def plan(run: RunConfig, world: int, device_memory_gib: float = 80.0) -> Plan:
+    """Raises ConfigError for a layout that cannot be."""
+    if world < 1:
+        raise ConfigError(f"--world={world}: must be at least 1")
+    check_layout(run, world)
+    precision = precision_of(deepspeed_config(run))
+    layout = layout_of(run, world)
+    vocabulary_size, note = vocabulary_size_of(run)
+    tasks = task_loads(run, vocabulary_size)
+    memory = memory_of(run, layout, precision, tasks, vocabulary_size)
+    notes = [note] if note else []
+    unknown = [task.name for task in tasks if not task.counted]
+    if unknown:
+        notes.append(f"candidates not counted, their data sets are not there: {', '.join(unknown)}")
+    if run.data.vocabulary == "full" or note:
+        notes.append("texts are taken at max_text tokens")
+    split_nothing = memory.gradients.experts and layout.expert > 1 and layout.expert_data == 1
+    if split_nothing and not precision.offloads:
+        more = run.model.experts.num_experts > layout.expert
+        raised = "start more ranks and raise parallel.expert, or " if more else ""
+        notes.append(
+            "ZeRO saves nothing on experts: each is held once (edp = data / expert = 1); "
+            f"{raised}offload the optimizer in {run.parallel.engine}: zero_optimization.offload_optimizer={{device: cpu}} and "
+            "zero_force_ds_cpu_optimizer=false"
+        )
+    device_memory = round(device_memory_gib * GIB)
+    sparse = run.model.num_decisions > 0
+    return Plan(
+        name=run.name,
+        layout=layout,
+        precision=precision,
+        micro_batches=run.slots // layout.data,
+        merges=not run.model.experts.decides_per_token if sparse else None,
+        memory=memory,
+        traffic=traffic_of(run, layout, precision, tasks, vocabulary_size),
+        device_memory=device_memory,
+        remedies=tuple(_remedies(run, world, precision, tasks, vocabulary_size, device_memory)),
+        notes=tuple(notes),
+    )
+
+
+def layout_of(run: RunConfig, world: int) -> Layout:
+    return Layout(run.parallel.tensor, run.parallel.expert, world // run.parallel.tensor)
+
+
+def memory_of(
+    run: RunConfig, layout: Layout, precision: Precision, tasks: tuple[TaskLoad, ...], vocabulary_size: int
+) -> Memory:
+    value = precision.value
+    parameters = parameters_of(run, layout, vocabulary_size, padded=precision.stage > 0)
+    peaks = [
+        (
+            activations_of(run.model, task.sequences, layout.tensor, value, task.losses),
+            exchange_buffers(run.model, task.sequences, layout, value),
+            task.name,
+        )
+        for task in tasks
+    ]
+    activations, exchange, largest_task = max(peaks, key=lambda found: found[0].peak + found[1])
+    held = sum((group.numbers for group in parameters.groups), Split())
+    return Memory(
+        weights=(held + parameters.frozen).times(value),
+        gradients=dataclasses.replace(held, padding=0).times(value),
+        optimizer=optimizer_of(parameters, precision),
+        activations=activations,
+        exchange=exchange,
+        reduction=reduction_of(parameters, precision),
+        offloaded=precision.offloads,
+        largest_task=largest_task,
+    )
+
+
+def traffic_of(
+    run: RunConfig, layout: Layout, precision: Precision, tasks: tuple[TaskLoad, ...], vocabulary_size: int
+) -> Traffic:
+    """A step: its micro-batches are a mean over tasks by their share."""
+    model, value = run.model, precision.value
+    micro_batches = run.slots // layout.data
+    parameters = parameters_of(run, layout, vocabulary_size)
+
+    def averaged(passes: list[tuple[Collective, ...]]) -> tuple[Collective, ...]:
+        shares = [task.share * micro_batches for task in tasks]
+        return tuple(
+            dataclasses.replace(of_one[0], handed=round(sum(w * c.handed for w, c in zip(shares, of_one, strict=True))))
+            for of_one in zip(*passes, strict=True)
+        )
+
+    tensor: list[tuple[Collective, ...]] = [
+        (Collective("activations", "all-reduce", layout.tensor, tensor_traffic(model, t.sequences, layout, value)),)
+        for t in tasks
+    ]
+    merged = merge_traffic(model, layout, value)
+    return Traffic(
+        step=gradient_traffic(parameters, layout, precision),
+        tensor=averaged(tensor)[0],
+        merge=None if model.experts.unit == "mlp" else averaged([merged for _ in tasks]),
+        dispatch=averaged([dispatch_traffic(model, t.sequences, layout, value) for t in tasks]),
+        tokens=round(sum(task.share * task.tokens for task in tasks)),
+        crossover=crossover_tokens(model, layout, value),
+    )
+
+
+def _remedies(
+    run: RunConfig,
+    world: int,
+    precision: Precision,
+    tasks: tuple[TaskLoad, ...],
+    vocabulary_size: int,
+    device_memory: int,
+) -> Iterator[str]:
+    """One line a change, each on top of those before that helped, until the run fits."""
+    before = memory_of(run, layout_of(run, world), precision, tasks, vocabulary_size).total
+    if before <= device_memory:
+        return
+    for text, change in _changes(run, world, precision):
+        changed, sharper = change(run, precision)
+        try:
+            check_layout(changed, world)
+        except ConfigError:
+            continue
+        after = memory_of(changed, layout_of(changed, world), sharper, tasks, vocabulary_size).total
+        if after >= before:
+            whole = sharper.stage > precision.stage
+            reason = ": gradients are whole until a step's one reduction, under stages 1 and 2 alike" if whole else ""
+            yield f"{text} saves nothing{reason}"
+            continue
+        run, precision, before = changed, sharper, after
+        yield f"{text} -> {after / GIB:.3f} GiB" + (", fits" if after <= device_memory else "")
+        if after <= device_memory:
+            return
+    yield f"still {before / GIB:.3f} GiB: lower batch_size of the largest task, or raise model.chunks"
+
+
+def _changes(run: RunConfig, world: int, precision: Precision) -> Iterator[tuple[str, Change]]:
+    if precision.stage < 2:
+        yield "ZeRO-2 (parallel.engine=ds_configs/zero2.json)", lambda r, p: (r, dataclasses.replace(p, stage=2))
+    if run.model.num_decisions:
+        for expert in range(run.parallel.expert + 1, run.model.experts.num_experts + 1):
+            yield f"parallel.expert={expert}", functools.partial(_with_parallel, "expert", expert)
+    if run.model.activation_checkpointing == "none":
+        yield "model.activation_checkpointing=block", _recomputing
+    for tensor in range(run.parallel.tensor + 1, min(world, run.model.heads) + 1):
+        yield f"parallel.tensor={tensor}", functools.partial(_with_parallel, "tensor", tensor)
+
+
+def _with_parallel(key: str, size: int, run: RunConfig, precision: Precision) -> tuple[RunConfig, Precision]:
+    sizes: dict[str, Any] = {key: size}
+    return dataclasses.replace(run, parallel=dataclasses.replace(run.parallel, **sizes)), precision
+
+
+def _recomputing(run: RunConfig, precision: Precision) -> tuple[RunConfig, Precision]:
+    return dataclasses.replace(run, model=dataclasses.replace(run.model, activation_checkpointing="block")), precision
+
+
+def render(plan: Plan) -> str:
+    """A page about the plan."""
+    layout, memory, traffic = plan.layout, plan.memory, plan.traffic
+    unit, name = (GIB, "GiB") if memory.total >= 4 * GIB else (1 << 20, "MiB")
+    kinds = {4: "fp32", 2: "bf16 or fp16"}[plan.precision.value]
+    lines = [
+        f"{plan.name}: {layout.tensor * layout.data} ranks = tensor {layout.tensor} x data {layout.data}, expert {layout.expert} "
+        f"(each held {layout.expert_data} times); ZeRO-{plan.precision.stage}, {kinds}, {plan.micro_batches} micro-batch(es) a step",
+        f"memory of a rank, {name}      {'dense':>9}{'experts':>9}{'routers':>9}{'padding':>9}{'total':>9}",
+    ]
+    where = "optimizer, on the host" if memory.offloaded else "optimizer (fp32 + 2)"
+    for title, split in (("weights", memory.weights), ("gradients", memory.gradients), (where, memory.optimizer)):
+        parts = (*dataclasses.astuple(split), split.total)
+        lines.append(f"  {title:<25}" + "".join(f"{part / unit:9.3f}" for part in parts))
+    acts = memory.activations
+    for title, size, remark in (
+        (
+            "activations",
+            acts.peak,
+            f"{memory.largest_task}: kept {acts.kept / unit:.3f}, one block again {acts.block / unit:.3f}",
+        ),
+        ("exchange buffers", memory.exchange, "for a moment of a pass"),
+        ("reduction buffers", memory.reduction, "after the passes, when activations are gone"),
+    ):
+        lines.append(f"  {title:<25}{size / unit:45.3f}   {remark}")
+    fits = "fits in" if memory.total <= plan.device_memory else "DOES NOT FIT in"
+    lines.append(f"  {'peak':<25}{memory.total / unit:45.3f}   {fits} {plan.device_memory / GIB:g} GiB")
+    lines += [f"    {remedy}" for remedy in plan.remedies]
+    lines.append(f"sent by a rank in a step, {name}")
+    lines += [_line(collective, unit) for collective in (*traffic.step, traffic.tensor)]
+    if plan.merges is not None:
+        lines.append(f"expert exchange in a step of {traffic.tokens:,} tokens a pass (mean over tasks), {name}")
+        for title, path, used in (
+            ("merge", traffic.merge, plan.merges),
+            ("dispatch", traffic.dispatch, not plan.merges),
+        ):
+            note = "  <- this run" if used else ""
+            total = f"{sent_in_all(path) / unit:10.3f}{note}" if path else "  not possible: experts are whole networks"
+            lines.append(f"  {title:<52}{total}")
+            lines += [f"  {_line(collective, unit)}" for collective in path or ()]
+        if traffic.crossover:
+            lines.append(f"  equal at {traffic.crossover:,} tokens of a rank's pass; merging sends less above")
+    lines += [f"note: {note}" for note in plan.notes]
+    return "\n".join(lines)
+
+
+def _line(collective: Collective, unit: int) -> str:
+    title = f"{collective.what} ({collective.kind} over {collective.ranks})"
+    return f"  {title:<52}{collective.sent / unit:10.3f}"

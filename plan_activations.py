@@ -1,0 +1,153 @@
+"""Activations of one micro-batch on one rank: a count of what autograd keeps in embedding, blocks and head, in bytes.
+
+Read beside model/embedding.py, block.py, attention.py, moe/layer.py and objective.py: every term names the tensor that is
+saved. Legend: n tokens of a pass, D width, F ffn, N copies of tokens that are sent, K choices, E experts, Q read-outs,
+C candidates, W width of the compared space, t tensor ranks, a bytes of an activation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from model.config import ModelConfig
+from model.moe.layer import MAX_GROUPS
+from plan_memory import FP32, INDEX, Layout, Linear, attention_linears, ffn_linears, sparse_linears
+from plan_tasks import Passed, sent_copies, towers_of
+
+NORM = 2 * FP32
+"""Mean and deviation that LayerNorm keeps of a token."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Activations:
+    """encoder: embedding and what stays of blocks until the backward pass; head: read-outs to loss. block: what one block's
+    recomputation adds, 0 where nothing is recomputed. working: gradients of activations at the largest place."""
+
+    encoder: int
+    head: int
+    block: int
+    working: int
+
+    @property
+    def kept(self) -> int:
+        """Alive between forward and backward pass."""
+        return self.encoder + self.head
+
+    @property
+    def peak(self) -> int:
+        return self.encoder + max(self.head, self.block) + self.working
+
+
+def activations_of(
+    model: ModelConfig, sequences: tuple[Passed, ...], tensor: int, value: int, losses: int = 1
+) -> Activations:
+    """sequences: inputs and candidates. losses: cross entropies over the logits."""
+    part = tuple(dataclasses.replace(s, rows=-(-s.rows // model.chunks)) for s in sequences)
+    embedding = kept = largest = working = 0
+    for tower, mine in towers_of(model, part):
+        embedding += sum(_embedding(tower, s, value) for s in mine)
+        blocks = [_block(tower, layer, mine, tensor, value) for layer in range(tower.depth)]
+        inputs = sum(s.tokens for s in mine) * tower.width * value
+        if model.activation_checkpointing == "block":
+            kept += sum(inputs + _decisions(tower, layer, mine) for layer in range(tower.depth))
+            largest = max(largest, *(block - inputs for block in blocks))
+        else:
+            kept += sum(blocks)
+        working = max(working, 2 * sum(s.tokens for s in mine) * tower.ffn // tensor * value)
+    head, logits = _head(model, sequences, value, losses)
+    if model.chunks > 1:  # a part is computed again as a whole: all of it is one recomputed piece
+        return Activations(encoder=0, head=head, block=embedding + kept + largest, working=max(working, 2 * logits))
+    return Activations(encoder=embedding + kept, head=head, block=largest, working=max(working, 2 * logits))
+
+
+def exchange_buffers(model: ModelConfig, sequences: tuple[Passed, ...], layout: Layout, value: int) -> int:
+    """What the largest exchange of a pass holds for a moment beyond `activations_of`, in bytes: the experts' sums for all
+    peers twice (weights and biases are joined); or rows before and after they are sorted."""
+    largest = 0
+    for tower, mine in towers_of(model, sequences):
+        if not any(tower.experts.is_sparse(layer, tower.depth) for layer in range(tower.depth)):
+            continue
+        for linear in (linear for pair in sparse_linears(tower, layout.tensor) for linear in pair):
+            if tower.experts.decides_per_token:
+                tokens = -(-sum(s.tokens for s in mine) // model.chunks)
+                working = tokens * tower.ffn // layout.tensor  # is there at another moment
+                rows = sent_copies(tower, tokens) * max(linear.local_inputs, linear.local_outputs)
+                numbers = 2 * max(0, rows - working)
+            else:
+                sums = 2 * layout.expert - (layout.expert == 1)  # on one rank the one is kept as the merged weights
+                numbers = sums * MAX_GROUPS * linear.numbers
+            largest = max(largest, numbers * value)
+    return largest
+
+
+def _embedding(model: ModelConfig, s: Passed, value: int) -> int:
+    """The shared LayerNorm's input, patches, ids and positions, and the mask of the sequence."""
+    norm = s.tokens * (model.width * value + NORM)
+    patches = s.rows * s.visual * (model.patch_values * value + INDEX)
+    ids = (s.tokens - s.rows * s.visual) * INDEX
+    return norm + patches + ids + (s.rows * s.length**2 if s.masked else 0)
+
+
+def _block(model: ModelConfig, layer: int, sequences: tuple[Passed, ...], tensor: int, value: int) -> int:
+    """All that a block keeps, its input included."""
+    n = sum(s.tokens for s in sequences)
+    width, ffn, experts = model.width, model.ffn, model.experts
+    sparse = experts.is_sparse(layer, model.depth)
+    sent = sparse and experts.decides_per_token
+    norms = 2 * n * (width * value + NORM)
+    scaled = 2 * n * width * value if model.layer_scale else 0
+    prompts = model.prompts.length if model.prompts else 0
+    joined = n + prompts * sum(s.rows for s in sequences)
+    # Queries, keys and values in one, the output, the sums of the softmax; a mask becomes numbers for the kernel.
+    heads = (joined * 3 * width + n * width) // tensor * value + n * model.heads // tensor * FP32
+    heads += sum(s.rows * s.length * (s.length + prompts) * value for s in sequences if s.masked)
+    # A dense linear keeps its input; attention's output is kept already, GELU keeps its own input besides.
+    attention = joined * width * value
+    feed_forward = n * (width + 2 * ffn // tensor) * value
+    if sent and experts.unit == "linear":
+        attention = _sent_pair(model, n, attention_linears(model, tensor), value)
+    if sent and experts.unit == "mlp":
+        feed_forward = sent_copies(model, n) * (4 * width + 2 * ffn // tensor) * value + _sent(model, n)
+    elif sent:
+        feed_forward = n * ffn // tensor * value + _sent_pair(model, n, ffn_linears(model, tensor), value)
+    merged = 0
+    if sparse and not experts.decides_per_token:
+        merged = MAX_GROUPS * sum(linear.numbers for pair in sparse_linears(model, tensor) for linear in pair) * value
+    return norms + scaled + heads + attention + feed_forward + merged
+
+
+def _sent_pair(model: ModelConfig, tokens: int, pair: tuple[Linear, ...], value: int) -> int:
+    """A decision and its two linears: rows as they arrive; results where they were made, where they came back, and weighted
+    (index_copy and index_add keep their sources)."""
+    copies = sent_copies(model, tokens)
+    return sum(copies * (x.local_inputs + 3 * x.local_outputs) * value for x in pair) + _sent(model, tokens)
+
+
+def _sent(model: ModelConfig, tokens: int) -> int:
+    """What router and dispatch keep of one decision: the gate's input, probabilities, ranks, places."""
+    experts = model.experts
+    features = model.width * (2 if experts.router == "context" else 1)
+    probabilities = experts.num_experts * (INDEX + FP32 * (1 + 2 * len(experts.auxiliary.names)))
+    return tokens * (features * FP32 + probabilities + experts.top_k * 4 * INDEX)
+
+
+def _decisions(model: ModelConfig, layer: int, sequences: tuple[Passed, ...]) -> int:
+    """What model/encoder.py keeps of a recomputed block: the results of sorting (values and places)."""
+    if not model.experts.is_sparse(layer, model.depth) or not model.experts.decides_per_token:
+        return 0
+    tokens = sum(s.tokens for s in sequences)
+    places = sent_copies(model, tokens) * 4 * INDEX
+    if model.experts.capacity_factor:
+        places += tokens * (INDEX + FP32) + tokens * model.experts.top_k * (2 * INDEX + 1)
+    return (tokens * model.experts.num_experts * (INDEX + FP32) + places) * len(sparse_linears(model, 1))
+
+
+def _head(model: ModelConfig, sequences: tuple[Passed, ...], value: int, losses: int) -> tuple[int, int]:
+    """-> (kept from the read-outs on, one matrix of logits)."""
+    inputs, candidates = sequences
+    logits = inputs.reads * candidates.reads * FP32
+    reads = inputs.reads + candidates.reads
+    width, space = model.width, model.space_width
+    # LayerNorm's and the projection's inputs; features, and normalised; scaled in the inputs' case.
+    features = reads * (2 * width * value + NORM + 2 * space * FP32) + inputs.reads * space * FP32
+    return features + losses * logits, logits

@@ -1,0 +1,93 @@
+"""What goes through the model in a micro-batch of each task: lengths and counts, no data."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from config import RunConfig
+from data.shards import DatasetError
+from data.stream import read_vocabulary
+from data.tokenizer import VocabularyFileError
+from describe import FULL_VOCABULARY, compared_candidates, task_cost
+from model.config import ModelConfig
+
+WORDS = ("masked_text", "captioning")
+"""Kinds of tasks whose candidates are words, all equally long."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Passed:
+    """Sequences that go through an encoder: rows of equal length. visual: patches of a row. reads: read-outs of all rows.
+    masked: not everyone sees everyone, or texts of several lengths."""
+
+    rows: int
+    length: int
+    visual: int
+    reads: int
+    masked: bool
+
+    @property
+    def tokens(self) -> int:
+        return self.rows * self.length
+
+    @property
+    def is_text(self) -> bool:
+        return not self.visual
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskLoad:
+    """One task's micro-batch: its share of the micro-batches, inputs and candidates, cross entropies over the logits."""
+
+    name: str
+    share: float
+    sequences: tuple[Passed, Passed]
+    losses: int
+    counted: bool
+
+    @property
+    def tokens(self) -> int:
+        return sum(s.tokens for s in self.sequences)
+
+
+def task_loads(run: RunConfig, vocabulary_size: int) -> tuple[TaskLoad, ...]:
+    loads = []
+    weights = sum(task.sampling_weight for task in run.data.tasks)
+    for task in run.data.tasks:
+        cost = task_cost(task, run.model, vocabulary_size, run.data.word_end)
+        number = compared_candidates(task, cost, run.data.vocabulary_sample)
+        rows = task.batch_size
+        texts = cost.tokens > 1 + cost.visual_tokens
+        inputs = Passed(rows, cost.tokens, cost.visual_tokens, rows * cost.reads, masked=texts)
+        length = cost.candidates[1] if cost.candidates else 0
+        candidates = Passed(number, length, 0, number, masked=task.kind not in WORDS)
+        losses = 1 + (task.kind == "retrieval") + bool(task.mix.mixup or task.mix.cutmix)
+        share = task.sampling_weight / weights
+        loads.append(TaskLoad(task.name, share, (inputs, candidates), losses, cost.candidates is not None))
+    return tuple(loads)
+
+
+def vocabulary_size_of(run: RunConfig) -> tuple[int, str]:
+    """-> (rows of the token table before padding, what is to be said about it)."""
+    if run.data.vocabulary == "full":
+        return FULL_VOCABULARY, ""
+    try:
+        return read_vocabulary(run.data).size, ""
+    except (DatasetError, VocabularyFileError):
+        return FULL_VOCABULARY, "vocabulary: the whole one, as the data sets that restrict it are not there"
+
+
+def towers_of(model: ModelConfig, sequences: tuple[Passed, ...]) -> list[tuple[ModelConfig, tuple[Passed, ...]]]:
+    """Which sequences go through which tower."""
+    text = model.text_tower_config()
+    if text is None:
+        return [(model, sequences)]
+    return [(model, tuple(s for s in sequences if not s.is_text)), (text, tuple(s for s in sequences if s.is_text))]
+
+
+def sent_copies(model: ModelConfig, tokens: int) -> int:
+    """(token, choice) pairs of one decision, at most what the slots take."""
+    experts = model.experts
+    pairs = tokens * experts.top_k
+    return min(pairs, math.ceil(pairs * experts.capacity_factor)) if experts.capacity_factor else pairs

@@ -1,0 +1,153 @@
+"""Bytes that one rank sends in a step, by collective.
+
+    once a step:      gradients (dense over data ranks, experts over the ranks that hold the same), ZeRO's weights
+    each micro-batch: tensor ranks' all-reduces, and the expert exchange: weights (merge) or tokens (dispatch)
+
+Single numbers (norms, overflow flags) and the guards' checks are left out. Legend: S expert ranks, G condition groups,
+E experts, T tokens of a pass, K choices.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from model.config import ModelConfig
+from model.moe.layer import MAX_GROUPS
+from plan_memory import FP32, INDEX, Layout, Parameters, Precision, sparse_linears
+from plan_tasks import Passed, sent_copies, towers_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """handed: bytes that a rank hands to the collective in a step. what: whose they are. ranks: size of the group."""
+
+    what: str
+    kind: str
+    ranks: int
+    handed: int
+
+    @property
+    def sent(self) -> int:
+        """Bytes that leave the rank: a ring for reductions and gathers, balanced counts for all-to-alls."""
+        others = self.ranks - 1
+        if self.kind == "all-gather":
+            return self.handed * others
+        return self.handed * others * (2 if self.kind == "all-reduce" else 1) // self.ranks
+
+
+def sent_in_all(collectives: tuple[Collective, ...]) -> int:
+    return sum(collective.sent for collective in collectives)
+
+
+def gradient_traffic(parameters: Parameters, layout: Layout, precision: Precision) -> tuple[Collective, ...]:
+    """Once a step. DeepSpeed all-reduces its buckets under stages 1 and 2 alike and lets each rank keep its part."""
+    found = []
+    for what, is_expert, ranks in (("dense", False, layout.data), ("experts", True, layout.expert_data)):
+        groups = [group for group in parameters.groups if group.is_expert == is_expert]
+        tuned = sum(group.numbers.total - group.numbers.padding for group in groups)
+        if tuned:
+            found.append(Collective(f"gradients, {what}", "all-reduce", ranks, tuned * precision.value))
+        if tuned and precision.stage:
+            own = sum(group.partition.total for group in groups)
+            found.append(Collective(f"updated weights, {what}", "all-gather", ranks, own * precision.value))
+    return tuple(found)
+
+
+def forwards_of(model: ModelConfig) -> int:
+    """Forward passes of a block for one micro-batch: recomputation repeats its collectives."""
+    return 1 + (model.activation_checkpointing == "block") + (model.chunks > 1)
+
+
+def tensor_traffic(model: ModelConfig, sequences: tuple[Passed, ...], layout: Layout, value: int) -> int:
+    """Bytes that one micro-batch hands to all-reduces: two results a block forward, two gradients of inputs backward; looked-up
+    words; gradients of the gates' weights."""
+    if layout.tensor == 1:
+        return 0
+    total = 0
+    for tower, mine in towers_of(model, sequences):
+        tokens = sum(s.tokens for s in mine)
+        total += sum(s.tokens - s.rows * s.visual for s in mine) * tower.width * value * (1 + (model.chunks > 1))
+        for layer in range(tower.depth):
+            sent = tower.experts.is_sparse(layer, tower.depth) and tower.experts.decides_per_token
+            copies = sent_copies(tower, tokens)
+            rows = {"attention": tokens, "ffn": copies if sent else tokens}
+            if sent and tower.experts.unit == "linear":
+                rows["attention"] = copies
+            total += sum(rows.values()) * tower.width * value * (1 + forwards_of(model))
+            if not (sent or model.layer_scale or model.drop_path) and model.activation_checkpointing == "block":
+                # Recomputation ends with the last tensor that is kept, the input of the last sequence's last linear.
+                total -= mine[-1].tokens * tower.width * value if mine else 0
+            if tower.experts.is_sparse(layer, tower.depth):
+                total += _gate_gradients(tower, tokens, layout)
+    return total
+
+
+def _gate_gradients(model: ModelConfig, tokens: int, layout: Layout) -> int:
+    """Every tensor rank sees a part of the matrices, so the gradients of the weights that gates give are partial sums."""
+    pairs = sparse_linears(model, layout.tensor)
+    if model.experts.decides_per_token:
+        return 0 if model.experts.unit == "mlp" else len(pairs) * tokens * model.experts.top_k * FP32
+    if model.experts.router == "task_specific":
+        return 0
+    return sum(len(pair) for pair in pairs) * MAX_GROUPS * model.experts.num_experts * FP32
+
+
+def merge_traffic(model: ModelConfig, layout: Layout, value: int) -> tuple[Collective, ...]:
+    """One micro-batch, whatever its tokens: merged weights forward, their gradients backward, decisions."""
+    ranks = layout.expert
+    merged = decisions = 0
+    for tower in _towers(model):
+        sparse = sum(tower.experts.is_sparse(layer, tower.depth) for layer in range(tower.depth))
+        pairs = sparse_linears(tower, layout.tensor)
+        merged += sparse * MAX_GROUPS * sum(linear.numbers for pair in pairs for linear in pair) * value
+        decisions += sparse * len(pairs) * MAX_GROUPS * model.experts.num_experts * FP32
+    forwards = forwards_of(model)
+    merged, decisions = merged * model.chunks, decisions * model.chunks
+    return (
+        Collective("merged weights", "reduce-scatter", ranks, ranks * merged * forwards),
+        Collective("merged weights' gradients", "all-gather", ranks, merged),
+        Collective("decisions", "all-gather", ranks, decisions * forwards),
+        Collective("decisions' gradients", "reduce-scatter", ranks, ranks * decisions),
+    )
+
+
+def dispatch_traffic(
+    model: ModelConfig, sequences: tuple[Passed, ...], layout: Layout, value: int
+) -> tuple[Collective, ...]:
+    """One micro-batch: rows to their experts and back for each linear (once for whole networks), the same backward."""
+    rows = counts = 0
+    for tower, mine in towers_of(model, sequences):
+        copies = sent_copies(tower, sum(s.tokens for s in mine))
+        sparse = sum(tower.experts.is_sparse(layer, tower.depth) for layer in range(tower.depth))
+        pairs = sparse_linears(tower, layout.tensor)
+        if tower.experts.unit == "mlp":
+            numbers = 2 * tower.width
+        else:
+            numbers = sum(linear.local_inputs + linear.local_outputs for pair in pairs for linear in pair)
+        rows += sparse * copies * numbers * value
+        counts += sparse * len(pairs) * tower.experts.num_experts * INDEX * model.chunks
+    forwards = forwards_of(model)
+    return (
+        Collective("rows", "all-to-all", layout.expert, rows * forwards),
+        Collective("rows' gradients", "all-to-all", layout.expert, rows),
+        Collective("counts", "all-to-all", layout.expert, counts * forwards),
+    )
+
+
+def crossover_tokens(model: ModelConfig, layout: Layout, value: int) -> int:
+    """Tokens of a rank's pass (inputs and candidates) above which merging sends fewer bytes than dispatching; 0 where
+    nothing is exchanged, or where experts are whole networks and cannot be merged. For one tower."""
+    if layout.expert == 1 or model.experts.unit == "mlp" or not model.num_decisions:
+        return 0
+
+    def dispatched(tokens: int) -> int:
+        return sent_in_all(dispatch_traffic(model, (Passed(1, tokens, 1, 1, False),), layout, value))
+
+    many = 1 << 20
+    fixed = dispatched(0)
+    return round((sent_in_all(merge_traffic(model, layout, value)) - fixed) * many / (dispatched(many) - fixed))
+
+
+def _towers(model: ModelConfig) -> tuple[ModelConfig, ...]:
+    text = model.text_tower_config()
+    return (model,) if text is None else (model, text)
