@@ -33,7 +33,15 @@ from parallel.engine import Engine
 from parallel.failures import RankGuard
 from parallel.guards import check_batch, check_replicas
 from parallel.kernels import load_kernels
-from parallel.mesh import create_mesh, destroy_mesh, launched_rank, launched_world_size
+from parallel.mesh import (
+    accept_slurm,
+    create_mesh,
+    destroy_mesh,
+    is_first_on_machine,
+    launched_rank,
+    launched_world_size,
+)
+from parallel.preflight import StaleLockError, check_build_lock
 from parallel.stop_signal import StopSignal
 from run_folder import check_same_run, write_run_files
 
@@ -46,6 +54,7 @@ USER_ERRORS = (
     CheckpointError,
     TuningError,
     ModuleNotFoundError,
+    StaleLockError,
 )
 
 
@@ -70,6 +79,7 @@ def train(run: RunConfig, guard: RankGuard) -> int:
     vocabulary = read_vocabulary(run.data)
     sources = open_sources(run.data, vocabulary, Pixels(run.model.image_size, run.model.patch), run.seed)
     check_same_run(run, vocabulary)
+    check_build_lock()
     if run.threads:
         torch.set_num_threads(run.threads)
     stop = StopSignal()
@@ -164,6 +174,7 @@ def train(run: RunConfig, guard: RankGuard) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
+    accept_slurm()
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     try:
         run = load_config(arguments.config, arguments.overrides)
@@ -173,7 +184,7 @@ def main(argv: list[str] | None = None) -> int:
         with RankGuard(USER_ERRORS) as guard:
             return train(run, guard)
     except USER_ERRORS as error:
-        if launched_rank() == 0:
+        if is_first_on_machine():
             print(f"error: {error}", file=sys.stderr)
         return configuration.EXIT_CONFIG
 

@@ -1,4 +1,4 @@
-"""train.py with one rank that goes wrong: `SABOTAGE=raise:1:2` has rank 1 raise in the optimizer step of step 2.
+"""train.py with one rank that goes wrong: `SABOTAGE=raise:1:2` has rank 1 raise in its second backward pass.
 
 `kill` ends it by SIGKILL there, `sleep` holds it up for SLEEP_S, `catch` sends it SIGTERM and goes on.
 """
@@ -10,8 +10,10 @@ import signal
 import sys
 import time
 
+from torch import Tensor
+
 import train
-from parallel.engine import Engine, StepInfo
+from parallel.engine import Engine
 from parallel.mesh import launched_rank
 
 SLEEP_S = 9.0
@@ -21,14 +23,14 @@ class SabotageError(RuntimeError):
     pass
 
 
-def sabotage(deed: str, rank: int, step: int) -> None:
-    original = Engine.step
+def sabotage(deed: str, rank: int, call: int) -> None:
+    original = Engine.backward
     calls = 0
 
-    def step_or_not(self: Engine, lr: float) -> StepInfo:
+    def backward(self: Engine, loss: Tensor) -> None:
         nonlocal calls
         calls += 1
-        if launched_rank() == rank and calls == step:
+        if launched_rank() == rank and calls == call:
             match deed:
                 case "raise":
                     raise SabotageError("on purpose")
@@ -38,12 +40,12 @@ def sabotage(deed: str, rank: int, step: int) -> None:
                     time.sleep(SLEEP_S)
                 case "catch":
                     os.kill(os.getpid(), signal.SIGTERM)
-        return original(self, lr)
+        original(self, loss)
 
-    Engine.step = step_or_not  # type: ignore[method-assign]
+    Engine.backward = backward  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":
-    deed, rank, step = os.environ["SABOTAGE"].split(":")
-    sabotage(deed, int(rank), int(step))
+    deed, rank, call = os.environ["SABOTAGE"].split(":")
+    sabotage(deed, int(rank), int(call))
     sys.exit(train.main())
