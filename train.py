@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import signal
 import sys
 import time
 from pathlib import Path
@@ -31,9 +30,19 @@ from model.objective import Objective
 from model.tuning import TuningError, freeze, tune_prompts
 from parallel.checkpoint import CheckpointError, find_checkpoint, load_weights, newest, restore, save
 from parallel.engine import Engine
+from parallel.failures import RankGuard
 from parallel.guards import check_batch, check_replicas
 from parallel.kernels import load_kernels
-from parallel.mesh import create_mesh, destroy_mesh, launched_rank, launched_world_size
+from parallel.mesh import (
+    accept_slurm,
+    create_mesh,
+    destroy_mesh,
+    is_first_on_machine,
+    launched_rank,
+    launched_world_size,
+)
+from parallel.preflight import StaleLockError, check_build_lock
+from parallel.stop_signal import StopSignal
 from plan import plan, render
 from run_folder import check_same_run, write_run_files
 
@@ -46,6 +55,7 @@ USER_ERRORS = (
     CheckpointError,
     TuningError,
     ModuleNotFoundError,
+    StaleLockError,
 )
 
 
@@ -67,7 +77,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def train(run: RunConfig) -> int:
+def train(run: RunConfig, guard: RankGuard) -> int:
     """Returns the exit code."""
     configuration.check_layout(run, launched_world_size())
     deepspeed_config = configuration.deepspeed_config(run)
@@ -75,11 +85,13 @@ def train(run: RunConfig) -> int:
     vocabulary = read_vocabulary(run.data)
     sources = open_sources(run.data, vocabulary, Pixels(run.model.image_size, run.model.patch), run.seed)
     check_same_run(run, vocabulary)
+    check_build_lock()
     if run.threads:
         torch.set_num_threads(run.threads)
     stop = StopSignal()
 
     mesh = create_mesh(run.parallel.tensor, run.parallel.expert, run.parallel.timeout_s)
+    watchdog = guard.start(run.folder, run.parallel.stall_s)
     objective = Objective(run.model, vocabulary.size, mesh, kernels)
     initialise(objective, run.seed)
     checkpoint, problems = newest(run.folder / "checkpoints")
@@ -124,15 +136,20 @@ def train(run: RunConfig) -> int:
         checking = run.check_every > 0 and step % run.check_every == 0
         with engine.accumulation():
             for _ in range(micro_batches):
+                watchdog.phase("data", step + 1)
                 before = time.perf_counter()
                 micro = next(stream)
                 waited = time.perf_counter() - before
                 ledger.add(micro.num_samples, micro.faults)
                 if checking:
                     check_batch([("labels", micro.batch.labels_Q), ("read-outs", micro.batch.read_Q2)], mesh)
+                watchdog.phase("forward")
                 losses = engine(micro.batch.to(mesh.device), derive(run.seed, "noise", step, micro.slot.slot))
+                watchdog.phase("backward")
                 engine.backward(losses.total / micro_batches)
                 meter.add(micro, losses, waited)
+            watchdog.phase("reduce")
+        watchdog.phase("step")
         info = engine.step(run.optimizer.learning_rate(step, run.steps))
         meter.end_step(info)
         if checking:
@@ -145,12 +162,15 @@ def train(run: RunConfig) -> int:
             raise FloatingPointError(
                 f"step {step}: gradients were not finite for {skipped_in_a_row} steps in a row; lower optimizer.lr or look at the data"
             )
+        watchdog.phase("report")
         stopping = any_rank(stop.requested, mesh)
         if step % run.log_every == 0 or step == run.steps or stopping:
             sinks.write(meter.record(step, run.steps))
         if step % run.save_every == 0 or step == run.steps or stopping:
+            watchdog.phase("save")
             state = {"consumed": consumed, "optimizer_step": engine.optimizer_step}
             save(run.folder / "checkpoints", step, engine.fragments(), state, run.keep_checkpoints)
+    watchdog.phase("end")
     sinks.close()
     if mesh.is_first:
         print(f"{'stopped' if stopping else 'finished'} at step {step}; results in {run.folder}", flush=True)
@@ -158,23 +178,9 @@ def train(run: RunConfig) -> int:
     return EXIT_STOPPED if stopping and step < run.steps else 0
 
 
-class StopSignal:
-    """SIGTERM or SIGINT asks for a save at the end of the step; a second one ends at once."""
-
-    def __init__(self) -> None:
-        self.requested = False
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._on_signal)
-
-    def _on_signal(self, number: int, frame: object) -> None:
-        if self.requested:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-        self.requested = True
-
-
 def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
+    accept_slurm()
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     try:
         run = load_config(arguments.config, arguments.overrides)
@@ -185,9 +191,10 @@ def main(argv: list[str] | None = None) -> int:
             world = launched_world_size() if arguments.world is None else arguments.world
             print(render(plan(run, world, arguments.device_memory)))
             return 0
-        return train(run)
+        with RankGuard(USER_ERRORS) as guard:
+            return train(run, guard)
     except USER_ERRORS as error:
-        if launched_rank() == 0:
+        if is_first_on_machine():
             print(f"error: {error}", file=sys.stderr)
         return configuration.EXIT_CONFIG
 

@@ -11,6 +11,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import multiprocessing
+import os
+import threading
 from collections.abc import Iterator
 
 import torch
@@ -130,9 +133,23 @@ def training_stream(
         prefetch_factor=4 if workers else None,
         multiprocessing_context="forkserver" if workers else None,
         pin_memory=False,
+        worker_init_fn=_end_with_the_trainer if workers else None,
     )
     for micro in loader:
         yield dataclasses.replace(micro, batch=_pinned(micro.batch)) if pin_memory else micro
+
+
+def _end_with_the_trainer(worker: int) -> None:
+    """In a worker process: end when the training process is gone, however it ended. torch's own watch looks at the parent,
+    which is the fork server here, and that lives as long as its children do."""
+    trainer = multiprocessing.parent_process()
+    assert trainer is not None
+
+    def watch() -> None:
+        trainer.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, name="trainer watch", daemon=True).start()
 
 
 class _Stream(IterableDataset):

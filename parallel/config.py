@@ -15,16 +15,23 @@ class ParallelConfig:
     expert    degree of expert parallelism (DeepSpeed-MoE)
     engine    DeepSpeed settings: ZeRO stage, precision, buckets
     timeout_s a collective that waits longer fails
+    stall_s   a rank whose phase of a step lasts longer reports where all ranks are, once; 0 = never
     """
 
     tensor: int = 1
     expert: int = 1
     engine: str = "ds_configs/zero1.json"
     timeout_s: float = 1800.0
+    stall_s: float = 600.0
 
     def __post_init__(self) -> None:
         if self.tensor < 1 or self.expert < 1:
             raise ValueError(f"tensor={self.tensor} and expert={self.expert}: must be at least 1")
+        if not 0 <= self.stall_s < self.timeout_s:
+            raise ValueError(
+                f"stall_s={self.stall_s:g} and timeout_s={self.timeout_s:g}: the report must come before a collective "
+                "gives up, so stall_s must be below timeout_s; 0 = no report"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import os
+import re
 import warnings
 from typing import Any
 
@@ -97,6 +98,36 @@ def launched_world_size() -> int:
 
 def launched_rank() -> int:
     return int(os.environ.get("RANK", "0"))
+
+
+def is_first_on_machine() -> bool:
+    """Errors that may differ from machine to machine, such as missing data, are told once on each."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def accept_slurm() -> None:
+    """Where srun itself started the ranks, give its variables the names that torch reads.
+
+    A batch script has SLURM_PROCID too; the step's number tells a task of srun from it. The port follows from job and step, so
+    that jobs which share a machine do not meet.
+    """
+    slurm = os.environ
+    if "RANK" in slurm or not {"SLURM_PROCID", "SLURM_NTASKS", "SLURM_STEP_ID"} <= slurm.keys():
+        return
+    slurm["RANK"] = slurm["SLURM_PROCID"]
+    slurm["WORLD_SIZE"] = slurm.get("SLURM_STEP_NUM_TASKS", slurm["SLURM_NTASKS"])
+    slurm["LOCAL_RANK"] = slurm.get("SLURM_LOCALID", "0")
+    nodes = slurm.get("SLURM_STEP_NODELIST") or slurm.get("SLURM_NODELIST") or slurm.get("SLURM_JOB_NODELIST")
+    # Rank 0 is on the first machine of the list. The one that srun was called on may be a login machine.
+    address = first_node(nodes) if nodes else slurm.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1")
+    slurm.setdefault("MASTER_ADDR", address)
+    key = 31 * int(slurm.get("SLURM_JOB_ID", "0")) + int(slurm["SLURM_STEP_ID"])
+    slurm.setdefault("MASTER_PORT", str(15_000 + key % 15_000))
+
+
+def first_node(nodes: str) -> str:
+    """gpu[07-09,12],login1 -> gpu07."""
+    return re.sub(r"\[(\w+)[^]]*\]", r"\1", re.split(r",(?![^[]*\])", nodes)[0])
 
 
 def create_mesh(tensor: int = 1, expert: int = 1, timeout_s: float = 1800.0) -> Mesh:
