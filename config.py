@@ -184,7 +184,6 @@ def deepspeed_config(config: RunConfig) -> dict[str, Any]:
         **engine,
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
-        "gradient_clipping": config.optimizer.clip,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,  # torch's AdamW runs on the CPU too and needs no build
         "steps_per_print": 1 << 30,

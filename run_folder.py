@@ -14,7 +14,9 @@ from config import ConfigError, RunConfig
 from config_file import dump_config, load_config
 from data.tokenizer import Tokenizer
 from data.vocabulary import Vocabulary
-from parallel.checkpoint import write_atomically
+from model.convert import load_converted
+from model.objective import Objective
+from parallel.checkpoint import find_checkpoint, load_weights, write_atomically
 
 CONFIG, VOCABULARY = "config.yaml", "vocabulary.json"
 IDENTITY = ("seed", "slots", "model", "data")
@@ -64,3 +66,11 @@ def _difference(old: Any, new: Any, key: str) -> str | None:
     else:
         return None if old == new else f"{key} ({old!r}, now {new!r})"
     return next((found for a, b, name in pairs if (found := _difference(a, b, name))), None)
+
+
+def load_initial_weights(run: RunConfig, objective: Objective) -> None:
+    """The weights that `init` names: a converted file, or a run folder's newest checkpoint."""
+    if run.init.endswith(".safetensors"):
+        load_converted(objective, Path(run.init))
+    else:
+        load_weights(find_checkpoint(Path(run.init) / "checkpoints"), objective, run.init_only)

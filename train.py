@@ -10,7 +10,6 @@ import argparse
 import logging
 import sys
 import time
-from pathlib import Path
 
 import torch
 
@@ -23,12 +22,12 @@ from data.tasks.base import Pixels
 from data.tokenizer import VocabularyFileError
 from describe import describe
 from metrics import FaultLedger, Meter, Sinks, any_rank
-from model.convert import ConversionError, load_converted
+from model.convert import ConversionError
 from model.initialise import initialise
 from model.noise import derive
 from model.objective import Objective
 from model.tuning import TuningError, freeze, tune_prompts
-from parallel.checkpoint import CheckpointError, find_checkpoint, load_weights, newest, restore, save
+from parallel.checkpoint import CheckpointError, newest, restore, save
 from parallel.engine import Engine
 from parallel.failures import RankGuard
 from parallel.guards import check_batch, check_replicas
@@ -44,7 +43,7 @@ from parallel.mesh import (
 from parallel.preflight import StaleLockError, check_build_lock
 from parallel.stop_signal import StopSignal
 from plan import plan, render
-from run_folder import check_same_run, write_run_files
+from run_folder import check_same_run, load_initial_weights, write_run_files
 
 EXIT_STOPPED = 85
 USER_ERRORS = (
@@ -96,10 +95,7 @@ def train(run: RunConfig, guard: RankGuard) -> int:
     initialise(objective, run.seed)
     checkpoint, problems = newest(run.folder / "checkpoints")
     if run.init and checkpoint is None:
-        if run.init.endswith(".safetensors"):
-            load_converted(objective, Path(run.init))
-        else:
-            load_weights(find_checkpoint(Path(run.init) / "checkpoints"), objective, run.init_only)
+        load_initial_weights(run, objective)
     if run.optimizer.tune == "prompts":
         tune_prompts(objective)
     freeze(objective, run.optimizer.frozen)

@@ -50,11 +50,11 @@ class Engine:
             parameter_groups(module, config.weight_decay, mesh), lr=config.lr, betas=config.betas, eps=config.eps
         )
         # Clipping is ours (parallel/norms.py): one rule for all stages, layouts and precisions.
-        self._clip = deepspeed_config["gradient_clipping"]
+        self._clip = config.clip
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=_with_expert_marker(module, mesh),
             optimizer=optimizer,
-            config={**deepspeed_config, "gradient_clipping": 0.0},
+            config=deepspeed_config,
             mpu=MegatronUnit(),
             dist_init_required=False,
         )

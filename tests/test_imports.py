@@ -8,9 +8,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("data", "model", "parallel", "evaluation", "benchmarks")
+PACKAGES = ("data", "model", "parallel", "evaluation", "benchmarks", "plan")
 ENTRIES = ("train", "evaluate", "config", "config_file", "describe", "metrics", "run_folder")
-ENTRIES += ("plan", "plan_activations", "plan_memory", "plan_tasks", "plan_traffic")
 ALLOWED = {
     "data": {"data"},
     "parallel": {"parallel"},

@@ -18,11 +18,11 @@ from data.batch import Modality, Segment, Sequences, TaskBatch, Visibility
 from data.config import DataConfig, TaskConfig
 from model.config import ModelConfig
 from parallel.config import OptimizerConfig
-from plan import plan, render
-from plan_activations import activations_of, exchange_buffers
-from plan_memory import Group, Layout, Parameters, Precision, Split, optimizer_of, parameters_of, precision_of
-from plan_tasks import Passed, sent_copies
-from plan_traffic import (
+from plan.activations import activations_of, exchange_buffers
+from plan.memory import Group, Layout, Parameters, Precision, Split, optimizer_of, parameters_of, precision_of
+from plan.report import plan, render
+from plan.tasks import Passed, sent_copies
+from plan.traffic import (
     Collective,
     crossover_tokens,
     dispatch_traffic,
@@ -188,7 +188,7 @@ def hold(rank: int, router: str, expert: int, tensor: int, stage: int) -> dict[s
             gradients = stored(p.grad for p in objective.parameters() if p.grad is not None)
         reduced = stored(p.grad for p in objective.parameters() if p.grad is not None)
         engine.step(1e-3)
-    zero = engine._zero
+    zero = engine._optimizer
     state = [t for s in zero.optimizer.state.values() for t in s.values() if t.dim()]
     return {
         "weights": stored(objective.parameters()),
@@ -307,7 +307,7 @@ def test_planned_activations_are_what_a_pass_keeps(size, path, kind, recompute):
     shape: dict[str, Any] = LARGER if size == "larger" else {}
     model = tiny(router, experts, activation_checkpointing=recompute, layer_scale=0.1, drop_path=0.1, **shape)
     batch = KINDS[kind](*((24, 4, 12) if size == "larger" else (6, 2, 6)))
-    planned = activations_of(model, passed(batch), 1, 4, losses=1 + batch.symmetric)
+    planned = activations_of(model, passed(batch), 1, 1, 4, losses=1 + batch.symmetric)
     kept, most = kept_by(model, batch)
     assert planned.kept == pytest.approx(kept, rel=0.1)
     buffers = exchange_buffers(model, passed(batch), Layout(1, 1, 1), 4)

@@ -75,7 +75,6 @@ def run_job(rank: int, job: Job) -> dict[str, Any]:
         _force(objective, job.forced_expert)
     engine_config = json.loads((ROOT / f"ds_configs/{job.engine}.json").read_text()) | {
         "train_micro_batch_size_per_gpu": 1,
-        "gradient_clipping": job.clip,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 1 << 30,

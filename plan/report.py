@@ -1,7 +1,7 @@
 """`train.py --config X --plan --world 64`: what a rank holds and sends, what does not fit, and what would help.
 
-Nothing is allocated and no rank is asked: plan_memory.py counts parameters, plan_activations.py what autograd keeps,
-plan_traffic.py what collectives carry. Sizes are bytes; a pass is one micro-batch, inputs and candidates together.
+Nothing is allocated and no rank is asked: plan/memory.py counts parameters, plan/activations.py what autograd keeps,
+plan/traffic.py what collectives carry. Sizes are bytes; a pass is one micro-batch, inputs and candidates together.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from config import ConfigError, RunConfig, check_layout, deepspeed_config
-from plan_activations import Activations, activations_of, exchange_buffers
-from plan_memory import Layout, Precision, Split, optimizer_of, parameters_of, precision_of, reduction_of
-from plan_tasks import TaskLoad, task_loads, vocabulary_size_of
-from plan_traffic import (
+from plan.activations import Activations, activations_of, exchange_buffers
+from plan.memory import Layout, Precision, Split, optimizer_of, parameters_of, precision_of, reduction_of
+from plan.tasks import TaskLoad, task_loads, vocabulary_size_of
+from plan.traffic import (
     Collective,
     crossover_tokens,
     dispatch_traffic,
@@ -130,7 +130,7 @@ def memory_of(
     parameters = parameters_of(run, layout, vocabulary_size, padded=precision.stage > 0)
     peaks = [
         (
-            activations_of(run.model, task.sequences, layout.tensor, value, task.losses),
+            activations_of(run.model, task.sequences, layout.tensor, layout.expert, value, task.losses),
             exchange_buffers(run.model, task.sequences, layout, value),
             task.name,
         )

@@ -11,6 +11,7 @@ from data.stream import read_vocabulary
 from data.tokenizer import VocabularyFileError
 from describe import FULL_VOCABULARY, compared_candidates, task_cost
 from model.config import ModelConfig
+from model.moe.layer import MAX_GROUPS
 
 WORDS = ("masked_text", "captioning")
 """Kinds of tasks whose candidates are words, all equally long."""
@@ -34,6 +35,11 @@ class Passed:
     @property
     def is_text(self) -> bool:
         return not self.visual
+
+    @property
+    def groups(self) -> int:
+        """Condition groups: visual tokens, words."""
+        return (self.visual > 0) + (self.length > 1 + self.visual)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,3 +97,8 @@ def sent_copies(model: ModelConfig, tokens: int) -> int:
     experts = model.experts
     pairs = tokens * experts.top_k
     return min(pairs, math.ceil(pairs * experts.capacity_factor)) if experts.capacity_factor else pairs
+
+
+def groups_of(sequences: tuple[Passed, ...], expert: int) -> int:
+    """Condition groups of a pass that are merged for; padded to a fixed number where expert ranks exchange them."""
+    return MAX_GROUPS if expert > 1 else sum(s.groups for s in sequences)

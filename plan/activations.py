@@ -10,9 +10,8 @@ from __future__ import annotations
 import dataclasses
 
 from model.config import ModelConfig
-from model.moe.layer import MAX_GROUPS
-from plan_memory import FP32, INDEX, Layout, Linear, attention_linears, ffn_linears, sparse_linears
-from plan_tasks import Passed, sent_copies, towers_of
+from plan.memory import FP32, INDEX, Layout, Linear, attention_linears, ffn_linears, sparse_linears
+from plan.tasks import Passed, groups_of, sent_copies, towers_of
 
 NORM = 2 * FP32
 """Mean and deviation that LayerNorm keeps of a token."""
@@ -39,14 +38,14 @@ class Activations:
 
 
 def activations_of(
-    model: ModelConfig, sequences: tuple[Passed, ...], tensor: int, value: int, losses: int = 1
+    model: ModelConfig, sequences: tuple[Passed, ...], tensor: int, expert: int, value: int, losses: int = 1
 ) -> Activations:
     """sequences: inputs and candidates. losses: cross entropies over the logits."""
     part = tuple(dataclasses.replace(s, rows=-(-s.rows // model.chunks)) for s in sequences)
     embedding = kept = largest = working = 0
     for tower, mine in towers_of(model, part):
         embedding += sum(_embedding(tower, s, value) for s in mine)
-        blocks = [_block(tower, layer, mine, tensor, value) for layer in range(tower.depth)]
+        blocks = [_block(tower, layer, mine, tensor, expert, value) for layer in range(tower.depth)]
         inputs = sum(s.tokens for s in mine) * tower.width * value
         if model.activation_checkpointing == "block":
             kept += sum(inputs + _decisions(tower, layer, mine) for layer in range(tower.depth))
@@ -72,10 +71,10 @@ def exchange_buffers(model: ModelConfig, sequences: tuple[Passed, ...], layout: 
                 tokens = -(-sum(s.tokens for s in mine) // model.chunks)
                 working = tokens * tower.ffn // layout.tensor  # is there at another moment
                 rows = sent_copies(tower, tokens) * max(linear.local_inputs, linear.local_outputs)
-                numbers = 2 * max(0, rows - working)
+                numbers = max(0, rows - working)
             else:
                 sums = 2 * layout.expert - (layout.expert == 1)  # on one rank the one is kept as the merged weights
-                numbers = sums * MAX_GROUPS * linear.numbers
+                numbers = sums * groups_of(mine, layout.expert) * linear.numbers
             largest = max(largest, numbers * value)
     return largest
 
@@ -88,7 +87,7 @@ def _embedding(model: ModelConfig, s: Passed, value: int) -> int:
     return norm + patches + ids + (s.rows * s.length**2 if s.masked else 0)
 
 
-def _block(model: ModelConfig, layer: int, sequences: tuple[Passed, ...], tensor: int, value: int) -> int:
+def _block(model: ModelConfig, layer: int, sequences: tuple[Passed, ...], tensor: int, expert: int, value: int) -> int:
     """All that a block keeps, its input included."""
     n = sum(s.tokens for s in sequences)
     width, ffn, experts = model.width, model.ffn, model.experts
@@ -106,21 +105,24 @@ def _block(model: ModelConfig, layer: int, sequences: tuple[Passed, ...], tensor
     feed_forward = n * (width + 2 * ffn // tensor) * value
     if sent and experts.unit == "linear":
         attention = _sent_pair(model, n, attention_linears(model, tensor), value)
-    if sent and experts.unit == "mlp":
-        feed_forward = sent_copies(model, n) * (4 * width + 2 * ffn // tensor) * value + _sent(model, n)
+    if sent and (experts.unit == "mlp" or experts.top_k == 1):  # both linears where the token was sent to
+        feed_forward = sent_copies(model, n) * (width + 2 * ffn // tensor) * value + _sent(model, n)
     elif sent:
         feed_forward = n * ffn // tensor * value + _sent_pair(model, n, ffn_linears(model, tensor), value)
     merged = 0
     if sparse and not experts.decides_per_token:
-        merged = MAX_GROUPS * sum(linear.numbers for pair in sparse_linears(model, tensor) for linear in pair) * value
+        attention += n * width // tensor * value  # attention's output in the order of positions
+        merged = (
+            groups_of(sequences, expert)
+            * sum(linear.numbers for pair in sparse_linears(model, tensor) for linear in pair)
+            * value
+        )
     return norms + scaled + heads + attention + feed_forward + merged
 
 
 def _sent_pair(model: ModelConfig, tokens: int, pair: tuple[Linear, ...], value: int) -> int:
-    """A decision and its two linears: rows as they arrive; results where they were made, where they came back, and weighted
-    (index_copy and index_add keep their sources)."""
-    copies = sent_copies(model, tokens)
-    return sum(copies * (x.local_inputs + 3 * x.local_outputs) * value for x in pair) + _sent(model, tokens)
+    """A decision and its two linears: rows as they arrive. What comes back is kept by whoever uses it."""
+    return sum(sent_copies(model, tokens) * x.local_inputs * value for x in pair) + _sent(model, tokens)
 
 
 def _sent(model: ModelConfig, tokens: int) -> int:

@@ -13,8 +13,8 @@ import dataclasses
 
 from model.config import ModelConfig
 from model.moe.layer import MAX_GROUPS
-from plan_memory import FP32, INDEX, Layout, Parameters, Precision, sparse_linears
-from plan_tasks import Passed, sent_copies, towers_of
+from plan.memory import FP32, INDEX, Layout, Parameters, Precision, sparse_linears
+from plan.tasks import Passed, groups_of, sent_copies, towers_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +58,12 @@ def forwards_of(model: ModelConfig) -> int:
     return 1 + (model.activation_checkpointing == "block") + (model.chunks > 1)
 
 
+def stops_early(model: ModelConfig) -> bool:
+    """Recomputing a block ends with the last tensor that is kept, the input of its last linear: what follows is not repeated,
+    unless the branch is kept to be scaled."""
+    return model.activation_checkpointing == "block" and not (model.layer_scale or model.drop_path)
+
+
 def tensor_traffic(model: ModelConfig, sequences: tuple[Passed, ...], layout: Layout, value: int) -> int:
     """Bytes that one micro-batch hands to all-reduces: two results a block forward, two gradients of inputs backward; looked-up
     words; gradients of the gates' weights."""
@@ -74,22 +80,24 @@ def tensor_traffic(model: ModelConfig, sequences: tuple[Passed, ...], layout: La
             if sent and tower.experts.unit == "linear":
                 rows["attention"] = copies
             total += sum(rows.values()) * tower.width * value * (1 + forwards_of(model))
-            if not (sent or model.layer_scale or model.drop_path) and model.activation_checkpointing == "block":
-                # Recomputation ends with the last tensor that is kept, the input of the last sequence's last linear.
-                total -= mine[-1].tokens * tower.width * value if mine else 0
+            if stops_early(tower):
+                # Experts take all sequences at once, a dense linear one after the other.
+                sparse = tower.experts.is_sparse(layer, tower.depth)
+                total -= (rows["ffn"] if sparse else mine[-1].tokens if mine else 0) * tower.width * value
             if tower.experts.is_sparse(layer, tower.depth):
-                total += _gate_gradients(tower, tokens, layout)
+                total += _gate_gradients(tower, tokens, groups_of(mine, layout.expert), layout)
     return total
 
 
-def _gate_gradients(model: ModelConfig, tokens: int, layout: Layout) -> int:
+def _gate_gradients(model: ModelConfig, tokens: int, groups: int, layout: Layout) -> int:
     """Every tensor rank sees a part of the matrices, so the gradients of the weights that gates give are partial sums."""
     pairs = sparse_linears(model, layout.tensor)
     if model.experts.decides_per_token:
-        return 0 if model.experts.unit == "mlp" else len(pairs) * tokens * model.experts.top_k * FP32
+        linears = 1 if model.experts.unit == "mlp" else sum(len(pair) for pair in pairs)
+        return linears * sent_copies(model, tokens) * FP32
     if model.experts.router == "task_specific":
         return 0
-    return sum(len(pair) for pair in pairs) * MAX_GROUPS * model.experts.num_experts * FP32
+    return sum(len(pair) for pair in pairs) * groups * model.experts.num_experts * FP32
 
 
 def merge_traffic(model: ModelConfig, layout: Layout, value: int) -> tuple[Collective, ...]:
@@ -114,21 +122,28 @@ def merge_traffic(model: ModelConfig, layout: Layout, value: int) -> tuple[Colle
 def dispatch_traffic(
     model: ModelConfig, sequences: tuple[Passed, ...], layout: Layout, value: int
 ) -> tuple[Collective, ...]:
-    """One micro-batch: rows to their experts and back for each linear (once for whole networks), the same backward."""
-    rows = counts = 0
+    """One micro-batch: rows to their experts and back for each linear (once for whole networks and top-1 FFNs), the same backward."""
+    rows = counts = skipped = 0
     for tower, mine in towers_of(model, sequences):
         copies = sent_copies(tower, sum(s.tokens for s in mine))
         sparse = sum(tower.experts.is_sparse(layer, tower.depth) for layer in range(tower.depth))
         pairs = sparse_linears(tower, layout.tensor)
-        if tower.experts.unit == "mlp":
-            numbers = 2 * tower.width
-        else:
-            numbers = sum(linear.local_inputs + linear.local_outputs for pair in pairs for linear in pair)
-        rows += sparse * copies * numbers * value
+        numbers = 0
+        for pair in pairs:
+            # The decision's weights go along once; in a whole network, and for a single choice's FFN, hidden rows stay.
+            stays = tower.experts.unit == "mlp" or (tower.experts.top_k == 1 and pair is pairs[-1])
+            hops = (
+                ((pair[0].local_inputs, pair[-1].local_outputs),)
+                if stays
+                else tuple((linear.local_inputs, linear.local_outputs) for linear in pair)
+            )
+            numbers += sum(sum(hop) for hop in hops) * value + FP32
+        rows += sparse * copies * numbers
+        skipped += sparse * copies * tower.width * value * stops_early(tower)
         counts += sparse * len(pairs) * tower.experts.num_experts * INDEX * model.chunks
     forwards = forwards_of(model)
     return (
-        Collective("rows", "all-to-all", layout.expert, rows * forwards),
+        Collective("rows", "all-to-all", layout.expert, rows * forwards - skipped),
         Collective("rows' gradients", "all-to-all", layout.expert, rows),
         Collective("counts", "all-to-all", layout.expert, counts * forwards),
     )
