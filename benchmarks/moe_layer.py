@@ -1,92 +1,214 @@
-"""What a sparse block costs against a dense one: forward and backward of one block, all paths in one run.
+"""What a sparse block costs against a dense one: forward and backward of one block, all variants in turn, one table.
 
-`python -m benchmarks.moe_layer` prints a table of ratios to the dense block; times of different runs do not compare.
+`python -m benchmarks.moe_layer` measures one rank and two (EP = 2, gloo on the CPU, NCCL where there are as many GPUs).
+Times of different runs do not compare, ratios do. Whole-network experts ("FFN") stand beside DeepSpeed's layer with the same
+experts, tokens and capacity; the others are linear experts in attention and FFN (Uni-Perceiver-MoE).
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import os
+import socket
 import statistics
 import time
+import warnings
+from typing import Any
 
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 from data.attributes import CAPTION_TEXT, CAPTION_VISUAL
 from data.batch import Modality
 from model.block import Block
 from model.config import ExpertConfig, ModelConfig
-from model.layout import SequenceLayout, Span
+from model.layout import SequenceLayout, Span, position_major
 from parallel.kernels import load_kernels
-from parallel.mesh import Mesh
+from parallel.mesh import Mesh, create_mesh, destroy_mesh
 
+TOP_1 = {"router": "token", "top_k": 1, "capacity_factor": 1.0, "noise": "none"}
+DENSE, DEEPSPEED = "dense", "DeepSpeed MoE, FFN, top-1, capacity 1"
 VARIANTS = {
-    "dense": ExpertConfig(placement="none"),
-    "merge (attribute router, k=2)": ExpertConfig(),
-    "dispatch (token router, k=1)": ExpertConfig(router="token", top_k=1),
-    "dispatch (token router, k=2)": ExpertConfig(router="token", top_k=2),
+    DENSE: ExpertConfig(placement="none"),
+    "merge, attribute router, k = 2": ExpertConfig(noise="none", max_groups=2),
+    "dispatch, top-1, capacity 1": ExpertConfig(**TOP_1),
+    "dispatch, top-1, nothing dropped": ExpertConfig(**TOP_1 | {"capacity_factor": 0.0}),
+    "dispatch, top-2, capacity 1": ExpertConfig(**TOP_1 | {"top_k": 2}),
+    "dispatch, FFN, top-1, capacity 1": ExpertConfig(**TOP_1, unit="mlp"),
+    DEEPSPEED: ExpertConfig(placement="none"),
 }
 
 
-def make_block(experts: ExpertConfig, width: int, heads: int, ffn: int) -> Block:
-    block = Block(ModelConfig(width=width, heads=heads, ffn=ffn, experts=experts), 0, Mesh(), load_kernels("torch"))
+class DeepSpeedFeedForward(nn.Module):
+    """DeepSpeed's MoE layer in the place of a block's feed-forward branch."""
+
+    def __init__(self, width: int, ffn: int, num_experts: int, expert_ranks: int) -> None:
+        from deepspeed.moe.layer import MoE
+
+        super().__init__()
+        expert = nn.Sequential(nn.Linear(width, ffn), nn.GELU(), nn.Linear(ffn, width))
+        self.moe = MoE(width, expert, num_experts, expert_ranks, k=1, capacity_factor=1.0, min_capacity=1)
+        self.moe.set_deepspeed_parallelism()
+
+    def forward(self, xs: tuple[Tensor, ...], decision: None) -> tuple[Tensor, ...]:
+        return tuple(self.moe(x)[0] for x in xs)
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    width: int
+    heads: int
+    ffn: int
+    length: int
+
+
+def make_block(name: str, size: Size, mesh: Mesh) -> Block:
+    config = ModelConfig(width=size.width, heads=size.heads, ffn=size.ffn, experts=VARIANTS[name])
+    block = Block(config, 0, Mesh(device=mesh.device) if name == DENSE else mesh, load_kernels("torch"))
+    if name == DEEPSPEED:
+        block.ffn = DeepSpeedFeedForward(size.width, size.ffn, config.experts.num_experts, mesh.expert.size)
     for parameter in block.parameters():
-        torch.nn.init.normal_(parameter, std=0.02)
-    return block
+        if parameter.dim() > 1:  # norms stay as they are: tokens then spread over the experts
+            nn.init.normal_(parameter, std=0.02)
+    return block.to(mesh.device)
 
 
-def seconds_of(block: Block, x_BLD: torch.Tensor, layout: SequenceLayout) -> float:
+def make_layout(rows: int, length: int, device: str) -> SequenceLayout:
+    """Half of the positions are of a picture, half of a text."""
+    half = length // 2
+    return SequenceLayout(
+        valid_BL=torch.ones(rows, length, dtype=torch.bool, device=device),
+        mask_BLL=None,
+        spans=(Span(0, half, 0), Span(half, length, 1)),
+        attributes_GA=torch.tensor([CAPTION_VISUAL, CAPTION_TEXT], dtype=torch.float32, device=device),
+        modality_G=torch.tensor([Modality.IMAGE, Modality.TEXT], device=device),
+        prefix_L=torch.ones(length, dtype=torch.bool, device=device),
+    )
+
+
+def one_pass(block: Block, x_BLD: Tensor, layout: SequenceLayout) -> tuple[float, float]:
+    """-> (seconds of forward and backward, share of the asked places that tokens got)."""
+    for parameter in block.parameters():
+        parameter.grad = None
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.barrier()
     start = time.perf_counter()
-    (y_BLD,), _, _ = block((x_BLD,), (layout,), None)
-    y_BLD.sum().backward()
-    return time.perf_counter() - start
+    (y_BLD,), reports, _ = block((x_BLD,), (layout,), 1)
+    y_BLD.backward(torch.ones_like(y_BLD))
+    if x_BLD.is_cuda:
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - start
+    asked = sum(report.asked_M.sum().item() for report in reports)
+    return seconds, sum(report.accepted_ME.sum().item() for report in reports) / asked if asked else 1.0
+
+
+def peak_bytes(block: Block, x_BLD: Tensor, layout: SequenceLayout) -> int:
+    """The most that one pass holds at a time besides weights and input: activations, gradients, work space."""
+    if x_BLD.is_cuda:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        one_pass(block, x_BLD, layout)
+        return torch.cuda.max_memory_allocated() - before
+    for parameter in block.parameters():
+        parameter.grad = None
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        one_pass(block, x_BLD, layout)
+    alive = most = 0
+    for event in sorted(profiler.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
+        if event.name() == "[memory]":
+            alive += event.nbytes()
+            most = max(most, alive)
+    return most
+
+
+def measure(
+    rank: int, ranks: int, size: Size, all_rows: list[int], repeats: int, threads: int, port: int, queue: Any
+) -> None:
+    """One rank: for every number of rows, seconds of each variant, its peak bytes and kept share; the first rank reports."""
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    os.environ |= dict(zip(names, (str(rank), str(rank), str(ranks), "127.0.0.1", str(port)), strict=True))
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    os.environ["KINETO_LOG_LEVEL"] = "99"  # the profiler speaks of its every start
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(threads)
+    torch.manual_seed(rank)
+    mesh = create_mesh(expert=ranks)
+    blocks = {name: make_block(name, size, mesh) for name in VARIANTS}
+    for rows in all_rows:
+        layout = make_layout(rows, size.length, mesh.device)
+        x_BLD = torch.randn(rows, size.length, size.width, device=mesh.device)
+        # The encoder hands merging blocks their tokens position by position.
+        inputs = {name: position_major(x_BLD) if name.startswith("merge") else x_BLD for name in blocks}
+        inputs = {name: x.detach().requires_grad_() for name, x in inputs.items()}
+        results: dict[str, list[tuple[float, float]]] = {name: [] for name in blocks}
+        for repeat in range(repeats + 1):  # the first warms up; variants take turns, so that noise hits all alike
+            for name, block in blocks.items():
+                result = one_pass(block, inputs[name], layout)
+                if repeat:
+                    results[name].append(result)
+        peaks = {name: peak_bytes(block, inputs[name], layout) for name, block in blocks.items()}
+        if rank == 0:
+            queue.put((rows, results, peaks))
+    destroy_mesh()
+
+
+def table(
+    ranks: int, rows: int, size: Size, results: dict[str, list[tuple[float, float]]], peaks: dict[str, int]
+) -> str:
+    """Ratios are medians of the ratios to the dense pass of the same round."""
+    lines = [
+        f"{ranks} rank(s), {rows} x {size.length} = {rows * size.length} tokens a rank",
+        f"  {'block':<40}{'ms':>8}{'x dense':>9}{'from - to':>14}{'kept':>7}{'peak MiB':>10}",
+    ]
+    dense = [seconds for seconds, _ in results[DENSE]]
+    for name, passes in results.items():
+        ratios = [seconds / base for (seconds, _), base in zip(passes, dense, strict=True)]
+        milliseconds = 1000 * statistics.median(seconds for seconds, _ in passes)
+        kept = "" if name in (DENSE, DEEPSPEED) else f"{statistics.mean(kept for _, kept in passes):.0%}"
+        lines.append(
+            f"  {name:<40}{milliseconds:>8.1f}{statistics.median(ratios):>9.2f}{min(ratios):>7.2f} -{max(ratios):>5.2f}"
+            f"{kept:>7}{peaks[name] / 2**20:>10.0f}"
+        )
+    return "\n".join(lines)
+
+
+def free_port() -> int:
+    with socket.socket() as opened:
+        opened.bind(("127.0.0.1", 0))
+        return opened.getsockname()[1]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    for name, value in {
-        "width": 384,
-        "heads": 6,
-        "ffn": 1536,
-        "rows": 16,
-        "length": 197,
-        "repeats": 7,
-        "threads": 1,
-    }.items():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    defaults = {"width": 384, "heads": 6, "ffn": 1536, "length": 197, "repeats": 9, "threads": 1}
+    for name, value in defaults.items():
         parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument(
+        "--rows", type=int, nargs="+", default=[16], help="rows a rank; several for a sweep over tokens"
+    )
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(0)
-    x_BLD = torch.randn(options.rows, options.length, options.width, requires_grad=True)
-    half = options.length // 2
-    layout = SequenceLayout(
-        valid_BL=torch.ones(options.rows, options.length, dtype=torch.bool),
-        mask_BLL=None,
-        spans=(Span(0, half, 0), Span(half, options.length, 1)),
-        attributes_GA=torch.tensor([CAPTION_VISUAL, CAPTION_TEXT], dtype=torch.float32),
-        modality_G=torch.tensor([Modality.IMAGE, Modality.TEXT]),
-        prefix_L=torch.ones(options.length, dtype=torch.bool),
-    )
-    blocks = {
-        name: make_block(experts, options.width, options.heads, options.ffn) for name, experts in VARIANTS.items()
-    }
-    times: dict[str, list[float]] = {name: [] for name in blocks}
-    for repeat in range(
-        options.repeats + 1
-    ):  # the first round warms up; variants take turns so that noise hits all alike
-        for name, block in blocks.items():
-            elapsed = seconds_of(block, x_BLD, layout)
-            if repeat:
-                times[name].append(elapsed)
+    size = Size(options.width, options.heads, options.ffn, options.length)
     print(
-        f"one block, forward + backward, {options.rows} x {options.length} tokens, width {options.width}, ffn {options.ffn}, "
-        f"8 experts, {options.threads} thread(s), median of {options.repeats}"
+        f"one block, forward + backward: width {size.width}, FFN {size.ffn}, {size.heads} heads, 8 experts, "
+        f"{options.threads} thread(s) a rank, median of {options.repeats}"
     )
-    dense = statistics.median(times["dense"])
-    for name, values in times.items():
-        median = statistics.median(values)
-        print(
-            f"  {name:<32} {median * 1000:8.1f} ms   {median / dense:5.2f} x dense   ({min(values) * 1000:.1f} - {max(values) * 1000:.1f})"
-        )
+    context = mp.get_context("spawn")
+    for ranks in options.ranks:
+        queue = context.SimpleQueue()
+        arguments = (ranks, size, options.rows, options.repeats, options.threads, free_port(), queue)
+        started = mp.start_processes(measure, arguments, nprocs=ranks, join=False, start_method="spawn")
+        for _ in options.rows:
+            while queue.empty() and not started.join(timeout=0.2):  # join raises what a rank raised
+                pass
+            rows, results, peaks = queue.get()
+            print(table(ranks, rows, size, results, peaks), flush=True)
+        while not started.join():
+            pass
 
 
 if __name__ == "__main__":

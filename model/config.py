@@ -79,6 +79,8 @@ class ExpertConfig:
                  Batch Prioritised Routing, in training and in evaluation
     random_second  GShard: in training a second choice is asked with probability min(1, 2 * its normalised weight)
     same_start   all experts of a bank start equal (V-MoE); otherwise each is its own draw (Uni-Perceiver-MoE)
+    max_groups   groups of tokens in one pass that expert ranks exchange merged weights for, padded to this many so that ranks
+                 with different tasks exchange equal shapes; captioning has 3 (picture, words, candidates), other tasks 2
     auxiliary    losses
     """
 
@@ -101,6 +103,7 @@ class ExpertConfig:
     priority: Literal["none", "max", "sum"] = "max"
     random_second: bool = False
     same_start: bool = False
+    max_groups: int = 3
     auxiliary: AuxiliaryConfig = dataclasses.field(default_factory=AuxiliaryConfig)
 
     def __post_init__(self) -> None:
@@ -115,8 +118,9 @@ class ExpertConfig:
         for name in ("noise_std", "jitter", "group_size", "capacity_factor", "eval_capacity_factor"):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}: must not be negative")
-        if self.capacity_multiple < 1:
-            raise ValueError(f"capacity_multiple={self.capacity_multiple}: must be at least 1")
+        for name in ("capacity_multiple", "max_groups"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
         per_token = self.router in DATA_DEPENDENT
         if self.unit == "mlp" and not per_token:
             raise ValueError(f"unit=mlp cannot be merged: it needs router token or context, not {self.router}")

@@ -25,7 +25,8 @@ class DispatchPlan:
 
     token_N, choice_N   the token and the choice of each copy, copies sorted by global expert id
     place_N             the place of each copy
-    copies_PK           the copies of each place, where every place has all K; None where some were dropped or are pads
+    copies_PK           the copy of each place's choice, 0 where there is none
+    missing_K           for each choice the places that have no copy: dropped, or pads
     send_counts         rows to each expert rank; receive_counts: rows from each
     arrival_R           order that sorts the received rows by local expert; None where they are in order
     counts              rows of each local expert
@@ -37,7 +38,8 @@ class DispatchPlan:
     token_N: Tensor
     choice_N: Tensor
     place_N: Tensor
-    copies_PK: Tensor | None
+    copies_PK: Tensor
+    missing_K: tuple[Tensor, ...]
     send_counts: list[int]
     receive_counts: list[int]
     arrival_R: Tensor | None
@@ -73,18 +75,20 @@ def plan_dispatch(
         # Rows arrive rank by rank, and inside a rank by expert: bring those of one expert together.
         expert_R = torch.arange(local, device=counts_E.device).repeat(axis.size)
         arrival_R = torch.sort(expert_R.repeat_interleave(received_SE.reshape(-1)), stable=True).indices
-    copies_PK = None
-    if token_N.shape[0] == num_places * num_choices:
-        copies_PK = torch.empty_like(expert_ids_TK)
-        copies_PK[token_N, choice_N] = torch.arange(token_N.shape[0], device=token_N.device)
+    place_N = token_N if place_T is None else place_T[token_N]
+    copies_PK = torch.full((num_places, num_choices), -1, device=token_N.device)
+    copies_PK[place_N, choice_N] = torch.arange(token_N.shape[0], device=token_N.device)
+    complete = token_N.shape[0] == num_places * num_choices
+    missing_K = () if complete else tuple((copies_PK[:, k] < 0).nonzero().squeeze(1) for k in range(num_choices))
     return DispatchPlan(
         axis=axis,
         num_places=num_places,
         num_choices=num_choices,
         token_N=token_N,
         choice_N=choice_N,
-        place_N=token_N if place_T is None else place_T[token_N],
-        copies_PK=copies_PK,
+        place_N=place_N,
+        copies_PK=copies_PK.clamp_(min=0),
+        missing_K=missing_K,
         send_counts=sent_SE.sum(1).tolist(),
         receive_counts=received_SE.sum(1).tolist(),
         arrival_R=arrival_R,
@@ -141,10 +145,14 @@ class _Collect(torch.autograd.Function):
 
 
 def _collected(y_NF: Tensor, plan: DispatchPlan) -> Tensor:
-    if plan.copies_PK is None:
-        return y_NF.new_zeros(plan.num_places, y_NF.shape[1]).index_add_(0, plan.place_N, y_NF)
-    # Reading rows in another order is faster than adding into them.
-    total_PF = y_NF.index_select(0, plan.copies_PK[:, 0])
-    for choice in range(1, plan.num_choices):
-        total_PF += y_NF.index_select(0, plan.copies_PK[:, choice])
+    """Reading rows in another order is faster than adding into them."""
+    if not len(y_NF):
+        return y_NF.new_zeros(plan.num_places, y_NF.shape[1])
+    total_PF = None
+    for choice in range(plan.num_choices):
+        part_PF = y_NF.index_select(0, plan.copies_PK[:, choice])
+        if plan.missing_K:
+            part_PF.index_fill_(0, plan.missing_K[choice], 0.0)
+        total_PF = part_PF if total_PF is None else total_PF.add_(part_PF)
+    assert total_PF is not None
     return total_PF

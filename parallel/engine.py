@@ -54,7 +54,7 @@ class Engine:
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=_with_expert_marker(module, mesh),
             optimizer=optimizer,
-            config=deepspeed_config,
+            config={**deepspeed_config, "gradient_clipping": 0.0},  # without a word DeepSpeed clips at 1
             mpu=MegatronUnit(),
             dist_init_required=False,
         )

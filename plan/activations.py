@@ -74,7 +74,7 @@ def exchange_buffers(model: ModelConfig, sequences: tuple[Passed, ...], layout: 
                 numbers = max(0, rows - working)
             else:
                 sums = 2 * layout.expert - (layout.expert == 1)  # on one rank the one is kept as the merged weights
-                numbers = sums * groups_of(mine, layout.expert) * linear.numbers
+                numbers = sums * groups_of(tower, mine, layout.expert) * linear.numbers
             largest = max(largest, numbers * value)
     return largest
 
@@ -113,7 +113,7 @@ def _block(model: ModelConfig, layer: int, sequences: tuple[Passed, ...], tensor
     if sparse and not experts.decides_per_token:
         attention += n * width // tensor * value  # attention's output in the order of positions
         merged = (
-            groups_of(sequences, expert)
+            groups_of(model, sequences, expert)
             * sum(linear.numbers for pair in sparse_linears(model, tensor) for linear in pair)
             * value
         )

@@ -11,7 +11,6 @@ from data.stream import read_vocabulary
 from data.tokenizer import VocabularyFileError
 from describe import FULL_VOCABULARY, compared_candidates, task_cost
 from model.config import ModelConfig
-from model.moe.layer import MAX_GROUPS
 
 WORDS = ("masked_text", "captioning")
 """Kinds of tasks whose candidates are words, all equally long."""
@@ -99,6 +98,6 @@ def sent_copies(model: ModelConfig, tokens: int) -> int:
     return min(pairs, math.ceil(pairs * experts.capacity_factor)) if experts.capacity_factor else pairs
 
 
-def groups_of(sequences: tuple[Passed, ...], expert: int) -> int:
+def groups_of(model: ModelConfig, sequences: tuple[Passed, ...], expert: int) -> int:
     """Condition groups of a pass that are merged for; padded to a fixed number where expert ranks exchange them."""
-    return MAX_GROUPS if expert > 1 else sum(s.groups for s in sequences)
+    return model.experts.max_groups if expert > 1 else sum(s.groups for s in sequences)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 
 from model.config import ModelConfig
-from model.moe.layer import MAX_GROUPS
 from plan.memory import FP32, INDEX, Layout, Parameters, Precision, sparse_linears
 from plan.tasks import Passed, groups_of, sent_copies, towers_of
 
@@ -85,7 +84,7 @@ def tensor_traffic(model: ModelConfig, sequences: tuple[Passed, ...], layout: La
                 sparse = tower.experts.is_sparse(layer, tower.depth)
                 total -= (rows["ffn"] if sparse else mine[-1].tokens if mine else 0) * tower.width * value
             if tower.experts.is_sparse(layer, tower.depth):
-                total += _gate_gradients(tower, tokens, groups_of(mine, layout.expert), layout)
+                total += _gate_gradients(tower, tokens, groups_of(tower, mine, layout.expert), layout)
     return total
 
 
@@ -107,8 +106,8 @@ def merge_traffic(model: ModelConfig, layout: Layout, value: int) -> tuple[Colle
     for tower in _towers(model):
         sparse = sum(tower.experts.is_sparse(layer, tower.depth) for layer in range(tower.depth))
         pairs = sparse_linears(tower, layout.tensor)
-        merged += sparse * MAX_GROUPS * sum(linear.numbers for pair in pairs for linear in pair) * value
-        decisions += sparse * len(pairs) * MAX_GROUPS * model.experts.num_experts * FP32
+        merged += sparse * tower.experts.max_groups * sum(linear.numbers for pair in pairs for linear in pair) * value
+        decisions += sparse * len(pairs) * tower.experts.max_groups * model.experts.num_experts * FP32
     forwards = forwards_of(model)
     merged, decisions = merged * model.chunks, decisions * model.chunks
     return (

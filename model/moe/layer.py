@@ -27,9 +27,6 @@ from parallel.dispatch import DispatchPlan, combine, dispatch, dispatch_weights,
 from parallel.kernels import Kernels
 from parallel.mesh import Mesh
 
-MAX_GROUPS = 4
-"""Condition groups of one pass, padded to this many so that ranks with different tasks exchange equal shapes."""
-
 
 @dataclasses.dataclass(frozen=True)
 class RoutingReport:
@@ -102,17 +99,19 @@ class MergePath(nn.Module):
 
     def __init__(self, width: int, config: ExpertConfig, num_tasks: int, mesh: Mesh, kernels: Kernels) -> None:
         super().__init__()
-        self.expert = mesh.expert
+        self.expert, self.max_groups = mesh.expert, config.max_groups
         self.router = GROUP_ROUTERS[config.router](width, config, num_tasks, kernels)
 
     def forward(self, xs: Passed, layouts: Layouts, noise: Key) -> MergeDecision:
         weights_CE = self.router(layouts, noise)
         num_groups, num_experts = weights_CE.shape
-        if num_groups > MAX_GROUPS:
-            raise ValueError(f"{num_groups} groups of tokens in one pass; at most {MAX_GROUPS} are exchanged")
+        if num_groups > self.max_groups:
+            raise ValueError(
+                f"{num_groups} groups of tokens in one pass: raise model.experts.max_groups={self.max_groups}"
+            )
         padded_CE = weights_CE
         if self.expert.size > 1:
-            padded_CE = torch.cat([weights_CE, weights_CE.new_zeros(MAX_GROUPS - num_groups, num_experts)])
+            padded_CE = torch.cat([weights_CE, weights_CE.new_zeros(self.max_groups - num_groups, num_experts)])
         chosen_CE = (weights_CE.detach() > 0).to(weights_CE)
         tokens_C = torch.stack(
             [_tokens(layout, group) for layout in layouts for group in range(len(layout.modality_G))]
