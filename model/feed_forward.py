@@ -12,6 +12,7 @@ from model.moe.experts import ExpertLinear, ExpertMLP
 from model.moe.layer import Decision, DispatchDecision
 from model.moe.router import Passed
 from model.projection import SparseProjection, projection
+from parallel.dispatch import Blocks
 from parallel.mesh import Mesh
 
 
@@ -37,8 +38,8 @@ class LinearPair:
     up: ExpertLinear
     down: ExpertLinear
 
-    def grouped(self, x_RI: Tensor, counts: list[int], scale_R: Tensor | None) -> Tensor:
-        return self.down.grouped(gelu(self.up.grouped(x_RI, counts, scale_R)), counts, scale_R)
+    def grouped(self, x_RI: Tensor, blocks: Blocks, scale_R: Tensor | None) -> Tensor:
+        return self.down.grouped(gelu(self.up.grouped(x_RI, blocks, scale_R)), blocks, scale_R)
 
 
 class SparseFeedForward(nn.Module):

@@ -1,6 +1,6 @@
 """Tokens to the ranks of their experts and back, over plain tensors.
 
-    P places x K choices --sort by expert--> N copies --all-to-all--> R received rows, sorted by local expert
+    P places x K choices --sort by expert--> N copies --all-to-all--> R received rows, in blocks by (rank, local expert)
                          <-------sum-------  N rows   <--all-to-all-- R results
 
 Dropped choices and pads are not sent. Zero rows for an expert, from a rank or in all are normal cases.
@@ -11,12 +11,16 @@ E experts, S expert ranks.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from parallel.collectives import Axis, all_to_all
+
+Blocks = tuple[tuple[int, int, int], ...]
+"""(first row, row after the last, number of the expert); in order and without gaps."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +32,7 @@ class DispatchPlan:
     copies_PK           the copy of each place's choice, 0 where there is none
     missing_K           for each choice the places that have no copy: dropped, or pads
     send_counts         rows to each expert rank; receive_counts: rows from each
-    arrival_R           order that sorts the received rows by local expert; None where they are in order
-    counts              rows of each local expert
+    blocks              (first row, row after the last, local expert) of the received rows, as they arrive
     """
 
     axis: Axis
@@ -42,8 +45,7 @@ class DispatchPlan:
     missing_K: tuple[Tensor, ...]
     send_counts: list[int]
     receive_counts: list[int]
-    arrival_R: Tensor | None
-    counts: list[int]
+    blocks: Blocks
 
 
 def plan_dispatch(
@@ -68,13 +70,10 @@ def plan_dispatch(
     counts_E = torch.bincount(expert_N, minlength=num_experts)
     local = num_experts // axis.size
     sent_SE = counts_E.view(axis.size, local)
-    received_SE, arrival_R = sent_SE, None
+    received_SE = sent_SE
     if axis.size > 1:
         received_SE = torch.empty_like(sent_SE)
         dist.all_to_all_single(received_SE, sent_SE.contiguous(), group=axis.group)
-        # Rows arrive rank by rank, and inside a rank by expert: bring those of one expert together.
-        expert_R = torch.arange(local, device=counts_E.device).repeat(axis.size)
-        arrival_R = torch.sort(expert_R.repeat_interleave(received_SE.reshape(-1)), stable=True).indices
     place_N = token_N if place_T is None else place_T[token_N]
     copies_PK = torch.full((num_places, num_choices), -1, device=token_N.device)
     copies_PK[place_N, choice_N] = torch.arange(token_N.shape[0], device=token_N.device)
@@ -91,31 +90,34 @@ def plan_dispatch(
         missing_K=missing_K,
         send_counts=sent_SE.sum(1).tolist(),
         receive_counts=received_SE.sum(1).tolist(),
-        arrival_R=arrival_R,
-        counts=received_SE.sum(0).tolist(),
+        blocks=_blocks(received_SE.flatten().tolist(), local),
     )
 
 
 def dispatch(x_PD: Tensor, plan: DispatchPlan) -> Tensor:
-    """[P, D] -> [R, D]: the rows for this rank's experts, sorted by local expert."""
-    return _received(_Spread.apply(x_PD, plan), plan)
+    """[P, D] -> [R, D]: the rows for this rank's experts, in the plan's blocks."""
+    return _exchanged(_Spread.apply(x_PD, plan), plan)
 
 
 def dispatch_weights(weights_TK: Tensor, plan: DispatchPlan) -> Tensor:
     """[T, K] -> [R]: the weights of the received rows."""
-    return _received(weights_TK[plan.token_N, plan.choice_N], plan)
+    return _exchanged(weights_TK[plan.token_N, plan.choice_N], plan)
 
 
 def combine(y_RF: Tensor, plan: DispatchPlan) -> Tensor:
     """[R, F] -> [P, F]: every place the sum of its experts' results; zero for a pad and where all choices were dropped."""
-    if plan.arrival_R is not None:
-        y_RF = torch.empty_like(y_RF).index_copy(0, plan.arrival_R, y_RF)
     return _Collect.apply(all_to_all(y_RF, plan.receive_counts, plan.send_counts, plan.axis), plan)
 
 
-def _received(x_N: Tensor, plan: DispatchPlan) -> Tensor:
-    received_R = all_to_all(x_N, plan.send_counts, plan.receive_counts, plan.axis)
-    return received_R if plan.arrival_R is None else received_R[plan.arrival_R]
+def _exchanged(x_N: Tensor, plan: DispatchPlan) -> Tensor:
+    return all_to_all(x_N, plan.send_counts, plan.receive_counts, plan.axis)
+
+
+def _blocks(counts: list[int], experts: int) -> Blocks:
+    """Rows arrive rank by rank, and inside a rank by expert."""
+    ends = list(itertools.accumulate(counts))
+    starts = [0, *ends[:-1]]
+    return tuple((start, end, index % experts) for index, (start, end) in enumerate(zip(starts, ends, strict=True)))
 
 
 class _Spread(torch.autograd.Function):

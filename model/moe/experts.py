@@ -10,9 +10,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from model.moe.grouped import Blocks, blocks_of, grouped_linear
+from model.moe.grouped import grouped_linear
 from model.moe.merge import merge_experts
 from parallel.collectives import copy_to_axis, reduce_from_axis
+from parallel.dispatch import Blocks
 from parallel.mesh import Mesh
 from parallel.placement import EXPERT_AXIS, TENSOR_AXIS, Cut, Placement, place
 
@@ -46,12 +47,12 @@ class ExpertLinear(nn.Module):
         bias_gate_SCe = weight_gate_SCe if self.side == "column" else gate_SCe
         return merge_experts(weight_gate_SCe, bias_gate_SCe, self.weight, self.bias, self.expert)
 
-    def grouped(self, x_RI: Tensor, counts: list[int], scale_R: Tensor | None = None) -> Tensor:
-        """Rows sorted by local expert -> [R, O], each expert's W x + b times the row's scale.
+    def grouped(self, x_RI: Tensor, blocks: Blocks, scale_R: Tensor | None = None) -> Tensor:
+        """Rows in blocks of local experts -> [R, O], each expert's W x + b times the row's scale.
 
         An expert without rows takes part with none, so its gradient is zero and not missing.
         """
-        (y_RO,) = self.linear((x_RI,), (blocks_of(counts),), self.weight, self.bias, scale_R)
+        (y_RO,) = self.linear((x_RI,), (blocks,), self.weight, self.bias, scale_R)
         return y_RO
 
     def linear(
@@ -91,6 +92,6 @@ class ExpertMLP(nn.Module):
         self.up = ExpertLinear(width, hidden, num_experts, "column", mesh)
         self.down = ExpertLinear(hidden, width, num_experts, "row", mesh)
 
-    def grouped(self, x_RI: Tensor, counts: list[int], scale_R: Tensor | None = None) -> Tensor:
-        """Rows sorted by local expert -> [R, O]."""
-        return self.down.grouped(nn.functional.gelu(self.up.grouped(x_RI, counts)), counts, scale_R)
+    def grouped(self, x_RI: Tensor, blocks: Blocks, scale_R: Tensor | None = None) -> Tensor:
+        """Rows in blocks of local experts -> [R, O]."""
+        return self.down.grouped(nn.functional.gelu(self.up.grouped(x_RI, blocks)), blocks, scale_R)

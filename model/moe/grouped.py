@@ -10,17 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-Blocks = tuple[tuple[int, int, int], ...]
-"""(first row, row after the last, number of the weight); in order and without gaps."""
-
-
-def blocks_of(counts: list[int]) -> Blocks:
-    """Blocks of rows that are sorted by weight."""
-    blocks, start = [], 0
-    for index, count in enumerate(counts):
-        blocks.append((start, start + count, index))
-        start += count
-    return tuple(blocks)
+from parallel.dispatch import Blocks
 
 
 def grouped_linear(

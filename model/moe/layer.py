@@ -23,7 +23,7 @@ from model.moe.experts import ExpertLinear
 from model.moe.router import GROUP_ROUTERS, TOKEN_ROUTERS, Layouts, Passed
 from model.noise import Key
 from parallel.collectives import all_gather
-from parallel.dispatch import DispatchPlan, combine, dispatch, dispatch_weights, plan_dispatch
+from parallel.dispatch import Blocks, DispatchPlan, combine, dispatch, dispatch_weights, plan_dispatch
 from parallel.kernels import Kernels
 from parallel.mesh import Mesh
 
@@ -63,9 +63,9 @@ class MergeDecision:
 
 
 class Grouped(Protocol):
-    """Experts that take rows sorted by expert, with the row's weight."""
+    """Experts that take rows in blocks of one expert, with the row's weight."""
 
-    def grouped(self, x_RI: Tensor, counts: list[int], scale_R: Tensor | None) -> Tensor: ...
+    def grouped(self, x_RI: Tensor, blocks: Blocks, scale_R: Tensor | None) -> Tensor: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +81,7 @@ class DispatchDecision:
         """Padded positions come out as zero."""
         flat = [x_BLI.reshape(-1, x_BLI.shape[-1]) for x_BLI in xs]
         rows_RI = dispatch(flat[0] if len(flat) == 1 else torch.cat(flat), self.plan)
-        y_PO = combine(experts.grouped(rows_RI, self.plan.counts, self.scale_R), self.plan)
+        y_PO = combine(experts.grouped(rows_RI, self.plan.blocks, self.scale_R), self.plan)
         parts = y_PO.split([len(x_PI) for x_PI in flat])
         return tuple(part.view(*x_BLI.shape[:2], -1) for part, x_BLI in zip(parts, xs, strict=True))
 
