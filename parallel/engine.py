@@ -60,9 +60,18 @@ class Engine:
 
     @contextlib.contextmanager
     def accumulation(self) -> Iterator[None]:
-        """Everything between two steps: backward passes inside add up locally and are averaged over data ranks at the end."""
+        """Everything between two steps: backward passes inside add up locally and are averaged over data ranks at the end.
+
+        After an error inside, the engine cannot be used any more.
+        """
         with self._engine.coalesce_grad_reduction():
-            yield
+            try:
+                yield
+            except BaseException:
+                # DeepSpeed reduces on this way out too. The other ranks are elsewhere: this one would wait for them instead of
+                # reporting its error, and they for it.
+                self._engine._flush_coalesced_reduction_zero12 = lambda optimizer: None
+                raise
             # A parameter that this rank's tasks did not use takes part with zero, as all ranks must reduce the same list.
             for parameter in self._names:
                 if parameter.requires_grad and parameter.grad is None:
