@@ -66,10 +66,19 @@ class Engine:
 
     @contextlib.contextmanager
     def accumulation(self) -> Iterator[None]:
-        """Everything between two steps: backward passes inside add up locally and are averaged over data ranks at the end."""
+        """Everything between two steps: backward passes inside add up locally and are averaged over data ranks at the end.
+
+        After an error inside, the engine cannot be used any more.
+        """
         engine = self._engine
         with engine.coalesce_grad_reduction() if self._is_partitioned else engine.no_sync():
-            yield
+            try:
+                yield
+            except BaseException:
+                # DeepSpeed reduces on this way out too. The other ranks are elsewhere: this one would wait for them instead of
+                # reporting its error, and they for it.
+                engine._flush_coalesced_reduction_zero12 = lambda optimizer: None
+                raise
             # A parameter that this rank's tasks did not use takes part with zero, as all ranks must reduce the same list.
             for parameter in self._names:
                 if parameter.requires_grad and parameter.grad is None:

@@ -211,11 +211,12 @@ class RankGuard:
                 f"{head} at step {place.step} ({place.phase}): {', '.join(gone)} is gone without a report, killed from outside or for "
                 "want of memory; the same command resumes from the newest checkpoint"
             )
-        others = sorted(self.errors.ranks() - {self.errors.rank})
-        reason = _first_line(error) if error else f"so did {', '.join(f'rank {rank}' for rank in others)}"
+        others = (f"rank {rank}: {note['error']}" for rank, note in self.errors.read().items() if note["error"])
+        reason = _first_line(error) if error else next(others, "")
         return (
-            f"{head} at step {place.step} ({place.phase}): it lost the other ranks and none has reported a cause; {reason}; "
-            f"see {self.errors.folder}"
+            f"{head} at step {place.step} ({place.phase}): another rank does not answer and none has reported a cause, so it was "
+            f"killed or its machine or network is down; the same command resumes from the newest checkpoint. {reason}; see "
+            f"{self.errors.folder}"
         )
 
     def _end(self, text: str) -> NoReturn:
