@@ -25,7 +25,7 @@ test: setup ## the tests, but for the slow ones; ARGS="-k moe" to choose
 test-slow: setup ## the slow tests
 	$(PYTHON) -m pytest -m slow $(ARGS)
 
-parity: setup ## four ranks in every arrangement, and checkpoints from every layout to every other
+parity: setup ## up to eight ranks in every arrangement, and checkpoints from every layout to every other
 	$(PYTHON) -m pytest -m parity $(ARGS)
 
 check: setup ## lint, format, types
@@ -33,7 +33,7 @@ check: setup ## lint, format, types
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
 
-bench: setup ## what the sparse layer costs against a dense one
+bench: setup ## what a sparse block costs against a dense one and DeepSpeed's, on one rank and two
 	$(PYTHON) -m benchmarks.moe_layer
 
 ablation: setup ## dense, six routers and LIMoE on the demo's world, three seeds: 20 minutes on two cores; ARGS="--seeds 1"

@@ -1,0 +1,105 @@
+"""The hand-written backward passes, against numerical gradients and against the same thing written plainly."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.autograd import gradcheck
+from torch.nn.functional import gelu, linear
+
+from model.feed_forward import LinearPair
+from model.moe.experts import ExpertLinear
+from model.moe.grouped import grouped_linear
+from model.moe.merge import merge_experts
+from parallel.collectives import Axis
+from parallel.dispatch import combine, dispatch, dispatch_weights, plan_dispatch
+from parallel.mesh import Mesh
+
+
+def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_()
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("with_scale", [True, False])
+def test_grouped_linear(with_bias, with_scale):
+    """Three blocks, one of them empty, two of the same weight; the third weight has no rows."""
+    blocks = (((0, 2, 1), (2, 2, 0), (2, 5, 0), (5, 6, 1)),)
+    x, weight = drawn(6, 3), drawn(3, 2, 3, seed=1)
+    bias, scale = drawn(3, 2, seed=2) if with_bias else None, drawn(6, seed=3) if with_scale else None
+    (y,) = grouped_linear((x,), blocks, weight, bias, scale)
+    for start, end, index in blocks[0]:
+        expected = linear(x[start:end], weight[index], None if bias is None else bias[index])
+        torch.testing.assert_close(y[start:end], expected if scale is None else expected * scale[start:end, None])
+    inputs = [t for t in (x, weight, bias, scale) if t is not None]
+
+    def again(*_):
+        return grouped_linear((x,), blocks, weight, bias, scale)
+
+    assert gradcheck(again, inputs)
+    y.sum().backward()
+    assert weight.grad is not None and not weight.grad[2].any() and weight.grad[:2].any()
+
+
+def test_grouped_linear_over_several_inputs():
+    xs, weight, bias = (drawn(4, 3), drawn(2, 3, seed=4)), drawn(2, 2, 3, seed=1), drawn(2, 2, seed=2)
+    blocks = (((0, 1, 0), (1, 4, 1)), ((0, 2, 1),))
+    assert gradcheck(lambda *_: grouped_linear(xs, blocks, weight, bias), (*xs, weight, bias))
+
+
+def test_merge_experts():
+    gate, weight, bias = drawn(1, 2, 3), drawn(3, 2, 4, seed=1), drawn(3, 2, seed=2)
+    merged, merged_bias = merge_experts(gate, gate, weight, bias, Axis("expert"))
+    torch.testing.assert_close(merged, torch.einsum("ce,eoi->coi", gate[0], weight))
+    torch.testing.assert_close(merged_bias, gate[0] @ bias)
+    assert gradcheck(lambda *_: merge_experts(gate, gate, weight, bias, Axis("expert")), (gate, weight, bias))
+
+
+def test_experts_that_were_not_chosen_get_zero():
+    gate = torch.tensor([[[0.5, 0.0, 0.5], [0.0, 0.0, 1.0]]], dtype=torch.float64).requires_grad_()
+    weight, bias = drawn(3, 2, 4, seed=1), drawn(3, 2, seed=2)
+    merged, _ = merge_experts(gate, gate, weight, bias, Axis("expert"))
+    merged.sum().backward()
+    assert weight.grad is not None and gate.grad is not None
+    assert weight.grad[:, 0, 0].tolist() == [0.5, 0.0, 1.5]
+    assert gate.grad[0, :, 1].tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    "dropped", [(), ((1, 0),), ((0, 0), (0, 1)), tuple((t, k) for t in range(3) for k in range(2))]
+)
+def test_places_get_the_sum_of_their_copies(dropped):
+    """Three tokens at places 0, 2 and 3 of four, two choices each, some of them dropped."""
+    ids = torch.tensor([[0, 1], [1, 0], [1, 2]])
+    kept = torch.ones(3, 2, dtype=torch.bool)
+    for token, choice in dropped:
+        kept[token, choice] = False
+    plan = plan_dispatch(ids, kept, 3, Axis("expert"), torch.tensor([0, 2, 3]), 4)
+    x, weights = drawn(4, 2), drawn(3, 2, seed=1)
+    y = combine(dispatch(x, plan) * dispatch_weights(weights, plan)[:, None], plan)
+    total = (weights * kept).sum(dim=1)
+    torch.testing.assert_close(y, torch.stack([total[0], total[0] * 0, total[1], total[2]])[:, None] * x)
+    assert gradcheck(
+        lambda *_: combine(dispatch(x, plan) * dispatch_weights(weights, plan)[:, None], plan), (x, weights)
+    )
+
+
+def test_a_pair_at_the_expert_equals_two_linears_with_a_stop_at_home():
+    up, down = (ExpertLinear(*shape, 3, side, Mesh()).double() for *shape, side in ((2, 4, "column"), (4, 2, "row")))
+    for seed, parameter in enumerate((*up.parameters(), *down.parameters())):
+        parameter.data = drawn(*parameter.shape, seed=seed).detach()
+    plan = plan_dispatch(torch.tensor([[2], [0], [2], [1]]), torch.tensor([[True]] * 3 + [[False]]), 3, Axis("expert"))
+    x, weights = drawn(4, 2), drawn(4, 1, seed=9)
+    scale = dispatch_weights(weights, plan)
+    hidden = gelu(combine(up.grouped(dispatch(x, plan), plan.blocks, scale), plan))
+    expected = combine(down.grouped(dispatch(hidden, plan), plan.blocks, scale), plan)
+    got = combine(LinearPair(up, down).grouped(dispatch(x, plan), plan.blocks, scale), plan)
+    torch.testing.assert_close(got, expected)
+    inputs = (x, weights, *up.parameters(), *down.parameters())
+    for a, b in zip(
+        torch.autograd.grad(got.sum(), inputs, retain_graph=True),
+        torch.autograd.grad(expected.sum(), inputs),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b)
