@@ -17,6 +17,7 @@ from model.config import ModelConfig
 from model.objective import Objective
 from parallel.kernels import load_kernels
 from parallel.mesh import Mesh
+from parallel.norms import family_of
 
 FULL_VOCABULARY = SPE + 1
 DEPLOYED_GROUPS = 2
@@ -58,8 +59,8 @@ def build_on_meta(model: ModelConfig, vocabulary_size: int = FULL_VOCABULARY, me
 
 def count_parameters(model: ModelConfig, vocabulary_size: int = FULL_VOCABULARY) -> Parameters:
     sizes = {name: p.numel() for name, p in build_on_meta(model, vocabulary_size).named_parameters()}
-    experts = sum(size for name, size in sizes.items() if ".bank." in name or ".experts." in name)
-    routers = sum(size for name, size in sizes.items() if ".router." in name)
+    experts = sum(size for name, size in sizes.items() if family_of(name) == "experts")
+    routers = sum(size for name, size in sizes.items() if family_of(name) == "routers")
     tables = sum(size for name, size in sizes.items() if ".embedding." in name and ".patches." not in name)
     held = sum(sizes.values())
     one_expert = experts // model.experts.num_experts

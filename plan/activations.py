@@ -61,7 +61,7 @@ def activations_of(
 
 def exchange_buffers(model: ModelConfig, sequences: tuple[Passed, ...], layout: Layout, value: int) -> int:
     """What the largest exchange of a pass holds for a moment beyond `activations_of`, in bytes: the experts' sums for all
-    peers twice (weights and biases are joined); or rows before and after they are sorted."""
+    peers and their totals (backward: joined gradients and everyone's); or one side of the rows that travel."""
     largest = 0
     for tower, mine in towers_of(model, sequences):
         if not any(tower.experts.is_sparse(layer, tower.depth) for layer in range(tower.depth)):

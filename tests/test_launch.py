@@ -14,26 +14,35 @@ from parallel.mesh import accept_slurm
 from tests.helpers.runs import LAUNCHER, ROOT, environment, losses, records, train
 
 
-@pytest.mark.slow
-def test_two_launchers_are_one_run(config: Path, tmp_path):
-    hosts = tmp_path / "hosts"
-    hosts.write_text("node-a slots=1\nnode-b slots=1\n")
-    port = 29900 + os.getpid() % 90
-    processes = [
-        subprocess.Popen(
-            [str(LAUNCHER), f"--hostfile={hosts}", "--no_ssh", f"--node_rank={rank}", "--master_addr=127.0.0.1",
-             f"--master_port={port}", str(ROOT / "train.py"), f"--config={config}", "name=nodes", "parallel.expert=2"],
-            cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
+def start_node(
+    rank: int, hosts: Path, address: str, port: int, *words: str, within: tuple[str, ...] = (), **environ: str
+) -> subprocess.Popen:
+    """The launcher of one node, which starts one rank; `within`: a command that runs it elsewhere."""
+    return subprocess.Popen(
+        [*within, str(LAUNCHER), f"--hostfile={hosts}", "--no_ssh", f"--node_rank={rank}", f"--master_addr={address}",
+         f"--master_port={port}", *words],
+        cwd=ROOT, env=environment() | environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def assert_one_run(config: Path, name: str, processes: list[subprocess.Popen]) -> None:
+    """Two nodes ended well, with the losses of one process."""
     outputs = [process.communicate(timeout=300)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert "2 rank(s)" in outputs[0] and "finished at step 6" in outputs[0]
     train(config, "name=one")
-    for two, one in zip(losses(config, "nodes"), losses(config, "one"), strict=True):
+    for two, one in zip(losses(config, name), losses(config, "one"), strict=True):
         for key in one:
             assert two[key] == pytest.approx(one[key], rel=2e-3), key
+
+
+@pytest.mark.slow
+def test_two_launchers_are_one_run(config: Path, tmp_path):
+    hosts = tmp_path / "hosts"
+    hosts.write_text("node-a slots=1\nnode-b slots=1\n")
+    words = [str(ROOT / "train.py"), f"--config={config}", "name=nodes", "parallel.expert=2"]
+    port = 29900 + os.getpid() % 90
+    assert_one_run(config, "nodes", [start_node(rank, hosts, "127.0.0.1", port, *words) for rank in range(2)])
 
 
 @pytest.mark.slow
@@ -124,28 +133,18 @@ def start_on(
 ) -> list[subprocess.Popen]:
     """A launcher on each machine, one rank each."""
     hosts.write_text("".join(f"{name} slots=1\n" for name in machines))
+    address = next(iter(machines.values()))
+    environ |= {"GLOO_SOCKET_IFNAME": "cable", "PYTHONPATH": str(ROOT)}
     return [
-        subprocess.Popen(
-            ["ip", "netns", "exec", name, str(LAUNCHER), f"--hostfile={hosts}", "--no_ssh", f"--node_rank={rank}",
-             f"--master_addr={next(iter(machines.values()))}", "--master_port=29500", str(script), *words],
-            cwd=ROOT, env=environment() | {"GLOO_SOCKET_IFNAME": "cable", "PYTHONPATH": str(ROOT)} | environ,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
+        start_node(rank, hosts, address, 29500, str(script), *words, within=("ip", "netns", "exec", name), **environ)
         for rank, name in enumerate(machines)
-    ]  # fmt: skip
+    ]
 
 
 @pytest.mark.slow
 def test_two_machines_with_a_cable_are_one_run(config: Path, tmp_path, two_machines):
     words = [f"--config={config}", "name=cable", "parallel.expert=2"]
-    processes = start_on(two_machines, tmp_path / "hosts", ROOT / "train.py", *words)
-    outputs = [process.communicate(timeout=300)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], outputs
-    assert "2 rank(s)" in outputs[0] and "finished at step 6" in outputs[0]
-    train(config, "name=one")
-    for two, one in zip(losses(config, "cable"), losses(config, "one"), strict=True):
-        for key in one:
-            assert two[key] == pytest.approx(one[key], rel=2e-3), key
+    assert_one_run(config, "cable", start_on(two_machines, tmp_path / "hosts", ROOT / "train.py", *words))
 
 
 @pytest.mark.slow
