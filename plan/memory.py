@@ -20,6 +20,7 @@ from model.tuning import freeze, tune_prompts
 from parallel.collectives import Axis
 from parallel.engine import parameter_groups
 from parallel.mesh import Mesh
+from parallel.norms import family_of
 from parallel.placement import EXPERT_AXIS
 
 FP32 = 4
@@ -117,12 +118,6 @@ class Parameters:
 
     groups: tuple[Group, ...]
     frozen: Split
-
-
-def family_of(name: str) -> str:
-    if ".router." in name:
-        return "routers"
-    return "experts" if ".bank." in name or ".experts." in name else "dense"
 
 
 def parameters_of(run: RunConfig, layout: Layout, vocabulary_size: int, padded: bool = True) -> Parameters:
