@@ -43,6 +43,18 @@ class Visibility(enum.IntEnum):
 _T = TypeVar("_T", bound="_Movable")
 
 
+class Scope(enum.IntEnum):
+    """Which candidates a read-out is compared with, where data ranks run micro-batches of one task side by side.
+
+    LOCAL: this batch's alone. SHARDED: every rank's batch has the same candidates, and each rank encodes a part of them.
+    GLOBAL: the candidates of all ranks' batches, which are equally many; labels count this batch's own.
+    """
+
+    LOCAL = 0
+    SHARDED = 1
+    GLOBAL = 2
+
+
 class _Movable:
     def map(self: _T, function: Callable[[Tensor], Tensor]) -> _T:
         """A copy with `function` applied to every tensor."""
@@ -118,8 +130,8 @@ class Sequences(_Movable):
     def length(self) -> int:
         return 1 + sum(segment.valid_BL.shape[1] for segment in self.segments)
 
-    def rows(self, rows: slice) -> Sequences:
-        """Some of the rows."""
+    def rows(self, rows: slice | Tensor) -> Sequences:
+        """Some of the rows, by a slice or by their numbers."""
         return self.map(lambda tensor: tensor[rows])
 
     @property
@@ -136,6 +148,7 @@ class TaskBatch(_Movable):
     read_Q2                  [Q, 2] int64 (row, position) of the tokens of `inputs` to compare with the candidates
     labels_Q                 [Q] int64 index of the right candidate
     second_labels_Q          the other right candidate of mixed images, with `second_share` of the loss (mixup, cutmix)
+    scope                    whose candidates are compared; not LOCAL needs batches of one task on all data ranks
     symmetric                also pick the right read-out for every candidate (retrieval; needs Q == C)
     temperature              name of the learned logit scale
     weight                   factor of the loss
@@ -149,6 +162,7 @@ class TaskBatch(_Movable):
     candidates: Sequences
     labels_Q: Tensor
     temperature: str
+    scope: Scope = Scope.LOCAL
     symmetric: bool = False
     weight: float = 1.0
     label_smoothing: float = 0.0
@@ -179,5 +193,9 @@ class TaskBatch(_Movable):
             raise ValueError(f"second_share={self.second_share} must lie in [0, 1] and go with second labels")
         if self.second_labels_Q is not None and self.symmetric:
             raise ValueError("a symmetric loss pairs each read-out with one candidate: no second labels")
+        if self.candidate_log_weights_C is not None and self.scope != Scope.LOCAL:
+            raise ValueError("sampled candidates differ from rank to rank: they cannot be shared, scope must be LOCAL")
+        if self.scope == Scope.SHARDED and self.symmetric:
+            raise ValueError("a symmetric loss pairs this batch's rows: its candidates are LOCAL or GLOBAL")
         if self.candidate_log_weights_C is not None and self.label_smoothing:
             raise ValueError("label smoothing needs the whole candidate set; it cannot go with sampled candidates")

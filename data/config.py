@@ -26,6 +26,9 @@ class TaskConfig:
     num_frames       frames of a clip
     mask_rate        share of words masked (masked text)
     mask_shares      of masked words: share that becomes <SPE>, share that becomes a random word; the rest stays
+    candidates       local: a micro-batch is compared with its own candidates alone. sharded: class names or the whole vocabulary,
+                     of which each data rank encodes a part. global: retrieval among the pairs of all data ranks. The last
+                     two need data.draw=same
     template         text classification: the sample's text and <spe>, where the label word is read
     crop_scale       area of random crops in training; (1, 1) and flip=false leave positions in the image alone
     color_jitter     strength of random brightness, contrast, saturation and hue
@@ -47,6 +50,7 @@ class TaskConfig:
     num_frames: int = 4
     mask_rate: float = 0.15
     mask_shares: tuple[float, float] = (0.8, 0.1)
+    candidates: Literal["local", "sharded", "global"] = "local"
     template: str = "{text} <spe>"
     crop_scale: tuple[float, float] = (1.0, 1.0)
     flip: bool = False
@@ -64,6 +68,11 @@ class TaskConfig:
             raise ValueError(f"task {self.name}: need batch_size >= 1, max_text >= 2, num_frames >= 1")
         if self.kind == "retrieval" and self.batch_size < 2:
             raise ValueError(f"task {self.name}: retrieval needs batch_size >= 2, its candidates are the other samples")
+        if self.candidates != "local" and (self.candidates == "global") != (self.kind == "retrieval"):
+            raise ValueError(
+                f"task {self.name}: candidates={self.candidates} does not go with {self.kind}: "
+                "retrieval is local or global, other kinds are local or sharded"
+            )
         if not 0 < self.mask_rate < 1 or not 0 <= self.label_smoothing < 1:
             raise ValueError(f"task {self.name}: mask_rate must lie in (0, 1), label_smoothing in [0, 1)")
         if min(self.mask_shares) < 0 or sum(self.mask_shares) > 1:
@@ -116,6 +125,17 @@ class DataConfig:
             raise ValueError(f"task names must be unique, got {names}")
         if self.workers < 0 or self.vocabulary_sample < 0 or self.shuffle_window < 1:
             raise ValueError("workers and vocabulary_sample must not be negative, shuffle_window at least 1")
+        together = [task.name for task in self.tasks if task.candidates != "local"]
+        if together and self.draw != "same":
+            raise ValueError(
+                f"task {together[0]}: candidates over data ranks need the same task on all of them: set draw=same or candidates=local"
+            )
+        if self.vocabulary_sample and any(
+            t.candidates == "sharded" and t.kind in ("masked_text", "captioning") for t in self.tasks
+        ):
+            raise ValueError(
+                "candidates=sharded needs the whole vocabulary: set vocabulary_sample=0 or candidates=local"
+            )
         if self.vocabulary_sample and any(
             t.label_smoothing for t in self.tasks if t.kind in ("masked_text", "captioning")
         ):

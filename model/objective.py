@@ -2,6 +2,8 @@
 
 encode inputs, read out, project, normalise --> q [Q, W]
 encode candidates, the same at their <SPE> --> c [C, W]      logits [Q, C] = min(exp(s), 100) q c^T
+Candidates may be those of all data ranks, or encoded a part on each (data/batch.py: Scope); features are then gathered with
+their gradient, whose sum over ranks is the gradient of the sum of the ranks' losses.
 Legend: Q read-outs, C candidates, W width of the compared features, E experts, N decisions, M modalities.
 Source: papers.md 1.1, 1.3, 1.5.
 """
@@ -9,17 +11,19 @@ Source: papers.md 1.1, 1.3, 1.5.
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, normalize
 
-from data.batch import Modality, Sequences, TaskBatch
+from data.batch import Modality, Scope, Sequences, TaskBatch
 from model.config import ModelConfig
 from model.encoder import recomputed
 from model.moe.layer import RoutingReport
 from model.noise import Key, derive
+from model.scores import Scores, compare
 from model.tower import Reading, Tower
+from parallel.collectives import Axis, all_gather
 from parallel.kernels import Kernels
 from parallel.mesh import Mesh
 
@@ -49,6 +53,7 @@ class Objective(nn.Module):
     def __init__(self, config: ModelConfig, vocabulary_size: int, mesh: Mesh, kernels: Kernels) -> None:
         super().__init__()
         self.config = config
+        self.data, self.tensor = mesh.data, mesh.tensor
         self.tower = Tower(config, vocabulary_size, mesh, kernels)
         text = config.text_tower_config()
         self.text_tower = Tower(text, vocabulary_size, mesh, kernels) if text else None
@@ -61,26 +66,31 @@ class Objective(nn.Module):
     def forward(self, batch: TaskBatch, noise: Key = None) -> Losses:
         """Inputs and candidates go through the encoder in one pass for every task, so that all ranks issue the same
         collectives whatever each drew."""
-        readings = (Reading(batch.inputs, batch.read_Q2), _targets(batch.candidates))
-        (features_QW, candidates_CW), reports = self._encode(readings, noise, batch.task)
-        logits_QC = self.logits(features_QW, candidates_CW, batch.temperature)
+        candidates = self._own_part(batch.candidates) if batch.scope == Scope.SHARDED else batch.candidates
+        readings = (Reading(batch.inputs, batch.read_Q2), _targets(candidates))
+        (features_QW, own_CW), reports = self._encode(readings, noise, batch.task)
+        candidates_CW, labels_Q = own_CW, batch.labels_Q
+        if batch.scope == Scope.SHARDED:
+            candidates_CW = self._of_all_ranks(own_CW)[: batch.candidates.num_rows]
+        elif batch.scope == Scope.GLOBAL:
+            candidates_CW = self._of_all_ranks(own_CW)
+            labels_Q = labels_Q + self.data.rank * len(own_CW)
+        scores = self._scores(features_QW, candidates_CW, batch.temperature, self.tensor)
         if batch.candidate_log_weights_C is not None:
-            logits_QC = logits_QC + batch.candidate_log_weights_C
-        loss = cross_entropy(logits_QC, batch.labels_Q, label_smoothing=batch.label_smoothing)
+            scores = scores.plus(batch.candidate_log_weights_C)
+        loss = scores.cross_entropy(labels_Q, batch.label_smoothing)
         if batch.second_labels_Q is not None:
-            other = cross_entropy(logits_QC, batch.second_labels_Q, label_smoothing=batch.label_smoothing)
+            other = scores.cross_entropy(batch.second_labels_Q, batch.label_smoothing)
             loss = torch.lerp(loss, other, batch.second_share)
         if batch.symmetric:
-            back_Q = torch.empty_like(batch.labels_Q)
-            back_Q[batch.labels_Q] = torch.arange(back_Q.shape[0], device=back_Q.device)
-            loss = loss + cross_entropy(logits_QC.T, back_Q, label_smoothing=batch.label_smoothing)
+            loss = loss + self._reverse(features_QW, own_CW, batch)
         extra = sum((report.loss for report in reports), loss.new_zeros(()))
         names = sorted({name for report in reports for name in report.losses})
         num_experts = self.config.experts.num_experts
         return Losses(
             total=batch.weight * loss + extra,
             loss=loss.detach(),
-            correct=(logits_QC.detach().argmax(dim=1) == batch.labels_Q).sum(),
+            correct=(scores.best_Q() == labels_Q).sum(),
             accepted_NME=_stacked([r.accepted_ME for r in reports], (len(Modality), num_experts), loss),
             asked_NM=_stacked([r.asked_M for r in reports], (len(Modality),), loss),
             auxiliary={name: torch.stack([r.losses[name] for r in reports]).sum() for name in names},
@@ -101,14 +111,40 @@ class Objective(nn.Module):
         return features_CW, reports
 
     def logits(self, features_QW: Tensor, candidates_CW: Tensor, temperature: str) -> Tensor:
-        """Scaled cosine [Q, C] in fp32, and the linear head where there is one; at the cap the scale gets no gradient, as in
-        the public code."""
-        scale = self.log_scales[temperature].float().exp().clamp(max=MAX_LOGIT_SCALE)
-        logits_QC = scale * normalize(features_QW, dim=-1) @ normalize(candidates_CW, dim=-1).T
+        """Scaled cosine [Q, C] in fp32 of all candidates, and the linear head where there is one."""
+        return self._scores(features_QW, candidates_CW, temperature, Axis("one")).logits_Qc
+
+    def _scores(self, features_QW: Tensor, candidates_CW: Tensor, temperature: str, axis: Axis) -> Scores:
+        scores = compare(features_QW, candidates_CW, self._scale(temperature), axis)
         if self.head is None:
-            return logits_QC
+            return scores
         assert self.similarity_weight is not None
-        return self.similarity_weight * logits_QC + self.head(features_QW.to(self.head.weight.dtype))
+        return scores.times(self.similarity_weight).plus(self.head(features_QW.to(self.head.weight.dtype)))
+
+    def _scale(self, temperature: str) -> Tensor:
+        """At the cap the scale gets no gradient, as in the public code."""
+        return self.log_scales[temperature].float().exp().clamp(max=MAX_LOGIT_SCALE)
+
+    def _reverse(self, features_QW: Tensor, own_CW: Tensor, batch: TaskBatch) -> Tensor:
+        """The other direction of a symmetric loss: which read-out does each candidate of this batch mean?"""
+        back_C = torch.empty_like(batch.labels_Q)
+        back_C[batch.labels_Q] = torch.arange(len(back_C), device=back_C.device)
+        if batch.scope == Scope.GLOBAL:
+            back_C = back_C + self.data.rank * len(features_QW)
+            features_QW = self._of_all_ranks(features_QW)
+        scores = compare(own_CW, features_QW, self._scale(batch.temperature), self.tensor)
+        return scores.cross_entropy(back_C, batch.label_smoothing)
+
+    def _own_part(self, candidates: Sequences) -> Sequences:
+        """This data rank's candidates: equally many on all ranks, so the last ones repeat the last candidate."""
+        total, ranks = candidates.num_rows, self.data.size
+        each = math.ceil(total / ranks)
+        first = self.data.rank * each
+        rows = torch.arange(first, first + each, device=candidates.segments[0].valid_BL.device).clamp(max=total - 1)
+        return candidates.rows(rows)
+
+    def _of_all_ranks(self, features_QW: Tensor) -> Tensor:
+        return all_gather(features_QW, self.data).flatten(0, 1)
 
     def _encode(
         self, readings: tuple[Reading, ...], noise: Key, task: str | None

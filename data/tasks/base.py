@@ -14,7 +14,7 @@ import numpy as np
 
 from data.attributes import Attributes
 from data.augment import rand_augment, random_erase
-from data.batch import Modality, Segment, TaskBatch
+from data.batch import Modality, Scope, Segment, TaskBatch
 from data.config import TaskConfig
 from data.decode import BadSample, decode_image, decode_json, decode_text, decode_video
 from data.segments import visual_segment
@@ -76,6 +76,10 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def batch(self, examples: list[Any], generator: np.random.Generator | None) -> TaskBatch: ...
+
+    def scope(self, generator: np.random.Generator | None) -> Scope:
+        """Evaluation compares with what the batch holds."""
+        return Scope.LOCAL if generator is None else Scope[self.config.candidates.upper()]
 
     def visual(self, sample: Sample, generator: np.random.Generator | None) -> Visual:
         """Decode, augment and cut the sample's image or clip."""

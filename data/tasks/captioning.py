@@ -39,6 +39,7 @@ class Captioning(CaptionedTask):
             candidate_log_weights_C=targets.log_weights_C,
             labels_Q=targets.labels_Q,
             temperature=self.temperature,
+            scope=self.scope(generator),
             weight=self.config.loss_weight,
             label_smoothing=self.config.label_smoothing if targets.log_weights_C is None else 0.0,
         )

@@ -53,6 +53,7 @@ class Classification(Task):
             second_labels_Q=labels.flip(0) if share else None,
             second_share=share,
             temperature=self.temperature,
+            scope=self.scope(generator),
             weight=config.loss_weight,
             label_smoothing=config.label_smoothing,
         )

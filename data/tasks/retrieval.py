@@ -32,6 +32,7 @@ class Retrieval(CaptionedTask):
             labels_Q=rows,
             symmetric=True,
             temperature=self.temperature,
+            scope=self.scope(generator),
             weight=self.config.loss_weight,
             label_smoothing=self.config.label_smoothing,
         )

@@ -59,6 +59,7 @@ class TextClassification(Task):
             candidates=self.candidates,
             labels_Q=torch.tensor([e.label for e in examples]),
             temperature=self.temperature,
+            scope=self.scope(generator),
             weight=self.config.loss_weight,
             label_smoothing=self.config.label_smoothing,
         )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 
 from data.attributes import CAPTION_TEXT, CAPTION_VISUAL, NAME_TARGET, TEXT_INPUT, VISUAL_INPUT, WORD_TARGET, Attributes
-from data.batch import Modality, Segment, Sequences, TaskBatch, Visibility
+from data.batch import Modality, Scope, Segment, Sequences, TaskBatch, Visibility
 
 VOCABULARY_SIZE = 40
 PATCH_VALUES = 3 * 8 * 8
@@ -98,6 +100,37 @@ def retrieval(seed: int = 0) -> TaskBatch:
         labels_Q=torch.arange(4),
         temperature="retrieval",
         symmetric=True,
+    )
+
+
+def sharing(task: str, seed: int, shared_seed: int) -> TaskBatch:
+    """A batch of its own with the candidates of another, which every rank encodes a part of."""
+    batch, other = BATCHES[task](seed), BATCHES[task](shared_seed)
+    return dataclasses.replace(
+        batch, candidates=other.candidates, candidate_log_weights_C=None, scope=Scope.SHARDED, symmetric=False
+    )
+
+
+def joined(first: TaskBatch, second: TaskBatch) -> TaskBatch:
+    """Pairs of two retrieval batches as one; both have the same lengths."""
+
+    def both(a: Sequences, b: Sequences) -> Sequences:
+        pairs = zip(a.segments, b.segments, strict=True)
+        fields = ("values", "positions", "valid_BL")
+        return Sequences(
+            segments=tuple(
+                dataclasses.replace(x, **{f: torch.cat([getattr(x, f), getattr(y, f)]) for f in fields})
+                for x, y in pairs
+            )
+        )
+
+    rows = len(first.read_Q2)
+    return dataclasses.replace(
+        first,
+        inputs=both(first.inputs, second.inputs),
+        candidates=both(first.candidates, second.candidates),
+        read_Q2=_rows(2 * rows),
+        labels_Q=torch.cat([first.labels_Q, second.labels_Q + rows]),
     )
 
 

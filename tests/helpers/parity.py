@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from data.batch import Scope, TaskBatch
 from parallel.checkpoint import Fragment
-from tests.helpers.batches import BATCHES, VOCABULARY_SIZE
+from tests.helpers.batches import BATCHES, VOCABULARY_SIZE, joined, retrieval, sharing
 from tests.helpers.models import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -27,6 +28,9 @@ class Job:
                    bound; a large epsilon bounds it, so that equality can be asked for
     broken_step    the first slot's loss is NaN there
     forced_expert  the router sends everything to this one
+    scope          "": each slot has its own candidates. "sharded": slots have inputs of their own and candidates in common.
+                   "global": pairs of all slots are compared, "joined": the same pairs in one batch and slot. Without noise,
+                   which differs from slot to slot
     """
 
     tensor: int = 1
@@ -46,6 +50,18 @@ class Job:
     broken_step: int = -1
     forced_expert: int = -1
     frozen: tuple[str, ...] = ()
+    scope: str = ""
+
+    def batch(self, step: int, slot: int) -> TaskBatch:
+        task = self.tasks[(step * self.slots + slot) % len(self.tasks)]
+        seeds = (10 * step, 10 * step + 1)
+        if self.scope == "sharded":
+            return sharing(task, 10 * step + slot, 10 * step)
+        if self.scope == "global":
+            return dataclasses.replace(retrieval(seeds[slot]), scope=Scope.GLOBAL)
+        if self.scope == "joined":
+            return joined(*(retrieval(seed) for seed in seeds))
+        return BATCHES[task](step)
 
 
 def run_job(rank: int, job: Job) -> dict[str, Any]:
@@ -67,7 +83,7 @@ def run_job(rank: int, job: Job) -> dict[str, Any]:
     kernels = load_kernels("torch")
     if job.sgd:
         kernels = Kernels(kernels.layer_norm, lambda groups, lr, **_: torch.optim.SGD(groups, lr=lr))
-    experts = {"top_k": 1} if job.forced_expert >= 0 else None
+    experts = {"top_k": 1} if job.forced_expert >= 0 else {}
     objective = Objective(tiny(job.router, experts, heads=job.heads), VOCABULARY_SIZE, mesh, kernels)
     initialise(objective, 0)
     freeze(objective, job.frozen)
@@ -97,7 +113,7 @@ def run_job(rank: int, job: Job) -> dict[str, Any]:
     for step in range(start, job.steps):
         with engine.accumulation():
             for slot in slots:
-                result = engine(BATCHES[job.tasks[(step * job.slots + slot) % len(job.tasks)]](step), 100 * step + slot)
+                result = engine(job.batch(step, slot), None if job.scope else 100 * step + slot)
                 broken = step == job.broken_step and slot == 0
                 engine.backward(result.total / len(slots) * (torch.nan if broken else 1.0))
                 losses[step, slot] = result.total.item()
