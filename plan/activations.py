@@ -53,7 +53,7 @@ def activations_of(
         else:
             kept += sum(blocks)
         working = max(working, 2 * sum(s.tokens for s in mine) * tower.ffn // tensor * value)
-    head, logits = _head(model, sequences, value, losses)
+    head, logits = _head(model, sequences, tensor, value, losses)
     if model.chunks > 1:  # a part is computed again as a whole: all of it is one recomputed piece
         return Activations(encoder=0, head=head, block=embedding + kept + largest, working=max(working, 2 * logits))
     return Activations(encoder=embedding + kept, head=head, block=largest, working=max(working, 2 * logits))
@@ -144,12 +144,12 @@ def _decisions(model: ModelConfig, layer: int, sequences: tuple[Passed, ...]) ->
     return (tokens * model.experts.num_experts * (INDEX + FP32) + places) * len(sparse_linears(model, 1))
 
 
-def _head(model: ModelConfig, sequences: tuple[Passed, ...], value: int, losses: int) -> tuple[int, int]:
+def _head(model: ModelConfig, sequences: tuple[Passed, ...], tensor: int, value: int, losses: int) -> tuple[int, int]:
     """-> (kept from the read-outs on, one matrix of logits)."""
     inputs, candidates = sequences
-    logits = inputs.reads * candidates.reads * FP32
-    reads = inputs.reads + candidates.reads
+    logits = inputs.reads * candidates.reads * FP32 // (tensor if candidates.reads >= tensor else 1)
     width, space = model.width, model.space_width
-    # LayerNorm's and the projection's inputs; features, and normalised; scaled in the inputs' case.
-    features = reads * (2 * width * value + NORM + 2 * space * FP32) + inputs.reads * space * FP32
-    return features + losses * logits, logits
+    # LayerNorm's and the projection's inputs where they are read; features, and normalised; scaled in the inputs' case.
+    read = (inputs.reads + candidates.rows) * (2 * width * value + NORM)
+    features = (inputs.reads + candidates.reads) * 2 * space * FP32 + inputs.reads * space * FP32
+    return read + features + losses * logits, logits

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from config import ConfigError, RunConfig, check_layout, deepspeed_config
@@ -17,10 +17,12 @@ from plan.memory import Layout, Precision, Split, optimizer_of, parameters_of, p
 from plan.tasks import TaskLoad, task_loads, vocabulary_size_of
 from plan.traffic import (
     Collective,
+    candidates_traffic,
     crossover_tokens,
     dispatch_traffic,
     gradient_traffic,
     merge_traffic,
+    scores_traffic,
     sent_in_all,
     tensor_traffic,
 )
@@ -57,7 +59,8 @@ class Traffic:
     None for whole networks as experts. crossover: tokens of a rank's pass from which merging sends fewer bytes."""
 
     step: tuple[Collective, ...]
-    tensor: Collective
+    tensor: tuple[Collective, ...]
+    candidates: tuple[Collective, ...]
     merge: tuple[Collective, ...] | None
     dispatch: tuple[Collective, ...]
     tokens: int
@@ -130,8 +133,8 @@ def memory_of(
     parameters = parameters_of(run, layout, vocabulary_size, padded=precision.stage > 0)
     peaks = [
         (
-            activations_of(run.model, task.sequences, layout.tensor, layout.expert, value, task.losses),
-            exchange_buffers(run.model, task.sequences, layout, value),
+            activations_of(run.model, task.passes(layout.data), layout.tensor, layout.expert, value, task.losses),
+            exchange_buffers(run.model, task.passes(layout.data), layout, value),
             task.name,
         )
         for task in tasks
@@ -158,24 +161,31 @@ def traffic_of(
     micro_batches = run.slots // layout.data
     parameters = parameters_of(run, layout, vocabulary_size)
 
-    def averaged(passes: list[tuple[Collective, ...]]) -> tuple[Collective, ...]:
+    def averaged(passes: Sequence[tuple[Collective, ...]]) -> tuple[Collective, ...]:
         shares = [task.share * micro_batches for task in tasks]
         return tuple(
             dataclasses.replace(of_one[0], handed=round(sum(w * c.handed for w, c in zip(shares, of_one, strict=True))))
             for of_one in zip(*passes, strict=True)
         )
 
-    tensor: list[tuple[Collective, ...]] = [
-        (Collective("activations", "all-reduce", layout.tensor, tensor_traffic(model, t.sequences, layout, value)),)
-        for t in tasks
+    passes = [task.passes(layout.data) for task in tasks]
+    tensor = [
+        (
+            Collective("activations", "all-reduce", layout.tensor, tensor_traffic(model, mine, layout, value)),
+            Collective(
+                "scores", "all-reduce", layout.tensor, scores_traffic(model, mine, layout, t.losses, t.symmetric)
+            ),
+        )
+        for t, mine in zip(tasks, passes, strict=True)
     ]
     merged = merge_traffic(model, layout, value)
     return Traffic(
         step=gradient_traffic(parameters, layout, precision),
-        tensor=averaged(tensor)[0],
+        tensor=averaged(tensor),
+        candidates=averaged([candidates_traffic(model, task, layout) for task in tasks]),
         merge=None if model.experts.unit == "mlp" else averaged([merged for _ in tasks]),
-        dispatch=averaged([dispatch_traffic(model, t.sequences, layout, value) for t in tasks]),
-        tokens=round(sum(task.share * task.tokens for task in tasks)),
+        dispatch=averaged([dispatch_traffic(model, mine, layout, value) for mine in passes]),
+        tokens=round(sum(task.share * s.tokens for task, mine in zip(tasks, passes, strict=True) for s in mine)),
         crossover=crossover_tokens(model, layout, value),
     )
 
@@ -261,7 +271,7 @@ def render(plan: Plan) -> str:
     lines.append(f"  {'peak':<25}{memory.total / unit:45.3f}   {fits} {plan.device_memory / GIB:g} GiB")
     lines += [f"    {remedy}" for remedy in plan.remedies]
     lines.append(f"sent by a rank in a step, {name}")
-    lines += [_line(collective, unit) for collective in (*traffic.step, traffic.tensor)]
+    lines += [_line(collective, unit) for collective in (*traffic.step, *traffic.tensor, *traffic.candidates)]
     if plan.merges is not None:
         lines.append(f"expert exchange in a step of {traffic.tokens:,} tokens a pass (mean over tasks), {name}")
         for title, path, used in (

@@ -18,7 +18,8 @@ WORDS = ("masked_text", "captioning")
 
 @dataclasses.dataclass(frozen=True)
 class Passed:
-    """Sequences that go through an encoder: rows of equal length. visual: patches of a row. reads: read-outs of all rows.
+    """Sequences that go through an encoder: rows of equal length. visual: patches of a row. reads: read-outs of all rows, of
+    candidates: those that are compared, also where other ranks encode them.
     masked: not everyone sees everyone, or texts of several lengths."""
 
     rows: int
@@ -43,17 +44,25 @@ class Passed:
 
 @dataclasses.dataclass(frozen=True)
 class TaskLoad:
-    """One task's micro-batch: its share of the micro-batches, inputs and candidates, cross entropies over the logits."""
+    """One task's micro-batch: its share of the micro-batches, inputs and candidates of one data rank that works alone, cross
+    entropies over the logits, whose candidates are compared (TaskConfig.candidates)."""
 
     name: str
     share: float
     sequences: tuple[Passed, Passed]
     losses: int
     counted: bool
+    symmetric: bool = False
+    scope: str = "local"
 
-    @property
-    def tokens(self) -> int:
-        return sum(s.tokens for s in self.sequences)
+    def passes(self, data: int) -> tuple[Passed, Passed]:
+        """Inputs and candidates of one of so many data ranks."""
+        inputs, candidates = self.sequences
+        if self.scope == "sharded":
+            candidates = dataclasses.replace(candidates, rows=math.ceil(candidates.rows / data))
+        elif self.scope == "global":
+            candidates = dataclasses.replace(candidates, reads=candidates.reads * data)
+        return inputs, candidates
 
 
 def task_loads(run: RunConfig, vocabulary_size: int) -> tuple[TaskLoad, ...]:
@@ -67,9 +76,11 @@ def task_loads(run: RunConfig, vocabulary_size: int) -> tuple[TaskLoad, ...]:
         inputs = Passed(rows, cost.tokens, cost.visual_tokens, rows * cost.reads, masked=texts)
         length = cost.candidates[1] if cost.candidates else 0
         candidates = Passed(number, length, 0, number, masked=task.kind not in WORDS)
-        losses = 1 + (task.kind == "retrieval") + bool(task.mix.mixup or task.mix.cutmix)
+        symmetric = task.kind == "retrieval"
+        losses = 1 + symmetric + bool(task.mix.mixup or task.mix.cutmix)
         share = task.sampling_weight / weights
-        loads.append(TaskLoad(task.name, share, (inputs, candidates), losses, cost.candidates is not None))
+        counted = cost.candidates is not None
+        loads.append(TaskLoad(task.name, share, (inputs, candidates), losses, counted, symmetric, task.candidates))
     return tuple(loads)
 
 

@@ -1,7 +1,7 @@
 """Bytes that one rank sends in a step, by collective.
 
     once a step:      gradients (dense over data ranks, experts over the ranks that hold the same), ZeRO's weights
-    each micro-batch: tensor ranks' all-reduces, and the expert exchange: weights (merge) or tokens (dispatch)
+    each micro-batch: tensor ranks' all-reduces, candidates of all data ranks, and the expert exchange: weights (merge) or tokens (dispatch)
 
 Single numbers (norms, overflow flags) and the guards' checks are left out. Legend: S expert ranks, G condition groups,
 E experts, T tokens of a pass, K choices.
@@ -13,7 +13,7 @@ import dataclasses
 
 from model.config import ModelConfig
 from plan.memory import FP32, INDEX, Layout, Parameters, Precision, sparse_linears
-from plan.tasks import Passed, groups_of, sent_copies, towers_of
+from plan.tasks import Passed, TaskLoad, groups_of, sent_copies, towers_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +86,31 @@ def tensor_traffic(model: ModelConfig, sequences: tuple[Passed, ...], layout: La
             if tower.experts.is_sparse(layer, tower.depth):
                 total += _gate_gradients(tower, tokens, groups_of(tower, mine, layout.expert), layout)
     return total
+
+
+def scores_traffic(
+    model: ModelConfig, sequences: tuple[Passed, ...], layout: Layout, losses: int, symmetric: bool
+) -> int:
+    """Bytes that one micro-batch hands to tensor ranks' all-reduces for scores of candidates, cut over them: three numbers of
+    each read-out and cross-entropy, gradients of the compared features and of the scale."""
+    inputs, candidates = sequences
+    if layout.tensor == 1 or candidates.reads < layout.tensor:
+        return 0
+    directions = 1 + symmetric
+    compared = (inputs.reads + candidates.reads) * model.space_width + 1
+    return (3 * losses * inputs.reads + directions * compared) * FP32
+
+
+def candidates_traffic(model: ModelConfig, task: TaskLoad, layout: Layout) -> tuple[Collective, ...]:
+    """One micro-batch of a task whose candidates are those of all data ranks: features forward, their gradients backward."""
+    inputs, candidates = task.passes(layout.data)
+    features = 0
+    if task.scope != "local":
+        features = (candidates.rows + (inputs.reads if task.symmetric else 0)) * model.space_width * FP32
+    return (
+        Collective("candidates", "all-gather", layout.data, features),
+        Collective("candidates' gradients", "reduce-scatter", layout.data, layout.data * features),
+    )
 
 
 def _gate_gradients(model: ModelConfig, tokens: int, groups: int, layout: Layout) -> int:

@@ -61,6 +61,16 @@ def test_overrides():
         (["optimizer.warmup_steps=10000"], "longer than the run"),
         (["data.tasks.shapes.temperature=hot"], "temperature='hot'"),
         (["data.tasks.clips.num_frames=9"], "above model.max_frames=4"),
+        (
+            ["data.tasks.shapes.candidates=global", "data.draw=same"],
+            "candidates=global does not go with classification",
+        ),
+        (["data.tasks.retrieval.candidates=sharded", "data.draw=same"], "retrieval is local or global"),
+        (["data.tasks.retrieval.candidates=global"], "set draw=same or candidates=local"),
+        (
+            ["data.tasks.sentences.candidates=sharded", "data.draw=same", "data.vocabulary_sample=8"],
+            "the whole vocabulary",
+        ),
         (["parallel.engine=ds_configs/none.json"], "zero1.json"),
     ],
 )

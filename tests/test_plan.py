@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter
 from typing import Any, ClassVar
@@ -14,20 +15,22 @@ import train
 from config import RunConfig
 from config_file import load_config
 from data.attributes import CAPTION_TEXT, CAPTION_VISUAL, NAME_TARGET, VISUAL_INPUT, WORD_TARGET
-from data.batch import Modality, Segment, Sequences, TaskBatch, Visibility
+from data.batch import Modality, Scope, Segment, Sequences, TaskBatch, Visibility
 from data.config import DataConfig, TaskConfig
 from model.config import ModelConfig
 from parallel.config import OptimizerConfig
 from plan.activations import activations_of, exchange_buffers
 from plan.memory import Group, Layout, Parameters, Precision, Split, optimizer_of, parameters_of, precision_of
 from plan.report import plan, render
-from plan.tasks import Passed, sent_copies
+from plan.tasks import Passed, TaskLoad, sent_copies
 from plan.traffic import (
     Collective,
+    candidates_traffic,
     crossover_tokens,
     dispatch_traffic,
     gradient_traffic,
     merge_traffic,
+    scores_traffic,
     sent_in_all,
     tensor_traffic,
 )
@@ -357,7 +360,30 @@ def test_planned_all_reduces_are_what_two_tensor_ranks_hand_over(path, recompute
     router, experts = ACTIVATIONS[path]
     model = tiny(router, experts, activation_checkpointing=recompute, layer_scale=layer_scale)
     batch = captioning(4, 2, 5)
-    planned = tensor_traffic(model, passed(batch), Layout(2, 1, 1), 4)
+    layout = Layout(2, 1, 1)
+    planned = tensor_traffic(model, passed(batch), layout, 4)
+    planned += scores_traffic(model, passed(batch), layout, losses=1, symmetric=False)
+    for real in run_ranks(2, send, model, 2, 1, batch):
+        assert real["all_reduce"] == planned
+
+
+@pytest.mark.parametrize("scope", ["sharded", "global"])
+def test_planned_candidates_are_what_two_data_ranks_send(scope):
+    model, batch = tiny(experts={"placement": "none"}), retrieval(3, 2, 4)
+    symmetric = scope == "global"
+    batch = dataclasses.replace(batch, symmetric=symmetric, scope=Scope[scope.upper()])
+    task = TaskLoad("t", 1.0, passed(batch), 1 + symmetric, True, symmetric, scope)
+    planned = {c.kind.replace("-", "_") + "_single": c.handed for c in candidates_traffic(model, task, Layout(1, 1, 2))}
+    # Sharded: 2 of 3 candidates, padded, 16 numbers each. Global: 3 candidates and 3 read-outs.
+    assert planned["all_gather_single"] == (6 if symmetric else 2) * 16 * 4
+    for real in run_ranks(2, send, model, 1, 1, batch):
+        assert dict(real) == planned
+
+
+def test_scores_of_a_symmetric_loss_are_what_two_tensor_ranks_hand_over():
+    model, batch = tiny(experts={"placement": "none"}), retrieval(3, 2, 4)
+    layout = Layout(2, 1, 1)
+    planned = scores_traffic(model, passed(batch), layout, 2, True) + tensor_traffic(model, passed(batch), layout, 4)
     for real in run_ranks(2, send, model, 2, 1, batch):
         assert real["all_reduce"] == planned
 

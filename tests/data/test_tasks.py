@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from data.batch import Scope
 from data.config import TaskConfig
 from data.decode import encode_png
 from data.mixing import MixConfig
@@ -51,6 +52,13 @@ def test_a_name_of_each_class_is_drawn_in_training_alone(vocabulary):
     assert {first for first, _ in drawn} == {"cat", "kitten", "puss"} and {second for _, second in drawn} == {"dog"}
     with pytest.raises(ValueError, match="synonyms of 1 classes, but there are 2"):
         info("image_class", ("cat", "dog"), synonyms=(("kitten",),))
+
+
+def test_candidates_of_all_ranks_are_for_training_alone(vocabulary):
+    made = task(vocabulary, info("image_class", ("cat", "dog")), kind="classification", candidates="sharded")
+    examples = [made.example(image(0), None)]
+    assert made.batch(examples, np.random.default_rng(0)).scope == Scope.SHARDED
+    assert made.batch(examples, None).scope == Scope.LOCAL
 
 
 def test_mixed_batches_carry_both_labels(vocabulary):
