@@ -12,10 +12,12 @@ from typing import Any
 
 from config import ConfigError, RunConfig
 from config_file import dump_config, load_config
+from data.stream import Source
 from data.tokenizer import Tokenizer
 from data.vocabulary import Vocabulary
 from model.convert import load_converted
 from model.objective import Objective
+from parallel.agreement import digest
 from parallel.checkpoint import find_checkpoint, load_weights, write_atomically
 
 CONFIG, VOCABULARY = "config.yaml", "vocabulary.json"
@@ -52,6 +54,16 @@ def check_same_run(run: RunConfig, vocabulary: Vocabulary) -> None:
         raise ConfigError(
             f"{run.folder} holds a run with another vocabulary: the data sets have changed; choose another name="
         )
+
+
+def identity_on_ranks(run: RunConfig, vocabulary: Vocabulary, sources: list[Source]) -> dict[str, str]:
+    """What all ranks of a run must have alike, each as a few characters."""
+    sizes = [source.order.sizes.tobytes() for source in sources]
+    return {
+        "configurations": digest(dump_config(run).encode()),
+        "vocabularies": digest(json.dumps(vocabulary.clip_ids).encode()),
+        "data sets": digest(b"".join(sizes)),
+    }
 
 
 def _plain(value: Any) -> Any:

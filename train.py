@@ -27,6 +27,7 @@ from model.initialise import initialise
 from model.noise import derive
 from model.objective import Objective
 from model.tuning import TuningError, freeze, tune_prompts
+from parallel.agreement import DisagreementError, check_agreement
 from parallel.checkpoint import CheckpointError, newest, restore, save
 from parallel.engine import Engine
 from parallel.failures import RankGuard
@@ -43,7 +44,7 @@ from parallel.mesh import (
 from parallel.preflight import StaleLockError, check_build_lock
 from parallel.stop_signal import StopSignal
 from plan import plan, render
-from run_folder import check_same_run, load_initial_weights, write_run_files
+from run_folder import check_same_run, identity_on_ranks, load_initial_weights, write_run_files
 
 EXIT_STOPPED = 85
 USER_ERRORS = (
@@ -52,6 +53,7 @@ USER_ERRORS = (
     DatasetError,
     VocabularyFileError,
     CheckpointError,
+    DisagreementError,
     TuningError,
     ModuleNotFoundError,
     StaleLockError,
@@ -91,6 +93,7 @@ def train(run: RunConfig, guard: RankGuard) -> int:
 
     mesh = create_mesh(run.parallel.tensor, run.parallel.expert, run.parallel.timeout_s)
     watchdog = guard.start(run.folder, run.parallel.stall_s)
+    differences = check_agreement(identity_on_ranks(run, vocabulary, sources))
     objective = Objective(run.model, vocabulary.size, mesh, kernels)
     initialise(objective, run.seed)
     checkpoint, problems = newest(run.folder / "checkpoints")
@@ -114,7 +117,13 @@ def train(run: RunConfig, guard: RankGuard) -> int:
         print(
             f"run {run.folder}: {parameters:,} parameters on this rank, {launched_world_size()} rank(s), vocabulary {vocabulary.size}"
         )
-        print(*problems, f"resuming at step {step}" if checkpoint else "starting fresh", sep="\n", flush=True)
+        print(
+            *differences,
+            *problems,
+            f"resuming at step {step}" if checkpoint else "starting fresh",
+            sep="\n",
+            flush=True,
+        )
 
     schedule = schedule_of(run.data, run.slots, run.seed)
     shard = Shard(mesh.data.rank, mesh.data.size)

@@ -1,11 +1,18 @@
-"""Which parameters decay."""
+"""Which parameters the optimizer has, which decay, and that a step reaches all of them."""
 
 from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
 
 from model.config import TextTowerConfig
 from parallel.engine import decays, parameter_groups
 from parallel.mesh import Mesh
+from tests.helpers.batches import BATCHES
+from tests.helpers.distributed import run_ranks
 from tests.helpers.models import make, tiny
+from tests.helpers.parity import Job, logical_gradients, logical_weights, run_job
 
 
 def test_matrices_of_linears_and_experts_decay_and_nothing_else():
@@ -24,3 +31,15 @@ def test_groups_hold_every_parameter_once():
     grouped = [id(parameter) for group in groups for parameter in group["params"]]
     assert sorted(grouped) == sorted(id(parameter) for parameter in objective.parameters())
     assert {group["weight_decay"] for group in groups} == {0.0, 0.1}
+
+
+def test_a_step_reaches_every_parameter():
+    """With all tasks in one step nothing stays as it was, but for what had no gradient and no decay."""
+    job = Job(tasks=tuple(BATCHES), slots=len(BATCHES), steps=1, router="token")
+    (before,), (after,) = (run_ranks(1, run_job, dataclasses.replace(job, steps=steps)) for steps in (0, 1))
+    gradients = logical_gradients([after], 0)
+    old, new = logical_weights([before]), logical_weights([after])
+    assert new.keys() == old.keys() == gradients.keys()
+    still = {name for name in new if np.array_equal(old[name], new[name])}
+    assert not {name for name in still if gradients[name].any()}
+    assert still <= {f"log_scales.{name}" for name in BATCHES} | {name for name in new if "frames" in name}
