@@ -38,7 +38,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     command.add_argument("--samples", type=int, default=24, metavar="N", help="how many (default 24)")
     command.add_argument("--split", help="default: the task's, else train")
     command.add_argument("--seed", type=int, default=0, help="which samples, and what augmentation draws (default 0)")
-    command.add_argument("--config", type=Path, metavar="YAML", help="a run's configuration, such as runs/demo/config.yaml")
+    command.add_argument(
+        "--config", type=Path, metavar="YAML", help="a run's configuration, such as runs/demo/config.yaml"
+    )
     command.add_argument("--task", metavar="NAME", help="one of its data.tasks")
     return parser.parse_args(argv)
 
@@ -47,8 +49,12 @@ def _shards_command(command: argparse.ArgumentParser, nargs: str | None) -> argp
     text = "data set folder, or shards of other makers by path, 'glob' or {000..012}"
     command.add_argument("targets" if nargs else "target", nargs=nargs, metavar="FOLDER", help=text)
     command.add_argument("--split", help="this one alone")
-    command.add_argument("--workers", type=int, default=default_workers(), metavar="N", help="processes (default: cores)")
-    command.add_argument("--frames", type=int, default=FRAMES, metavar="N", help=f"frames taken of a clip (default {FRAMES})")
+    command.add_argument(
+        "--workers", type=int, default=default_workers(), metavar="N", help="processes (default: cores)"
+    )
+    command.add_argument(
+        "--frames", type=int, default=FRAMES, metavar="N", help=f"frames taken of a clip (default {FRAMES})"
+    )
     command.add_argument("--json", type=Path, metavar="FILE", help="write the result there as JSON, too")
     return command
 
@@ -62,9 +68,7 @@ def run_lint(arguments: argparse.Namespace) -> int:
     hidden = totals.errors + totals.warnings - len(totals.problems)
     if hidden:
         print(f"and {hidden} more (--max-problems)")
-    print(
-        f"{totals.samples} samples in {totals.shards} shards: {totals.errors} errors, {totals.warnings} warnings"
-    )
+    print(f"{totals.samples} samples in {totals.shards} shards: {totals.errors} errors, {totals.warnings} warnings")
     if arguments.json:
         _write(arguments.json, totals.as_json())
     return PROBLEMS if totals.errors else CLEAN

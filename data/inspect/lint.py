@@ -235,7 +235,9 @@ def _check_names(info: DatasetInfo, where: str, reports: Iterable[ShardReport], 
         yield Problem("error", where, f"lacks token_ids of the class names: {_shown(missing)}")
     wrong = [token for token in info.token_ids if not 0 <= token < tokenizer.vocab_size]
     if wrong or list(info.token_ids) != sorted(set(info.token_ids)):
-        yield Problem("error", where, f"token_ids are not sorted ids of CLIP, each once{f': {wrong[0]}' if wrong else ''}")
+        yield Problem(
+            "error", where, f"token_ids are not sorted ids of CLIP, each once{f': {wrong[0]}' if wrong else ''}"
+        )
     unused = set(info.token_ids) - named - {END_OF_TEXT} - set(wrong)
     unused = unused.difference(*(report.token_ids for report in reports))
     if whole and unused:
@@ -260,9 +262,7 @@ def _check_keys(target: Target, reports: dict[ShardFile, ShardReport], limit: in
 
 def _overlaps(target: Target, reports: dict[ShardFile, ShardReport]) -> Iterator[Problem]:
     """Images, clips or texts that two splits have in common."""
-    splits = {
-        name: _joined([reports[shard].contents_N for shard in shards]) for name, shards in target.splits.items()
-    }
+    splits = {name: _joined([reports[shard].contents_N for shard in shards]) for name, shards in target.splits.items()}
     for (one, one_N), (two, two_N) in itertools.combinations(splits.items(), 2):
         shared = np.intersect1d(one_N, two_N)
         shared = shared[shared != 0]

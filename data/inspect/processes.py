@@ -43,9 +43,7 @@ def _in_processes(function: Callable[[T], R], items: Sequence[T], workers: int) 
     position = 0
     while position < len(items):
         with _pool(min(workers, len(items))) as pool:
-            futures = {
-                i: pool.submit(function, items[i]) for i in range(position, len(items)) if i not in results
-            }
+            futures = {i: pool.submit(function, items[i]) for i in range(position, len(items)) if i not in results}
             try:
                 while position < len(items):
                     if position in futures:

@@ -220,7 +220,9 @@ def as_text(report: Report) -> str:
         if tally.unknown:
             some = ", ".join(f"{_tokenizer().decode([i]).strip()} x{n}" for i, n in tally.unknown.most_common(LONGEST))
             lines.append(f"tokens that dataset.json lacks{f' in {split}' if split else ''}: {some}")
-    return "\n".join("".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in line) for line in lines)
+    return "\n".join(
+        "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in line) for line in lines
+    )
 
 
 def _column(tally: Tally) -> dict[str, str]:
