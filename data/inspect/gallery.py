@@ -214,7 +214,11 @@ def _card(one: Picked, info: DatasetInfo, tokenizer: Tokenizer, seen: dict[str, 
     # Where a task shows its tokens, those of the texts would only be in the way.
     texts = tuple((text, () if augmented else _tokens(tokenizer.encode(text), tokenizer)) for text in raw.texts)
     key = str(one.sample["__key__"])
-    title, place = (key, one.place) if raw.label is None else (info.classes[raw.label], f"{one.place}, key {key}")
+    title, place = key, one.place
+    title_tokens: tuple[Token, ...] = ()
+    if raw.label is not None:
+        title, place = info.classes[raw.label], f"{one.place}, key {key}"
+        title_tokens = _tokens(tokenizer.encode(title), tokenizer)
     errors = [f"{name}: {s.error}" for name, s in seen.items() if s.error]
     views = tuple(s.view for s in seen.values() if s.view)
-    return Card(title, place, tuple(pictures), texts, views, "; ".join(errors) or None)
+    return Card(title, place, title_tokens, tuple(pictures), texts, views, "; ".join(errors) or None)

@@ -16,7 +16,7 @@ from PIL import Image
 
 from data.attributes import Attributes
 
-IMAGE_SIDE, FRAME_SIDE, SMALL = 320, 150, 100
+IMAGE_SIDE, FRAME_SIDE, SMALL = 320, 140, 100
 """Pixels: the longer side of pictures and of frames of a strip; what is smaller than SMALL is shown enlarged."""
 MAX_LETTERS = 2000
 MAX_TOKENS = 160
@@ -40,9 +40,8 @@ article > * { min-width: 0; }
 .place, .small { color: var(--soft); font-size: .82rem; overflow-wrap: anywhere; margin: 0; }
 .pictures { display: flex; flex-wrap: wrap; gap: .7rem 1rem; align-items: flex-end; }
 figure { margin: 0; min-width: 0; } figcaption { color: var(--soft); font-size: .82rem; }
-.strip { display: flex; gap: 4px; overflow-x: auto; }
+.strip { display: flex; flex-wrap: wrap; gap: 4px; }
 img { display: block; border-radius: 4px; flex: none; max-width: 100%; height: auto; } img.small-picture { image-rendering: pixelated; }
-.strip img { max-width: none; }
 ol, ul { margin: 0; padding-left: 1.4rem; } li { margin: .25rem 0; overflow-wrap: anywhere; }
 .tokens { display: flex; flex-wrap: wrap; gap: 4px 0; font-size: .8rem; margin-top: .2rem; }
 .token { background: var(--chip); padding: 0 .35rem .1rem; text-align: center; white-space: pre; border-radius: 3px; margin-right: 1px; }
@@ -100,10 +99,17 @@ class TaskView:
 
 @dataclasses.dataclass(frozen=True)
 class Card:
-    """One sample. place: where it is found. texts: each with its tokens. error: why it is unusable."""
+    """One sample.
+
+    title, title_tokens   name of the class with its tokens, or the key alone
+    place                 where the sample is found
+    texts                 each with its tokens
+    error                 why it cannot be used
+    """
 
     title: str
     place: str
+    title_tokens: tuple[Token, ...] = ()
     pictures: tuple[Pictures, ...] = ()
     texts: tuple[tuple[str, tuple[Token, ...]], ...] = ()
     tasks: tuple[TaskView, ...] = ()
@@ -143,7 +149,8 @@ def _page(page: Page) -> Iterator[str]:
 
 
 def _card(card: Card, page: Page) -> Iterator[str]:
-    yield f'<article><div><h2>{_text(card.title)}</h2><p class="place">{_text(card.place)}</p></div>'
+    yield f"<article><div><h2>{_text(card.title)}</h2>{_tokens(card.title_tokens)}"
+    yield f'<p class="place">{_text(card.place)}</p></div>'
     if card.error:
         yield f'<p class="error">Cannot be used: {_text(card.error)}</p>'
     if card.pictures:
@@ -178,9 +185,9 @@ def _card(card: Card, page: Page) -> Iterator[str]:
 
 def _segment(task: TaskView, segment: SegmentView, bit_names: Sequence[str]) -> str:
     if segment.part == "candidates":
-        what = f"{task.num_candidates} candidates, {segment.modality}, of {segment.num_tokens} tokens at most"
+        what = f"{task.num_candidates} candidates, {segment.modality}, {_tokens_in_words(segment.num_tokens)} at most"
     else:
-        what = f"{segment.part}, {segment.modality}, {segment.visibility}, {segment.num_tokens} tokens"
+        what = f"{segment.part}, {segment.modality}, {segment.visibility}, {_tokens_in_words(segment.num_tokens)}"
     bits = "".join(
         f'<span class="bit{" on" if bit else ""}" title="{_text(name)}">{bit}</span>'
         for name, bit in zip(bit_names, segment.attributes, strict=True)
@@ -188,6 +195,10 @@ def _segment(task: TaskView, segment: SegmentView, bit_names: Sequence[str]) -> 
     names = ", ".join(name for name, bit in zip(bit_names, segment.attributes, strict=True) if bit)
     bits = f'<span class="bits">{bits}</span><div class="small">{_text(names)}</div>'
     return f"<tr><td>{_text(what)}</td><td>{bits}</td></tr>"
+
+
+def _tokens_in_words(count: int) -> str:
+    return f"{count} token{'' if count == 1 else 's'}"
 
 
 def _figure(pictures: Pictures, alt: str) -> Iterator[str]:
