@@ -11,6 +11,7 @@ import functools
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
@@ -137,12 +138,15 @@ def check_shard(job: Job) -> ShardReport:
         return ShardReport(tuple(found.problems), found.count)
     for fault in shards.faults:
         found.error(fault.removeprefix(f"{path.name}: "))
+    keys = {place.offset: place.key for place in places}
     if not shards.faults and index_path(path).is_file():
-        reason = f"without its index: {scan_fault}" if scan_fault else _stale(shards, places, index_path(path))
+        names = _index_keys(index_path(path))
+        keys = dict(zip(shards.offsets[0].tolist(), names, strict=True)) | keys
+        stale = _stale(shards, names, places, index_path(path).name)
+        reason = f"readers that have no index stop here: {scan_fault}" if scan_fault else stale
         if reason:
             found.error(reason)
 
-    keys = {place.offset: place.key for place in places}
     info, tokenizer = job.shard.info, _tokenizer()
     allowed = _allowed(job.shard)
     used: set[int] = set()
@@ -163,8 +167,8 @@ def check_shard(job: Job) -> ShardReport:
                 if allowed is not None and token_ids - allowed:
                     raise BadSample(f"{INFO_FILE} lacks token_ids of the text: {_shown(token_ids - allowed)}")
         except BadSample as error:
-            reason = error.reason.removeprefix(shards.describe(0, index)).removeprefix(f", key {key!r}")
-            found.error(reason.lstrip(",: "), offset, key)
+            reason = error.reason.removeprefix(shards.describe(0, index))
+            found.error(re.sub(r"^, key (?:'.*?'|\".*?\")", "", reason).removeprefix(": "), offset, key)
         except Exception as error:  # not foreseen by the decoders: training would stop here
             found.error(f"unexpected {type(error).__name__}: {error}", offset, key)
         keys_N[index] = _hash((key or f"\0{offset}").encode("utf-8", "surrogateescape"))
@@ -186,17 +190,20 @@ class _Found:
             self.problems.append(Problem("error", self.where, reason, offset, key))
 
 
-def _stale(shards: ShardSet, places: Sequence[Place], index: Path) -> str | None:
+def _index_keys(index: Path) -> list[str | None]:
+    """The keys in an index that was used, and so is known to be sound."""
+    return [sample.get("key") for sample in json.loads(index.read_bytes())["samples"]]
+
+
+def _stale(shards: ShardSet, names: Sequence[str | None], places: Sequence[Place], index: str) -> str | None:
     """How an index that was used differs from the headers of the tar."""
     claimed = list(zip(shards.offsets[0].tolist(), shards.lengths[0].tolist(), strict=True))
-    names = [sample.get("key") for sample in json.loads(index.read_bytes())["samples"]]
-    real = [(place.offset, place.length) for place in places]
-    if len(claimed) != len(real):
-        return f"{index.name} has {len(claimed)} samples, the tar {len(real)}; remove it, or prepare the shard again"
+    if len(claimed) != len(places):
+        return f"{index} has {len(claimed)} samples, the tar {len(places)}; remove it, or prepare the shard again"
     for number, (claim, name, place) in enumerate(zip(claimed, names, places, strict=True)):
         if claim != (place.offset, place.length) or name not in (None, place.key):
             return (
-                f"{index.name} sample {number}: key {name!r}, {claim[1]} bytes at {claim[0]}, but the tar has key {place.key!r}, "
+                f"{index} sample {number}: key {name!r}, {claim[1]} bytes at {claim[0]}, but the tar has key {place.key!r}, "
                 f"{place.length} bytes at {place.offset}; remove it, or prepare the shard again"
             )
     return None
@@ -218,10 +225,10 @@ def _check_folder(target: Target, reports: dict[ShardFile, ShardReport], whole: 
         elif (claimed.shards, claimed.samples) != (len(shards), samples):
             says = f"{claimed.samples} samples in {claimed.shards} shards"
             yield Problem("error", where, f"split {split} has {says}; found {samples} in {len(shards)}")
-    yield from _check_names(target.info, where, reports.values(), whole)
+    yield from _check_names(target.info, where, list(reports.values()), whole)
 
 
-def _check_names(info: DatasetInfo, where: str, reports: Iterable[ShardReport], whole: bool) -> Iterator[Problem]:
+def _check_names(info: DatasetInfo, where: str, reports: Sequence[ShardReport], whole: bool) -> Iterator[Problem]:
     """Class names, and the token ids of the folder."""
     tokenizer = _tokenizer()
     named: set[int] = set()
@@ -240,7 +247,8 @@ def _check_names(info: DatasetInfo, where: str, reports: Iterable[ShardReport], 
         )
     unused = set(info.token_ids) - named - {END_OF_TEXT} - set(wrong)
     unused = unused.difference(*(report.token_ids for report in reports))
-    if whole and unused:
+    # Texts that could not be read may have them.
+    if whole and unused and not any(report.num_errors for report in reports):
         yield Problem("warning", where, f"{len(unused)} token_ids are in no text: {_shown(unused)}")
 
 
