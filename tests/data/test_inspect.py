@@ -182,7 +182,7 @@ def shorten_index(path):
         (cut, "found 2600); cut off or damaged at byte 2048 of 2600"),
         (lambda path: path.write_bytes(b""), "train-000001.tar: no sample can be read; cut off or damaged at byte 0"),
         (lambda path: path.write_text("<!doctype html><p>not found" * 99), "train-000001.tar: no sample can be read"),
-        (claim, "train-000001.tar byte 2048 key 'k3': member 'k3.png' of 2147483648 bytes"),
+        (claim, "train-000001.tar byte 2048 key 'k3': member 'k3.json' of 2147483648 bytes"),
         (claim_unindexed, "train-000001.tar: cut off or damaged at byte 2048"),
         (break_header, "train-000001.tar byte 2048 key 'k3': tar header at byte 0 of the sample: bad checksum"),
         (lambda p: rewrite(p, replaced("k3.png", b"GIF89a")), "byte 2048 key 'k3': image of 6 bytes"),
