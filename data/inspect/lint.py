@@ -22,12 +22,14 @@ from data.decode import BadSample
 from data.inspect.processes import Died, each
 from data.inspect.samples import FRAMES, decode
 from data.inspect.targets import ShardFile, Target, open_shard
-from data.shards import DatasetError, DatasetInfo, ShardSet
+from data.shards import DatasetError, DatasetInfo
 from data.shards.files import INFO_FILE, index_path
-from data.shards.ranges import Place, scan
+from data.shards.ranges import Place, load_ranges, scan
 from data.tokenizer import END_OF_TEXT, Tokenizer
 
 SHOWN_TOKENS = 5
+_PLACE = re.compile(r"^(?: at byte \d+)?(?:, key (?:'.*?'|\".*?\"))?: ")
+"""What the reason of a bad sample says of its place after the shard's name; a problem has it in fields of its own."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +131,7 @@ def check_shard(job: Job) -> ShardReport:
     found = _Found(str(path), job.max_problems)
     try:
         places, scan_fault = scan(path)
+        ranges_N2, _ = load_ranges(path)
         shards = open_shard(job.shard)
     except OSError as error:
         found.error(f"cannot be read: {error.strerror}")
@@ -141,8 +144,8 @@ def check_shard(job: Job) -> ShardReport:
     keys = {place.offset: place.key for place in places}
     if not shards.faults and index_path(path).is_file():
         names = _index_keys(index_path(path))
-        keys = dict(zip(shards.offsets[0].tolist(), names, strict=True)) | keys
-        stale = _stale(shards, names, places, index_path(path).name)
+        keys = dict(zip(ranges_N2[:, 0].tolist(), names, strict=True)) | keys
+        stale = _stale(ranges_N2, names, places, index_path(path).name)
         reason = f"readers that have no index stop here: {scan_fault}" if scan_fault else stale
         if reason:
             found.error(reason)
@@ -152,7 +155,7 @@ def check_shard(job: Job) -> ShardReport:
     used: set[int] = set()
     keys_N, contents_N = (np.zeros(len(shards), np.uint64) for _ in range(2))
     for index in range(len(shards)):
-        offset = int(shards.offsets[0][index])
+        offset = int(ranges_N2[index, 0])
         key = keys.get(offset)
         try:
             sample = shards.read(0, index)
@@ -168,7 +171,7 @@ def check_shard(job: Job) -> ShardReport:
                     raise BadSample(f"{INFO_FILE} lacks token_ids of the text: {_shown(token_ids - allowed)}")
         except BadSample as error:
             reason = error.reason.removeprefix(shards.describe(0, index))
-            found.error(re.sub(r"^, key (?:'.*?'|\".*?\")", "", reason).removeprefix(": "), offset, key)
+            found.error(_PLACE.sub("", reason), offset, key)
         except Exception as error:  # not foreseen by the decoders: training would stop here
             found.error(f"unexpected {type(error).__name__}: {error}", offset, key)
         keys_N[index] = _hash((key or f"\0{offset}").encode("utf-8", "surrogateescape"))
@@ -195,9 +198,9 @@ def _index_keys(index: Path) -> list[str | None]:
     return [sample.get("key") for sample in json.loads(index.read_bytes())["samples"]]
 
 
-def _stale(shards: ShardSet, names: Sequence[str | None], places: Sequence[Place], index: str) -> str | None:
+def _stale(ranges_N2: np.ndarray, names: Sequence[str | None], places: Sequence[Place], index: str) -> str | None:
     """How an index that was used differs from the headers of the tar."""
-    claimed = list(zip(shards.offsets[0].tolist(), shards.lengths[0].tolist(), strict=True))
+    claimed = [(offset, length) for offset, length in ranges_N2.tolist()]
     if len(claimed) != len(places):
         return f"{index} has {len(claimed)} samples, the tar {len(places)}; remove it, or prepare the shard again"
     for number, (claim, name, place) in enumerate(zip(claimed, names, places, strict=True)):
@@ -301,7 +304,7 @@ class _Places:
             key = str(shards.read(0, index)["__key__"])
         except BadSample:
             key = None
-        return self.shards[nth], int(shards.offsets[0][index]), key
+        return self.shards[nth], int(load_ranges(self.shards[nth].path)[0][index, 0]), key
 
 
 def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:

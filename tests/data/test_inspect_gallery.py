@@ -25,7 +25,8 @@ from data.shards import DatasetInfo, SplitInfo, write_info, write_shards
 from data.tokenizer import END_OF_TEXT, Tokenizer
 from data.transform import IMAGE_MEAN, IMAGE_STD, patchify, unpatchify
 
-CARD_TAGS = set("html head meta title style body header h1 dl div dt dd p main article h2 ul li span small".split(" "))
+CARD_TAGS = {"html", "head", "meta", "title", "style", "body", "header", "h1", "dl", "div", "dt", "dd", "p", "main"}
+CARD_TAGS |= {"article", "h2", "ul", "li", "span", "small"}
 VOID = {"meta", "img", "br"}
 ATTACK = '<script>alert("1")</script>'
 
