@@ -18,6 +18,7 @@ from data.inspect.run_file import RunFile, read_run_file
 from data.inspect.samples import Decoded, decode
 from data.order import rng
 from data.shards import DatasetError, DatasetInfo, ShardSet, read_info
+from data.shards.ranges import load_ranges
 from data.stream import read_vocabulary
 from data.tasks import NEEDS, make_task
 from data.tasks.base import Pixels, Sample, Task, TaskContext
@@ -78,7 +79,8 @@ def _pick(shards: ShardSet, info: DatasetInfo, number: int) -> Picked:
     ends = np.cumsum(shards.sizes)
     shard = int(np.searchsorted(ends, number, side="right"))
     index = number - int(ends[shard] - shards.sizes[shard])
-    place = shards.describe(shard, index)
+    path = shards.paths[shard]
+    place = f"{path.name} sample {index} at byte {load_ranges(path)[0][index, 0]}"
     try:
         sample = shards.read(shard, index)
         return Picked(place, sample, decode(sample, info))
