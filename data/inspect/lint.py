@@ -195,7 +195,8 @@ class _Found:
 
 def _index_keys(index: Path) -> list[str | None]:
     """The keys in an index that was used, and so is known to be sound."""
-    return [sample.get("key") for sample in json.loads(index.read_bytes())["samples"]]
+    keys = [sample.get("key") for sample in json.loads(index.read_bytes())["samples"]]
+    return [key if isinstance(key, str) else None for key in keys]
 
 
 def _stale(ranges_N2: np.ndarray, names: Sequence[str | None], places: Sequence[Place], index: str) -> str | None:
