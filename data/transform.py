@@ -68,6 +68,18 @@ def patchify(
     return patches_LP, positions_L3.astype(np.int64)
 
 
+def unpatchify(
+    patches_LP: np.ndarray, positions_L3: np.ndarray, patch: int, mean: Sequence[float], std: Sequence[float]
+) -> np.ndarray:
+    """uint8 [T, H, W, 3] of the patches that stand at these positions; undoes `patchify`."""
+    num_frames, rows, columns = positions_L3.max(axis=0) + 1
+    cut = np.zeros((num_frames, rows, columns, 3, patch, patch), np.float32)
+    cut[tuple(positions_L3.T)] = patches_LP.reshape(-1, 3, patch, patch)
+    frames = cut.transpose(0, 1, 4, 2, 5, 3).reshape(num_frames, rows * patch, columns * patch, 3)
+    pixels = (frames * np.array(std, np.float32) + np.array(mean, np.float32)) * 255
+    return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
+
+
 def _centre(height: int, width: int) -> Box:
     side = min(height, width)
     left, top = (width - side) / 2, (height - side) / 2

@@ -10,7 +10,7 @@ import torch
 from data.attributes import TEXT_INPUT, WORD_TARGET
 from data.batch import Sequences, TaskBatch
 from data.config import SPE_PLACE, TEXT_PLACE
-from data.decode import decode_text
+from data.decode import BadSample, decode_text
 from data.segments import text_segment
 from data.targets import class_names
 from data.tasks.base import Sample, Task, TaskContext, label_of
@@ -36,6 +36,8 @@ class TextClassification(Task):
         return "text"
 
     def example(self, sample: Sample, generator: np.random.Generator | None) -> Templated:
+        if "txt" not in sample:
+            raise BadSample("no member txt")
         text = decode_text(sample["txt"])
         # The text gives way to the template, so that <spe> and what follows are never cut off.
         limit = self.config.max_text

@@ -9,7 +9,7 @@ import pytest
 
 from data.batch import Scope
 from data.config import TaskConfig
-from data.decode import encode_png
+from data.decode import BadSample, encode_png
 from data.mixing import MixConfig
 from data.shards import DatasetInfo, SplitInfo
 from data.targets import all_words
@@ -90,6 +90,12 @@ def test_long_text_gives_way_to_the_template(vocabulary):
     example = made.example({"txt": b"one two three four five six seven eight nine", "cls": b"0"}, None)
     assert len(example.tokens) <= 8 and example.place == 0
     assert vocabulary.decode(example.tokens[1:-1]).strip().endswith("?")
+
+
+def test_a_sample_without_its_text_is_a_bad_sample(vocabulary):
+    made = task(vocabulary, info("text_class", ("no", "yes")), kind="text_classification")
+    with pytest.raises(BadSample, match="no member txt"):
+        made.example({"__key__": "a", "cls": b"1"}, None)
 
 
 @pytest.mark.parametrize("template", ["{text}", "<spe>", "{text} {text} <spe>", "{text} <spe> <spe>"])

@@ -1,0 +1,89 @@
+"""One sample decoded as training does it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from data.decode import BadSample, decode_image, decode_json, decode_text, decode_video
+from data.shards import DatasetInfo
+from data.tasks.base import IMAGE_KEYS, VIDEO_KEYS, captions_of, label_of
+
+FRAMES = 8
+"""Frames taken of a clip, spread over its length."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoded:
+    """What is in a sample.
+
+    source       the bytes that a task takes as input: of the image, the clip or the text
+    frames_THWC  uint8 pixels, an image as one frame; None for text
+    texts        captions, or the text
+    label        number of the class
+    """
+
+    source: bytes
+    frames_THWC: np.ndarray | None
+    texts: tuple[str, ...]
+    label: int | None
+
+    @property
+    def is_clip(self) -> bool:
+        return self.frames_THWC is not None and len(self.frames_THWC) > 1
+
+
+def decode(sample: dict[str, Any], info: DatasetInfo | None, frames: int = FRAMES) -> Decoded:
+    """Decode what the data set's kind promises; without `info`, every member of a known kind. Raises BadSample."""
+    modality, _, target = info.kind.partition("_") if info else _guess(sample)
+    pixels = None
+    if modality == "text":
+        source = _member(sample, ("txt",))
+        texts: list[str] = [decode_text(source)]
+    elif modality == "image":
+        source, texts = _member(sample, IMAGE_KEYS), []
+        pixels = decode_image(source)[None]
+    else:
+        source, texts = _member(sample, VIDEO_KEYS), []
+        pixels = decode_video(source, frames)
+    if target == "caption":
+        texts = captions_of(sample)
+    label = label_of(sample, info) if info and target == "class" else None
+    if info is None:
+        _check_members(sample)
+    return Decoded(source, pixels, tuple(texts), label)
+
+
+def _guess(sample: dict[str, Any]) -> tuple[str, str, str]:
+    """(modality, "_", target) of a sample of other makers, as a kind is partitioned. Raises BadSample."""
+    target = "caption" if "txt" in sample else ""
+    for modality, keys in (("image", IMAGE_KEYS), ("video", VIDEO_KEYS), ("text", ("txt",))):
+        if any(key in sample for key in keys):
+            return modality, "_", "" if modality == "text" else target
+    raise BadSample(f"no image, clip or text among the members; {_found(sample)}")
+
+
+def _check_members(sample: dict[str, Any]) -> None:
+    """What other makers' samples may hold besides."""
+    if "json" in sample:
+        decode_json(sample["json"])
+    if "cls" in sample:
+        try:
+            number = int(sample["cls"])
+        except ValueError as error:
+            raise BadSample(f"member cls: {error}") from error
+        if number < 0:
+            raise BadSample(f"member cls: class {number}")
+
+
+def _member(sample: dict[str, Any], keys: tuple[str, ...]) -> bytes:
+    for key in keys:
+        if key in sample:
+            return sample[key]
+    raise BadSample(f"none of the members {', '.join(keys)}; {_found(sample)}")
+
+
+def _found(sample: dict[str, Any]) -> str:
+    return f"found {sorted(key for key in sample if not key.startswith('__'))}"
