@@ -16,7 +16,7 @@ from data.tokenizer import Tokenizer
 from data.vocabulary import Vocabulary
 from model.convert import load_converted
 from model.objective import Objective
-from parallel.checkpoint import find_checkpoint, load_weights, write_atomically
+from parallel.checkpoints import find_checkpoint, load_weights, write_atomically
 
 CONFIG, VOCABULARY = "config.yaml", "vocabulary.json"
 IDENTITY = ("seed", "slots", "model", "data")

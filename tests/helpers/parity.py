@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from parallel.checkpoint import Fragment
+from parallel.checkpoints import Fragment
 from tests.helpers.batches import BATCHES, VOCABULARY_SIZE
 from tests.helpers.models import tiny
 
@@ -43,6 +43,7 @@ class Job:
     clip: float = 0.5
     save_to: str = ""
     save_at: int = 0
+    save_async: bool = False
     broken_step: int = -1
     forced_expert: int = -1
     frozen: tuple[str, ...] = ()
@@ -56,7 +57,7 @@ def run_job(rank: int, job: Job) -> dict[str, Any]:
     from model.initialise import initialise
     from model.objective import Objective
     from model.tuning import freeze
-    from parallel.checkpoint import newest, restore, save
+    from parallel.checkpoints import Saver, newest
     from parallel.config import OptimizerConfig
     from parallel.engine import Engine
     from parallel.kernels import Kernels, load_kernels
@@ -88,9 +89,8 @@ def run_job(rank: int, job: Job) -> dict[str, Any]:
         checkpoint, _ = newest(Path(job.save_to))
         if checkpoint is not None:
             start = checkpoint.step
-            engine.prepare_restore(checkpoint.state["optimizer_step"])
-            restore(checkpoint, engine.fragments())
-            engine.finish_restore()
+            engine.restore(checkpoint)
+    saver = Saver(Path(job.save_to), background=job.save_async)
     losses: dict[tuple[int, int], float] = {}
     norms, gradients = [], []
     slots = range(mesh.data.rank, job.slots, mesh.data.size)
@@ -104,7 +104,8 @@ def run_job(rank: int, job: Job) -> dict[str, Any]:
         gradients.append(_copied(engine.gradients()))
         norms.append(dataclasses.astuple(engine.step(job.lr).norms))
         if job.save_to and step + 1 == job.save_at:
-            save(Path(job.save_to), step + 1, engine.fragments(), {"optimizer_step": engine.optimizer_step})
+            saver.save(step + 1, engine.fragments(), {"optimizer_step": engine.optimizer_step})
+    saver.publish()
     return {"losses": losses, "norms": norms, "gradients": gradients, "fragments": _copied(engine.fragments())}
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from parallel.checkpoint import (
+from parallel.checkpoints import (
     CheckpointError,
     Fragment,
     load_weights,
@@ -79,7 +79,7 @@ def test_round_trip_of_cut_fragments(tmp_path):
     ]
     with pytest.raises(CheckpointError, match="a "):
         save(tmp_path, 1, parts, {})
-    folder = save(tmp_path, 2, [fragment("b", range(6))], {"note": 7})
+    folder = save(tmp_path, 2, [fragment("b", range(6))], {"note": 7}).folder
     checkpoint = open_checkpoint(folder)
     assert checkpoint.state == {"note": 7} and checkpoint.step == 2
     assert checkpoint.logical("b", "weight").tolist() == [[0, 1, 2], [3, 4, 5]]
@@ -124,7 +124,7 @@ def test_a_half_written_folder_is_never_published(tmp_path):
     ],
 )
 def test_untrusted_manifests(tmp_path, change, message):
-    folder = save(tmp_path, 1, [fragment()], {})
+    folder = save(tmp_path, 1, [fragment()], {}).folder
     manifest = json.loads((folder / "manifest.json").read_text())
     change(manifest)
     (folder / "manifest.json").write_text(json.dumps(manifest))
@@ -133,7 +133,8 @@ def test_untrusted_manifests(tmp_path, change, message):
 
 
 def test_weights_of_another_model_are_refused(tmp_path):
-    checkpoint = open_checkpoint(save(tmp_path, 1, [fragment("weight", range(6)), fragment("bias", [0, 1], (2,))], {}))
+    saved = save(tmp_path, 1, [fragment("weight", range(6)), fragment("bias", [0, 1], (2,))], {})
+    checkpoint = open_checkpoint(saved.folder)
     linear = torch.nn.Linear(3, 2)
     load_weights(checkpoint, linear)
     assert linear.weight.tolist() == [[0, 1, 2], [3, 4, 5]]
