@@ -67,11 +67,18 @@ def _header(path: Path, tensors: Iterable[tuple[str, Tensor]]) -> bytes:
 def _parts(header: bytes, tensors: deque[tuple[str, Tensor]]) -> Iterator[memoryview]:
     assert sys.byteorder == "little"
     yield memoryview(header)
+    buffer = torch.empty(0)
     while tensors:
         _, tensor = tensors.popleft()
         for chunk in tensor.detach().reshape(-1).split(CHUNK):
+            if chunk.is_cpu and chunk.dtype == torch.float32:
+                host = chunk
+            else:
+                if buffer.numel() < chunk.numel():
+                    buffer = torch.empty(chunk.numel())
+                host = buffer[: chunk.numel()].copy_(chunk)
             if chunk.numel():
-                yield memoryview(chunk.to("cpu", torch.float32).contiguous().numpy()).cast("B")
+                yield memoryview(host.numpy()).cast("B")
 
 
 def write_durably(path: Path, parts: Iterable[bytes | memoryview]) -> None:

@@ -12,7 +12,6 @@ import torch
 
 from parallel.checkpoints import (
     CheckpointError,
-    Fragment,
     load_weights,
     newest,
     open_checkpoint,
@@ -20,15 +19,10 @@ from parallel.checkpoints import (
     restore,
     save,
 )
-from parallel.placement import EXPERT_AXIS, Cut, Placement
+from parallel.placement import EXPERT_AXIS, Cut
 from tests.helpers.distributed import run_ranks
+from tests.helpers.fragments import fragment
 from tests.helpers.parity import Job, logical_weights, merged_losses, run_job
-
-
-def fragment(name="w", values=range(6), shape=(2, 3), start=0, cuts=()) -> Fragment:
-    return Fragment(
-        name, Placement(tuple(shape), cuts), start, True, {"weight": torch.tensor(list(values), dtype=torch.float32)}
-    )
 
 
 @pytest.mark.parametrize("layout", [{}, {"expert": 2}])
