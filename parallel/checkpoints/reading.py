@@ -26,8 +26,10 @@ from parallel.checkpoints.overlap import Run, copy_overlap
 from parallel.checkpoints.saving import published
 from parallel.placement import Placement, placement_of
 
-MAX_MAPPED_BYTES = 1 << 27
+MAX_MAPPED_BYTES = 1 << 26
 """Files are mapped into memory to be read; after so many bytes they are opened anew, which lets go of the pages."""
+LARGE_PAGE = 1 << 21
+"""What the kernel may map for a read of one number."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,7 +229,7 @@ class _Reader:
             self.close()
         if file not in self._files:
             self._files[file] = safe_open(self._folder / file, framework="pt")
-        self._mapped += 4 * numel
+        self._mapped += max(4 * numel, LARGE_PAGE)
         return self._files[file].get_slice(key)[start : start + numel]
 
     def close(self) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import hashlib
 import json
+import resource
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,20 +15,22 @@ import torch
 
 from parallel.checkpoints import (
     CheckpointError,
+    Fragment,
     load_weights,
     newest,
     open_checkpoint,
     published,
+    reading,
     restore,
     save,
 )
-from parallel.placement import EXPERT_AXIS, Cut
+from parallel.placement import EXPERT_AXIS, TENSOR_AXIS, Cut, Placement
 from tests.helpers.distributed import run_ranks
 from tests.helpers.fragments import fragment
 from tests.helpers.parity import Job, logical_weights, merged_losses, run_job
 
 
-@pytest.mark.parametrize("layout", [{}, {"expert": 2}])
+@pytest.mark.parametrize("layout", [{}, {"expert": 2, "save_async": True}])
 def test_resume_equals_the_uninterrupted_run_bit_by_bit(tmp_path, layout):
     job = Job(steps=4, engine="zero2", **layout)
     whole = run_ranks(2, run_job, job)
@@ -108,22 +113,120 @@ def test_a_half_written_folder_is_never_published(tmp_path):
     assert newest(tmp_path)[0].step == 9
 
 
+FRAGMENT = {"cuts": [], "file": "rank_00000.safetensors", "start": 0, "numel": 6}
+HALVES = [FRAGMENT | {"cuts": [[0, "expert", index, 2]], "numel": 3} for index in range(2)]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m.update(version=99), "version 99"),
-        (lambda m: m["files"].update({"../x": {"bytes": 1, "sha256": ""}}), "leaves the folder"),
-        (lambda m: m["tensors"]["w"]["fragments"][0].update(start=1), "gap"),
-        (lambda m: m.pop("files"), "cannot be read"),
+        ({"version": 99}, "format version 99, this program reads 1"),
+        ({"version": None}, "cannot be read: version"),
+        ({"files": None}, "cannot be read: files"),
+        ({"step": -1}, "cannot be read: step"),
+        ({"step": "1"}, "cannot be read: step"),
+        ({"files": {"../x": {"bytes": 1, "sha256": ""}}}, "'../x' leaves the folder"),
+        ({"files": {"..": {"bytes": 1, "sha256": ""}}}, "'..' leaves the folder"),
+        ({"files": {"/etc/passwd": {"bytes": 1, "sha256": ""}}}, "'/etc/passwd' leaves the folder"),
+        ({"files": {}}, "'rank_00000.safetensors', which is not in the list"),
+        ({"files": {"rank_00000.safetensors": {"bytes": 23, "sha256": ""}}}, "has 23 bytes, its tensors need 24"),
+        ({"shape": [2, 4]}, "w ends at element 6 of 8"),
+        ({"shape": [-2, -3]}, "cannot be read: tensors.w.shape.0"),
+        ({"shape": [10**30]}, "w ends at element 6 of 1"),
+        ({"kinds": ["weight"] * 1000}, "its tensors need 24000"),
+        ({"fragments": []}, "w has 0 of 6 elements: a rank's part is missing"),
+        ({"fragments": [FRAGMENT | {"start": 1}]}, "gap or an overlap at element 0"),
+        ({"fragments": [FRAGMENT, FRAGMENT]}, "gap or an overlap at element 6"),
+        ({"fragments": [FRAGMENT | {"numel": -6}]}, "cannot be read: tensors.w.fragments.0.numel"),
+        ({"fragments": [HALVES[0]]}, "w has 3 of 6 elements"),
+        ({"fragments": [HALVES[0], HALVES[0] | {"cuts": [[1, "expert", 0, 1]]}]}, "cut in different ways"),
+        ({"fragments": [FRAGMENT | {"cuts": [[2, "expert", 0, 1]]}]}, "cannot be cut along dimensions"),
+        ({"fragments": [FRAGMENT | {"cuts": [[0, "a", 0, 1], [0, "b", 0, 1]]}]}, "cannot be cut along dimensions"),
+        ({"fragments": [FRAGMENT | {"cuts": [[0, "expert", 2, 2]]}]}, "no part 2 of 2 expert ranks"),
+        ({"fragments": [FRAGMENT | {"cuts": [[0, "expert", 0, 0]]}]}, "cannot be read: tensors.w.fragments.0.cuts.0.3"),
+        ({"fragments": [FRAGMENT | {"cuts": [[0, "expert", 0, 4]]}]}, "no part 0 of 4 expert ranks"),
     ],
 )
 def test_untrusted_manifests(tmp_path, change, message):
     folder = save(tmp_path, 1, [fragment()], {}).folder
     manifest = json.loads((folder / "manifest.json").read_text())
-    change(manifest)
+    for key, value in change.items():
+        (manifest if key in manifest else manifest["tensors"]["w"])[key] = value
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(CheckpointError) as caught:
         open_checkpoint(folder)
+    assert message in str(caught.value) and str(folder / "manifest.json") in str(caught.value)
+
+
+@pytest.mark.parametrize("text", [b"", b"[]", b"\xff", b"[" * 100_000, b'{"version": 1'])
+def test_a_manifest_that_is_none(tmp_path, text):
+    folder = save(tmp_path, 1, [fragment()], {}).folder
+    (folder / "manifest.json").write_bytes(text)
+    with pytest.raises(CheckpointError, match=r"manifest.json: cannot be read"):
+        open_checkpoint(folder)
+
+
+def test_a_manifest_too_large(tmp_path, monkeypatch):
+    folder = save(tmp_path, 1, [fragment()], {}).folder
+    monkeypatch.setattr(reading, "MAX_MANIFEST_BYTES", 100)
+    with pytest.raises(CheckpointError, match="larger than 100 bytes"):
+        open_checkpoint(folder)
+
+
+def header(entries: object) -> bytes:
+    text = json.dumps(entries).encode()
+    return len(text).to_bytes(8, "little") + text
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ((1 << 62).to_bytes(8, "little") + bytes(100), "header too large"),
+        ((99_999_999).to_bytes(8, "little") + bytes(100), "cannot be read"),
+        (bytes(40), "cannot be read"),
+        (header({}) + bytes(24), "cannot be read"),
+        (header({"weight/w": {"dtype": "F32", "shape": [6], "data_offsets": [0, 2400]}}) + bytes(24), "cannot be read"),
+        (
+            header({"weight/v": {"dtype": "F32", "shape": [6], "data_offsets": [0, 24]}}) + bytes(24),
+            "not hold weight/w",
+        ),
+        (header({"weight/w": {"dtype": "I32", "shape": [6], "data_offsets": [0, 24]}}) + bytes(24), "w is I32 [6]"),
+        (header({"weight/w": {"dtype": "F32", "shape": [5], "data_offsets": [0, 20]}}) + bytes(20), "w is F32 [5]"),
+    ],
+)
+def test_untrusted_files(tmp_path, data, message):
+    """The manifest's size and checksum are right: they prove no more than that nothing changed since."""
+    folder = save(tmp_path, 1, [fragment()], {}).folder
+    (folder / "rank_00000.safetensors").write_bytes(data)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"] = {"rank_00000.safetensors": {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(folder)
+    assert message in str(caught.value) and "rank_00000.safetensors" in str(caught.value)
+
+
+@pytest.mark.parametrize("cut", [Cut(0, EXPERT_AXIS, 1, 8), Cut(1, TENSOR_AXIS, 7, 8)], ids=["rows", "columns"])
+def test_restoring_a_part_takes_memory_for_the_part(tmp_path, cut):
+    """16 of 128 MiB. Pages that are mapped for reading count too, up to 64 MiB."""
+    values = torch.arange(float(1 << 25))
+    whole = Fragment("w", Placement((64, 1 << 19)), 0, True, {"weight": values})
+    save(tmp_path, 1, [whole], {})
+    (growth,) = run_ranks(1, growth_of_restoring, str(tmp_path), cut)
+    assert growth < 80 << 20
+
+
+def growth_of_restoring(rank: int, folder: str, cut: Cut) -> int:
+    placement = Placement((64, 1 << 19), (cut,))
+    part = Fragment("w", placement, 0, True, {"weight": torch.zeros(1 << 22)})
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    checkpoint, _ = newest(Path(folder))
+    assert checkpoint is not None
+    restore(checkpoint, [part])
+    growth = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    expected = placement.take(torch.arange(float(1 << 25)).view(64, 1 << 19))
+    assert torch.equal(part.tensors["weight"].view(placement.local_shape), expected)
+    return growth
 
 
 def test_weights_of_another_model_are_refused(tmp_path):

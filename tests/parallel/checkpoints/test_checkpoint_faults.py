@@ -124,6 +124,35 @@ def test_killed_at_every_step_of_a_save(tmp_path, case):
     assert seen == {1, 2}
 
 
+def test_on_the_disk_before_it_counts(tmp_path, monkeypatch):
+    """A kill does not show a forgotten sync, as a loss of power would: the order of calls does."""
+    save(tmp_path, 1, [filled(1.0)], {})
+    calls, fsync, replace = [], os.fsync, os.replace
+
+    def noted_sync(descriptor: int) -> None:
+        calls.append(("sync", Path(os.readlink(f"/proc/self/fd/{descriptor}")).name))
+        fsync(descriptor)
+
+    def noted_replace(old: Path, new: Path) -> None:
+        calls.append(("replace", Path(new).name))
+        replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", noted_sync)
+    monkeypatch.setattr(os, "replace", noted_replace)
+    save(tmp_path, 2, [filled(2.0)], {})
+    assert calls == [
+        ("sync", "rank_00000.safetensors"),
+        ("sync", "manifest.json"),
+        ("sync", ".partial_step_00000002"),
+        ("replace", "step_00000002"),
+        ("sync", tmp_path.name),
+        ("sync", tmp_path.parent.name),
+        ("sync", f".latest.{os.getpid()}"),
+        ("replace", "latest"),
+        ("sync", tmp_path.name),
+    ]
+
+
 @pytest.mark.parametrize("background", [False, True])
 def test_killed_at_random_times(tmp_path, background):
     """Ten children one after another go on where the one before was killed."""
