@@ -44,9 +44,7 @@ def write_tensors(path: Path, tensors: deque[tuple[str, Tensor]]) -> StoredFile:
     try:
         write_durably(path, counted())
     except OSError as error:
-        raise CheckpointError(
-            f"{path} ({total:,} bytes) cannot be written: {error.strerror}; the checkpoints before it are as they were"
-        ) from error
+        raise CheckpointError(f"{path} ({total:,} bytes) cannot be written: {error.strerror}") from error
     return StoredFile(bytes=total, sha256=checksum.hexdigest())
 
 

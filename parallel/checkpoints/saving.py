@@ -113,7 +113,7 @@ def _publish(root: Path, step: int, parts: list[RankPart | str], state: dict[str
     try:
         errors = [part for part in parts if isinstance(part, str)]
         if errors:
-            raise CheckpointError(f"step {step} was not saved: " + "; ".join(errors[:5]))
+            raise CheckpointError("; ".join(errors[:5]))
         manifest = merge((part for part in parts if not isinstance(part, str)), step, state)
         text = dump(manifest)
         write_durably(partial / MANIFEST, [text])
@@ -126,10 +126,8 @@ def _publish(root: Path, step: int, parts: list[RankPart | str], state: dict[str
         write_atomically(root / LATEST, final.name)
     except (OSError, CheckpointError) as error:
         shutil.rmtree(partial, ignore_errors=True)  # make room
-        if isinstance(error, CheckpointError):
-            raise CheckpointError(f"{final}: {error}") from error
         raise CheckpointError(
-            f"{final} cannot be published: {error}; the checkpoints before it are as they were"
+            f"step {step} was not saved: {error}; the checkpoints before it in {root} are as they were"
         ) from error
     shutil.rmtree(old, ignore_errors=True)
     # Later steps are those that the run went back behind. They are not counted: this one must stay.
