@@ -15,7 +15,7 @@ from tests.helpers.runs import ROOT, command, environment, losses, records, trai
 
 def test_launcher_with_experts_on_two_ranks_equals_one_process(config):
     """Two ranks, EP = 2, different tasks in one step; the same steps by plain python with both slots on one rank."""
-    out = train(config, "name=two", "parallel.expert=2", ranks=2)
+    out = train(config, "name=two", "parallel.expert=2", "save_async=true", ranks=2)
     assert "finished at step 6" in out
     train(config, "name=one")
     for two, one in zip(losses(config, "two"), losses(config, "one"), strict=True):
