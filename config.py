@@ -50,6 +50,8 @@ class RunConfig:
                        another, so the same step is computed on any number of ranks
     log_every          steps between two lines of metrics
     save_every         steps between two checkpoints; the last step is always saved
+    save_async         a save copies what the rank owns to host memory and a thread writes it while training goes on; needs
+                       12 bytes of host memory for each parameter that a rank owns, until they are written
     keep_checkpoints   older checkpoints are removed
     max_skipped_steps  consecutive updates that may be skipped for non-finite gradients
     check_every        steps between two checks that copies of parameters and batches are equal on the ranks that share them;
@@ -67,6 +69,7 @@ class RunConfig:
     kernels: KernelName = "torch"
     log_every: int = 10
     save_every: int = 200
+    save_async: bool = False
     keep_checkpoints: int = 2
     max_skipped_steps: int = 10
     check_every: int = 200

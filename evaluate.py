@@ -21,7 +21,7 @@ from data.tasks.base import Pixels
 from data.tokenizer import VocabularyFileError
 from evaluation import EVALUATORS, Evaluation
 from model.objective import Objective
-from parallel.checkpoint import CheckpointError, find_checkpoint, load_weights
+from parallel.checkpoints import CheckpointError, find_checkpoint, load_weights
 from parallel.kernels import load_kernels
 from parallel.mesh import Mesh
 from run_folder import read_run

@@ -23,7 +23,7 @@ from data.batch import Modality
 from data.stream import Fault, MicroBatch
 from model.config import ModelConfig
 from model.objective import Losses
-from parallel.checkpoint import write_atomically
+from parallel.checkpoints import write_atomically
 from parallel.engine import StepInfo
 from parallel.mesh import Mesh
 from parallel.norms import FAMILIES
@@ -283,10 +283,10 @@ def _step_of(line: str) -> float:
         return float("inf")  # a line cut off by a crash
 
 
-def any_rank(flag: bool, mesh: Mesh) -> bool:
-    """Collective: is the flag set on any rank of the world?"""
+def any_rank(flags: tuple[bool, ...], mesh: Mesh) -> tuple[bool, ...]:
+    """Collective: which of the flags is set on any rank of the world?"""
     if not dist.is_initialized() or dist.get_world_size() == 1:
-        return flag
-    value: Tensor = torch.tensor(int(flag), device=mesh.device)
-    dist.all_reduce(value, op=dist.ReduceOp.MAX)
-    return bool(value.item())
+        return flags
+    values = torch.tensor([int(flag) for flag in flags], device=mesh.device)
+    dist.all_reduce(values, op=dist.ReduceOp.MAX)
+    return tuple(bool(value) for value in values.tolist())

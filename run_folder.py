@@ -18,7 +18,7 @@ from data.vocabulary import Vocabulary
 from model.convert import load_converted
 from model.objective import Objective
 from parallel.agreement import digest
-from parallel.checkpoint import find_checkpoint, load_weights, write_atomically
+from parallel.checkpoints import find_checkpoint, load_weights, write_atomically
 
 CONFIG, VOCABULARY = "config.yaml", "vocabulary.json"
 IDENTITY = ("seed", "slots", "model", "data")

@@ -28,7 +28,7 @@ from model.noise import derive
 from model.objective import Objective
 from model.tuning import TuningError, freeze, tune_prompts
 from parallel.agreement import DisagreementError, check_agreement
-from parallel.checkpoint import CheckpointError, newest, restore, save
+from parallel.checkpoints import CheckpointError, Saver, newest
 from parallel.engine import Engine
 from parallel.failures import RankGuard
 from parallel.guards import check_batch, check_replicas
@@ -108,9 +108,7 @@ def train(run: RunConfig, guard: RankGuard) -> int:
     step, consumed = 0, (0,) * len(sources)
     if checkpoint is not None:
         step, consumed = checkpoint.step, tuple(checkpoint.state["consumed"])
-        engine.prepare_restore(checkpoint.state["optimizer_step"])
-        restore(checkpoint, engine.fragments())
-        engine.finish_restore()
+        engine.restore(checkpoint)
     if mesh.is_first:
         write_run_files(run, vocabulary)
         parameters = sum(p.numel() for p in objective.parameters())
@@ -133,9 +131,9 @@ def train(run: RunConfig, guard: RankGuard) -> int:
     ledger.add(0, shard_faults(sources) if mesh.is_first else ())
     meter = Meter([source.name for source in sources], run.model, mesh)
     sinks = Sinks(run, step, mesh.is_first)
+    saver = Saver(run.folder / "checkpoints", run.keep_checkpoints, run.save_async)
     micro_batches = run.slots // mesh.data.size
-    skipped_in_a_row = 0
-    stopping = False
+    skipped_in_a_row, stopping = 0, False
 
     while step < run.steps and not stopping:
         checking = run.check_every > 0 and step % run.check_every == 0
@@ -168,13 +166,15 @@ def train(run: RunConfig, guard: RankGuard) -> int:
                 f"step {step}: gradients were not finite for {skipped_in_a_row} steps in a row; lower optimizer.lr or look at the data"
             )
         watchdog.phase("report")
-        stopping = any_rank(stop.requested, mesh)
+        stopping, writing = any_rank((stop.requested, saver.is_writing), mesh)
         if step % run.log_every == 0 or step == run.steps or stopping:
             sinks.write(meter.record(step, run.steps))
+        watchdog.phase("save")
+        if not writing:
+            saver.publish()
         if step % run.save_every == 0 or step == run.steps or stopping:
-            watchdog.phase("save")
-            state = {"consumed": consumed, "optimizer_step": engine.optimizer_step}
-            save(run.folder / "checkpoints", step, engine.fragments(), state, run.keep_checkpoints)
+            saver.save(step, engine.fragments(), {"consumed": consumed, "optimizer_step": engine.optimizer_step})
+    saver.publish()
     watchdog.phase("end")
     sinks.close()
     if mesh.is_first:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from parallel.checkpoint import Fragment
+from parallel.checkpoints import Checkpoint, Fragment, restore
 from parallel.config import OptimizerConfig
 from parallel.kernels import Kernels
 from parallel.memory import Memory, Piece, WholeMemory, ZeroMemory, owns_copy
@@ -127,12 +127,11 @@ class Engine:
                 unscaled = {"gradient": piece.gradient.float() / self._loss_scale}
                 yield Fragment(name, placement_of(piece.parameter), piece.start, piece.owned, unscaled)
 
-    def prepare_restore(self, optimizer_step: int) -> None:
-        """Create the moments that the first step would create, so that fragments can be written into."""
-        self._memory.prepare_restore(optimizer_step)
-
-    def finish_restore(self) -> None:
-        """Spread the restored master weights to the parameters of all ranks."""
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Collective. Weights and moments of a checkpoint of any layout; its state has the `optimizer_step`."""
+        # The moments that the first step would create, so that there is something to write into.
+        self._memory.prepare_restore(checkpoint.state["optimizer_step"])
+        restore(checkpoint, self.fragments())
         self._memory.finish_restore()
 
     def _named_pieces(self) -> Iterator[tuple[str, Piece]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from benchmarks import ablation, moe_layer
+from benchmarks import ablation, checkpoints, moe_layer
 from data.synthetic import WorldSize, write_demo_world
 
 ROOT = Path(__file__).parents[1]
@@ -38,3 +38,10 @@ def test_ablation_table(tmp_path):
 
 
 FOLDERS = {"shapes": "shapes", "clips": "clips", "sentences": "sentences", "captions": "pairs", "retrieval": "pairs"}
+
+
+def test_checkpoint_table(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["checkpoints", "--layers=1", "--width=8", "--ranks=1", f"--folder={tmp_path}"])
+    monkeypatch.setattr(checkpoints, "CASES", ("save, asynchronous", "restore, cut by columns"))
+    checkpoints.main()
+    assert len(capsys.readouterr().out.splitlines()) == 1 + 2

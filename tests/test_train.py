@@ -15,7 +15,7 @@ from tests.helpers.runs import ROOT, command, environment, losses, records, trai
 
 def test_launcher_with_experts_on_two_ranks_equals_one_process(config):
     """Two ranks, EP = 2, different tasks in one step; the same steps by plain python with both slots on one rank."""
-    out = train(config, "name=two", "parallel.expert=2", ranks=2)
+    out = train(config, "name=two", "parallel.expert=2", "save_async=true", ranks=2)
     assert "finished at step 6" in out
     train(config, "name=one")
     for two, one in zip(losses(config, "two"), losses(config, "one"), strict=True):
@@ -36,10 +36,16 @@ def test_launcher_with_experts_on_two_ranks_equals_one_process(config):
 
 
 def test_killed_and_repeated_equals_uninterrupted(config):
-    """kill -9 in mid-training; the same command again continues from the last checkpoint, and every step stands once."""
+    """kill -9 in mid-training; the same command again continues from the last checkpoint, and every step stands once.
+
+    Saved at once in the one run, beside the training in the other."""
     train(config, "name=whole", "steps=9")
     process = subprocess.Popen(
-        command(config, "steps=9"), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command(config, "steps=9", "save_async=true"),
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     metrics = config.parent / "runs" / "tiny" / "metrics.jsonl"
     latest = config.parent / "runs" / "tiny" / "checkpoints" / "latest"
@@ -51,8 +57,10 @@ def test_killed_and_repeated_equals_uninterrupted(config):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert len(records(config)) < 9, "the run was over before it could be killed"
-    out = train(config, "steps=9")
+    out = train(config, "steps=9", "save_async=true")
     assert "resuming at step" in out
+    last = config.parent / "runs" / "tiny" / "checkpoints" / "step_00000009" / "rank_00000.safetensors"
+    assert last.read_bytes() == (config.parent / "runs" / "whole" / last.relative_to(latest.parents[1])).read_bytes()
     assert [r["step"] for r in records(config)] == list(range(1, 10))
     for resumed, whole in zip(losses(config), losses(config, "whole"), strict=True):
         assert resumed == whole
@@ -60,7 +68,11 @@ def test_killed_and_repeated_equals_uninterrupted(config):
 
 def test_a_signal_saves_and_exits_with_its_own_code(config):
     process = subprocess.Popen(
-        command(config, "steps=500", "save_every=400"), cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True
+        command(config, "steps=500", "save_every=400", "save_async=true"),
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout is not None
     for line in process.stdout:

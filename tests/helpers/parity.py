@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from data.batch import Scope, TaskBatch
-from parallel.checkpoint import Fragment
+from parallel.checkpoints import Fragment
 from tests.helpers.batches import BATCHES, VOCABULARY_SIZE, joined, retrieval, sharing
 from tests.helpers.models import tiny
 
@@ -47,6 +47,7 @@ class Job:
     clip: float = 0.5
     save_to: str = ""
     save_at: int = 0
+    save_async: bool = False
     broken_step: int = -1
     forced_expert: int = -1
     frozen: tuple[str, ...] = ()
@@ -72,7 +73,7 @@ def run_job(rank: int, job: Job) -> dict[str, Any]:
     from model.initialise import initialise
     from model.objective import Objective
     from model.tuning import freeze
-    from parallel.checkpoint import newest, restore, save
+    from parallel.checkpoints import Saver, newest
     from parallel.config import OptimizerConfig
     from parallel.engine import Engine
     from parallel.kernels import Kernels, load_kernels
@@ -104,9 +105,8 @@ def run_job(rank: int, job: Job) -> dict[str, Any]:
         checkpoint, _ = newest(Path(job.save_to))
         if checkpoint is not None:
             start = checkpoint.step
-            engine.prepare_restore(checkpoint.state["optimizer_step"])
-            restore(checkpoint, engine.fragments())
-            engine.finish_restore()
+            engine.restore(checkpoint)
+    saver = Saver(Path(job.save_to), background=job.save_async)
     losses: dict[tuple[int, int], float] = {}
     norms, gradients = [], []
     slots = range(mesh.data.rank, job.slots, mesh.data.size)
@@ -120,7 +120,8 @@ def run_job(rank: int, job: Job) -> dict[str, Any]:
         gradients.append(_copied(engine.gradients()))
         norms.append(dataclasses.astuple(engine.step(job.lr).norms))
         if job.save_to and step + 1 == job.save_at:
-            save(Path(job.save_to), step + 1, engine.fragments(), {"optimizer_step": engine.optimizer_step})
+            saver.save(step + 1, engine.fragments(), {"optimizer_step": engine.optimizer_step})
+    saver.publish()
     return {"losses": losses, "norms": norms, "gradients": gradients, "fragments": _copied(engine.fragments())}
 
 

@@ -76,22 +76,27 @@ LAYOUTS = {
     "expert 2": (2, {"expert": 2}),
     "tensor 2, expert 2": (4, {"tensor": 2, "expert": 2, "engine": "zero2"}),
 }
+LARGE = {
+    "expert 4": (4, {"expert": 4, "engine": "zero2"}),
+    "tensor 4, expert 2": (8, {"tensor": 4, "expert": 2}),
+}
+MOVES = [
+    *itertools.permutations(LAYOUTS, 2),
+    *((a, b) for a, b in itertools.permutations(("one", "expert 2", *LARGE), 2) if {a, b} & LARGE.keys()),
+]
 QUICK_MOVES = {("tensor 2, expert 2", "one"), ("expert 2", "tensor 2"), ("one", "tensor 2, expert 2")}
 
 
 @pytest.mark.parametrize(
     ("first", "second"),
-    [
-        pytest.param(*move, marks=() if move in QUICK_MOVES else pytest.mark.parity)
-        for move in itertools.permutations(LAYOUTS, 2)
-    ],
+    [pytest.param(*move, marks=() if move in QUICK_MOVES else pytest.mark.parity) for move in MOVES],
 )
 def test_save_on_one_layout_and_go_on_with_another(tmp_path, first, second):
     """Weights and moments are the saved ones bit for bit; the next losses are those of the uninterrupted run."""
-    job = Job(steps=6, tasks=TASKS, slots=4, adam_eps=1e-2, lr=1e-3, save_to=str(tmp_path), save_at=3)
-    ranks, layout = LAYOUTS[first]
+    job = Job(steps=6, tasks=TASKS, slots=4, heads=4, adam_eps=1e-2, lr=1e-3, save_to=str(tmp_path), save_at=3)
+    ranks, layout = (LAYOUTS | LARGE)[first]
     saved = run_ranks(ranks, run_job, dataclasses.replace(job, steps=3, **layout))
-    ranks, layout = LAYOUTS[second]
+    ranks, layout = (LAYOUTS | LARGE)[second]
     restored = run_ranks(ranks, run_job, dataclasses.replace(job, steps=3, **layout))
     for kind in ("weight", "exp_avg", "exp_avg_sq"):
         left, right = logical_weights(saved, kind), logical_weights(restored, kind)
