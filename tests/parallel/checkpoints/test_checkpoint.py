@@ -158,7 +158,11 @@ def test_untrusted_manifests(tmp_path, change, message):
     assert message in str(caught.value) and str(folder / "manifest.json") in str(caught.value)
 
 
-@pytest.mark.parametrize("text", [b"", b"[]", b"\xff", b"[" * 100_000, b'{"version": 1'])
+@pytest.mark.parametrize(
+    "text",
+    [b"", b"[]", b"\xff", b"[" * 100_000, b'{"version": 1'],
+    ids=["empty", "list", "no text", "nested", "cut off"],
+)
 def test_a_manifest_that_is_none(tmp_path, text):
     folder = save(tmp_path, 1, [fragment()], {}).folder
     (folder / "manifest.json").write_bytes(text)
@@ -193,6 +197,7 @@ def header(entries: object) -> bytes:
         (header({"weight/w": {"dtype": "I32", "shape": [6], "data_offsets": [0, 24]}}) + bytes(24), "w is I32 [6]"),
         (header({"weight/w": {"dtype": "F32", "shape": [5], "data_offsets": [0, 20]}}) + bytes(20), "w is F32 [5]"),
     ],
+    ids=["endless", "cut off", "empty header", "no tensors", "range", "another name", "another type", "another size"],
 )
 def test_untrusted_files(tmp_path, data, message):
     """The manifest's size and checksum are right: they prove no more than that nothing changed since."""
