@@ -27,9 +27,11 @@ class Job:
                    bound; a large epsilon bounds it, so that equality can be asked for
     broken_step    the first slot's loss is NaN there
     forced_expert  the router sends everything to this one
+    model          more options of the model
     """
 
     tensor: int = 1
+    sequence: bool = False
     expert: int = 1
     heads: int = 2
     router: str = "attribute"
@@ -46,6 +48,7 @@ class Job:
     broken_step: int = -1
     forced_expert: int = -1
     frozen: tuple[str, ...] = ()
+    model: tuple[tuple[str, Any], ...] = ()
 
 
 def run_job(rank: int, job: Job) -> dict[str, Any]:
@@ -63,12 +66,12 @@ def run_job(rank: int, job: Job) -> dict[str, Any]:
     from parallel.mesh import create_mesh
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    mesh = create_mesh(job.tensor, job.expert)
+    mesh = create_mesh(job.tensor, job.expert, sequence=job.sequence)
     kernels = load_kernels("torch")
     if job.sgd:
         kernels = Kernels(kernels.layer_norm, lambda groups, lr, **_: torch.optim.SGD(groups, lr=lr))
     experts = {"top_k": 1} if job.forced_expert >= 0 else None
-    objective = Objective(tiny(job.router, experts, heads=job.heads), VOCABULARY_SIZE, mesh, kernels)
+    objective = Objective(tiny(job.router, experts, heads=job.heads, **dict(job.model)), VOCABULARY_SIZE, mesh, kernels)
     initialise(objective, 0)
     freeze(objective, job.frozen)
     if job.forced_expert >= 0:
