@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +10,6 @@ from torch import Tensor, nn
 from model.attention import Attention, KeysValues
 from model.config import ModelConfig
 from model.feed_forward import feed_forward
-from model.layout import in_storage_order
 from model.moe.layer import Decision, RoutingReport, make_path
 from model.moe.router import Layouts, Passed
 from model.noise import Key, derive, uniform
@@ -60,13 +58,13 @@ class Block(nn.Module):
         past: keys and values that the tokens of a single sequence see besides their own, prompts among them. rows: which tokens
         of xs this rank has.
         """
-        with self.computed(self._entering(self.attention_norm, rows), xs, range(len(xs))) as normed:
+        with self.computed(functools.partial(rows.enter, self.attention_norm), xs, range(len(xs))) as normed:
             first = _decide(self.attention_path, normed, layouts, derive(noise, "attention"), rows)
             prompts = () if past else self._prompts(layouts)
             branches, keys_values = self.attention(normed, layouts, first, prompts, past)
         xs = self._added(xs, branches, self.attention_scale, derive(noise, "drop attention"), rows)
 
-        with self.computed(self._entering(self.ffn_norm, rows), xs, range(len(xs))) as normed:
+        with self.computed(functools.partial(rows.enter, self.ffn_norm), xs, range(len(xs))) as normed:
             second = _decide(self.ffn_path, normed, layouts, derive(noise, "ffn"), rows)
             branches = self.ffn(normed, second)
         xs = self._added(xs, branches, self.ffn_scale, derive(noise, "drop ffn"), rows)
@@ -78,9 +76,6 @@ class Block(nn.Module):
             return ()
         target_prompts = self.prompts if self.target_prompts is None else self.target_prompts
         return tuple(self.attention_norm(target_prompts if lay.is_target else self.prompts) for lay in layouts)
-
-    def _entering(self, norm: nn.Module, rows: Rows) -> Callable[[Tensor, int], Tensor]:
-        return lambda x, index: rows.enter(in_storage_order(norm, x), index)
 
     def _added(self, xs: Passed, branches: Passed, scale_D: Tensor | None, noise: Key, rows: Rows) -> Passed:
         return tuple(

@@ -11,12 +11,15 @@ Legend: B rows of a batch, L positions, D width, P tokens of a rank.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 from torch import Tensor
 
+from model.layout import in_storage_order
 from parallel.collectives import Axis, copy_to_axis, reduce_from_axis
 from parallel.rows import cut_rows, gather_rows, join_rows, sum_rows, used_alike
 
+Norm = Callable[[Tensor], Tensor]
 ALONE = Axis("sequence")
 
 
@@ -24,9 +27,9 @@ ALONE = Axis("sequence")
 class WholeRows:
     axis: Axis = ALONE
 
-    def enter(self, x_BLD: Tensor, index: int) -> Tensor:
-        """All tokens of sequence `index`, for linears of which each rank has a part."""
-        return copy_to_axis(x_BLD, self.axis)
+    def enter(self, norm: Norm, x_BLD: Tensor, index: int) -> Tensor:
+        """All tokens of sequence `index`, normalised, for linears of which each rank has a part."""
+        return copy_to_axis(in_storage_order(norm, x_BLD), self.axis)
 
     def deciding(self, x_BLD: Tensor) -> Tensor:
         """Entered tokens, for a use that is the same on all ranks."""
@@ -52,9 +55,9 @@ class CutRows:
     def take(self, x_BLD: Tensor) -> Tensor:
         return cut_rows(self._stored(x_BLD), self.axis)
 
-    def enter(self, x_PD: Tensor, index: int) -> Tensor:
+    def enter(self, norm: Norm, x_PD: Tensor, index: int) -> Tensor:
         batch, length = self.shapes[index]
-        return self._restored(gather_rows(x_PD, batch * length, self.axis), index)
+        return self._restored(gather_rows(norm(x_PD), batch * length, self.axis), index)
 
     def deciding(self, x_BLD: Tensor) -> Tensor:
         return used_alike(x_BLD, self.axis)
