@@ -329,6 +329,11 @@ class OnCopies(CountedCollectives):
     def _counting(self, name: str, original: Any) -> Any:
         def on_copies(*args: Any, **options: Any) -> Any:
             copies = [torch.from_numpy(a.numpy().copy()) if isinstance(a, torch.Tensor) else a for a in args]
+            if name == "reduce_scatter_single":  # gloo makes a copy of its own
+                group = options["group"]
+                self.originals["all_reduce"](copies[1], group=group)
+                parts = copies[1].chunk(torch.distributed.get_world_size(group))
+                return args[0].copy_(parts[torch.distributed.get_rank(group)])
             result = original(*copies, **options)
             args[0].copy_(copies[0])  # where all of them write
             return result
