@@ -62,6 +62,9 @@ def test_overrides():
         (["data.tasks.shapes.temperature=hot"], "temperature='hot'"),
         (["data.tasks.clips.num_frames=9"], "above model.max_frames=4"),
         (["parallel.engine=ds_configs/none.json"], "zero1.json"),
+        (["model.activation_checkpointing=selective", "model.chunks=2"], "computed again as a whole"),
+        (["model.activation_checkpointing=some"], "selective"),
+        (["parallel.sequence=2"], "parallel.sequence"),
     ],
 )
 def test_mistakes_are_one_line(overrides, expected, monkeypatch):
