@@ -351,8 +351,19 @@ def keep(rank: int, model: ModelConfig, batch: TaskBatch) -> list[int]:
         return [kept_by(model, batch, mesh)[0] for mesh in (mesh, cut)]
 
 
-@pytest.mark.parametrize("recompute", ["none", "block", "selective"])
-@pytest.mark.parametrize("path", ["dense", "merge", "whole networks"])
+@pytest.mark.parametrize(
+    ("path", "recompute"),
+    [
+        ("dense", "none"),
+        ("merge", "block"),
+        ("whole networks", "selective"),
+        *(
+            pytest.param(path, way, marks=pytest.mark.parity)
+            for path in ACTIVATIONS
+            for way in ("none", "block", "selective")
+        ),
+    ],
+)
 def test_planned_activations_are_what_tensor_ranks_keep(path, recompute):
     """Where rows are cut, a rank keeps half of what is added up, normalised and scaled."""
     router, experts = ACTIVATIONS[path]
@@ -399,11 +410,24 @@ def test_planned_exchange_is_what_two_ranks_send(router, chunks, recompute):
     assert sum(run_ranks(2, send, model, 1, 2, batch), Counter()) == expected
 
 
-@pytest.mark.parametrize("sequence", [False, True])
+RECOMPUTED = (("none", 0.0), ("block", 0.0), ("block", 0.1), ("selective", 0.1))
+QUICK = {
+    ("dense", "selective", 0.1),
+    ("merge", "none", 0.0),
+    ("dispatch", "block", 0.0),
+    ("whole networks", "block", 0.1),
+}
+
+
 @pytest.mark.parametrize(
-    ("recompute", "layer_scale"), [("none", 0.0), ("block", 0.0), ("block", 0.1), ("selective", 0.1)]
+    ("path", "recompute", "layer_scale", "sequence"),
+    [
+        pytest.param(path, *how, cut, marks=() if not cut or (path, *how) in QUICK else pytest.mark.parity)
+        for path in ACTIVATIONS
+        for how in RECOMPUTED
+        for cut in (False, True)
+    ],
 )
-@pytest.mark.parametrize("path", ACTIVATIONS)
 def test_planned_traffic_is_what_two_tensor_ranks_hand_over(path, recompute, layer_scale, sequence):
     """Sequences of 43 tokens and 9 words, of which one row of the last part is not there."""
     router, experts = ACTIVATIONS[path]
