@@ -91,7 +91,7 @@ def train(run: RunConfig, guard: RankGuard) -> int:
         torch.set_num_threads(run.threads)
     stop = StopSignal()
 
-    mesh = create_mesh(run.parallel.tensor, run.parallel.expert, run.parallel.timeout_s)
+    mesh = create_mesh(run.parallel.tensor, run.parallel.expert, run.parallel.timeout_s, run.parallel.sequence)
     watchdog = guard.start(run.folder, run.parallel.stall_s)
     differences = check_agreement(identity_on_ranks(run, vocabulary, sources))
     objective = Objective(run.model, vocabulary.size, mesh, kernels)

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from model.config import ModelConfig
-from model.layout import SequenceLayout
-from model.moe.layer import Decision
+from model.layout import SequenceLayout, position_major
+from model.moe.layer import Decision, MergeDecision
 from model.moe.router import Layouts, Passed
 from model.projection import projection
+from model.recompute import computed
 from parallel.mesh import Mesh
 
 
@@ -41,6 +42,7 @@ class Attention(nn.Module):
         self.head_width = config.width // config.heads
         self.qkv = projection(config, config.width, 3 * config.width, "column", sparse, mesh)
         self.out = projection(config, config.width, config.width, "row", sparse, mesh)
+        self.computed = computed(config.activation_checkpointing)
 
     def forward(
         self,
@@ -67,7 +69,10 @@ class Attention(nn.Module):
             y_BLD, new = self._attend(qkv_BLF, layout, x_BLD.shape[1], past)
             ys.append(y_BLD)
             all_new.append(new)
-        return self.out(tuple(ys), decision), tuple(all_new)
+        if not isinstance(decision, MergeDecision):
+            return self.out(tuple(ys), decision), tuple(all_new)
+        with self.computed(position_major, ys) as stored:  # a copy of what attention keeps itself
+            return self.out(stored, decision), tuple(all_new)
 
     def _attend(
         self, qkv_BLF: Tensor, layout: SequenceLayout, queries: int, past: KeysValues | None

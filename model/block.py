@@ -10,12 +10,14 @@ from torch import Tensor, nn
 from model.attention import Attention, KeysValues
 from model.config import ModelConfig
 from model.feed_forward import feed_forward
-from model.layout import in_storage_order
 from model.moe.layer import Decision, RoutingReport, make_path
 from model.moe.router import Layouts, Passed
 from model.noise import Key, derive, uniform
+from model.recompute import computed
+from model.residual import WHOLE, Rows
 from parallel.kernels import Kernels
 from parallel.mesh import Mesh
+from parallel.placement import mark_partial
 
 
 class Block(nn.Module):
@@ -26,6 +28,7 @@ class Block(nn.Module):
         sparse = config.experts.is_sparse(layer, config.depth)
         sparse_attention = sparse and config.experts.unit == "linear"
         self.drop_path = config.drop_path
+        self.computed = computed(config.activation_checkpointing)
         self.attention_norm = kernels.layer_norm(config.width)
         self.attention = Attention(config, sparse_attention, mesh)
         self.ffn_norm = kernels.layer_norm(config.width)
@@ -40,23 +43,31 @@ class Block(nn.Module):
         self.prompts = nn.Parameter(torch.empty(prompts.length, config.width)) if prompts else None
         own_target = prompts and prompts.target_length
         self.target_prompts = nn.Parameter(torch.empty(own_target, config.width)) if own_target else None
+        if mesh.sequence.size > 1:
+            # What acts between `leave` and `enter` sees a part of the rows, prompts join keys of a part of the heads.
+            own = (self.attention_scale, self.ffn_scale, self.prompts, self.target_prompts)
+            norms = (*self.attention_norm.parameters(), *self.ffn_norm.parameters())
+            for parameter in (*norms, *(p for p in own if p is not None)):
+                mark_partial(parameter)
 
     def forward(
-        self, xs: Passed, layouts: Layouts, noise: Key, past: KeysValues | None = None
+        self, xs: Passed, layouts: Layouts, noise: Key, past: KeysValues | None = None, rows: Rows = WHOLE
     ) -> tuple[Passed, tuple[RoutingReport, ...], tuple[KeysValues, ...]]:
         """-> (xs, reports of the decisions; none in a dense block, keys and values of each sequence).
 
-        past: keys and values that the tokens of a single sequence see besides their own, prompts among them.
+        past: keys and values that the tokens of a single sequence see besides their own, prompts among them. rows: which tokens
+        of xs this rank has.
         """
-        normed = tuple(in_storage_order(self.attention_norm, x) for x in xs)
-        first = _decide(self.attention_path, normed, layouts, derive(noise, "attention"))
-        prompts = () if past else self._prompts(layouts)
-        branches, keys_values = self.attention(normed, layouts, first, prompts, past)
-        xs = self._added(xs, branches, self.attention_scale, derive(noise, "drop attention"))
+        with self.computed(functools.partial(rows.enter, self.attention_norm), xs, range(len(xs))) as normed:
+            first = _decide(self.attention_path, normed, layouts, derive(noise, "attention"), rows)
+            prompts = () if past else self._prompts(layouts)
+            branches, keys_values = self.attention(normed, layouts, first, prompts, past)
+        xs = self._added(xs, branches, self.attention_scale, derive(noise, "drop attention"), rows)
 
-        normed = tuple(in_storage_order(self.ffn_norm, x) for x in xs)
-        second = _decide(self.ffn_path, normed, layouts, derive(noise, "ffn"))
-        xs = self._added(xs, self.ffn(normed, second), self.ffn_scale, derive(noise, "drop ffn"))
+        with self.computed(functools.partial(rows.enter, self.ffn_norm), xs, range(len(xs))) as normed:
+            second = _decide(self.ffn_path, normed, layouts, derive(noise, "ffn"), rows)
+            branches = self.ffn(normed, second)
+        xs = self._added(xs, branches, self.ffn_scale, derive(noise, "drop ffn"), rows)
         return xs, tuple(decision.report for decision in (first, second) if decision is not None), keys_values
 
     def _prompts(self, layouts: Layouts) -> Passed:
@@ -66,20 +77,20 @@ class Block(nn.Module):
         target_prompts = self.prompts if self.target_prompts is None else self.target_prompts
         return tuple(self.attention_norm(target_prompts if lay.is_target else self.prompts) for lay in layouts)
 
-    def _added(self, xs: Passed, branches: Passed, scale_D: Tensor | None, noise: Key) -> Passed:
+    def _added(self, xs: Passed, branches: Passed, scale_D: Tensor | None, noise: Key, rows: Rows) -> Passed:
         return tuple(
-            x + self._scaled(branch, scale_D, derive(noise, index))
+            x + self._scaled(rows.leave(branch), scale_D, derive(noise, index), index, len(branch), rows)
             for index, (x, branch) in enumerate(zip(xs, branches, strict=True))
         )
 
-    def _scaled(self, branch_BLD: Tensor, scale_D: Tensor | None, noise: Key) -> Tensor:
+    def _scaled(self, branch: Tensor, scale_D: Tensor | None, noise: Key, index: int, batch: int, rows: Rows) -> Tensor:
         if scale_D is not None:
-            branch_BLD = branch_BLD * scale_D
+            branch = branch * scale_D
         if noise is None or not self.drop_path:
-            return branch_BLD
-        keep_B11 = uniform(noise, (branch_BLD.shape[0], 1, 1), branch_BLD) >= self.drop_path
-        return branch_BLD * keep_B11 / (1 - self.drop_path)
+            return branch
+        keep_B11 = uniform(noise, (batch, 1, 1), branch) >= self.drop_path
+        return branch * rows.each(keep_B11, index) / (1 - self.drop_path)
 
 
-def _decide(path: nn.Module | None, xs: Passed, layouts: Layouts, noise: Key) -> Decision:
-    return None if path is None else path(xs, layouts, noise)
+def _decide(path: nn.Module | None, xs: Passed, layouts: Layouts, noise: Key, rows: Rows) -> Decision:
+    return None if path is None else path(tuple(rows.deciding(x) for x in xs), layouts, noise)

@@ -195,7 +195,8 @@ class ModelConfig:
     space                        width of the compared space; 0 = width
     prompts                      deep prompts for prompt tuning; none: no prompts
     text_tower                   a tower of its own for sequences that begin with text (CLIP, ALIGN, LiT); none: one tower
-    activation_checkpointing     block: keep only the blocks' inputs and the routing decisions, compute the rest again
+    activation_checkpointing     block: keep only the blocks' inputs and the routing decisions, compute the rest again; selective:
+                                 keep all but what is cheap, the results of LayerNorm and GELU; none: keep all
     chunks                       encode a batch in this many parts of which only features are kept (BASIC): the loss and its
                                  gradient are those of the whole batch, activations those of one part
     temperatures                 names of the learned logit scales, capped at 100
@@ -221,7 +222,7 @@ class ModelConfig:
     space: int = 0
     prompts: PromptConfig | None = None
     text_tower: TextTowerConfig | None = None
-    activation_checkpointing: Literal["none", "block"] = "none"
+    activation_checkpointing: Literal["none", "block", "selective"] = "none"
     chunks: int = 1
     experts: ExpertConfig = dataclasses.field(default_factory=ExpertConfig)
     temperatures: tuple[str, ...] = ("image", "video", "text", "caption", "retrieval")
@@ -242,6 +243,11 @@ class ModelConfig:
             raise ValueError(
                 f"chunks={self.chunks}, space={self.space}, initial_scale={self.initial_scale}: "
                 "needs chunks >= 1, space >= 0 and initial_scale > 0"
+            )
+        if self.chunks > 1 and self.activation_checkpointing == "selective":
+            raise ValueError(
+                f"activation_checkpointing=selective with chunks={self.chunks}: each part is computed again as a whole anyway; "
+                "use none or block, or chunks=1"
             )
         if self.experts.router == "task_specific" and len(self.tasks) > self.experts.num_experts:
             raise ValueError(

@@ -15,6 +15,7 @@ from model.layout import SequenceLayout, position_major
 from model.moe.layer import RoutingReport
 from model.moe.router import Layouts, Passed
 from model.noise import Key, derive
+from model.residual import WHOLE, CutRows, Rows, WholeRows
 from parallel.kernels import Kernels
 from parallel.mesh import Mesh
 
@@ -27,17 +28,22 @@ class Encoder(nn.Module):
     def __init__(self, config: ModelConfig, mesh: Mesh, kernels: Kernels) -> None:
         super().__init__()
         self.merges = config.num_decisions > 0 and not config.experts.decides_per_token
+        self.sequence = mesh.sequence
         self.recompute = config.activation_checkpointing == "block"
         self.blocks = nn.ModuleList(Block(config, layer, mesh, kernels) for layer in range(config.depth))
 
     def continue_from(
         self, x_BLD: Tensor, layout: SequenceLayout, past: tuple[KeysValues, ...]
     ) -> tuple[Tensor, tuple[KeysValues, ...]]:
-        """More tokens of sequences whose keys and values are known by layer (none yet: an empty tuple), without noise
-        -> (x_BLD, keys and values of the new tokens by layer)."""
+        """More tokens of sequences whose keys and values are known by layer (none yet: an empty tuple), without noise and
+        gradients -> (x_BLD, keys and values of the new tokens by layer). Rows are never cut: there are few."""
+        assert self.sequence.size == 1 or not torch.is_grad_enabled(), (
+            "gradients of norms would count once a tensor rank"
+        )
+        rows = WholeRows(self.sequence)
         all_new = []
         for layer, block in enumerate(self.blocks):
-            (x_BLD,), _, (new,) = block((x_BLD,), (layout,), None, past[layer] if past else None)
+            (x_BLD,), _, (new,) = block((x_BLD,), (layout,), None, past[layer] if past else None, rows)
             all_new.append(new)
         return x_BLD, tuple(all_new)
 
@@ -45,11 +51,17 @@ class Encoder(nn.Module):
         """All sequences of a pass together -> (xs, reports in the order of the decisions)."""
         if self.merges:
             xs = tuple(position_major(x) for x in xs)
+        rows: Rows = WHOLE
+        if self.sequence.size > 1:
+            rows = CutRows(self.sequence, tuple((x.shape[0], x.shape[1]) for x in xs), self.merges)
+            xs = tuple(rows.take(x) for x in xs)
         reports: tuple[RoutingReport, ...] = ()
         for layer, block in enumerate(self.blocks):
             run = recomputed(block) if self.recompute and torch.is_grad_enabled() else block
-            xs, more, _ = run(xs, layouts, derive(noise, layer))
+            xs, more, _ = run(xs, layouts, derive(noise, layer), None, rows)
             reports += more
+        if isinstance(rows, CutRows):
+            xs = tuple(rows.give(x, index) for index, x in enumerate(xs))
         return xs, reports
 
 

@@ -12,6 +12,7 @@ from model.moe.experts import ExpertLinear, ExpertMLP
 from model.moe.layer import Decision, DispatchDecision
 from model.moe.router import Passed
 from model.projection import SparseProjection, projection
+from model.recompute import Computed, computed, kept
 from parallel.dispatch import Blocks
 from parallel.mesh import Mesh
 
@@ -23,12 +24,14 @@ class FeedForward(nn.Module):
         super().__init__()
         self.up = projection(config, config.width, config.ffn, "column", sparse, mesh)
         self.down = projection(config, config.ffn, config.width, "row", sparse, mesh)
+        self.computed = computed(config.activation_checkpointing)
 
     def forward(self, xs: Passed, decision: Decision) -> Passed:
         if isinstance(decision, DispatchDecision) and decision.is_single:
             assert isinstance(self.up, SparseProjection) and isinstance(self.down, SparseProjection)
-            return decision.apply(LinearPair(self.up.bank, self.down.bank), xs)
-        return self.down(tuple(gelu(x) for x in self.up(xs, decision)), decision)
+            return decision.apply(LinearPair(self.up.bank, self.down.bank, self.computed), xs)
+        with self.computed(gelu, self.up(xs, decision)) as hidden:
+            return self.down(hidden, decision)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,9 +40,11 @@ class LinearPair:
 
     up: ExpertLinear
     down: ExpertLinear
+    computed: Computed = kept
 
     def grouped(self, x_RI: Tensor, blocks: Blocks, scale_R: Tensor | None) -> Tensor:
-        return self.down.grouped(gelu(self.up.grouped(x_RI, blocks, scale_R)), blocks, scale_R)
+        with self.computed(gelu, (self.up.grouped(x_RI, blocks, scale_R),)) as (hidden_RF,):
+            return self.down.grouped(hidden_RF, blocks, scale_R)
 
 
 class SparseFeedForward(nn.Module):
@@ -47,7 +52,8 @@ class SparseFeedForward(nn.Module):
 
     def __init__(self, config: ModelConfig, mesh: Mesh) -> None:
         super().__init__()
-        self.experts = ExpertMLP(config.width, config.ffn, config.experts.num_experts, mesh)
+        again = computed(config.activation_checkpointing)
+        self.experts = ExpertMLP(config.width, config.ffn, config.experts.num_experts, mesh, again)
 
     def forward(self, xs: Passed, decision: Decision) -> Passed:
         assert isinstance(decision, DispatchDecision), "whole networks cannot be merged"

@@ -12,6 +12,8 @@ class ParallelConfig:
     """world = tensor x data; expert divides data.
 
     tensor    degree of tensor parallelism (megatron-core)
+    sequence  cut the rows of the residual stream over tensor ranks (Megatron's sequence parallelism): norms and residual sums
+              hold and compute 1 / tensor of them; with tensor=1 there is nothing to cut
     expert    degree of expert parallelism (DeepSpeed-MoE)
     engine    DeepSpeed settings: ZeRO stage, precision, buckets
     timeout_s a collective that waits longer fails
@@ -19,6 +21,7 @@ class ParallelConfig:
     """
 
     tensor: int = 1
+    sequence: bool = False
     expert: int = 1
     engine: str = "ds_configs/zero1.json"
     timeout_s: float = 1800.0

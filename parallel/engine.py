@@ -22,7 +22,8 @@ from parallel.kernels import Kernels
 from parallel.memory import Memory, Piece, WholeMemory, ZeroMemory, owns_copy
 from parallel.mesh import MegatronUnit, Mesh
 from parallel.norms import GradientNorms, clip_gradients, gradient_norms
-from parallel.placement import EXPERT_AXIS, placement_of
+from parallel.placement import EXPERT_AXIS, has_partial_gradient, placement_of
+from parallel.rows import sum_gradients
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +84,7 @@ class Engine:
             for parameter in self._names:
                 if parameter.requires_grad and parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
+            sum_gradients(filter(has_partial_gradient, self._names), self.mesh.tensor)
         if not self._is_partitioned:
             engine.allreduce_gradients()
 

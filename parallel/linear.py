@@ -13,7 +13,10 @@ from parallel.placement import TENSOR_AXIS, Cut, Placement, place
 
 
 def column_linear(in_features: int, out_features: int, mesh: Mesh, bias: bool = True) -> nn.Module:
-    """[..., in] -> [..., out / tensor]: rows of the weight are cut; feeds a `row_linear`."""
+    """[..., in] -> [..., out / tensor]: rows of the weight are cut; feeds a `row_linear`.
+
+    Where rows are cut over the sequence axis, the gradient of the input stays this rank's part of a sum.
+    """
     axis = mesh.tensor
     if axis.size == 1:
         return nn.Linear(in_features, out_features, bias=bias)
@@ -26,6 +29,7 @@ def column_linear(in_features: int, out_features: int, mesh: Mesh, bias: bool = 
         init_method=lambda weight: None,
         bias=bias,
         gather_output=False,
+        disable_grad_reduce=mesh.sequence.size > 1,
     )
     cut = (Cut(0, TENSOR_AXIS, axis.rank, axis.size),)
     place(layer.weight, Placement((out_features, in_features), cut))
@@ -35,13 +39,16 @@ def column_linear(in_features: int, out_features: int, mesh: Mesh, bias: bool = 
 
 
 def row_linear(in_features: int, out_features: int, mesh: Mesh, bias: bool = True) -> nn.Module:
-    """[..., in / tensor] -> [..., out]: columns of the weight are cut, results summed over tensor ranks."""
+    """[..., in / tensor] -> [..., out]: columns of the weight are cut, results summed over tensor ranks.
+
+    Where rows are cut over the sequence axis, the result stays this rank's part of the sum.
+    """
     axis = mesh.tensor
     if axis.size == 1:
         return nn.Linear(in_features, out_features, bias=bias)
-    from parallel.megatron_layers import RowLinear, layer_config
+    from parallel.megatron_layers import PartialRowLinear, RowLinear, layer_config
 
-    layer = RowLinear(
+    layer = (PartialRowLinear if mesh.sequence.size > 1 else RowLinear)(
         in_features,
         out_features,
         config=layer_config(axis.size),
@@ -51,6 +58,8 @@ def row_linear(in_features: int, out_features: int, mesh: Mesh, bias: bool = Tru
         skip_bias_add=False,
     )
     place(layer.weight, Placement((out_features, in_features), (Cut(1, TENSOR_AXIS, axis.rank, axis.size),)))
+    if mesh.sequence.size > 1:
+        layer.axis = axis
     return layer
 
 

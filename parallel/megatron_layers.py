@@ -5,6 +5,10 @@ from __future__ import annotations
 from megatron.core import ModelParallelConfig
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding
 from torch import Tensor
+from torch.nn.functional import linear
+
+from parallel.collectives import Axis
+from parallel.rows import only_first
 
 
 def layer_config(tensor_size: int) -> ModelParallelConfig:
@@ -26,6 +30,15 @@ class ColumnLinear(ColumnParallelLinear):
 class RowLinear(RowParallelLinear):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x)[0]
+
+
+class PartialRowLinear(RowParallelLinear):
+    """Leaves the sum over the ranks of its axis to the block; the bias enters it once."""
+
+    axis: Axis
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, None if self.bias is None else only_first(self.bias, self.axis))
 
 
 class VocabularyEmbedding(VocabParallelEmbedding):

@@ -21,10 +21,12 @@ from parallel.placement import EXPERT_AXIS, TENSOR_AXIS
 class Mesh:
     """This rank's place on every axis. `Mesh()` is one process without any group.
 
-    expert_data is the axis of the ranks that hold the same experts: data = expert x expert_data.
+    expert_data is the axis of the ranks that hold the same experts: data = expert x expert_data. sequence is the tensor axis where
+    the rows of the residual stream are cut over it, else of size 1.
     """
 
     tensor: Axis = dataclasses.field(default_factory=lambda: Axis(TENSOR_AXIS))
+    sequence: Axis = dataclasses.field(default_factory=lambda: Axis("sequence"))
     data: Axis = dataclasses.field(default_factory=lambda: Axis("data"))
     expert: Axis = dataclasses.field(default_factory=lambda: Axis(EXPERT_AXIS))
     expert_data: Axis = dataclasses.field(default_factory=lambda: Axis("expert_data"))
@@ -130,8 +132,8 @@ def first_node(nodes: str) -> str:
     return re.sub(r"\[(\w+)[^]]*\]", r"\1", re.split(r",(?![^[]*\])", nodes)[0])
 
 
-def create_mesh(tensor: int = 1, expert: int = 1, timeout_s: float = 1800.0) -> Mesh:
-    """Join the other ranks and lay out the groups.
+def create_mesh(tensor: int = 1, expert: int = 1, timeout_s: float = 1800.0, sequence: bool = False) -> Mesh:
+    """Join the other ranks and lay out the groups. `sequence`: cut the rows of the residual stream over tensor ranks.
 
     Works under the deepspeed launcher, torchrun, or none (then the world is this one process, which still gets real
     groups because DeepSpeed needs them). Sizes must have been checked against the world size before.
@@ -166,6 +168,7 @@ def create_mesh(tensor: int = 1, expert: int = 1, timeout_s: float = 1800.0) -> 
     name = f"ep_size_{expert}"
     return Mesh(
         tensor=tensor_axis,
+        sequence=dataclasses.replace(tensor_axis if sequence else Axis(""), name="sequence"),
         data=data_axis,
         expert=_axis(EXPERT_AXIS, groups._get_expert_parallel_group(name)),
         expert_data=_axis("expert_data", groups._get_expert_data_parallel_group(name)),

@@ -65,6 +65,15 @@ def place(parameter: nn.Parameter, placement: Placement) -> nn.Parameter:
     return parameter
 
 
+def mark_partial(parameter: nn.Parameter) -> None:
+    """The parameter acts on a part of the rows on each tensor rank: its gradients are parts of a sum, which the engine makes."""
+    parameter.has_partial_gradient = True  # type: ignore[attr-defined]
+
+
+def has_partial_gradient(parameter: nn.Parameter) -> bool:
+    return getattr(parameter, "has_partial_gradient", False)
+
+
 def placement_of(parameter: nn.Parameter) -> Placement:
     """The placement of a parameter; one without a note is whole on every rank."""
     return getattr(parameter, "placement", Placement(tuple(parameter.shape)))

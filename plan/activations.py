@@ -1,8 +1,9 @@
 """Activations of one micro-batch on one rank: a count of what autograd keeps in embedding, blocks and head, in bytes.
 
 Read beside model/embedding.py, block.py, attention.py, moe/layer.py and objective.py: every term names the tensor that is
-saved. Legend: n tokens of a pass, D width, F ffn, N copies of tokens that are sent, K choices, E experts, Q read-outs,
-C candidates, W width of the compared space, t tensor ranks, a bytes of an activation.
+saved. Where rows are cut (model/residual.py) the residual stream of a block is a part of the tokens; linears keep all of them.
+Legend: n tokens of a pass, D width, F ffn, N copies of tokens that are sent, K choices, E experts, Q read-outs, C candidates,
+W width of the compared space, t tensor ranks, a bytes of an activation.
 """
 
 from __future__ import annotations
@@ -38,15 +39,16 @@ class Activations:
 
 
 def activations_of(
-    model: ModelConfig, sequences: tuple[Passed, ...], tensor: int, expert: int, value: int, losses: int = 1
+    model: ModelConfig, sequences: tuple[Passed, ...], layout: Layout, value: int, losses: int = 1
 ) -> Activations:
     """sequences: inputs and candidates. losses: cross entropies over the logits."""
+    tensor = layout.tensor
     part = tuple(dataclasses.replace(s, rows=-(-s.rows // model.chunks)) for s in sequences)
     embedding = kept = largest = working = 0
     for tower, mine in towers_of(model, part):
         embedding += sum(_embedding(tower, s, value) for s in mine)
-        blocks = [_block(tower, layer, mine, tensor, expert, value) for layer in range(tower.depth)]
-        inputs = sum(s.tokens for s in mine) * tower.width * value
+        blocks = [_block(tower, layer, mine, layout, value) for layer in range(tower.depth)]
+        inputs = residual_tokens(mine, layout) * tower.width * value
         if model.activation_checkpointing == "block":
             kept += sum(inputs + _decisions(tower, layer, mine) for layer in range(tower.depth))
             largest = max(largest, *(block - inputs for block in blocks))
@@ -87,33 +89,44 @@ def _embedding(model: ModelConfig, s: Passed, value: int) -> int:
     return norm + patches + ids + (s.rows * s.length**2 if s.masked else 0)
 
 
-def _block(model: ModelConfig, layer: int, sequences: tuple[Passed, ...], tensor: int, expert: int, value: int) -> int:
+def residual_tokens(sequences: tuple[Passed, ...], layout: Layout) -> int:
+    """Tokens whose residual stream a rank holds."""
+    parts = layout.tensor if layout.cuts_rows else 1
+    return sum(-(-s.tokens // parts) for s in sequences)
+
+
+def _block(model: ModelConfig, layer: int, sequences: tuple[Passed, ...], layout: Layout, value: int) -> int:
     """All that a block keeps, its input included."""
-    n = sum(s.tokens for s in sequences)
+    n, tensor = sum(s.tokens for s in sequences), layout.tensor
+    own = residual_tokens(sequences, layout)
     width, ffn, experts = model.width, model.ffn, model.experts
     sparse = experts.is_sparse(layer, model.depth)
     sent = sparse and experts.decides_per_token
-    norms = 2 * n * (width * value + NORM)
-    scaled = 2 * n * width * value if model.layer_scale else 0
+    norms = 2 * own * (width * value + NORM)
+    scaled = 2 * own * width * value if model.layer_scale else 0
     prompts = model.prompts.length if model.prompts else 0
     joined = n + prompts * sum(s.rows for s in sequences)
     # Queries, keys and values in one, the output, the sums of the softmax; a mask becomes numbers for the kernel.
     heads = (joined * 3 * width + n * width) // tensor * value + n * model.heads // tensor * FP32
     heads += sum(s.rows * s.length * (s.length + prompts) * value for s in sequences if s.masked)
-    # A dense linear keeps its input; attention's output is kept already, GELU keeps its own input besides.
-    attention = joined * width * value
-    feed_forward = n * (width + 2 * ffn // tensor) * value
+    # A dense linear keeps its input; attention's output is kept already, GELU keeps its own input besides. Results of LayerNorm
+    # and GELU are computed again under selective checkpointing, but prompts and tokens joined are another tensor.
+    selective = model.activation_checkpointing == "selective"
+    hidden = (1 if selective else 2) * ffn // tensor
+    attention = joined * width * value if prompts or not selective else 0
+    feed_forward = n * (hidden + (0 if selective else width)) * value
     if sent and experts.unit == "linear":
         attention = _sent_pair(model, n, attention_linears(model, tensor), value)
     if sent and (experts.unit == "mlp" or experts.top_k == 1):  # both linears where the token was sent to
-        feed_forward = sent_copies(model, n) * (width + 2 * ffn // tensor) * value + _sent(model, n)
+        feed_forward = sent_copies(model, n) * (width + hidden) * value + _sent(model, n)
     elif sent:
         feed_forward = n * ffn // tensor * value + _sent_pair(model, n, ffn_linears(model, tensor), value)
     merged = 0
     if sparse and not experts.decides_per_token:
-        attention += n * width // tensor * value  # attention's output in the order of positions
+        if not selective:
+            attention += n * width // tensor * value  # attention's output in the order of positions
         merged = (
-            groups_of(model, sequences, expert)
+            groups_of(model, sequences, layout.expert)
             * sum(linear.numbers for pair in sparse_linears(model, tensor) for linear in pair)
             * value
         )

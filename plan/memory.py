@@ -38,11 +38,16 @@ TENSOR_CUT = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Ranks on each axis; world = tensor x data, expert divides data."""
+    """Ranks on each axis; world = tensor x data, expert divides data. sequence: tensor ranks cut the rows of the residual stream."""
 
     tensor: int
     expert: int
     data: int
+    sequence: bool = False
+
+    @property
+    def cuts_rows(self) -> bool:
+        return self.sequence and self.tensor > 1
 
     @property
     def expert_data(self) -> int:

@@ -22,6 +22,7 @@ from plan.traffic import (
     dispatch_traffic,
     gradient_traffic,
     merge_traffic,
+    row_gradients,
     scores_traffic,
     sent_in_all,
     tensor_traffic,
@@ -123,7 +124,7 @@ def plan(run: RunConfig, world: int, device_memory_gib: float = 80.0) -> Plan:
 
 
 def layout_of(run: RunConfig, world: int) -> Layout:
-    return Layout(run.parallel.tensor, run.parallel.expert, world // run.parallel.tensor)
+    return Layout(run.parallel.tensor, run.parallel.expert, world // run.parallel.tensor, run.parallel.sequence)
 
 
 def memory_of(
@@ -133,7 +134,7 @@ def memory_of(
     parameters = parameters_of(run, layout, vocabulary_size, padded=precision.stage > 0)
     peaks = [
         (
-            activations_of(run.model, task.passes(layout.data), layout.tensor, layout.expert, value, task.losses),
+            activations_of(run.model, task.passes(layout.data), layout, value, task.losses),
             exchange_buffers(run.model, task.passes(layout.data), layout, value),
             task.name,
         )
@@ -171,16 +172,14 @@ def traffic_of(
     passes = [task.passes(layout.data) for task in tasks]
     tensor = [
         (
-            Collective("activations", "all-reduce", layout.tensor, tensor_traffic(model, mine, layout, value)),
-            Collective(
-                "scores", "all-reduce", layout.tensor, scores_traffic(model, mine, layout, t.losses, t.symmetric)
-            ),
+            *tensor_traffic(model, mine, layout, value),
+            *scores_traffic(model, mine, layout, task.losses, task.symmetric),
         )
-        for t, mine in zip(tasks, passes, strict=True)
+        for task, mine in zip(tasks, passes, strict=True)
     ]
     merged = merge_traffic(model, layout, value)
     return Traffic(
-        step=gradient_traffic(parameters, layout, precision),
+        step=(*gradient_traffic(parameters, layout, precision), row_gradients(model, layout, value)),
         tensor=averaged(tensor),
         candidates=averaged([candidates_traffic(model, task, layout) for task in tasks]),
         merge=None if model.experts.unit == "mlp" else averaged([merged for _ in tasks]),
@@ -227,8 +226,12 @@ def _changes(run: RunConfig, world: int, precision: Precision) -> Iterator[tuple
     if run.model.num_decisions:
         for expert in range(run.parallel.expert + 1, run.model.experts.num_experts + 1):
             yield f"parallel.expert={expert}", functools.partial(_with_parallel, "expert", expert)
-    if run.model.activation_checkpointing == "none":
-        yield "model.activation_checkpointing=block", _recomputing
+    if run.model.activation_checkpointing == "none" and run.model.chunks == 1:
+        yield "model.activation_checkpointing=selective", functools.partial(_recomputing, "selective")
+    if run.model.activation_checkpointing != "block":
+        yield "model.activation_checkpointing=block", functools.partial(_recomputing, "block")
+    if run.parallel.tensor > 1 and not run.parallel.sequence:
+        yield "parallel.sequence=true", functools.partial(_with_parallel, "sequence", True)
     for tensor in range(run.parallel.tensor + 1, min(world, run.model.heads) + 1):
         yield f"parallel.tensor={tensor}", functools.partial(_with_parallel, "tensor", tensor)
 
@@ -238,8 +241,8 @@ def _with_parallel(key: str, size: int, run: RunConfig, precision: Precision) ->
     return dataclasses.replace(run, parallel=dataclasses.replace(run.parallel, **sizes)), precision
 
 
-def _recomputing(run: RunConfig, precision: Precision) -> tuple[RunConfig, Precision]:
-    return dataclasses.replace(run, model=dataclasses.replace(run.model, activation_checkpointing="block")), precision
+def _recomputing(how: Any, run: RunConfig, precision: Precision) -> tuple[RunConfig, Precision]:
+    return dataclasses.replace(run, model=dataclasses.replace(run.model, activation_checkpointing=how)), precision
 
 
 def render(plan: Plan) -> str:
@@ -271,7 +274,8 @@ def render(plan: Plan) -> str:
     lines.append(f"  {'peak':<25}{memory.total / unit:45.3f}   {fits} {plan.device_memory / GIB:g} GiB")
     lines += [f"    {remedy}" for remedy in plan.remedies]
     lines.append(f"sent by a rank in a step, {name}")
-    lines += [_line(collective, unit) for collective in (*traffic.step, *traffic.tensor, *traffic.candidates)]
+    sent = (*traffic.step, *traffic.tensor, *traffic.candidates)
+    lines += [_line(collective, unit) for collective in sent if collective.handed]
     if plan.merges is not None:
         lines.append(f"expert exchange in a step of {traffic.tokens:,} tokens a pass (mean over tasks), {name}")
         for title, path, used in (

@@ -1,7 +1,8 @@
 """Bytes that one rank sends in a step, by collective.
 
     once a step:      gradients (dense over data ranks, experts over the ranks that hold the same), ZeRO's weights
-    each micro-batch: tensor ranks' all-reduces, candidates of all data ranks, and the expert exchange: weights (merge) or tokens (dispatch)
+    each micro-batch: tensor ranks' exchange of rows or sums of them, candidates of all data ranks, and the expert exchange: weights
+                      (merge) or tokens (dispatch)
 
 Single numbers (norms, overflow flags) and the guards' checks are left out. Legend: S expert ranks, G condition groups,
 E experts, T tokens of a pass, K choices.
@@ -63,11 +64,62 @@ def stops_early(model: ModelConfig) -> bool:
     return model.activation_checkpointing == "block" and not (model.layer_scale or model.drop_path)
 
 
-def tensor_traffic(model: ModelConfig, sequences: tuple[Passed, ...], layout: Layout, value: int) -> int:
-    """Bytes that one micro-batch hands to all-reduces: two results a block forward, two gradients of inputs backward; looked-up
-    words; gradients of the gates' weights."""
-    if layout.tensor == 1:
-        return 0
+def tensor_traffic(
+    model: ModelConfig, sequences: tuple[Passed, ...], layout: Layout, value: int
+) -> tuple[Collective, ...]:
+    """One micro-batch. All-reduces: two results a block forward, two gradients of inputs backward; looked-up words; gradients
+    of the gates' weights. Where rows are cut, an all-gather before and a reduce-scatter after each branch of a block stand
+    in for the results' all-reduces, and the same backward; at the encoder's ends rows are joined."""
+    ranks = layout.tensor
+    reduced = 0 if ranks == 1 else _all_reduced(model, sequences, layout, value)
+    gathers, scatters = _row_exchanges(model, sequences, layout) if layout.cuts_rows else (0, 0)
+    return (
+        Collective("activations", "all-reduce", ranks, reduced),
+        Collective("rows of activations", "all-gather", ranks, gathers // ranks * value),
+        Collective("sums of rows", "reduce-scatter", ranks, scatters * value),
+    )
+
+
+def row_gradients(model: ModelConfig, layout: Layout, value: int) -> Collective:
+    """Once a step: the gradients of what acts on a part of the rows (norms, LayerScale, prompts)."""
+    prompts = model.prompts.length + model.prompts.target_length if model.prompts else 0
+    numbers = sum(t.depth * t.width * (4 + (2 if t.layer_scale else 0) + prompts) for t in _towers(model))
+    return Collective("gradients of norms", "all-reduce", layout.tensor, numbers * value * layout.cuts_rows)
+
+
+def _row_exchanges(model: ModelConfig, sequences: tuple[Passed, ...], layout: Layout) -> tuple[int, int]:
+    """-> numbers that all ranks together give to all-gathers, and that one rank gives to reduce-scatters."""
+    gathers = scatters = 0
+    for tower, mine in towers_of(model, sequences):
+        parts = [
+            s.rows * (i + 1) // model.chunks - s.rows * i // model.chunks for s in mine for i in range(model.chunks)
+        ]
+        lengths = [s.length for s in mine for _ in range(model.chunks)]
+        rows = sum(-(-n * length // layout.tensor) * layout.tensor for n, length in zip(parts, lengths, strict=True))
+        forwards, branches = forwards_of(tower), 2 * tower.depth
+        # The branches', both ways; forward at the encoder's end, backward at its entry. Of a recomputed block the last sum is
+        # not needed, of a recomputed pass the end is.
+        gathered = branches * (forwards + 1) + 2 + (model.chunks > 1)
+        summed = branches * (forwards + 1) - tower.depth * stops_early(tower)
+        if model.activation_checkpointing == "selective":
+            gathered += sum(_gathers_again(tower, layer) for layer in range(tower.depth))
+        gathers += gathered * rows * tower.width
+        scatters += summed * rows * tower.width
+    return gathers, scatters
+
+
+def _gathers_again(model: ModelConfig, layer: int) -> int:
+    """Branches of a block whose normalised rows somebody has saved: linears that read them as they are, and learned pooling.
+    Rows that are sent to experts, or joined to prompts, are copies."""
+    experts = model.experts
+    pools = experts.router == "context" and experts.pooling == "attention"
+    sent = experts.is_sparse(layer, model.depth) and experts.decides_per_token
+    sends_attention = sent and experts.unit == "linear"
+    attention = pools if sends_attention else model.prompts is None
+    return attention + (pools if sent else True)
+
+
+def _all_reduced(model: ModelConfig, sequences: tuple[Passed, ...], layout: Layout, value: int) -> int:
     total = 0
     for tower, mine in towers_of(model, sequences):
         tokens = sum(s.tokens for s in mine)
@@ -78,8 +130,9 @@ def tensor_traffic(model: ModelConfig, sequences: tuple[Passed, ...], layout: La
             rows = {"attention": tokens, "ffn": copies if sent else tokens}
             if sent and tower.experts.unit == "linear":
                 rows["attention"] = copies
-            total += sum(rows.values()) * tower.width * value * (1 + forwards_of(model))
-            if stops_early(tower):
+            if not layout.cuts_rows:
+                total += sum(rows.values()) * tower.width * value * (1 + forwards_of(model))
+            if stops_early(tower) and not layout.cuts_rows:
                 # Experts take all sequences at once, a dense linear one after the other.
                 sparse = tower.experts.is_sparse(layer, tower.depth)
                 total -= (rows["ffn"] if sparse else mine[-1].tokens if mine else 0) * tower.width * value
@@ -90,15 +143,17 @@ def tensor_traffic(model: ModelConfig, sequences: tuple[Passed, ...], layout: La
 
 def scores_traffic(
     model: ModelConfig, sequences: tuple[Passed, ...], layout: Layout, losses: int, symmetric: bool
-) -> int:
-    """Bytes that one micro-batch hands to tensor ranks' all-reduces for scores of candidates, cut over them: three numbers of
-    each read-out and cross-entropy, gradients of the compared features and of the scale."""
+) -> tuple[Collective, ...]:
+    """One micro-batch's scores, where tensor ranks share the candidates: three numbers of each read-out and cross-entropy, gradients
+    of the compared features and of the scale; the likeliest candidate of each rank, for reports."""
     inputs, candidates = sequences
-    if layout.tensor == 1 or candidates.reads < layout.tensor:
-        return 0
-    directions = 1 + symmetric
+    cut = layout.tensor > 1 and candidates.reads >= layout.tensor
     compared = (inputs.reads + candidates.reads) * model.space_width + 1
-    return (3 * losses * inputs.reads + directions * compared) * FP32
+    reduced = 3 * losses * inputs.reads + (1 + symmetric) * compared
+    return (
+        Collective("scores", "all-reduce", layout.tensor, cut * reduced * FP32),
+        Collective("likeliest candidates", "all-gather", layout.tensor, cut * inputs.reads * (FP32 + INDEX)),
+    )
 
 
 def candidates_traffic(model: ModelConfig, task: TaskLoad, layout: Layout) -> tuple[Collective, ...]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from benchmarks import ablation, checkpoints, moe_layer
+from benchmarks import ablation, checkpoints, moe_layer, recompute
 from data.synthetic import WorldSize, write_demo_world
 
 ROOT = Path(__file__).parents[1]
@@ -20,6 +20,19 @@ def test_layer_table(monkeypatch, capsys):
     moe_layer.main()
     table = capsys.readouterr().out
     assert all(name in table for name in moe_layer.VARIANTS) and "x dense" in table
+
+
+def test_recomputation_table(monkeypatch, capsys):
+    """What is kept does not depend on the machine: selective lies between none and block."""
+    small = {"width": 32, "heads": 2, "ffn": 128, "rows": 4, "length": 16, "depth": 2, "repeats": 1}
+    monkeypatch.setattr(sys, "argv", ["recompute", *(f"--{key}={value}" for key, value in small.items())])
+    monkeypatch.setattr(recompute, "BLOCKS", recompute.BLOCKS[:3])  # dense, merge, dispatch
+    recompute.main()
+    rows = [line[36:].split() for line in capsys.readouterr().out.splitlines()[2:]]
+    assert len(rows) == 3 * len(recompute.BLOCKS)
+    for start in range(0, len(rows), 3):
+        none, selective, block = (float(row[2]) for row in rows[start : start + 3])
+        assert block < selective < none == 1.0, rows[start : start + 3]
 
 
 def test_ablation_table(tmp_path):

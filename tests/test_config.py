@@ -72,6 +72,9 @@ def test_overrides():
             "the whole vocabulary",
         ),
         (["parallel.engine=ds_configs/none.json"], "zero1.json"),
+        (["model.activation_checkpointing=selective", "model.chunks=2"], "computed again as a whole"),
+        (["model.activation_checkpointing=some"], "selective"),
+        (["parallel.sequence=2"], "parallel.sequence"),
     ],
 )
 def test_mistakes_are_one_line(overrides, expected, monkeypatch):

@@ -132,3 +132,20 @@ def test_limoe_reports_its_routing_and_serves_as_a_start(config):
     assert "is of another model" in out and "Traceback" not in out
     out = train(config, "name=none", *options, "optimizer.frozen=['nothing.*']", expect=2)
     assert "matches no parameter" in out and "Traceback" not in out
+
+
+@pytest.mark.slow
+def test_rows_cut_over_tensor_ranks_train_as_one_process_does(config):
+    """With replica checks every second step, activations kept selectively."""
+    train(config, "parallel.tensor=1", "name=alone")
+    options = (
+        "parallel.tensor=2",
+        "parallel.sequence=true",
+        "model.activation_checkpointing=selective",
+        "check_every=2",
+    )
+    train(config, *options, "name=cut", ranks=2)
+    alone, cut = losses(config, "alone"), losses(config, "cut")
+    assert len(alone) == len(cut) == 6
+    for expected, got in zip(alone, cut, strict=True):
+        assert got == pytest.approx(expected, rel=1e-3)

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from model.moe.grouped import grouped_linear
 from model.moe.merge import merge_experts
+from model.recompute import Computed, kept
 from parallel.collectives import copy_to_axis, reduce_from_axis
 from parallel.dispatch import Blocks
 from parallel.mesh import Mesh
 from parallel.placement import EXPERT_AXIS, TENSOR_AXIS, Cut, Placement, place
+from parallel.rows import only_first
 
 
 class ExpertLinear(nn.Module):
@@ -30,6 +32,7 @@ class ExpertLinear(nn.Module):
     ) -> None:
         super().__init__()
         self.side, self.tensor, self.expert = side, mesh.tensor, mesh.expert
+        self.leaves_sums = mesh.sequence.size > 1
         self.num_experts = num_experts
         experts = Cut(0, EXPERT_AXIS, mesh.expert.rank, mesh.expert.size)
         column = Cut(1, TENSOR_AXIS, mesh.tensor.rank, mesh.tensor.size)
@@ -63,11 +66,15 @@ class ExpertLinear(nn.Module):
         bias_CO: Tensor,
         scale_R: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
-        """scale (W x + b) over this rank's part of the weights, communicating as megatron-core's column / row layers do."""
+        """scale (W x + b) over this rank's part of the weights, communicating as megatron-core's column / row layers do, or
+        leaving sums over tensor ranks to the block, as parallel/linear.py does where rows are cut."""
         if self.tensor.size == 1:
             return grouped_linear(xs, blocks, weight_COI, bias_CO, scale_R)
         # Each tensor rank multiplies by a part of the weight, so the gradient of the scale is a part too.
         part_R = None if scale_R is None else copy_to_axis(scale_R, self.tensor)
+        if self.leaves_sums:
+            term_CO = bias_CO if self.side == "column" else only_first(bias_CO, self.tensor)
+            return grouped_linear(xs, blocks, weight_COI, term_CO, part_R)
         if self.side == "column":
             return grouped_linear(tuple(copy_to_axis(x, self.tensor) for x in xs), blocks, weight_COI, bias_CO, part_R)
         ys = grouped_linear(xs, blocks, weight_COI, None, part_R)
@@ -87,11 +94,13 @@ def _rows_of(bias_CO: Tensor, blocks: Blocks) -> Tensor:
 class ExpertMLP(nn.Module):
     """E whole feed-forward networks, down(gelu(up(x))): the expert of V-MoE and LIMoE. Cannot be merged."""
 
-    def __init__(self, width: int, hidden: int, num_experts: int, mesh: Mesh) -> None:
+    def __init__(self, width: int, hidden: int, num_experts: int, mesh: Mesh, computed: Computed = kept) -> None:
         super().__init__()
         self.up = ExpertLinear(width, hidden, num_experts, "column", mesh)
         self.down = ExpertLinear(hidden, width, num_experts, "row", mesh)
+        self.computed = computed
 
     def grouped(self, x_RI: Tensor, blocks: Blocks, scale_R: Tensor | None = None) -> Tensor:
         """Rows in blocks of local experts -> [R, O]."""
-        return self.down.grouped(nn.functional.gelu(self.up.grouped(x_RI, blocks)), blocks, scale_R)
+        with self.computed(nn.functional.gelu, (self.up.grouped(x_RI, blocks),)) as (hidden_RF,):
+            return self.down.grouped(hidden_RF, blocks, scale_R)

@@ -27,7 +27,9 @@ def tiny(router: str = "attribute", experts: dict[str, Any] | None = None, **opt
     return ModelConfig(**{**shape, "experts": sparse, "tasks": tuple(BATCHES), **options})
 
 
-def make(config: ModelConfig | None = None, vocabulary_size: int = VOCABULARY_SIZE) -> Objective:
-    objective = Objective(config or tiny(), vocabulary_size, Mesh(), load_kernels("torch"))
+def make(
+    config: ModelConfig | None = None, vocabulary_size: int = VOCABULARY_SIZE, mesh: Mesh | None = None
+) -> Objective:
+    objective = Objective(config or tiny(), vocabulary_size, mesh or Mesh(), load_kernels("torch"))
     initialise(objective, seed=0)
     return objective

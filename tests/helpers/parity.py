@@ -31,9 +31,11 @@ class Job:
     scope          "": each slot has its own candidates. "sharded": slots have inputs of their own and candidates in common.
                    "global": pairs of all slots are compared, "joined": the same pairs in one batch and slot. Without noise,
                    which differs from slot to slot
+    model          more options of the model
     """
 
     tensor: int = 1
+    sequence: bool = False
     expert: int = 1
     heads: int = 2
     router: str = "attribute"
@@ -52,6 +54,7 @@ class Job:
     forced_expert: int = -1
     frozen: tuple[str, ...] = ()
     scope: str = ""
+    model: tuple[tuple[str, Any], ...] = ()
 
     def batch(self, step: int, slot: int) -> TaskBatch:
         task = self.tasks[(step * self.slots + slot) % len(self.tasks)]
@@ -80,12 +83,12 @@ def run_job(rank: int, job: Job) -> dict[str, Any]:
     from parallel.mesh import create_mesh
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    mesh = create_mesh(job.tensor, job.expert)
+    mesh = create_mesh(job.tensor, job.expert, sequence=job.sequence)
     kernels = load_kernels("torch")
     if job.sgd:
         kernels = Kernels(kernels.layer_norm, lambda groups, lr, **_: torch.optim.SGD(groups, lr=lr))
-    experts = {"top_k": 1} if job.forced_expert >= 0 else {}
-    objective = Objective(tiny(job.router, experts, heads=job.heads), VOCABULARY_SIZE, mesh, kernels)
+    experts = {"top_k": 1} if job.forced_expert >= 0 else None
+    objective = Objective(tiny(job.router, experts, heads=job.heads, **dict(job.model)), VOCABULARY_SIZE, mesh, kernels)
     initialise(objective, 0)
     freeze(objective, job.frozen)
     if job.forced_expert >= 0:

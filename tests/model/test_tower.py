@@ -44,21 +44,37 @@ def test_more_chunks_than_rows_is_an_error():
         make(tiny(chunks=9))(retrieval())
 
 
-@pytest.mark.parametrize("task", BATCHES)
-@pytest.mark.parametrize("router", ["attribute", "token"])
-def test_recomputation_changes_nothing(router, task):
-    experts = {"capacity_factor": 1.0} if router == "token" else {}
+RECOMPUTED = {
+    "dense": ("attribute", {"placement": "none"}),
+    "merge": ("attribute", {}),
+    "dispatch": ("token", {"capacity_factor": 1.0}),
+    "dispatch, one expert": ("token", {"top_k": 1}),
+    "context": ("context", {"pooling": "attention"}),
+    "whole networks": ("limoe", {}),
+}
+
+
+@pytest.mark.parametrize(
+    ("path", "task", "how"),
+    [
+        *((path, task, "block") for path in ("merge", "dispatch") for task in BATCHES),
+        *((path, task, "selective") for path in RECOMPUTED for task in ("caption", "retrieval")),
+    ],
+)
+def test_recomputation_changes_nothing(path, task, how):
+    router, experts = RECOMPUTED[path]
     batch = BATCHES[task]()
     plain = result(tiny(router, experts, drop_path=0.2), batch, noise=3)
-    again = result(tiny(router, experts, drop_path=0.2, activation_checkpointing="block"), batch, noise=3)
+    again = result(tiny(router, experts, drop_path=0.2, activation_checkpointing=how), batch, noise=3)
     assert_equal(again, plain, rtol=0, atol=0)
 
 
-def test_recomputation_keeps_decisions_of_tied_scores():
+@pytest.mark.parametrize("how", ["block", "selective"])
+def test_recomputation_keeps_decisions_of_tied_scores(how):
     experts = {"capacity_factor": 0.6, "noise": "none", "unit": "mlp", "top_k": 1, "placement": "all"}
     tied = {f"tower.encoder.blocks.{i}.ffn_path.router.gate.weight": torch.zeros(4, 16) for i in range(2)}
     plain = result(tiny("token", experts), retrieval(), weights=tied)
-    again = result(tiny("token", experts, activation_checkpointing="block"), retrieval(), weights=tied)
+    again = result(tiny("token", experts, activation_checkpointing=how), retrieval(), weights=tied)
     assert_equal(again, plain, rtol=0, atol=0)
 
 
