@@ -1,0 +1,144 @@
+"""What a layout makes of its inputs: samples to be, divided into shards before any of them is read.
+
+Which samples a shard holds follows from the lists alone, so shards can be made in any order by any number of processes,
+and a shard made before a kill is the one that would be made again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+from data.prepare.containers import Limits
+from data.shards import DatasetError
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Item:
+    """One sample: its name in the source, members by extension, and the texts in it."""
+
+    name: str
+    members: dict[str, Any]
+    texts: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Failure:
+    """Something of the source that makes no sample."""
+
+    name: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One shard. `items` starts its items; it is pickled to a worker.
+
+    first  number of its first item in the split, for keys
+    size   items expected, for the progress bar
+    """
+
+    items: Callable[[], Iterator[Item | Failure]]
+    first: int
+    size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """jobs starts the shards' jobs, in order; failures are those already known from the lists."""
+
+    jobs: Callable[[], Iterator[Job]]
+    size: int
+    failures: tuple[Failure, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A data set to be."""
+
+    kind: Any
+    classes: tuple[str, ...]
+    splits: dict[str, Split]
+    synonyms: tuple[tuple[str, ...], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What every layout gets besides its own arguments.
+
+    scratch  folder for unpacked copies of compressed tars, removed at the end
+    shuffle  samples in an order that is a function of seed and names; otherwise in that of the lists
+    """
+
+    limits: Limits
+    scratch: Path
+    shuffle: bool = False
+    seed: int = 0
+    val_fraction: float = 0.0
+    shard_size: int = 1000
+
+
+def is_held_out(name: str, fraction: float) -> bool:
+    """Whether a sample of this name is val. It depends on nothing else, so lists may grow and keep their splits."""
+    return _hash("val", name) < fraction
+
+
+def take_val(
+    splits: dict[str, list[T]], failures: dict[str, list[Failure]], name: Callable[[T], str], context: Context
+) -> None:
+    """Move the held-out part of train to val, where --val-fraction asks for it. Raises DatasetError."""
+    if not context.val_fraction:
+        return
+    if "val" in splits or "train" not in splits:
+        raise DatasetError("--val-fraction takes val out of train: give train and no val of its own")
+    train = splits["train"]
+    held = [is_held_out(name(entry), context.val_fraction) for entry in train]
+    splits["val"] = [entry for entry, is_val in zip(train, held, strict=True) if is_val]
+    splits["train"] = [entry for entry, is_val in zip(train, held, strict=True) if not is_val]
+    failures.setdefault("val", [])
+
+
+def split_of(
+    entries: Sequence[T],
+    make: Callable[[T], Item | Failure],
+    name: Callable[[T], str],
+    failures: Sequence[Failure],
+    context: Context,
+) -> Split:
+    """Entries in their final order, `make` turning each into a sample in a worker (both must pickle)."""
+    if context.shuffle:
+        order = sorted(entries, key=lambda entry: (_hash(f"order {context.seed}", name(entry)), name(entry)))
+        entries = order
+
+    def jobs() -> Iterator[Job]:
+        for first in range(0, len(entries), context.shard_size):
+            part = entries[first : first + context.shard_size]
+            yield Job(_Items(make, part), first, len(part))
+
+    return Split(jobs, len(entries), tuple(failures))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Items:
+    make: Callable[[Any], Item | Failure]
+    entries: Sequence[Any]
+
+    def __call__(self) -> Iterator[Item | Failure]:
+        return map(self.make, self.entries)
+
+
+def key_of(index: int, name: str) -> str:
+    """Unique by the number, traceable by the name; without dots, at which webdataset would cut it."""
+    return f"{index:06d}_{re.sub(r'[^A-Za-z0-9]+', '_', str(PurePosixPath(name).with_suffix('')))[-60:]}"
+
+
+def _hash(purpose: str, name: str) -> float:
+    """A number in [0, 1)."""
+    digest = hashlib.blake2b(f"{purpose}\0{name}".encode(errors="surrogateescape"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / (1 << 64)
