@@ -19,17 +19,17 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import IO, Literal
+from typing import IO, Any, Literal, cast
 
 from data.shards import BadSample, DatasetError
 
 MAX_HEADER_BYTES = 16 << 20
 _BLOCK = 1 << 20
-_PACKERS: dict[bytes, Callable[[Path], IO[bytes]]] = {
+_PACKERS: dict[bytes, Callable[[Path], Any]] = {
     b"\x1f\x8b": gzip.open,
     b"BZh": bz2.open,
     b"\xfd7zXZ": lzma.open,
-}  # type: ignore[dict-item]
+}
 _PACKING_ERRORS = (tarfile.TarError, zipfile.BadZipFile, OSError, EOFError, zlib.error, lzma.LZMAError, ValueError)
 
 
@@ -110,10 +110,11 @@ class Container:
         return self.blobs.get(name) or self._by_last_part.get(PurePosixPath(name).name)
 
 
-def open_container(path: Path, limits: Limits, scratch: Path) -> Container:
+def open_container(path: Path, limits: Limits, scratch: Path | None) -> Container:
     """List a folder, .zip, .tar, .tar.gz, .tar.bz2 or .tar.xz. Raises DatasetError.
 
-    A compressed tar has no members that can be read by themselves; it is unpacked to a hidden .tar below `scratch`.
+    A compressed tar has no members that can be read by themselves; it is unpacked to a hidden .tar below `scratch`,
+    and refused without one.
     """
     if path.is_dir():
         return _folder(path, limits)
@@ -125,7 +126,9 @@ def open_container(path: Path, limits: Limits, scratch: Path) -> Container:
         if start.startswith((b"PK\x03\x04", b"PK\x05\x06")):
             return _zip(path, limits)
         opener = next((opener for magic, opener in _PACKERS.items() if start.startswith(magic)), None)
-        return _tar(path, _unpack(path, opener, limits, scratch) if opener else path, limits)
+        if opener and scratch is None:
+            raise DatasetError(f"{path}: a compressed tar; unpack it to a plain one")
+        return _tar(path, _unpack(path, opener, limits, scratch) if opener and scratch else path, limits)
     except DatasetError:
         raise
     except _PACKING_ERRORS as error:
@@ -206,7 +209,7 @@ def _tar(path: Path, plain: Path, limits: Limits) -> Container:
     """path: for messages; plain: the tar itself, or its unpacked copy."""
     blobs: dict[str, Blob] = {}
     total = 0
-    with plain.open("rb") as file, tarfile.open(fileobj=_Headers(file), mode="r:") as tar:  # type: ignore[call-overload]
+    with plain.open("rb") as file, tarfile.open(fileobj=cast(Any, _Headers(file)), mode="r:") as tar:
         while info := tar.next():
             tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
             name = info.name.removeprefix("./")

@@ -86,7 +86,7 @@ class Context:
 
 def is_held_out(name: str, fraction: float) -> bool:
     """Whether a sample of this name is val. It depends on nothing else, so lists may grow and keep their splits."""
-    return _hash("val", name) < fraction
+    return place_of("val", name) < fraction
 
 
 def take_val(
@@ -113,7 +113,7 @@ def split_of(
 ) -> Split:
     """Entries in their final order, `make` turning each into a sample in a worker (both must pickle)."""
     if context.shuffle:
-        order = sorted(entries, key=lambda entry: (_hash(f"order {context.seed}", name(entry)), name(entry)))
+        order = sorted(entries, key=lambda entry: (place_of(f"order {context.seed}", name(entry)), name(entry)))
         entries = order
 
     def jobs() -> Iterator[Job]:
@@ -138,7 +138,7 @@ def key_of(index: int, name: str) -> str:
     return f"{index:06d}_{re.sub(r'[^A-Za-z0-9]+', '_', str(PurePosixPath(name).with_suffix('')))[-60:]}"
 
 
-def _hash(purpose: str, name: str) -> float:
-    """A number in [0, 1)."""
+def place_of(purpose: str, name: str) -> float:
+    """A number in [0, 1) that looks random and depends on both texts alone."""
     digest = hashlib.blake2b(f"{purpose}\0{name}".encode(errors="surrogateescape"), digest_size=8).digest()
     return int.from_bytes(digest, "big") / (1 << 64)
