@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import itertools
 import json
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -24,6 +23,7 @@ EXAMPLES = 3
 """Names that are given for each reason."""
 MAX_REASONS = 200
 OTHER_REASONS = "other reasons"
+WORST_SHARDS = 10
 
 Failures = dict[str, list[Any]]
 
@@ -67,7 +67,7 @@ def make_shard(out: Path, split: str, number: int, job: Job) -> Done:
         nonlocal samples
         for index, item in enumerate(job.items(), start=job.first):
             if isinstance(item, Failure):
-                add_failures(failures, reason_of(item), 1, [item.name])
+                add_failures(failures, item.reason, 1, [item.name])
                 continue
             for text in item.texts:
                 token_ids.update(_tokenizer().encode(text))
@@ -83,11 +83,6 @@ def make_shard(out: Path, split: str, number: int, job: Job) -> Done:
         failures=failures,
         token_ids=tuple(sorted(token_ids)),
     )
-
-
-def reason_of(failure: Failure) -> str:
-    """The reason without what differs from sample to sample."""
-    return re.sub(r"\d+", "N", re.sub(r" at 0x[0-9a-f]+", "", failure.reason))
 
 
 def add_failures(failures: Failures, reason: str, count: int, names: Iterable[str]) -> None:
@@ -106,19 +101,28 @@ def _finish(work: Work, source: Source, plan: Plan, counts: dict[str, int], seco
     for split, parts in source.splits.items():
         failures: Failures = {}
         for failure in parts.failures:
-            add_failures(failures, reason_of(failure), 1, [failure.name])
-        samples = size = 0
-        for number in range(counts[split]):
-            done = work.done[split, number]
-            samples, size = samples + done.samples, size + done.tar_bytes
+            add_failures(failures, failure.reason, 1, [failure.name])
+        shards = [work.done[split, number] for number in range(counts[split])]
+        for done in shards:
             token_ids.update(done.token_ids)
             for reason, (count, examples) in done.failures.items():
                 add_failures(failures, reason, count, examples)
-        splits[split] = SplitInfo(samples=samples, shards=counts[split])
-        report[split] = {"samples": samples, "shards": counts[split], "bytes": size, "failed": _count(failures)}
-        report[split]["failures"] = {
-            reason: {"count": count, "examples": examples}
-            for reason, (count, examples) in sorted(failures.items(), key=lambda pair: (-pair[1][0], pair[0]))
+        samples = sum(done.samples for done in shards)
+        splits[split] = SplitInfo(samples=samples, shards=len(shards))
+        worst = sorted((done for done in shards if done.failures), key=lambda done: -_share_failed(done))
+        report[split] = {
+            "samples": samples,
+            "shards": len(shards),
+            "bytes": sum(done.tar_bytes for done in shards),
+            "failed": _count(failures),
+            "failures": {
+                reason: {"count": count, "examples": examples}
+                for reason, (count, examples) in sorted(failures.items(), key=lambda pair: (-pair[1][0], pair[0]))
+            },
+            "worst_shards": [
+                {"shard": done.shard, "samples": done.samples, "failed": _count(done.failures)}
+                for done in worst[:WORST_SHARDS]
+            ],
         }
         _print_report(work.out, split, report[split])
         if not samples:
@@ -148,6 +152,11 @@ def _print_report(out: Path, split: str, report: dict[str, Any]) -> None:
     print(f"{out}: {split}: {counts}, {report['failed']} failures")
     for reason, entry in report["failures"].items():
         print(f"  {entry['count']} x {reason}: {', '.join(entry['examples'])}")
+
+
+def _share_failed(done: Done) -> float:
+    failed = _count(done.failures)
+    return failed / (failed + done.samples)
 
 
 def _count(failures: Failures) -> int:

@@ -81,7 +81,7 @@ def make_item(medium: Medium, reduction: Reduction, max_bytes: int, entry: Entry
             reduced = reduce_video(data, reduction.resize, reduction.fps)
             data, extension = (data, extension) if reduced is None else (reduced, "mp4")
     except BadSample as error:
-        return Failure(entry.name, error.reason)
+        return Failure.of(entry.name, error)
     return Item(entry.name, {extension: data, **entry.members}, entry.texts)
 
 

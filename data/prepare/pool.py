@@ -26,6 +26,8 @@ def run(calls: Iterator[Callable[[], R]], workers: int) -> Iterator[R]:
         yield from (call() for call in calls)
         return
     context = multiprocessing.get_context("forkserver")
+    # All layouts are imported once, in the server that the workers are forked from.
+    context.set_forkserver_preload(["data.prepare.__main__"])
     executor = futures.ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_the_parent)
     try:
         waiting = {executor.submit(call) for call in itertools.islice(calls, 2 * workers)}

@@ -124,6 +124,8 @@ def _locked(out: Path) -> Iterator[None]:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise DatasetError(f"{out}: another process is preparing it: wait, or end that one") from error
+        except OSError:
+            pass  # NFS and others lock no folders
         yield
     finally:
         os.close(folder)

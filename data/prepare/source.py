@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from data.prepare.containers import Limits
-from data.shards import DatasetError
+from data.shards import BadSample, DatasetError
 
 T = TypeVar("T")
 
@@ -30,10 +30,15 @@ class Item:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Failure:
-    """Something of the source that makes no sample."""
+    """Something of the source that makes no sample. Failures are counted by reason, so a reason names no sample."""
 
     name: str
     reason: str
+
+    @classmethod
+    def of(cls, name: str, error: BadSample) -> Failure:
+        """Numbers and addresses in the message differ from sample to sample, and become N."""
+        return cls(name, re.sub(r"\b\d+\b", "N", re.sub(r" at 0x[0-9a-f]+", "", error.reason)))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import collections
 import functools
 import itertools
 from collections.abc import Callable, Iterator
@@ -35,10 +36,12 @@ def text_source(arguments: argparse.Namespace, context: Context) -> Source:
     if arguments.words < 2:
         raise DatasetError(f"--words {arguments.words}: must be at least 2")
     files = [file for path in arguments.input for file in _files(path, context.limits)]
-    samples = functools.partial(_samples, files, arguments.unit, arguments.words, context)
-    splits = {"train": _split(functools.partial(samples, False), context.shard_size)}
+    texts = functools.partial(_texts, files, arguments.unit, arguments.words, context)
+    # Read once more than needed, so that the progress bar knows the end.
+    counts = collections.Counter(is_val for is_val, _, _ in texts())
+    splits = {"train": _split(texts, False, counts[False], context.shard_size)}
     if context.val_fraction:
-        splits["val"] = _split(functools.partial(samples, True), context.shard_size)
+        splits["val"] = _split(texts, True, counts[True], context.shard_size)
     return Source("text", (), splits)
 
 
@@ -56,54 +59,51 @@ def _files(path: Path, limits: Limits) -> list[tuple[str, Path]]:
     return [(name, path / name) for name in names]
 
 
-def _samples(
-    files: list[tuple[str, Path]], unit: str, words: int, context: Context, val: bool
-) -> Iterator[tuple[str, str]]:
-    """(name, text) of one split: val is every so many'th block of passages or lines, or documents by their names."""
+def _texts(
+    files: list[tuple[str, Path]], unit: str, words: int, context: Context
+) -> Iterator[tuple[bool, str, str | None]]:
+    """(whether it is val, name, text or None for one that is too long).
+
+    Val is every so many'th block of passages or lines; documents are chosen by their names.
+    """
     for name, path in files:
         stem = name.split(".")[0]
         lines = text_lines(path, context.limits.archive)
         if unit == "document":
-            if is_held_out(name, context.val_fraction) == val:
-                yield stem, _whole(lines)
+            yield is_held_out(name, context.val_fraction), stem, _whole(lines)
             continue
         parts = passages(lines, words) if unit == "passage" else (line.strip() for line in lines if line.strip())
         for index, part in enumerate(parts):
-            if is_val(index // BLOCK, context.val_fraction) == val:
-                yield f"{stem}_{index:07d}", part
+            yield is_val(index // BLOCK, context.val_fraction), f"{stem}_{index:07d}", part
 
 
-def _whole(lines: Iterator[str]) -> str:
-    """The document, or as much of it as makes clear that it is too long."""
+def _whole(lines: Iterator[str]) -> str | None:
+    """The document; None if it is too long."""
     kept, size = [], 0
     for line in lines:
         kept.append(line)
-        size += len(line) + 1
+        size += len(line.encode()) + 1
         if size > MAX_DOCUMENT_BYTES:
-            break
+            return None
     return "\n".join(kept).strip()
 
 
-def _split(samples: Callable[[], Iterator[tuple[str, str]]], shard_size: int) -> Split:
+def _split(texts: Callable[[], Iterator[tuple[bool, str, str | None]]], val: bool, size: int, shard_size: int) -> Split:
     def jobs() -> Iterator[Job]:
-        texts = samples()
-        for first in itertools.count(0, shard_size):
-            part = list(itertools.islice(texts, shard_size))
-            if not part:
-                return
+        wanted = ((name, text) for is_val, name, text in texts() if is_val == val)
+        for first in range(0, size, shard_size):
+            part = list(itertools.islice(wanted, shard_size))
             yield Job(functools.partial(_items, part), first, len(part))
 
-    # Read once more than needed, so that the progress bar knows the end.
-    return Split(jobs, sum(1 for _ in samples()))
+    return Split(jobs, size)
 
 
-def _items(part: list[tuple[str, str]]) -> Iterator[Item | Failure]:
+def _items(part: list[tuple[str, str | None]]) -> Iterator[Item | Failure]:
     for name, text in part:
-        size = len(text.encode(errors="replace"))
-        if not text or size > MAX_DOCUMENT_BYTES:
-            yield Failure(
-                name, f"text of more than {MAX_DOCUMENT_BYTES} bytes: use --unit passage" if text else "empty"
-            )
+        if text is None or len(text.encode()) > MAX_DOCUMENT_BYTES:
+            yield Failure(name, f"text of more than {MAX_DOCUMENT_BYTES} bytes: use --unit passage")
+        elif not text:
+            yield Failure(name, "the text is empty")
         else:
             yield Item(name, {"txt": text}, (text,))
 

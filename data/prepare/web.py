@@ -135,7 +135,7 @@ class WebShard:
                 blobs[extension].read(self.limits.member), IMAGE_SUFFIXES[f".{extension}"], self.resize
             )
         except BadSample as error:
-            return Failure(name, error.reason)
+            return Failure.of(name, error)
         others: dict[str, Any] = {field: facts[field] for field in _KEPT_FIELDS if field in facts}
         return Item(name, {kept: data, **caption_members([caption.strip()], **others)}, (caption.strip(),))
 

@@ -69,9 +69,9 @@ def test_other_options_or_inputs_are_refused(tmp_path, pets, capsys, begun):
 
 
 def test_one_process_at_a_time(tmp_path):
-    with work_on(tmp_path, {}, overwrite=False):
-        with pytest.raises(DatasetError, match="another process is preparing it"), work_on(tmp_path, {}, False):
-            pass
+    refused = pytest.raises(DatasetError, match="another process is preparing it")
+    with work_on(tmp_path, {}, False), refused, work_on(tmp_path, {}, False):
+        pass
 
 
 def test_a_split_without_a_sample_is_an_error(tmp_path, capsys):
@@ -105,24 +105,26 @@ def test_killed_runs_go_on_to_the_same_folder(tmp_path):
     assert prepare("class-folders", *options, "--out", tmp_path / "whole") == 0
     out = tmp_path / "killed"
     progress = out / PROGRESS_FILE
-    command = [sys.executable, "-m", "data.prepare", "class-folders", *options, "--out", str(out), "--workers", "2"]
+    command = [sys.executable, "-m", "data.prepare", "class-folders", *options, "--out", str(out)]
 
     def done():
         return progress.read_text().count("\n") - 1 if progress.exists() else 0
 
-    for _ in range(2):
+    for workers in ("2", "1"):
         before = done()
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            [*command, "--workers", workers], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         try:
             deadline = time.monotonic() + 60
             while done() < before + 3:
                 assert process.poll() is None and time.monotonic() < deadline
                 time.sleep(0.002)
-            workers = psutil.Process(process.pid).children(recursive=True)
+            children = psutil.Process(process.pid).children(recursive=True)
         finally:
             process.send_signal(signal.SIGKILL)
             process.wait()
-        assert psutil.wait_procs(workers, timeout=20)[1] == []
+        assert psutil.wait_procs(children, timeout=20)[1] == []
         assert not (out / "dataset.json").exists()
     kept = {path: path.stat().st_mtime_ns for path in out.glob("*.tar")}
     lines = progress.read_text()
