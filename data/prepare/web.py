@@ -148,9 +148,7 @@ def read_states(path: Path) -> dict[str, str | None] | None:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise DatasetError(
-            f"{path}: reading it needs pyarrow: pip install pyarrow, or EXTRAS='dev prepare' make setup"
-        ) from error
+        raise DatasetError(f"{path}: reading it needs pyarrow: EXTRAS=prepare scripts/setup.sh installs it") from error
     if path.stat().st_size > MAX_PARQUET_BYTES:
         raise DatasetError(f"{path}: {path.stat().st_size} bytes, more than the limit of {MAX_PARQUET_BYTES}")
     try:
