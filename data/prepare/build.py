@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from data.prepare.pool import run
 from data.prepare.progress import PROGRESS_FILE, SUMMARY_FILE, Done, Plan, Work, shard_path
-from data.prepare.source import Failure, Job, Source, Split, key_of
+from data.prepare.source import Failure, Item, Job, Source, Split, is_text, key_of
 from data.shards import DatasetError, DatasetInfo, SplitInfo, write_info, write_shard
 from data.tokenizer import END_OF_TEXT, Tokenizer
 
@@ -69,6 +69,9 @@ def make_shard(out: Path, split: str, number: int, job: Job) -> Done:
             if isinstance(item, Failure):
                 add_failures(failures, item.reason, 1, [item.name])
                 continue
+            if not all(is_text(text) for text in _texts_of(item)):
+                add_failures(failures, "text that cannot be written as UTF-8", 1, [item.name])
+                continue
             for text in item.texts:
                 token_ids.update(_tokenizer().encode(text))
             samples += 1
@@ -83,6 +86,15 @@ def make_shard(out: Path, split: str, number: int, job: Job) -> Done:
         failures=failures,
         token_ids=tuple(sorted(token_ids)),
     )
+
+
+def _texts_of(item: Item) -> Iterator[str]:
+    """All texts that are written, those of a JSON member as one."""
+    for member in item.members.values():
+        if isinstance(member, dict):
+            yield json.dumps(member, ensure_ascii=False)
+        elif isinstance(member, str):
+            yield member
 
 
 def add_failures(failures: Failures, reason: str, count: int, names: Iterable[str]) -> None:
@@ -151,7 +163,8 @@ def _print_report(out: Path, split: str, report: dict[str, Any]) -> None:
     counts = f"{report['samples']} samples, {report['shards']} shards, {report['bytes']} bytes"
     print(f"{out}: {split}: {counts}, {report['failed']} failures")
     for reason, entry in report["failures"].items():
-        print(f"  {entry['count']} x {reason}: {', '.join(entry['examples'])}")
+        names = (name if name.isprintable() else ascii(name) for name in entry["examples"])
+        print(f"  {entry['count']} x {reason}: {', '.join(names)}")
 
 
 def _share_failed(done: Done) -> float:

@@ -127,10 +127,8 @@ def read_kinetics(path: Path, limits: Limits) -> list[tuple[str, int, int, str]]
     found = []
     try:
         if path.suffix == ".json":
-            for video, record in with_fields(path, "file", read_json(path, limits), {}).items():
-                annotation = with_fields(path, video, with_fields(path, video, record, {"annotations": dict}), {})[
-                    "annotations"
-                ]
+            for video, record in read_json(path, limits).items():
+                annotation = with_fields(path, video, record, {"annotations": dict})["annotations"]
                 with_fields(path, video, annotation, {"label": str, "segment": list})
                 start, end = (int(float(second)) for second in annotation["segment"])
                 found.append((check_name(path, video), start, end, annotation["label"]))
@@ -138,7 +136,7 @@ def read_kinetics(path: Path, limits: Limits) -> list[tuple[str, int, int, str]]
         for row in table(path, limits, ("label", "youtube_id", "time_start", "time_end")):
             video = check_name(path, row["youtube_id"])
             found.append((video, int(float(row["time_start"])), int(float(row["time_end"])), row["label"]))
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
         if isinstance(error, DatasetError):
             raise
         raise DatasetError(f"{path}: after {len(found)} clips: {error}; expected the lists of Kinetics") from error

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, TypeVar
 
 from data.prepare.containers import Limits
@@ -71,6 +72,11 @@ class Source:
     classes: tuple[str, ...]
     splits: dict[str, Split]
     synonyms: tuple[tuple[str, ...], ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in itertools.chain(self.classes, *self.synonyms):
+            if not is_text(name):
+                raise DatasetError(f"class {name!r} cannot be written as UTF-8: give it another name with --name-map")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,9 +144,19 @@ class _Items:
         return map(self.make, self.entries)
 
 
+def is_text(text: str) -> bool:
+    """Whether it can be written as UTF-8; JSON can hold halves of characters, which cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def key_of(index: int, name: str) -> str:
     """Unique by the number, traceable by the name; without dots, at which webdataset would cut it."""
-    return f"{index:06d}_{re.sub(r'[^A-Za-z0-9]+', '_', str(PurePosixPath(name).with_suffix('')))[-60:]}"
+    stem = re.sub(r"\.[^./]*$", "", name)
+    return f"{index:06d}_{re.sub(r'[^A-Za-z0-9]+', '_', stem)[-60:]}"
 
 
 def place_of(purpose: str, name: str) -> float:

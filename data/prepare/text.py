@@ -6,7 +6,7 @@ import argparse
 import collections
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from data.prepare.annotations import text_lines
@@ -35,28 +35,29 @@ def _arguments(command: argparse.ArgumentParser) -> None:
 def text_source(arguments: argparse.Namespace, context: Context) -> Source:
     if arguments.words < 2:
         raise DatasetError(f"--words {arguments.words}: must be at least 2")
-    files = [file for path in arguments.input for file in _files(path, context.limits)]
+    files: list[tuple[str, Path]] = []
+    failures: list[Failure] = []
+    for path in arguments.input:
+        found, strange = _files(path, context.limits)
+        files, failures = files + found, failures + strange
     texts = functools.partial(_texts, files, arguments.unit, arguments.words, context)
     # Read once more than needed, so that the progress bar knows the end.
     counts = collections.Counter(is_val for is_val, _, _ in texts())
-    splits = {"train": _split(texts, False, counts[False], context.shard_size)}
+    splits = {"train": _split(texts, False, counts[False], context.shard_size, failures)}
     if context.val_fraction:
         splits["val"] = _split(texts, True, counts[True], context.shard_size)
     return Source("text", (), splits)
 
 
-def _files(path: Path, limits: Limits) -> list[tuple[str, Path]]:
+def _files(path: Path, limits: Limits) -> tuple[list[tuple[str, Path]], list[Failure]]:
     """(name for keys, file) of a file, or of all texts of a folder. Raises DatasetError."""
     if not path.is_dir():
-        return [(path.name, path)]
+        return [(path.name, path)], []
     container = open_container(path, limits, None)
-    if container.strange:
-        name, reason = container.strange[0]
-        raise DatasetError(f"{path}: {name} {reason}")
     names = [name for name in container.blobs if name.endswith(_SUFFIXES)]
     if not names:
         raise DatasetError(f"{path}: no file .txt or .txt.gz")
-    return [(name, path / name) for name in names]
+    return [(name, path / name) for name in names], [Failure(name, reason) for name, reason in container.strange]
 
 
 def _texts(
@@ -88,14 +89,20 @@ def _whole(lines: Iterator[str]) -> str | None:
     return "\n".join(kept).strip()
 
 
-def _split(texts: Callable[[], Iterator[tuple[bool, str, str | None]]], val: bool, size: int, shard_size: int) -> Split:
+def _split(
+    texts: Callable[[], Iterator[tuple[bool, str, str | None]]],
+    val: bool,
+    size: int,
+    shard_size: int,
+    failures: Sequence[Failure] = (),
+) -> Split:
     def jobs() -> Iterator[Job]:
         wanted = ((name, text) for is_val, name, text in texts() if is_val == val)
         for first in range(0, size, shard_size):
             part = list(itertools.islice(wanted, shard_size))
             yield Job(functools.partial(_items, part), first, len(part))
 
-    return Split(jobs, size)
+    return Split(jobs, size, tuple(failures))
 
 
 def _items(part: list[tuple[str, str | None]]) -> Iterator[Item | Failure]:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from data.decode import decode_json, decode_text
-from data.prepare.annotations import read_json
-from data.prepare.containers import Blob, Limits, open_container
+from data.prepare.annotations import read_json, with_fields
+from data.prepare.containers import Blob, Container, Limits, open_container
 from data.prepare.layout import Layout, given_splits, reduction_arguments, reduction_of, split_arguments
 from data.prepare.media import IMAGE_SUFFIXES, caption_members, checked_image
 from data.prepare.source import Context, Failure, Item, Job, Source, Split, place_of
@@ -34,15 +34,14 @@ def img2dataset_source(arguments: argparse.Namespace, context: Context) -> Sourc
     shards: dict[str, list[WebShard]] = {}
     failures: dict[str, list[Failure]] = {}
     for split, (folder,) in given_splits(arguments).items():
-        tars = sorted(folder.glob("*.tar"))
-        if not tars:
+        container = open_container(folder, context.limits, None)
+        stems = [name.removesuffix(".tar") for name in container.blobs if name.endswith(".tar") and "/" not in name]
+        if not stems:
             raise DatasetError(
                 f"{folder}: no shard such as 00000.tar; give img2dataset's output (--output_format webdataset)"
             )
-        shards[split] = [
-            WebShard(path, context.limits, reduction.resize, _expected(path, context.limits)) for path in tars
-        ]
-        failures[split] = _without_tar(folder, tars)
+        shards[split] = [_shard(container, stem, context.limits, reduction.resize) for stem in stems]
+        failures[split] = [Failure(name, reason) for name, reason in container.strange] + _without_tar(container)
     if context.val_fraction:
         _take_val(shards, failures, context.val_fraction)
     return Source("image_caption", (), {split: _split(parts, failures[split]) for split, parts in shards.items()})
@@ -70,29 +69,36 @@ def _split(shards: list[WebShard], failures: list[Failure]) -> Split:
     return Split(jobs, firsts[-1], tuple(failures))
 
 
-def _expected(path: Path, limits: Limits) -> int:
-    """Rows of the shard, by its statistics. Raises DatasetError."""
-    statistics = path.with_name(f"{path.stem}_stats.json")
-    if not statistics.exists():
-        return 0
-    count = read_json(statistics, limits).get("count", 0)
-    return count if isinstance(count, int) else 0
+def _shard(container: Container, stem: str, limits: Limits, resize: int | None) -> WebShard:
+    """Raises DatasetError for statistics that cannot be read, and without pyarrow if there is a table."""
+    table = f"{stem}.parquet" in container.blobs
+    if table:
+        _parquet(container.path / f"{stem}.parquet")
+    expected = 0
+    if f"{stem}_stats.json" in container.blobs:
+        path = container.path / f"{stem}_stats.json"
+        expected = with_fields(path, "file", read_json(path, limits), {"count": int})["count"]
+    return WebShard(container.path / f"{stem}.tar", table, limits, resize, expected)
 
 
-def _without_tar(folder: Path, tars: list[Path]) -> list[Failure]:
-    there = {path.stem for path in tars}
+def _without_tar(container: Container) -> list[Failure]:
     return [
-        Failure(path.name, "a table without its tar: the download was not finished")
-        for path in sorted(folder.glob("*.parquet"))
-        if path.stem not in there
+        Failure(name, "a table without its tar: the download was not finished")
+        for name in container.blobs
+        if name.endswith(".parquet") and f"{name.removesuffix('.parquet')}.tar" not in container.blobs
     ]
 
 
 @dataclasses.dataclass(frozen=True)
 class WebShard:
-    """One shard of img2dataset; in a worker."""
+    """One shard of img2dataset; in a worker.
+
+    table     whether there is a table of what was downloaded
+    expected  rows of it, by the statistics; 0 = unknown
+    """
 
     path: Path
+    table: bool
     limits: Limits
     resize: int | None
     expected: int
@@ -104,10 +110,10 @@ class WebShard:
             for name, blob in container.blobs.items():
                 key, _, extension = name.rpartition(".")
                 groups.setdefault(key, {})[extension.lower()] = blob
-            states = read_states(self.path.with_suffix(".parquet"))
+            states = read_states(self.path.with_suffix(".parquet")) if self.table else None
         except DatasetError as error:
             # A shard that was cut off is left out, the others are not.
-            yield Failure(self.path.name, str(error).removeprefix(f"{self.path}: "))
+            yield Failure(self.path.name, str(error).replace(f"{self.path.parent}/{self.path.stem}.", ""))
             return
         if states is not None:
             for key, reason in states.items():
@@ -140,15 +146,18 @@ class WebShard:
         return Item(name, {kept: data, **caption_members([caption.strip()], **others)}, (caption.strip(),))
 
 
-def read_states(path: Path) -> dict[str, str | None] | None:
-    """Key -> why it failed, None for a success, out of a shard's table; None if there is no table. Raises DatasetError."""
-    if not path.exists():
-        return None
+def _parquet(path: Path) -> Any:
+    """pyarrow, which only this layout needs. Raises DatasetError."""
     try:
-        import pyarrow
         import pyarrow.parquet
     except ImportError as error:
         raise DatasetError(f"{path}: reading it needs pyarrow: EXTRAS=prepare scripts/setup.sh installs it") from error
+    return pyarrow
+
+
+def read_states(path: Path) -> dict[str, str | None]:
+    """Key -> why it failed, None for a success, out of a shard's table. Raises DatasetError."""
+    pyarrow = _parquet(path)
     if path.stat().st_size > MAX_PARQUET_BYTES:
         raise DatasetError(f"{path}: {path.stat().st_size} bytes, more than the limit of {MAX_PARQUET_BYTES}")
     try:

@@ -17,7 +17,7 @@ import webdataset
 from data.prepare.__main__ import LAYOUTS, main, make_parser
 from data.prepare.progress import PROGRESS_FILE, work_on
 from data.shards import DatasetError, read_info
-from tests.helpers.public import content, failures, folder, jpeg, pack, prepare, samples
+from tests.helpers.public import content, failures, folder, jpeg, lines, pack, prepare, samples, written
 
 ROOT = Path(__file__).parents[2]
 REAL = ROOT.parent / "shared" / "data"
@@ -225,6 +225,25 @@ def test_the_summary_counts_failures_by_reason(tmp_path, capsys):
     report = capsys.readouterr().out
     assert f"train: 1 samples, 1 shards, {size} bytes, 6 failures" in report
     assert "5 x image of N bytes" in report and "x/bad0.jpg, x/bad1.jpg, x/bad2.jpg" in report
+
+
+def test_texts_and_names_that_are_no_characters(tmp_path, capsys):
+    """Half of a character in JSON, bytes that are no UTF-8 and terminal codes in names of files."""
+    strange = os.fsdecode(b"x/\xff\x1b[31m")
+    files = [("x/1.jpg", jpeg(1)), ("x/2.jpg", jpeg(2)), (f"{strange}a.jpg", jpeg(3)), (f"{strange}b.jpg", b"")]
+    source = folder(tmp_path / "in", files)
+    texts = [{"image": "1.jpg", "captions": ["a \ud83d cut smile"]}, {"image": "2.jpg", "captions": ["a \U0001f600"]}]
+    out = tmp_path / "captions"
+    assert prepare("caption-archive", "--train", source, lines(tmp_path / "a.jsonl", texts), "--out", out) == 0
+    assert [json.loads(sample["json"]) for sample in samples(out)] == [{"captions": ["a \U0001f600"]}]
+    assert failures(out)["text that cannot be written as UTF-8"] == (1, ["x/1.jpg"])
+    assert prepare("class-folders", "--train", source, "--out", tmp_path / "classes") == 0
+    assert len(samples(tmp_path / "classes")) == 3
+    report = capsys.readouterr().out
+    assert "\x1b" not in report and r"\udcff\x1b[31mb.jpg" in report
+    classes = written(tmp_path / "classes.json", ["x", "\ud83d"])
+    assert prepare("class-folders", "--train", source, "--classes", classes, "--out", tmp_path / "bad") == 2
+    assert "cannot be written as UTF-8" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------------------------------------- the command line

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pyarrow
@@ -353,6 +354,20 @@ def test_a_table_that_cannot_be_read_costs_its_shard_alone(tmp_path, table, mess
     assert prepare("img2dataset", "--train", root, "--out", out) == 0
     assert len(samples(out)) == 1
     assert [(message in reason, names) for reason, (_, names) in failures(out).items()] == [(True, ["00000.tar"])]
+
+
+def test_img2dataset_links_and_a_missing_library(tmp_path, capsys, monkeypatch):
+    root, other = tmp_path / "in", tmp_path / "other"
+    web_shard(root, 0, [("000000000", "success", None, "a thing")])
+    web_shard(other, 1, [("000000001", "success", None, "secret")])
+    (root / "00001.tar").symlink_to(other / "00001.tar")
+    out = tmp_path / "out"
+    assert prepare("img2dataset", "--train", root, "--out", out) == 0
+    assert captions(out) == [["a thing"]]
+    assert failures(out) == {"leads out of the folder by a symbolic link": (1, ["00001.tar"])}
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert prepare("img2dataset", "--train", root, "--out", tmp_path / "without") == 2
+    assert "00000.parquet: reading it needs pyarrow: EXTRAS=prepare" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------------------------------------------------- VQA
