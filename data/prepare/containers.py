@@ -145,23 +145,25 @@ def name_fault(name: str) -> str | None:
 
 def _is_litter(name: str) -> bool:
     """What file managers leave behind."""
-    parts = PurePosixPath(name).parts
-    return bool(parts) and (parts[0] == "__MACOSX" or parts[-1].startswith("._") or parts[-1] == ".DS_Store")
+    last = name.rpartition("/")[2]
+    return name.startswith("__MACOSX/") or last.startswith("._") or last == ".DS_Store"
 
 
 def _folder(root: Path, limits: Limits) -> Container:
     blobs: dict[str, Blob] = {}
     strange: list[tuple[str, str]] = []
-    for path in _walk(root):
-        name = path.relative_to(root).as_posix()
+    for name in _walk(root):
         if _is_litter(name):
             continue
+        path = os.path.join(root, name)
         try:
-            status = path.stat()
+            status = os.lstat(path)
+            is_link = stat.S_ISLNK(status.st_mode)
+            status = os.stat(path) if is_link else status
         except OSError as error:
             strange.append((name, f"cannot be read ({error.strerror})"))
             continue
-        if path.is_symlink() and not path.resolve().is_relative_to(root.resolve()):
+        if is_link and not Path(path).resolve().is_relative_to(root.resolve()):
             strange.append((name, "leads out of the folder by a symbolic link"))
         elif stat.S_ISDIR(status.st_mode):
             strange.append((name, "is a symbolic link to a folder, which is not followed"))
@@ -174,8 +176,8 @@ def _folder(root: Path, limits: Limits) -> Container:
     return Container(root, blobs, tuple(strange))
 
 
-def _walk(root: Path) -> Iterator[Path]:
-    """Files, and links to folders, below `root` in sorted order."""
+def _walk(root: Path) -> Iterator[str]:
+    """Names of files, and of links to folders, below `root`: folders and what they hold in sorted order."""
 
     def fail(error: OSError) -> None:
         raise DatasetError(f"{error.filename}: {error.strerror}") from error
@@ -183,8 +185,9 @@ def _walk(root: Path) -> Iterator[Path]:
     for folder, folders, files in os.walk(root, onerror=fail):
         folders.sort()
         links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+        inside = os.path.relpath(folder, root)
         for name in sorted([*files, *links]):
-            yield Path(folder, name)
+            yield name if inside == "." else f"{inside}/{name}"
 
 
 def _zip(path: Path, limits: Limits) -> Container:

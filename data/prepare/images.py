@@ -85,8 +85,7 @@ def _in_classes(container: Container, classes: tuple[str, ...]) -> tuple[list[En
 
 def _folder(name: str) -> str | None:
     """The class of CLASS/NAME; folders above are ignored, as archives often have one of their own."""
-    parts = PurePosixPath(name).parts
-    return parts[-2] if len(parts) > 1 else None
+    return name.rpartition("/")[0].rpartition("/")[2] or None
 
 
 # ----------------------------------------------------------------------------------------------------- ImageNet

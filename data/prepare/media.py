@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import io
+import os
 from collections.abc import Sequence
-from pathlib import PurePosixPath
 from typing import Any, Literal
 
 from PIL import Image
@@ -63,13 +63,13 @@ def media_splits(
 
 
 def is_medium(name: str, medium: Medium) -> bool:
-    return PurePosixPath(name).suffix.lower() in (IMAGE_SUFFIXES if medium == "image" else VIDEO_SUFFIXES)
+    return os.path.splitext(name)[1].lower() in (IMAGE_SUFFIXES if medium == "image" else VIDEO_SUFFIXES)
 
 
 def make_item(medium: Medium, reduction: Reduction, max_bytes: int, entry: Entry) -> Item | Failure:
     """Read, check by decoding, reduce."""
     suffixes = IMAGE_SUFFIXES if medium == "image" else VIDEO_SUFFIXES
-    extension = suffixes.get(PurePosixPath(entry.blob.name).suffix.lower())
+    extension = suffixes.get(os.path.splitext(entry.blob.name)[1].lower())
     if extension is None:
         return Failure(entry.name, f"no {medium}: use {', '.join(suffixes)}")
     try:
