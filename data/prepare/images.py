@@ -156,13 +156,14 @@ def name_synsets(
     A synset whose first name is taken (ImageNet has two cranes) is called by its next free one, else by its first with
     the synset in brackets.
     """
-    classes: list[str] = []
+    classes: dict[str, None] = {}  # a set in order: ImageNet has 22 thousand
     synonyms = []
     for synset in synsets:
         names = words.get(synset, [synset])
         free = [name for name in names if name not in classes]
-        classes.append(free[0] if free else f"{names[0]} ({synset})")
-        synonyms.append(tuple(dict.fromkeys(name for name in names if name != classes[-1])) if free else ())
+        chosen = free[0] if free else f"{names[0]} ({synset})"
+        classes[chosen] = None
+        synonyms.append(tuple(dict.fromkeys(name for name in names if name != chosen)) if free else ())
     return tuple(classes), tuple(synonyms)
 
 

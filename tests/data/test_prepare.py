@@ -211,7 +211,7 @@ def test_the_summary_counts_failures_by_reason(tmp_path, capsys):
     bad = [(f"x/bad{n}.jpg", b"no image" + bytes(n)) for n in range(5)]
     source = folder(tmp_path / "in", [("x/1.jpg", jpeg()), *bad, ("x/readme.txt", "text")])
     out = tmp_path / "out"
-    assert prepare("class-folders", "--train", source, "--no-shuffle", "--out", out) == 0
+    assert prepare("class-folders", "--train", source, "--no-shuffle", "--shard-size", 2, "--out", out) == 0
     found = failures(out)
     (reason, (count, examples)), (other, notes) = found.items()
     assert reason.startswith("image of N bytes: UnidentifiedImageError") and "0x" not in reason
@@ -219,11 +219,11 @@ def test_the_summary_counts_failures_by_reason(tmp_path, capsys):
     assert other == "no image" and notes == (1, ["x/readme.txt"])
     summary = json.loads((out / "summary.json").read_text())
     part = summary["splits"]["train"]
-    size = (out / "train-000000.tar").stat().st_size
-    assert (part["samples"], part["shards"], part["failed"], part["bytes"]) == (1, 1, 6, size)
+    size = sum(path.stat().st_size for path in out.glob("*.tar"))
+    assert (part["samples"], part["shards"], part["failed"], part["bytes"]) == (1, 3, 6, size)
     assert summary["seconds"] >= 0 and summary["plan"]["options"]["layout"] == ["class-folders"]
     report = capsys.readouterr().out
-    assert f"train: 1 samples, 1 shards, {size} bytes, 6 failures" in report
+    assert f"train: 1 samples, 3 shards, {size} bytes, 6 failures" in report
     assert "5 x image of N bytes" in report and "x/bad0.jpg, x/bad1.jpg, x/bad2.jpg" in report
 
 
