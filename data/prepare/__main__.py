@@ -62,7 +62,9 @@ def make_parser() -> argparse.ArgumentParser:
 def _run_arguments(command: argparse.ArgumentParser) -> None:
     """What does not change the output."""
     command.add_argument("--out", type=Path, required=True, metavar="DIR", help="data set folder to write")
-    command.add_argument("--overwrite", action="store_true", help="make a complete or half-made folder again")
+    command.add_argument(
+        "--overwrite", action="store_true", help="make a complete folder again, or one begun otherwise"
+    )
     cores = len(os.sched_getaffinity(0))
     command.add_argument("--workers", type=int, default=cores, metavar="N", help="processes (default: one a core)")
 

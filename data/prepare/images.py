@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import collections
 import re
 from pathlib import Path, PurePosixPath
 
@@ -154,16 +155,14 @@ def name_synsets(
     """Class names, all different, and synonyms.
 
     A synset whose first name is taken (ImageNet has two cranes) is called by its next free one, else by its first with
-    the synset in brackets.
+    the synset in brackets. A name that two synsets have is nobody's synonym.
     """
     classes: dict[str, None] = {}  # a set in order: ImageNet has 22 thousand
-    synonyms = []
-    for synset in synsets:
-        names = words.get(synset, [synset])
-        free = [name for name in names if name not in classes]
-        chosen = free[0] if free else f"{names[0]} ({synset})"
-        classes[chosen] = None
-        synonyms.append(tuple(dict.fromkeys(name for name in names if name != chosen)) if free else ())
+    all_names = [tuple(dict.fromkeys(words.get(synset, [synset]))) for synset in synsets]
+    uses = collections.Counter(name for names in all_names for name in names)
+    for synset, names in zip(synsets, all_names, strict=True):
+        classes[next((name for name in names if name not in classes), f"{names[0]} ({synset})")] = None
+    synonyms = (tuple(name for name in names if uses[name] == 1 and name not in classes) for names in all_names)
     return tuple(classes), tuple(synonyms)
 
 

@@ -63,6 +63,7 @@ def shard_path(out: Path, split: str, shard: int) -> Path:
 def work_on(out: Path, plan: Plan, overwrite: bool) -> Iterator[Work | None]:
     """The folder, with what an earlier run of the same plan finished; None if it is complete.
 
+    `overwrite` makes a complete folder again, and one begun from another plan; one begun from this plan goes on.
     Raises DatasetError when the folder was made or begun from another plan and `overwrite` is not given, when it holds
     other files, and when another process works on it.
     """
@@ -78,11 +79,12 @@ def work_on(out: Path, plan: Plan, overwrite: bool) -> Iterator[Work | None]:
             yield None
             return
         begun, done = _read(progress)
-        if begun is None or overwrite or is_complete(out):
+        if not overwrite:
+            _check_same(out, begun, plan)
+        if begun != plan or is_complete(out):
             _clear(out)
             done = {}
         else:
-            _check_same(out, begun, plan)
             done = {key: shard for key, shard in done.items() if _stands(out, shard)}
             if done:
                 print(f"{out}: going on, {len(done)} shards are done")

@@ -74,6 +74,11 @@ class Source:
     synonyms: tuple[tuple[str, ...], ...] = ()
 
     def __post_init__(self) -> None:
+        if self.kind.endswith("_class") and not self.classes:
+            raise DatasetError("no class was found in the inputs; --help says what is expected")
+        if len(set(self.classes)) != len(self.classes):
+            twice = next(name for name in self.classes if self.classes.count(name) > 1)
+            raise DatasetError(f"two classes have the name {twice!r}")
         for name in itertools.chain(self.classes, *self.synonyms):
             if not is_text(name):
                 raise DatasetError(f"class {name!r} cannot be written as UTF-8: give it another name with --name-map")

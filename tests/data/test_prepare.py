@@ -110,11 +110,9 @@ def test_killed_runs_go_on_to_the_same_folder(tmp_path):
     def done():
         return progress.read_text().count("\n") - 1 if progress.exists() else 0
 
-    for workers in ("2", "1"):
+    for further in (["--workers", "2"], ["--workers", "1", "--overwrite"]):
         before = done()
-        process = subprocess.Popen(
-            [*command, "--workers", workers], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        process = subprocess.Popen([*command, *further], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             deadline = time.monotonic() + 60
             while done() < before + 3:
@@ -266,6 +264,7 @@ def test_every_example_parses_and_every_help_says_what_is_expected(layout, capsy
         (["class-archive", "--train", "absent.tar"], "absent.tar: No such file"),
         (["class-archive", "--train", "PETS", "--name-map", "cow=a cow"], "no class 'cow' to rename"),
         (["class-archive", "--train", "PETS", "--name-map", "dog="], "CLASS=NAME"),
+        (["class-archive", "--train", "PETS", "--name-map", "dog=cat"], "two classes have the name 'cat'"),
         (["class-archive", "--train", "PETS", "--resize", "0"], "--resize 0"),
         (["class-archive", "--train", "PETS", "--classes", "PETS"], "no JSON"),
         (["class-archive", "--train", "PETS", "--val", "PETS", "--val-fraction", "0.1"], "no val of its own"),
