@@ -39,6 +39,7 @@ def constraint_lines() -> list[str]:
 
 
 RUNTIME = pins(PROJECT["project"]["dependencies"])
+PREPARATION = pins(PROJECT["project"]["optional-dependencies"]["prepare"])
 DEVELOPMENT = pins(PROJECT["project"]["optional-dependencies"]["dev"])
 CONSTRAINTS = pins(constraint_lines())
 
@@ -64,8 +65,9 @@ def third_party_imports(file: Path) -> set[str]:
 def test_every_import_is_declared() -> None:
     undeclared = []
     for file in source_files():
-        is_test = file.relative_to(ROOT).parts[0] == "tests"
-        declared = RUNTIME.keys() | (DEVELOPMENT.keys() if is_test else set())
+        parts = file.relative_to(ROOT).parts
+        optional = DEVELOPMENT if parts[0] == "tests" else PREPARATION if parts[:2] == ("data", "prepare") else {}
+        declared = RUNTIME.keys() | optional.keys()
         for name in sorted(third_party_imports(file)):
             if normal(DISTRIBUTION_OF.get(name, name)) not in declared:
                 undeclared.append(f"{file.relative_to(ROOT)}: {name}")

@@ -1,10 +1,13 @@
 """Public data sets in their own layouts to data set folders: `python -m data.prepare LAYOUT --help`.
 
-    archives.py  members of untrusted archives, records of JSON lines files
-    layouts.py   class-archive, caption-archive, clip-archive
-    passages.py  plain text, cut into passages
-    build.py     samples to a complete folder, with a report
-    __main__.py  the command line
+    containers.py     folders, tars, zips: lists of files to be read one by one, refused where they are not to be trusted
+    annotations.py    JSON, JSON lines, tables, lists of names
+    source.py         samples to be, divided into shards; val; mixed order
+    media.py          images and clips: checked, reduced (reencode.py)
+    build.py          shards by worker processes (pool.py), going on after a kill (progress.py), summary.json
+    layout.py         a command and the arguments that several share
+    images.py captions.py web.py clips.py clip_captions.py text.py (passages.py) glue.py vqa.py    the layouts
+    __main__.py       the command line
 
 Nothing here is needed to train.
 """

@@ -3,162 +3,159 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from data.prepare import layouts
-from data.prepare.archives import Limits
-from data.prepare.build import Source, build, is_to_build
-from data.prepare.passages import text_source
+import av
+import PIL
+
+from data.prepare import captions, clip_captions, clips, glue, images, text, vqa, web
+from data.prepare.build import build
+from data.prepare.containers import Limits
+from data.prepare.layout import Layout
+from data.prepare.progress import Plan, input_identity, work_on
+from data.prepare.source import Context
 from data.shards import DatasetError
 
-SPLITS = ("train", "val", "test")
+LAYOUTS: tuple[Layout, ...] = (
+    *images.LAYOUTS,
+    *captions.LAYOUTS,
+    *web.LAYOUTS,
+    *clips.LAYOUTS,
+    *clip_captions.LAYOUTS,
+    *text.LAYOUTS,
+    *glue.LAYOUTS,
+    *vqa.LAYOUTS,
+)
+REAL_SMALL = "real-small"
+FORMAT = 2
+"""Of what is made from the same input; a folder begun by another is not continued."""
 
 
-def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m data.prepare", description="Make data set folders.")
     commands = parser.add_subparsers(dest="layout", required=True, metavar="LAYOUT")
-
-    def layout(name: str, text: str, example: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=text, description=text, epilog=f"example: {example}")
-        command.add_argument("--out", type=Path, required=True, metavar="DIR", help="data set folder to write")
-        command.add_argument("--overwrite", action="store_true", help="make a complete folder again")
-        command.add_argument("--max-gib", type=float, default=100.0, help="limit of an input's size (default 100)")
-        return command
-
-    command = layout(
-        "class-archive",
-        "tar.gz of CLASS/NAME.jpg to image_class",
-        "class-archive --train train.tar.gz --val val.tar.gz --out datasets/cifar10",
-    )
-    _split_arguments(command, ("ARCHIVE",))
-    command.add_argument("--classes", type=Path, metavar="JSON", help="list of class folders in order")
-    _name_map(command)
-    _resize(command)
-
-    command = layout(
-        "caption-archive",
-        'tar.gz of images and JSON lines {"image", "captions"} to image_caption',
-        "caption-archive --train train.tar.gz train.captions.jsonl --out datasets/flickr8k",
-    )
-    _split_arguments(command, ("ARCHIVE", "JSONL"))
-    _resize(command)
-
-    command = layout(
-        "clip-archive",
-        'tar of videos and JSON lines {"video", "label"} to video_class',
-        "clip-archive --train train.tar train.jsonl --name-map fight='people fighting' --out datasets/fights",
-    )
-    _split_arguments(command, ("ARCHIVE", "JSONL"))
-    _name_map(command)
-
-    command = layout("text", "plain text to passages", "text --input wiki.txt.gz --out datasets/wiki")
-    command.add_argument("--input", type=Path, nargs="+", required=True, metavar="TXT", help=".txt or .txt.gz")
-    command.add_argument("--words", type=int, default=20, help="words of a passage (default 20)")
-    command.add_argument("--val-fraction", type=float, default=0.05, help="share that is val (default 0.05)")
-
-    command = layout(
-        "real-small",
-        "cifar10, flickr8k, videos_fight and text of one folder, each to its own data set",
-        "real-small --data ../shared/data --out datasets/real",
+    for layout in LAYOUTS:
+        command = commands.add_parser(
+            layout.name,
+            help=layout.text,
+            description=f"{layout.text}. {layout.expects}",
+            epilog=f"example: python -m data.prepare {layout.example}",
+        )
+        command.set_defaults(made_by=layout)
+        layout.arguments(command)
+        _common_arguments(command, layout)
+    help_text = "cifar10, flickr8k, videos_fight and text of one folder, each to its own data set"
+    command = commands.add_parser(
+        REAL_SMALL,
+        help=help_text,
+        description=help_text,
+        epilog="example: python -m data.prepare real-small --data ../shared/data --out datasets/real",
     )
     command.add_argument("--data", type=Path, required=True, metavar="ROOT", help="folder with the four folders")
-    return parser.parse_args(argv)
+    _run_arguments(command)
+    return parser
 
 
-def _split_arguments(command: argparse.ArgumentParser, files: tuple[str, ...]) -> None:
-    for split in SPLITS:
-        command.add_argument(f"--{split}", type=Path, nargs=len(files), metavar=files)
+def _run_arguments(command: argparse.ArgumentParser) -> None:
+    """What does not change the output."""
+    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="data set folder to write")
+    command.add_argument(
+        "--overwrite", action="store_true", help="make a complete folder again, or one begun otherwise"
+    )
+    cores = len(os.sched_getaffinity(0))
+    command.add_argument("--workers", type=int, default=cores, metavar="N", help="processes (default: one a core)")
 
 
-def _name_map(command: argparse.ArgumentParser) -> None:
-    text = "names of classes for people and models, where the source's are not words"
-    command.add_argument("--name-map", nargs="+", default=[], metavar="CLASS=NAME", help=text)
+def _common_arguments(command: argparse.ArgumentParser, layout: Layout) -> None:
+    _run_arguments(command)
+    share = 0.05 if layout.name == "text" else 0.0
+    text = f"share of train that becomes val, chosen by a hash of the names (default {share:g})"
+    command.add_argument("--val-fraction", type=float, default=share, metavar="SHARE", help=text)
+    command.add_argument("--shard-size", type=int, default=1000, metavar="N", help="samples of a shard (default 1000)")
+    command.add_argument("--max-gib", type=float, default=100.0, help="limit of an unpacked input's size (default 100)")
+    if layout.name not in ("text", "img2dataset"):
+        text = f"samples in mixed order rather than that of the source (default: {'yes' if layout.shuffle else 'no'})"
+        command.add_argument("--shuffle", action=argparse.BooleanOptionalAction, default=layout.shuffle, help=text)
+        command.add_argument("--seed", type=int, default=0, help="of the mixed order (default 0)")
 
 
-def _resize(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--resize", type=int, metavar="SHORT_SIDE", help="reduce larger images to this many pixels")
+def prepare(arguments: argparse.Namespace) -> None:
+    """Make one folder. Raises DatasetError."""
+    layout: Layout = arguments.made_by
+    if not 0 <= arguments.val_fraction < 1:
+        raise DatasetError(f"--val-fraction {arguments.val_fraction:g}: must lie in [0, 1)")
+    if arguments.shard_size < 1 or arguments.workers < 1 or arguments.max_gib <= 0:
+        raise DatasetError("--shard-size, --workers and --max-gib must be positive")
+    plan = plan_of(arguments)
+    with work_on(arguments.out, plan, arguments.overwrite) as work:
+        if work is None:
+            return
+        context = Context(
+            limits=Limits(archive=int(arguments.max_gib * (1 << 30))),
+            scratch=arguments.out,
+            shuffle=getattr(arguments, "shuffle", False),
+            seed=getattr(arguments, "seed", 0),
+            val_fraction=arguments.val_fraction,
+            shard_size=arguments.shard_size,
+        )
+        build(work, layout.source(arguments, context), plan, arguments.workers)
 
 
-def source_of(arguments: argparse.Namespace) -> Source:
-    """What one layout's arguments describe. Raises DatasetError."""
-    limits = Limits(archive=int(arguments.max_gib * (1 << 30)))
-    if arguments.layout == "text":
-        if arguments.words < 2 or not 0 <= arguments.val_fraction < 1:
-            raise DatasetError("need --words of at least 2, and --val-fraction from 0 to below 1")
-        return text_source(arguments.input, arguments.words, arguments.val_fraction, limits)
-
-    given = {split: getattr(arguments, split) for split in SPLITS if getattr(arguments, split)}
-    if not given:
-        raise DatasetError(f"no input: give at least one of --{', --'.join(SPLITS)}")
-    for path in [path for files in given.values() for path in files]:
-        if not path.is_file():
-            raise DatasetError(f"{path}: no such file")
-    archives = {split: files[0] for split, files in given.items()}
-    if arguments.layout == "clip-archive":
-        labels = {split: files[1] for split, files in given.items()}
-        return layouts.clip_archive(archives, labels, _names(arguments.name_map), limits)
-    if arguments.resize is not None and arguments.resize < 1:
-        raise DatasetError(f"--resize {arguments.resize}: must be at least 1")
-    if arguments.layout == "caption-archive":
-        captions = {split: files[1] for split, files in given.items()}
-        return layouts.caption_archive(archives, captions, arguments.resize, limits)
-    classes = layouts.read_classes(arguments.classes) if arguments.classes else None
-    return layouts.class_archive(archives, classes, _names(arguments.name_map), arguments.resize, limits)
+def plan_of(arguments: argparse.Namespace) -> Plan:
+    """All that the output depends on: options, and the inputs by size and time. Raises DatasetError."""
+    options: dict[str, Any] = {}
+    inputs: dict[str, str] = {}
+    for name, value in sorted(vars(arguments).items()):
+        if name in ("out", "overwrite", "workers", "made_by", "max_gib"):
+            continue
+        values = value if isinstance(value, list) else [value]
+        inputs |= {str(path): input_identity(path) for path in values if isinstance(path, Path)}
+        options[name] = [str(v) if isinstance(v, Path) else v for v in values]
+    versions = {"format": FORMAT, "pillow": PIL.__version__, "av": av.__version__}
+    return {"options": options, "inputs": inputs, "versions": versions}
 
 
-def real_small(data: Path, out: Path) -> dict[Path, Callable[[], Source]]:
-    """Output folder -> source, for the four small real data sets of one folder."""
-    limits = Limits()
-    cifar, flickr, fights, text = (data / name for name in ("cifar10", "flickr8k", "videos_fight", "text"))
-    return {
-        out / "cifar10": lambda: layouts.class_archive(
-            {"train": cifar / "train_10k.tar.gz", "val": cifar / "val_2k.tar.gz"},
-            layouts.read_classes(cifar / "classes.json"),
-            {},
-            None,
-            limits,
-        ),
-        out / "flickr8k": lambda: layouts.caption_archive(
-            {"train": flickr / "train_2400.tar.gz", "val": flickr / "val_500.tar.gz"},
-            {"train": flickr / "train_2400.captions.jsonl", "val": flickr / "val_500.captions.jsonl"},
-            None,
-            limits,
-        ),
-        out / "fights": lambda: layouts.clip_archive(
-            {"train": fights / "train.tar", "val": fights / "val.tar"},
-            {"train": fights / "train.jsonl", "val": fights / "val.jsonl"},
-            {"fight": "people fighting", "no_fight": "people not fighting"},
-            limits,
-        ),
-        out / "text": lambda: text_source(
-            [text / "tinyshakespeare.txt.gz", text / "wikitext2_valid.txt.gz"], 20, 0.05, limits
-        ),
-    }
-
-
-def _names(pairs: list[str]) -> dict[str, str]:
-    names = dict(pair.partition("=")[::2] for pair in pairs)
-    empty = [name for name, shown in names.items() if not name or not shown.strip()]
-    if empty:
-        raise DatasetError(f"--name-map {empty[0]!r}: write CLASS=NAME")
-    return names
+def real_small(data: Path, out: Path) -> list[list[str]]:
+    """The commands for the four small real data sets of one folder."""
+    cifar, flickr, fights, texts = (data / name for name in ("cifar10", "flickr8k", "videos_fight", "text"))
+    commands: list[list[Any]] = [
+        [
+            *("class-archive", "--train", cifar / "train_10k.tar.gz", "--val", cifar / "val_2k.tar.gz"),
+            *("--classes", cifar / "classes.json", "--no-shuffle", "--out", out / "cifar10"),
+        ],
+        [
+            *("caption-archive", "--train", flickr / "train_2400.tar.gz", flickr / "train_2400.captions.jsonl"),
+            *("--val", flickr / "val_500.tar.gz", flickr / "val_500.captions.jsonl", "--out", out / "flickr8k"),
+        ],
+        [
+            *("clip-archive", "--train", fights / "train.tar", fights / "train.jsonl"),
+            *("--val", fights / "val.tar", fights / "val.jsonl", "--no-shuffle", "--out", out / "fights"),
+            *("--name-map", "fight=people fighting", "no_fight=people not fighting"),
+        ],
+        ["text", "--input", texts / "tinyshakespeare.txt.gz", texts / "wikitext2_valid.txt.gz", "--out", out / "text"],
+    ]
+    return [[str(part) for part in command] for command in commands]
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments = parse_arguments(argv)
+    parser = make_parser()
+    arguments = parser.parse_args(argv)
+    runs = [arguments]
+    if arguments.layout == REAL_SMALL:
+        same = ["--workers", str(arguments.workers), *(["--overwrite"] if arguments.overwrite else [])]
+        runs = [parser.parse_args([*command, *same]) for command in real_small(arguments.data, arguments.out)]
     try:
-        if arguments.layout == "real-small":
-            sources = real_small(arguments.data, arguments.out)
-        else:
-            sources = {arguments.out: lambda: source_of(arguments)}
-        for out, source in sources.items():
-            if is_to_build(out, arguments.overwrite):
-                build(out, source())
+        for run in runs:
+            prepare(run)
     except (DatasetError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on where this one was", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -1,114 +1,182 @@
-"""Samples to a complete data set folder, with a report of what was left out."""
+"""A source to a complete data set folder: shards by worker processes, and a summary of what was left out."""
 
 from __future__ import annotations
 
 import dataclasses
-import re
+import functools
+import itertools
+import json
+import time
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from data.shards import (
-    DatasetError,
-    DatasetInfo,
-    SplitInfo,
-    clear_dataset,
-    is_complete,
-    write_info,
-    write_shards,
-)
+from data.prepare.pool import run
+from data.prepare.progress import PROGRESS_FILE, SUMMARY_FILE, Done, Plan, Work, shard_path
+from data.prepare.source import Failure, Item, Job, Source, Split, is_text, key_of
+from data.shards import DatasetError, DatasetInfo, SplitInfo, write_info, write_shard
 from data.tokenizer import END_OF_TEXT, Tokenizer
 
-SHOWN_FAILURES = 10
+EXAMPLES = 3
+"""Names that are given for each reason."""
+MAX_REASONS = 200
+OTHER_REASONS = "other reasons"
+WORST_SHARDS = 10
+
+Failures = dict[str, list[Any]]
 
 
-@dataclasses.dataclass(frozen=True)
-class Item:
-    """One sample to be: its name in the source, members by extension, and the texts in it."""
+def build(work: Work, source: Source, plan: Plan, workers: int) -> None:
+    """Write the shards that are not done yet, then summary.json and dataset.json.
 
-    name: str
-    members: dict[str, Any]
-    texts: tuple[str, ...] = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class Failure:
-    """Something of the source that makes no sample."""
-
-    name: str
-    reason: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """A data set to be. Each split's function starts its items anew, failures among them."""
-
-    kind: Any
-    classes: tuple[str, ...]
-    splits: dict[str, Callable[[], Iterator[Item | Failure]]]
+    Raises DatasetError if a split gets no sample.
+    """
+    started = time.monotonic() - max((done.seconds for done in work.done.values()), default=0.0)
+    counts: dict[str, int] = {}
+    for split, parts in source.splits.items():
+        calls = _calls(work, split, parts, counts)
+        known = sum(done.samples + _count(done.failures) for done in work.done.values() if done.split == split)
+        with tqdm(
+            desc=f"{work.out.name} {split}", unit=" samples", total=parts.size, initial=known, disable=None
+        ) as bar:
+            for done in run(calls, workers):
+                work.add(dataclasses.replace(done, seconds=time.monotonic() - started))
+                bar.update(done.samples + _count(done.failures))
+    _finish(work, source, plan, counts, time.monotonic() - started)
 
 
-@dataclasses.dataclass
-class _Tally:
-    """What has passed of one split."""
+def _calls(work: Work, split: str, parts: Split, counts: dict[str, int]) -> Iterator[Callable[[], Done]]:
+    """What is left to do. Enters the number of shards into `counts` at the end."""
+    number = -1
+    for number, job in enumerate(parts.jobs()):
+        if (split, number) not in work.done:
+            yield functools.partial(make_shard, work.out, split, number, job)
+    counts[split] = number + 1
 
-    samples: int = 0
-    failures: list[Failure] = dataclasses.field(default_factory=list)
+
+def make_shard(out: Path, split: str, number: int, job: Job) -> Done:
+    """Write one shard; in a worker. A shard may be empty: numbers of shards have no gaps."""
+    path = shard_path(out, split, number)
+    failures: Failures = {}
+    token_ids: set[int] = set()
+    samples = 0
+
+    def keyed() -> Iterator[dict[str, Any]]:
+        nonlocal samples
+        for index, item in enumerate(job.items(), start=job.first):
+            if isinstance(item, Failure):
+                add_failures(failures, item.reason, 1, [item.name])
+                continue
+            if not all(is_text(text) for text in _texts_of(item)):
+                add_failures(failures, "text that cannot be written as UTF-8", 1, [item.name])
+                continue
+            for text in item.texts:
+                token_ids.update(_tokenizer().encode(text))
+            samples += 1
+            yield {"__key__": key_of(index, item.name), **item.members}
+
+    write_shard(path, keyed())
+    return Done(
+        split=split,
+        shard=number,
+        samples=samples,
+        tar_bytes=path.stat().st_size,
+        failures=failures,
+        token_ids=tuple(sorted(token_ids)),
+    )
 
 
-def build(out: Path, source: Source, samples_per_shard: int = 1000) -> None:
-    """Write the folder; dataset.json comes last. Raises DatasetError if a split gets no sample."""
-    clear_dataset(out)
-    tokenizer = Tokenizer.load()
-    token_ids = {END_OF_TEXT}.union(*(tokenizer.encode(name) for name in source.classes))
+def _texts_of(item: Item) -> Iterator[str]:
+    """All texts that are written, those of a JSON member as one."""
+    for member in item.members.values():
+        if isinstance(member, dict):
+            yield json.dumps(member, ensure_ascii=False)
+        elif isinstance(member, str):
+            yield member
+
+
+def add_failures(failures: Failures, reason: str, count: int, names: Iterable[str]) -> None:
+    if reason not in failures and len(failures) >= MAX_REASONS:
+        reason = OTHER_REASONS
+    entry = failures.setdefault(reason, [0, []])
+    entry[0] += count
+    entry[1] += itertools.islice(names, EXAMPLES - len(entry[1]))
+
+
+def _finish(work: Work, source: Source, plan: Plan, counts: dict[str, int], seconds: float) -> None:
+    names = itertools.chain(source.classes, *source.synonyms)
+    token_ids = {END_OF_TEXT}.union(*(_tokenizer().encode(name) for name in names))
     splits: dict[str, SplitInfo] = {}
-    for split, items in source.splits.items():
-        tally = _Tally()
-        progress = tqdm(items(), desc=f"{out.name} {split}", unit=" samples", disable=None)
-        shards = write_shards(out, split, _samples(progress, tally, tokenizer, token_ids), samples_per_shard)
-        _report(out, split, tally, shards)
-        if not tally.samples:
-            raise DatasetError(f"{out}: split {split} has no sample; {len(tally.failures)} failures, see above")
-        splits[split] = SplitInfo(samples=tally.samples, shards=len(shards))
-    info = DatasetInfo(kind=source.kind, classes=source.classes, token_ids=tuple(sorted(token_ids)), splits=splits)
-    write_info(out, info)
+    report: dict[str, Any] = {}
+    for split, parts in source.splits.items():
+        failures: Failures = {}
+        for failure in parts.failures:
+            add_failures(failures, failure.reason, 1, [failure.name])
+        shards = [work.done[split, number] for number in range(counts[split])]
+        for done in shards:
+            token_ids.update(done.token_ids)
+            for reason, (count, examples) in done.failures.items():
+                add_failures(failures, reason, count, examples)
+        samples = sum(done.samples for done in shards)
+        splits[split] = SplitInfo(samples=samples, shards=len(shards))
+        worst = sorted((done for done in shards if done.failures), key=lambda done: -_share_failed(done))
+        report[split] = {
+            "samples": samples,
+            "shards": len(shards),
+            "bytes": sum(done.tar_bytes for done in shards),
+            "failed": _count(failures),
+            "failures": {
+                reason: {"count": count, "examples": examples}
+                for reason, (count, examples) in sorted(failures.items(), key=lambda pair: (-pair[1][0], pair[0]))
+            },
+            "worst_shards": [
+                {"shard": done.shard, "samples": done.samples, "failed": _count(done.failures)}
+                for done in worst[:WORST_SHARDS]
+            ],
+        }
+        _print_report(work.out, split, report[split])
+        if not samples:
+            raise DatasetError(f"{work.out}: split {split} has no sample; {_count(failures)} failures, see above")
+    info = DatasetInfo(
+        kind=source.kind,
+        classes=source.classes,
+        synonyms=source.synonyms,
+        token_ids=tuple(sorted(token_ids)),
+        splits=splits,
+    )
+    summary = {
+        "version": 1,
+        "plan": plan,
+        "kind": source.kind,
+        "classes": len(source.classes),
+        "splits": report,
+        "seconds": round(seconds, 1),
+    }
+    (work.out / SUMMARY_FILE).write_text(json.dumps(summary, indent=1) + "\n")
+    write_info(work.out, info)
+    (work.out / PROGRESS_FILE).unlink()
 
 
-def _samples(
-    items: Iterable[Item | Failure], tally: _Tally, tokenizer: Tokenizer, token_ids: set[int]
-) -> Iterator[dict[str, Any]]:
-    """The items that are samples, with keys; what else is seen goes to `tally` and `token_ids`."""
-    for item in items:
-        if isinstance(item, Failure):
-            tally.failures.append(item)
-            continue
-        for text in item.texts:
-            token_ids.update(tokenizer.encode(text))
-        yield {"__key__": _key(tally.samples, item.name), **item.members}
-        tally.samples += 1
+def _print_report(out: Path, split: str, report: dict[str, Any]) -> None:
+    counts = f"{report['samples']} samples, {report['shards']} shards, {report['bytes']} bytes"
+    print(f"{out}: {split}: {counts}, {report['failed']} failures")
+    for reason, entry in report["failures"].items():
+        names = (name if name.isprintable() else ascii(name) for name in entry["examples"])
+        print(f"  {entry['count']} x {reason}: {', '.join(names)}")
 
 
-def _report(out: Path, split: str, tally: _Tally, shards: list[Path]) -> None:
-    size = sum(path.stat().st_size for path in shards)
-    failures = tally.failures
-    counts = f"{tally.samples} samples, {len(shards)} shards, {size} bytes, {len(failures)} failures"
-    print(f"{out}: {split}: {counts}")
-    for failure in failures[:SHOWN_FAILURES]:
-        print(f"  {failure.name}: {failure.reason}")
-    if len(failures) > SHOWN_FAILURES:
-        print(f"  and {len(failures) - SHOWN_FAILURES} more")
+def _share_failed(done: Done) -> float:
+    failed = _count(done.failures)
+    return failed / (failed + done.samples)
 
 
-def is_to_build(out: Path, overwrite: bool) -> bool:
-    """Whether there is something to do; says so if not."""
-    if is_complete(out) and not overwrite:
-        print(f"{out}: complete, left alone (--overwrite makes it again)")
-        return False
-    return True
+def _count(failures: Failures) -> int:
+    return sum(count for count, _ in failures.values())
 
 
-def _key(index: int, name: str) -> str:
-    """Unique by the number, traceable by the name; without dots, at which webdataset would cut it."""
-    return f"{index:06d}_{re.sub(r'[^A-Za-z0-9]+', '_', str(PurePosixPath(name).with_suffix('')))[-60:]}"
+@functools.lru_cache(maxsize=1)
+def _tokenizer() -> Tokenizer:
+    """One for each process: it keeps the words it has met."""
+    return Tokenizer.load()

@@ -4,35 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from pathlib import Path
-
-from data.prepare.archives import Limits, text_lines
-from data.prepare.build import Failure, Item, Source
-
-BLOCK = 50
-"""Passages that stay together when val is taken out, so that only few neighbours stand in both splits."""
 
 _SENTENCE_END = re.compile(r"(?<=[.!?;])[\"')\]]*\s+")
 _HEADING = re.compile(r"(= )+[^=]+( =)+")
 _MAX_UNKNOWN = 0.1
-
-
-def text_source(inputs: list[Path], words: int, val_fraction: float, limits: Limits) -> Source:
-    """Passages of at least `words` words, in blocks of which every 1 / val_fraction-th is val.
-
-    Raises DatasetError for files that cannot be read.
-    """
-
-    def items(val: bool) -> Iterator[Item | Failure]:
-        for path in inputs:
-            for index, passage in enumerate(passages(text_lines(path, limits.archive), words)):
-                if is_val(index // BLOCK, val_fraction) == val:
-                    yield Item(f"{path.name.split('.')[0]}_{index:07d}", {"txt": passage}, (passage,))
-
-    splits = {"train": lambda: items(False), "val": lambda: items(True)}
-    if val_fraction == 0:
-        del splits["val"]
-    return Source("text", (), splits)
 
 
 def is_val(block: int, fraction: float) -> bool:

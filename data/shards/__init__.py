@@ -13,7 +13,7 @@ from data.shards.errors import BadSample, DatasetError
 from data.shards.files import clear_dataset
 from data.shards.info import DatasetInfo, SplitInfo, is_complete, read_info, write_info
 from data.shards.reading import ShardSet
-from data.shards.writing import write_shards
+from data.shards.writing import write_shard, write_shards
 
 __all__ = [
     "BadSample",
@@ -25,5 +25,6 @@ __all__ = [
     "is_complete",
     "read_info",
     "write_info",
+    "write_shard",
     "write_shards",
 ]

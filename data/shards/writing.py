@@ -41,12 +41,13 @@ def write_shards(
     remaining = iter(samples)
     for first in remaining:
         path = directory / f"{split}-{len(paths):06d}.tar"
-        _write_shard(path, itertools.chain([first], itertools.islice(remaining, samples_per_shard - 1)))
+        write_shard(path, itertools.chain([first], itertools.islice(remaining, samples_per_shard - 1)))
         paths.append(path)
     return paths
 
 
-def _write_shard(path: Path, samples: Iterable[dict[str, Content]]) -> None:
+def write_shard(path: Path, samples: Iterable[dict[str, Content]]) -> None:
+    """One shard and its index, for writers that divide the work; a shard of the same name is replaced. Raises DatasetError."""
     places: dict[str, Place] = {}
     with (
         replacing(path) as file,

@@ -1,271 +1,274 @@
-"""Public layouts to data set folders: contents, failures, and archives that must be refused."""
+"""The command as a whole: what stays, going on after a kill, the same bytes from any number of workers, the summary."""
 
 from __future__ import annotations
 
-import gzip
-import io
 import json
-import tarfile
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
-import numpy as np
+import psutil
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from PIL import Image
+import webdataset
 
-from data.decode import decode_image, encode_mp4
-from data.prepare.__main__ import main
-from data.prepare.archives import Limits, members
-from data.prepare.passages import clean, is_val, passages
-from data.shards import DatasetError, ShardSet, read_info
-from data.tokenizer import END_OF_TEXT, Tokenizer
+from data.prepare.__main__ import LAYOUTS, main, make_parser
+from data.prepare.progress import PROGRESS_FILE, work_on
+from data.shards import DatasetError, read_info
+from tests.helpers.public import content, failures, folder, jpeg, lines, pack, prepare, samples, written
 
-REAL = Path(__file__).parents[2].parent / "shared" / "data"
-
-
-def jpeg(grey=100, size=(8, 6)):
-    buffer = io.BytesIO()
-    Image.new("L", size, grey).save(buffer, "JPEG")
-    return buffer.getvalue()
-
-
-def pack(path, entries, mode="w:gz"):
-    """A tar of (name, content); a TarInfo in place of a name is taken as it is."""
-    with tarfile.open(path, mode) as tar:
-        for name, content in entries:
-            info = name if isinstance(name, tarfile.TarInfo) else tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return str(path)
-
-
-def lines(path, records):
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    return str(path)
-
-
-def samples(folder, split="train"):
-    shards = ShardSet.open(folder, split)
-    return [shards.read(s, i) for s, size in enumerate(shards.sizes) for i in range(size)]
-
-
-def token_ids(*texts):
-    tokenizer = Tokenizer.load()
-    return tuple(sorted({END_OF_TEXT}.union(*(tokenizer.encode(text) for text in texts))))
-
-
-# --------------------------------------------------------------------------------------------- class archive
+ROOT = Path(__file__).parents[2]
+REAL = ROOT.parent / "shared" / "data"
 
 
 @pytest.fixture
 def pets(tmp_path):
-    return pack(
-        tmp_path / "pets.tar.gz",
-        [
-            ("set/dog/1.jpg", jpeg(10)),
-            ("set/cat/1.v2.JPEG", jpeg(20)),
-            ("set/dog/2.jpg", b"no image"),
-            ("set/dog/3.jpg", jpeg(30)[:200]),
-            ("set/dog/notes.txt", b"text"),
-            ("loose.jpg", jpeg()),
-            ("set/cat/._1.jpg", b"left by a file manager"),
-        ],
-    )
+    entries = [(f"{kind}/{n}.jpg", jpeg(n)) for kind in ("cat", "dog") for n in range(20)]
+    return pack(tmp_path / "pets.tar.gz", [*entries, ("dog/bad.jpg", b"no image")])
 
 
-def test_class_archive(tmp_path, pets, capsys):
+# ----------------------------------------------------------------------------------------------- what stays
+
+
+def test_complete_output_is_left_alone_and_incomplete_output_redone(tmp_path, pets, capsys):
     out = tmp_path / "out"
-    assert main(["class-archive", "--train", pets, "--val", pets, "--out", str(out), "--name-map", "dog=big dog"]) == 0
-    info = read_info(out)
-    assert info.kind == "image_class" and info.classes == ("cat", "big dog")
-    assert info.token_ids == token_ids("cat", "big dog")
-    assert {split: s.samples for split, s in info.splits.items()} == {"train": 2, "val": 2}
-    found = samples(out)
-    assert [s["__key__"] for s in found] == ["000000_set_dog_1", "000001_set_cat_1_v2"]
-    assert [(s["cls"], s["jpg"]) for s in found] == [(b"1", jpeg(10)), (b"0", jpeg(20))]
+    command = ["class-archive", "--train", pets, "--out", out]
+    assert prepare(*command) == 0
+    shard = out / "train-000000.tar"
+    whole, before = shard.read_bytes(), shard.stat().st_mtime_ns
+    assert prepare(*command) == 0 and shard.stat().st_mtime_ns == before
+    assert "left alone" in capsys.readouterr().out
+    assert prepare(*command, "--overwrite") == 0 and shard.stat().st_mtime_ns != before
+    (out / "dataset.json").unlink()
+    shard.write_bytes(b"cut off")
+    assert prepare(*command) == 0 and shard.read_bytes() == whole
+    (out / "my notes").write_text("keep")
+    assert prepare(*command, "--overwrite") == 2 and "my notes" in capsys.readouterr().err
+    assert shard.read_bytes() == whole and (out / "summary.json").exists()
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_other_options_or_inputs_are_refused(tmp_path, pets, capsys, begun):
+    out = tmp_path / "out"
+    command = ["class-archive", "--train", pets, "--out", out]
+    assert prepare(*command) == 0
+    if begun:  # as a killed run leaves it
+        plan = json.loads((out / "summary.json").read_text())["plan"]
+        (out / "dataset.json").unlink()
+        (out / PROGRESS_FILE).write_text(json.dumps({"plan": plan}) + "\n")
+    files = content(out)
+    assert prepare(*command, "--resize", 4) == 2
+    error = capsys.readouterr().err
+    assert "resize: [None] there, [4] now" in error and "--overwrite" in error
+    os.utime(pets, ns=(1, 1))
+    assert prepare(*command) == 2 and "pets.tar.gz" in capsys.readouterr().err
+    assert content(out) == files
+    assert prepare(*command, "--overwrite") == 0
+
+
+def test_one_process_at_a_time(tmp_path):
+    refused = pytest.raises(DatasetError, match="another process is preparing it")
+    with work_on(tmp_path, {}, False), refused, work_on(tmp_path, {}, False):
+        pass
+
+
+def test_a_split_without_a_sample_is_an_error(tmp_path, capsys):
+    archive = pack(tmp_path / "a.tar.gz", [("x/1.jpg", b"no image")])
+    assert prepare("class-archive", "--train", archive, "--out", tmp_path / "out") == 2
+    assert "split train has no sample; 1 failures" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "dataset.json").exists()
+
+
+# ----------------------------------------------------------------------------------- workers, kills, same bytes
+
+
+def many_images(root):
+    entries = [(f"{n % 3}/{n}.jpg", jpeg(n % 250, (320, 240))) for n in range(120)]
+    return folder(root, [*entries, ("0/broken.jpg", b"x")])
+
+
+def test_one_worker_and_three_write_the_same(tmp_path):
+    source = many_images(tmp_path / "in")
+    command = ["class-folders", "--train", source, "--val-fraction", 0.1, "--shard-size", 10, "--resize", 64]
+    assert prepare(*command, "--out", tmp_path / "one", workers=1) == 0
+    assert prepare(*command, "--out", tmp_path / "three", workers=3) == 0
+    assert content(tmp_path / "one") == content(tmp_path / "three")
+    splits = read_info(tmp_path / "one").splits
+    assert splits["train"].samples + splits["val"].samples == 120 and splits["train"].shards >= 10
+
+
+def test_killed_runs_go_on_to_the_same_folder(tmp_path):
+    source = many_images(tmp_path / "in")
+    options = ["--train", source, "--val-fraction", "0.1", "--shard-size", "5", "--resize", "64"]
+    assert prepare("class-folders", *options, "--out", tmp_path / "whole") == 0
+    out = tmp_path / "killed"
+    progress = out / PROGRESS_FILE
+    command = [sys.executable, "-m", "data.prepare", "class-folders", *options, "--out", str(out)]
+
+    def done():
+        return progress.read_text().count("\n") - 1 if progress.exists() else 0
+
+    for further in (["--workers", "2"], ["--workers", "1", "--overwrite"]):
+        before = done()
+        process = subprocess.Popen([*command, *further], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            deadline = time.monotonic() + 60
+            while done() < before + 3:
+                assert process.poll() is None and time.monotonic() < deadline
+                time.sleep(0.002)
+            children = psutil.Process(process.pid).children(recursive=True)
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        assert psutil.wait_procs(children, timeout=20)[1] == []
+        assert not (out / "dataset.json").exists()
+    kept = {path: path.stat().st_mtime_ns for path in out.glob("*.tar")}
+    lines = progress.read_text()
+    with progress.open("a") as file:
+        file.write('{"split": "train", "sha')  # cut off in the middle of a line
+    assert prepare("class-folders", *options, "--out", out) == 0
+    assert content(out) == content(tmp_path / "whole")
+    finished = {json.loads(line)["shard"] for line in lines.splitlines()[1:] if json.loads(line)["split"] == "train"}
+    assert len(finished) >= 6
+    for shard in finished:
+        path = out / f"train-{shard:06d}.tar"
+        assert path.stat().st_mtime_ns == kept[path]
+
+
+@pytest.mark.parametrize("damage", ["shard", "index"])
+def test_a_finished_shard_that_was_damaged_is_made_again(tmp_path, pets, damage):
+    command = ["class-archive", "--train", pets, "--shard-size", 10]
+    assert prepare(*command, "--out", tmp_path / "whole") == 0
+    out = tmp_path / "out"
+    assert prepare(*command, "--out", out) == 0
+    summary = json.loads((out / "summary.json").read_text())
+    (out / "dataset.json").unlink()
+    records = [
+        {"split": "train", "shard": n, "samples": len(samples_of(out, n)), "token_ids": [], "failures": {}}
+        | {"tar_bytes": (out / f"train-{n:06d}.tar").stat().st_size}
+        for n in range(summary["splits"]["train"]["shards"])
+    ]
+    (out / PROGRESS_FILE).write_text("".join(json.dumps(r) + "\n" for r in [{"plan": summary["plan"]}, *records[:2]]))
+    victim = out / ("train-000001.tar" if damage == "shard" else "train-000001.tar.index.json")
+    victim.write_bytes(victim.read_bytes()[:100])
+    assert prepare(*command, "--out", out) == 0
+    assert all((out / name).read_bytes() == data for name, data in content(tmp_path / "whole").items() if "tar" in name)
+
+
+def samples_of(out, number):
+    return json.loads((out / f"train-{number:06d}.tar.index.json").read_text())["samples"]
+
+
+def test_an_empty_shard_keeps_the_numbers_without_gaps(tmp_path):
+    entries = [(f"x/{n}.jpg", b"bad" if 2 <= n < 4 else jpeg(n)) for n in range(6)]
+    out = tmp_path / "out"
+    command = ["class-folders", "--train", folder(tmp_path / "in", entries), "--no-shuffle", "--shard-size", 2]
+    assert prepare(*command, "--out", out) == 0
+    assert read_info(out).splits["train"].shards == 3 and len(samples(out)) == 4
+    urls = [str(path) for path in sorted(out.glob("*.tar"))]
+    keys = [sample["__key__"] for sample in webdataset.WebDataset(urls, shardshuffle=False)]
+    assert keys == ["000000_x_0", "000001_x_1", "000004_x_4", "000005_x_5"]
+
+
+# ------------------------------------------------------------------------------------------ order, val, summary
+
+
+def test_mixed_order_depends_on_the_seed_alone(tmp_path, pets):
+    def keys(*options):
+        out = tmp_path / "_".join(options or ("plain",))
+        assert prepare("class-archive", "--train", pets, *options, "--out", out) == 0
+        return [sample["__key__"].partition("_")[2] for sample in samples(out)]
+
+    in_order = keys("--no-shuffle")
+    assert in_order == [f"{kind}_{n}" for kind in ("cat", "dog") for n in range(20)]
+    mixed = keys()
+    assert sorted(mixed) == sorted(in_order) and mixed != in_order and mixed == keys("--seed", "0")
+    assert 5 <= sum(key.startswith("cat") for key in mixed[:20]) <= 15
+    assert keys("--seed", "1") != mixed
+
+
+def test_val_does_not_change_when_the_source_grows(tmp_path):
+    entries = [(f"x/{n}.jpg", jpeg(n % 200)) for n in range(200)]
+    small, large = folder(tmp_path / "small", entries[:120]), folder(tmp_path / "large", entries)
+
+    def val_names(source):
+        out = tmp_path / f"{Path(source).name}_out"
+        assert prepare("class-folders", "--train", source, "--val-fraction", 0.2, "--out", out) == 0
+        names = {s: {f["__key__"].partition("_")[2] for f in samples(out, s)} for s in ("train", "val")}
+        assert not names["train"] & names["val"]
+        return names["val"]
+
+    few, more = val_names(small), val_names(large)
+    assert few == {name for name in more if int(name.split("_")[1]) < 120}
+    assert 20 <= len(more) <= 60
+
+
+def test_the_summary_counts_failures_by_reason(tmp_path, capsys):
+    bad = [(f"x/bad{n}.jpg", b"no image" + bytes(n)) for n in range(5)]
+    source = folder(tmp_path / "in", [("x/1.jpg", jpeg()), *bad, ("x/readme.txt", "text")])
+    out = tmp_path / "out"
+    assert prepare("class-folders", "--train", source, "--no-shuffle", "--shard-size", 2, "--out", out) == 0
+    found = failures(out)
+    (reason, (count, examples)), (other, notes) = found.items()
+    assert reason.startswith("image of N bytes: UnidentifiedImageError") and "0x" not in reason
+    assert count == 5 and examples == ["x/bad0.jpg", "x/bad1.jpg", "x/bad2.jpg"]
+    assert other == "no image" and notes == (1, ["x/readme.txt"])
+    summary = json.loads((out / "summary.json").read_text())
+    part = summary["splits"]["train"]
+    size = sum(path.stat().st_size for path in out.glob("*.tar"))
+    assert (part["samples"], part["shards"], part["failed"], part["bytes"]) == (1, 3, 6, size)
+    assert summary["seconds"] >= 0 and summary["plan"]["options"]["layout"] == ["class-folders"]
     report = capsys.readouterr().out
-    assert "train: 2 samples, 1 shards" in report and "4 failures" in report
-    for line in (
-        "set/dog/2.jpg: image of 8 bytes",
-        "set/dog/notes.txt: no image",
-        "loose.jpg: not in the folder",
-    ):
-        assert line in report
+    assert f"train: 1 samples, 3 shards, {size} bytes, 6 failures" in report
+    assert "5 x image of N bytes" in report and "x/bad0.jpg, x/bad1.jpg, x/bad2.jpg" in report
 
 
-def test_classes_in_a_given_order(tmp_path, pets):
-    classes = tmp_path / "classes.json"
-    classes.write_text('["dog", "bird"]')
-    out = tmp_path / "out"
-    assert main(["class-archive", "--train", pets, "--classes", str(classes), "--out", str(out)]) == 0
-    assert read_info(out).classes == ("dog", "bird") and [s["cls"] for s in samples(out)] == [b"0"]
-
-
-def test_resize_reduces_the_short_side_of_larger_images(tmp_path):
-    archive = pack(tmp_path / "a.tar", [("x/big.png", jpeg(90, (80, 40))), ("x/small.jpg", jpeg(90, (12, 10)))], "w")
-    out = tmp_path / "out"
-    assert main(["class-archive", "--train", archive, "--resize", "20", "--out", str(out)]) == 0
-    assert [decode_image(s["jpg"]).shape for s in samples(out)] == [(20, 40, 3), (10, 12, 3)]
-    assert samples(out)[1]["jpg"] == jpeg(90, (12, 10))
-
-
-# ------------------------------------------------------------------------------------------ caption archive
-
-
-def test_caption_archive(tmp_path, capsys):
-    archive = pack(tmp_path / "a.tar.gz", [("1.jpg", jpeg(1)), ("2.jpg", jpeg(2)), ("3.jpg", jpeg(3))])
-    texts = [
-        {"image": "1.jpg", "captions": ["a dog", "one dog ", ""]},
-        {"image": "3.jpg", "captions": []},
-        {"image": "4.jpg", "captions": ["absent"]},
-    ]
-    captions = lines(tmp_path / "a.jsonl", texts)
-    out = tmp_path / "out"
-    assert main(["caption-archive", "--train", archive, captions, "--out", str(out)]) == 0
-    assert read_info(out).kind == "image_caption" and read_info(out).token_ids == token_ids("a dog", "one dog")
-    assert [json.loads(s["json"]) for s in samples(out)] == [{"captions": ["a dog", "one dog "]}]
+def test_texts_and_names_that_are_no_characters(tmp_path, capsys):
+    """Half of a character in JSON, bytes that are no UTF-8 and terminal codes in names of files."""
+    strange = os.fsdecode(b"x/\xff\x1b[31m")
+    files = [("x/1.jpg", jpeg(1)), ("x/2.jpg", jpeg(2)), (f"{strange}a.jpg", jpeg(3)), (f"{strange}b.jpg", b"")]
+    source = folder(tmp_path / "in", files)
+    texts = [{"image": "1.jpg", "captions": ["a \ud83d cut smile"]}, {"image": "2.jpg", "captions": ["a \U0001f600"]}]
+    out = tmp_path / "captions"
+    assert prepare("caption-archive", "--train", source, lines(tmp_path / "a.jsonl", texts), "--out", out) == 0
+    assert [json.loads(sample["json"]) for sample in samples(out)] == [{"captions": ["a \U0001f600"]}]
+    assert failures(out)["text that cannot be written as UTF-8"] == (1, ["x/1.jpg"])
+    assert prepare("class-folders", "--train", source, "--out", tmp_path / "classes") == 0
+    assert len(samples(tmp_path / "classes")) == 3
     report = capsys.readouterr().out
-    assert "3 failures" in report and "2.jpg: no captions in a.jsonl" in report and "4.jpg: not in a.tar.gz" in report
+    assert "\x1b" not in report and r"\udcff\x1b[31mb.jpg" in report
+    classes = written(tmp_path / "classes.json", ["x", "\ud83d"])
+    assert prepare("class-folders", "--train", source, "--classes", classes, "--out", tmp_path / "bad") == 2
+    assert "cannot be written as UTF-8" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("line", ["{", "[]", '{"image": "1.jpg"}', '{"image": 1, "captions": []}', "\udcff"])
-def test_bad_records_are_named_by_their_line(tmp_path, capsys, line):
-    archive = pack(tmp_path / "a.tar.gz", [("1.jpg", jpeg())])
-    captions = tmp_path / "a.jsonl"
-    captions.write_text('{"image": "0.jpg", "captions": ["x"]}\n' + line + "\n", errors="surrogateescape")
-    assert main(["caption-archive", "--train", archive, str(captions), "--out", str(tmp_path / "out")]) == 2
-    assert "a.jsonl: line 2" in capsys.readouterr().err
+# ---------------------------------------------------------------------------------------------- the command line
 
 
-# --------------------------------------------------------------------------------------------- clip archive
-
-
-def test_clip_archive(tmp_path, capsys):
-    clip = encode_mp4(np.zeros((4, 16, 16, 3), np.uint8), fps=4)
-    archive = pack(tmp_path / "a.tar", [("f/1.mp4", clip), ("n/2.mp4", clip), ("n/3.mp4", clip[:90])], "w")
-    records = [{"video": f"{p}.mp4", "label": label} for p, label in (("f/1", "fight"), ("n/2", "no"), ("n/3", "no"))]
-    labels = lines(tmp_path / "a.jsonl", records)
-    out = tmp_path / "out"
-    names = ["fight=people fighting", "no=people not fighting"]
-    assert main(["clip-archive", "--train", archive, labels, "--name-map", *names, "--out", str(out)]) == 0
-    info = read_info(out)
-    assert info.kind == "video_class" and info.classes == ("people fighting", "people not fighting")
-    assert [(s["cls"], s["mp4"]) for s in samples(out)] == [(b"0", clip), (b"1", clip)]
-    assert "n/3.mp4: video of 90 bytes" in capsys.readouterr().out
-
-
-# ----------------------------------------------------------------------------------------------------- text
-
-
-def test_passages_by_hand():
-    text = [
-        "one two. three four five. six",
-        "seven eight nine ten eleven twelve thirteen fourteen fifteen.",
-        "",
-        "= Heading =",
-        "a b. c",
-    ]
-    # At least four words each. "six" and the long line make ten, of which four are cut off while there are
-    # eight or more. A heading ends a passage, too.
-    assert list(passages(text, words=4)) == [
-        "one two. three four five.",
-        "six seven eight nine",
-        "ten eleven twelve thirteen fourteen fifteen.",
-        "a b. c",
-    ]
-
-
-def test_wikitexts_marks():
-    assert clean(" a 0 @.@ 7 cm , well @-@ known ( ) thing . ") == "a 0.7 cm , well-known thing ."
-    assert clean("a b c d e f g h i <unk> j .") == "a b c d e f g h i j ."
-    assert clean("a <unk> b c") == ""
-
-
-@given(st.integers(1, 300), st.sampled_from([0.05, 0.1, 0.25, 0.5]))
-def test_val_blocks_are_spread_evenly(blocks, fraction):
-    val = [is_val(block, fraction) for block in range(blocks)]
-    assert sum(val) == int(blocks * fraction + 0.5)
-
-
-@settings(deadline=None)
-@given(st.lists(st.text(alphabet="ab.! ", max_size=40), max_size=12), st.integers(2, 6))
-def test_passages_keep_the_words_in_order(text, words):
-    found = list(passages(text, words))
-    assert all(words // 2 < len(passage.split()) < 2 * words for passage in found)
-    joined = [word for passage in found for word in passage.split()]
-    expected = [word for line in text for word in line.split()]
-    assert joined == expected[: len(joined)] and len(expected) - len(joined) <= words
-
-
-def test_text(tmp_path):
-    numbers = [f"sentence number {n} has a few words ." for n in range(900)]
-    (tmp_path / "a.txt").write_text("\n".join(numbers[:800]))
-    with gzip.open(tmp_path / "b.txt.gz", "wt") as file:
-        file.write("\n".join(numbers[800:]))
-    inputs = ["--input", str(tmp_path / "a.txt"), str(tmp_path / "b.txt.gz")]
-    for out in ("x", "y"):
-        options = ["--words", "8", "--val-fraction", "0.1", "--out", str(tmp_path / out)]
-        assert main(["text", *inputs, *options]) == 0
-    train, val = samples(tmp_path / "x"), samples(tmp_path / "x", "val")
-    # Of the 16 blocks of 50 in a.txt two are val, of the two in b.txt none (2 * 0.1 rounds to 0).
-    assert (len(train), len(val)) == (800, 100)
-    assert sorted(s["txt"].decode() for s in train + val) == sorted(numbers)
-    files = [sorted((p.name, p.read_bytes()) for p in (tmp_path / out).iterdir()) for out in ("x", "y")]
-    assert files[0] == files[1]
-    assert read_info(tmp_path / "x").token_ids == token_ids(*numbers)
-
-
-# ------------------------------------------------------------------------------------------ what is refused
-
-
-def link(kind):
-    info = tarfile.TarInfo("x/link.jpg")
-    info.type, info.linkname = kind, "/etc/passwd"
-    return info
-
-
-@pytest.mark.parametrize(
-    ("entries", "message"),
-    [
-        ([("../x/1.jpg", b"")], r"member '\.\./x/1\.jpg' has a name that leads out"),
-        ([("/x/1.jpg", b"")], "leads out"),
-        ([("x/../../1.jpg", b"")], "leads out"),
-        ([("x\\1.jpg", b"")], "leads out"),
-        ([(link(tarfile.SYMTYPE), b"")], "is a link or device"),
-        ([(link(tarfile.LNKTYPE), b"")], "is a link or device"),
-        ([(link(tarfile.CHRTYPE), b"")], "is a link or device"),
-        ([("x/1.jpg", b"1"), ("./x/1.jpg", b"2")], "comes twice"),
-        ([("x/1.jpg", bytes(101))], "has 101 bytes, the limit is 100"),
-        ([("x/1.jpg", bytes(80)), ("x/2.jpg", bytes(80)), ("x/3.jpg", bytes(80))], "makes 240 bytes in all"),
-    ],
-)
-def test_archives_that_must_be_refused(tmp_path, entries, message):
-    path = pack(tmp_path / "a.tar.gz", entries)
-    with pytest.raises(DatasetError, match=message) as caught:
-        list(members(Path(path), Limits(member=100, archive=200)))
-    assert str(caught.value).startswith(path)
-
-
-def test_damaged_archives_are_named(tmp_path):
-    noise = np.random.default_rng(0).bytes(50_000)
-    path = Path(pack(tmp_path / "a.tar.gz", [("x/1.jpg", noise), ("x/2.jpg", noise[::-1])]))
-    whole = path.read_bytes()
-    for data in (b"", b"no tar", whole[:1000], whole[:70_000]):
-        path.write_bytes(data)
-        with pytest.raises(DatasetError, match=r"a\.tar\.gz: cannot be read after"):
-            list(members(path, Limits()))
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
+def test_every_example_parses_and_every_help_says_what_is_expected(layout, capsys):
+    words = layout.example.replace("'", "").replace("people fighting", "people_fighting").split()
+    assert make_parser().parse_args(words).layout == layout.name
+    with pytest.raises(SystemExit):
+        make_parser().parse_args([layout.name, "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert layout.expects.split()[0] in text and "example: python -m data.prepare" in text
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["class-archive"], "at least one of --train, --val, --test"),
-        (["class-archive", "--train", "absent.tar"], "absent.tar: no such file"),
+        (["class-archive", "--train", "absent.tar"], "absent.tar: No such file"),
         (["class-archive", "--train", "PETS", "--name-map", "cow=a cow"], "no class 'cow' to rename"),
         (["class-archive", "--train", "PETS", "--name-map", "dog="], "CLASS=NAME"),
+        (["class-archive", "--train", "PETS", "--name-map", "dog=cat"], "two classes have the name 'cat'"),
         (["class-archive", "--train", "PETS", "--resize", "0"], "--resize 0"),
-        (["class-archive", "--train", "PETS", "--classes", "PETS"], "JSON list"),
+        (["class-archive", "--train", "PETS", "--classes", "PETS"], "no JSON"),
+        (["class-archive", "--train", "PETS", "--val", "PETS", "--val-fraction", "0.1"], "no val of its own"),
+        (["class-archive", "--train", "PETS", "--shard-size", "0"], "must be positive"),
         (["text", "--input", "absent.txt"], "absent.txt"),
         (["text", "--input", "PETS", "--val-fraction", "1"], "--val-fraction"),
     ],
@@ -277,41 +280,12 @@ def test_wrong_arguments(tmp_path, pets, capsys, arguments, message):
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
 
 
-# ----------------------------------------------------------------------------------------------- what stays
-
-
-def test_complete_output_is_left_alone_and_incomplete_output_redone(tmp_path, pets, capsys):
-    out = tmp_path / "out"
-    command = ["class-archive", "--train", pets, "--out", str(out)]
-    assert main(command) == 0
-    shard = out / "train-000000.tar"
-    whole, before = shard.read_bytes(), shard.stat().st_mtime_ns
-    assert main(command) == 0 and shard.stat().st_mtime_ns == before
-    assert "left alone" in capsys.readouterr().out
-    assert main([*command, "--overwrite"]) == 0 and shard.stat().st_mtime_ns != before
-    (out / "dataset.json").unlink()
-    shard.write_bytes(b"cut off")
-    assert main(command) == 0 and shard.read_bytes() == whole
-    (out / "my notes").write_text("keep")
-    assert main([*command, "--overwrite"]) == 2 and "my notes" in capsys.readouterr().err
-    assert shard.read_bytes() == whole
-
-
-def test_a_split_without_a_sample_is_an_error(tmp_path, capsys):
-    archive = pack(tmp_path / "a.tar.gz", [("x/1.jpg", b"no image")])
-    assert main(["class-archive", "--train", archive, "--out", str(tmp_path / "out")]) == 2
-    assert "split train has no sample; 1 failures" in capsys.readouterr().err
-    assert not (tmp_path / "out" / "dataset.json").exists()
-
-
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"no real data at {REAL}")
 @pytest.mark.slow
 def test_real_small(tmp_path):
     assert main(["real-small", "--data", str(REAL), "--out", str(tmp_path)]) == 0
     sizes = {p.name: {k: s.samples for k, s in read_info(p).splits.items()} for p in tmp_path.iterdir()}
-    assert sizes["cifar10"] == {"train": 10_000, "val": 2_000} and sizes["flickr8k"] == {
-        "train": 2_400,
-        "val": 500,
-    }
+    assert sizes["cifar10"] == {"train": 10_000, "val": 2_000}
+    assert sizes["flickr8k"] == {"train": 2_400, "val": 500}
     assert sizes["fights"] == {"train": 180, "val": 40} and set(sizes["text"]) == {"train", "val"}
     assert read_info(tmp_path / "fights").classes == ("people fighting", "people not fighting")

@@ -1,0 +1,127 @@
+"""Files of captions, labels and lists: text, JSON, JSON lines, tables. Untrusted: sizes are limited, errors name the line."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from data.prepare.containers import Limits, name_fault
+from data.shards import DatasetError
+
+MAX_LINE_BYTES = 1 << 20
+
+
+def text_lines(path: Path, max_bytes: int) -> Iterator[str]:
+    """Lines of a UTF-8 file, plain or gzipped, without their ends. Raises DatasetError."""
+    number, total = 0, 0
+    try:
+        with _open(path) as file:
+            while line := file.readline(MAX_LINE_BYTES + 1):
+                number += 1
+                total += len(line)
+                if len(line) > MAX_LINE_BYTES:
+                    raise DatasetError(f"{path}: line {number} has more than {MAX_LINE_BYTES} bytes")
+                if total > max_bytes:
+                    raise DatasetError(f"{path}: more than {max_bytes} bytes")
+                yield line.decode("utf-8").rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{path}: line {number} is no UTF-8 ({error})") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise DatasetError(f"{path}: cannot be read after line {number} ({error})") from error
+
+
+def records(path: Path, limits: Limits, fields: dict[str, type]) -> Iterator[dict[str, Any]]:
+    """Objects of a JSON lines file that have the fields. Raises DatasetError with the line's number."""
+    for number, line in enumerate(text_lines(path, limits.annotations), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DatasetError(f"{path}: line {number}: {error}") from error
+        yield with_fields(path, f"line {number}", record, fields)
+
+
+def with_fields(path: Path, place: str, record: Any, fields: dict[str, Any]) -> dict[str, Any]:
+    """The record, if it is an object with these fields of these types. Raises DatasetError."""
+    for field, kind in fields.items():
+        if not isinstance(record, dict) or not isinstance(record.get(field), kind):
+            wanted = f'"{field}" ({" or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))})'
+            raise DatasetError(f"{path}: {place}: needs {wanted}, found {str(record)[:80]!r}")
+    return record
+
+
+def read_json(path: Path, limits: Limits) -> Any:
+    """Raises DatasetError."""
+    data = bytearray()
+    try:
+        with _open(path) as file:
+            while block := file.read(1 << 20):
+                data += block
+                if len(data) > limits.annotations:
+                    raise DatasetError(f"{path}: more than {limits.annotations} bytes")
+        return json.loads(data)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DatasetError(f"{path}: cannot be read ({error})") from error
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, DatasetError):
+            raise
+        raise DatasetError(f"{path}: no JSON ({error})") from error
+
+
+def json_list(path: Path, content: Any, key: str, fields: dict[str, Any]) -> list[dict[str, Any]]:
+    """The objects of list `key` of a JSON object, each with the fields. Raises DatasetError."""
+    values = with_fields(path, "file", content, {key: list})[key]
+    return [with_fields(path, f"{key}[{number}]", value, fields) for number, value in enumerate(values)]
+
+
+def table(path: Path, limits: Limits, columns: tuple[str, ...]) -> Iterator[dict[str, str]]:
+    """Rows of a CSV file whose first line names at least these columns. Raises DatasetError with the line's number."""
+    reader = csv.DictReader(text_lines(path, limits.annotations))
+    try:
+        missing = [name for name in columns if name not in (reader.fieldnames or ())]
+        if missing:
+            raise DatasetError(f"{path}: no column {missing[0]!r} in the first line, found {reader.fieldnames}")
+        for row in reader:
+            if any(row[name] is None for name in columns):
+                raise DatasetError(f"{path}: line {reader.line_num}: too few columns")
+            yield row
+    except csv.Error as error:
+        raise DatasetError(f"{path}: line {reader.line_num}: {error}") from error
+
+
+def rows(path: Path, limits: Limits, width: int) -> Iterator[list[str]]:
+    """Rows of a CSV file without column names, of at least `width` columns. Raises DatasetError with the line's number."""
+    reader = csv.reader(text_lines(path, limits.annotations))
+    try:
+        for row in reader:
+            if row and len(row) < width:
+                raise DatasetError(f"{path}: line {reader.line_num}: {len(row)} columns, need {width}")
+            if row:
+                yield row
+    except csv.Error as error:
+        raise DatasetError(f"{path}: line {reader.line_num}: {error}") from error
+
+
+def name_list(path: Path, limits: Limits) -> list[str]:
+    """Names of files, one a line; what follows a space or tab is left out. Raises DatasetError."""
+    names = [line.split()[0] for line in text_lines(path, limits.annotations) if line.strip()]
+    for name in names:
+        check_name(path, name)
+    return names
+
+
+def check_name(path: Path, name: str) -> str:
+    """A name of a file in an annotation file. Raises DatasetError if it leads out of its folder."""
+    if fault := name_fault(name):
+        raise DatasetError(f"{path}: {name[:80]!r} {fault} of the folder; refused")
+    return name
+
+
+def _open(path: Path) -> IO[bytes]:
+    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]

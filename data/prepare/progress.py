@@ -1,0 +1,196 @@
+"""What a run has finished, so that the same command goes on where a killed one stopped.
+
+A folder at work holds one hidden file of JSON lines: the plan (options, and sizes and times of the inputs), then one line
+for every shard that is complete. A line at the end that was cut off is as if it had not been written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from data.shards import DatasetError, clear_dataset, is_complete
+
+SUMMARY_FILE = "summary.json"
+PROGRESS_FILE = ".prepare.jsonl.tmp"  # a name that counts as part of an unfinished data set
+
+Plan = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Done:
+    """One complete shard.
+
+    failures   {reason: [count, first names]}
+    token_ids  CLIP ids of its texts
+    seconds    since the start of the work, earlier runs included
+    """
+
+    split: str
+    shard: int
+    samples: int
+    tar_bytes: int
+    failures: dict[str, list[Any]]
+    token_ids: tuple[int, ...]
+    seconds: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """A folder that this process alone writes."""
+
+    out: Path
+    done: dict[tuple[str, int], Done]
+
+    def add(self, done: Done) -> None:
+        self.done[done.split, done.shard] = done
+        with (self.out / PROGRESS_FILE).open("a") as file:
+            file.write(json.dumps(dataclasses.asdict(done)) + "\n")
+
+
+def shard_path(out: Path, split: str, shard: int) -> Path:
+    return out / f"{split}-{shard:06d}.tar"
+
+
+@contextlib.contextmanager
+def work_on(out: Path, plan: Plan, overwrite: bool) -> Iterator[Work | None]:
+    """The folder, with what an earlier run of the same plan finished; None if it is complete.
+
+    `overwrite` makes a complete folder again, and one begun from another plan; one begun from this plan goes on.
+    Raises DatasetError when the folder was made or begun from another plan and `overwrite` is not given, when it holds
+    other files, and when another process works on it.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    with _locked(out):
+        progress = out / PROGRESS_FILE
+        # As JSON gives it back, for comparison: tuples are lists there.
+        plan = json.loads(json.dumps(plan))
+        if is_complete(out) and not overwrite:
+            _check_same(out, _plan_of_summary(out), plan)
+            progress.unlink(missing_ok=True)  # killed at the very end
+            print(f"{out}: complete, left alone (--overwrite makes it again)")
+            yield None
+            return
+        begun, done = _read(progress)
+        if not overwrite:
+            _check_same(out, begun, plan)
+        if begun != plan or is_complete(out):
+            _clear(out)
+            done = {}
+        else:
+            done = {key: shard for key, shard in done.items() if _stands(out, shard)}
+            if done:
+                print(f"{out}: going on, {len(done)} shards are done")
+        for leftover in out.glob(".*.tmp"):
+            if leftover != progress:
+                leftover.unlink()
+        _write(progress, plan, done)
+        try:
+            yield Work(out, done)
+        finally:
+            for leftover in out.glob(".*.tar.tmp"):
+                leftover.unlink()
+
+
+def input_identity(path: Path) -> str:
+    """Size and time of a file, or a digest of those of all files of a folder. Raises DatasetError."""
+    try:
+        status = path.stat()
+        if not path.is_dir():
+            return f"{status.st_size} bytes, {status.st_mtime_ns}"
+        digest, count = hashlib.sha256(), 0
+        for folder, folders, files in os.walk(path):
+            folders.sort()
+            for name in sorted(files):
+                entry = os.lstat(os.path.join(folder, name))
+                digest.update(os.fsencode(os.path.relpath(os.path.join(folder, name), path)))
+                digest.update(f"\0{entry.st_size}\0{entry.st_mtime_ns}\0".encode())
+                count += 1
+        return f"{count} files, {digest.hexdigest()[:32]}"
+    except OSError as error:
+        raise DatasetError(f"{error.filename}: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    folder = os.open(out, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DatasetError(f"{out}: another process is preparing it: wait, or end that one") from error
+        except OSError:
+            pass  # NFS and others lock no folders
+        yield
+    finally:
+        os.close(folder)
+
+
+def _check_same(out: Path, begun: Plan | None, plan: Plan) -> None:
+    if begun is None or begun == plan:
+        return
+    for part in plan:
+        old, new = begun.get(part), plan[part]
+        if isinstance(old, dict) and isinstance(new, dict):
+            name = next((name for name in {**old, **new} if old.get(name) != new.get(name)), None)
+            old, new, part = old.get(name), new.get(name), name or part
+        if old != new:
+            raise DatasetError(
+                f"{out} was made or begun with other inputs or options ({part}: {old} there, {new} now): "
+                "give --overwrite to make it again, or choose another folder"
+            )
+
+
+def _plan_of_summary(out: Path) -> Plan | None:
+    try:
+        return json.loads((out / SUMMARY_FILE).read_bytes())["plan"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # made by another program
+
+
+def _read(progress: Path) -> tuple[Plan | None, dict[tuple[str, int], Done]]:
+    plan, done = None, {}
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        lines = progress.read_text().splitlines()
+        plan = json.loads(lines[0])["plan"]
+        for line in lines[1:]:
+            shard = Done(**json.loads(line))
+            done[shard.split, shard.shard] = shard
+    return plan, done
+
+
+def _write(progress: Path, plan: Plan, done: dict[tuple[str, int], Done]) -> None:
+    lines = [json.dumps({"plan": plan}), *(json.dumps(dataclasses.asdict(shard)) for shard in done.values())]
+    unfinished = progress.with_name(".prepare.new.tmp")
+    unfinished.write_text("".join(line + "\n" for line in lines))
+    os.replace(unfinished, progress)
+
+
+def _stands(out: Path, done: Done) -> bool:
+    """Whether the shard and its index are there as they were written."""
+    path = shard_path(out, done.split, done.shard)
+    try:
+        index = json.loads(path.with_name(path.name + ".index.json").read_bytes())
+        return path.stat().st_size == index["tar_bytes"] == done.tar_bytes and len(index["samples"]) == done.samples
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _clear(out: Path) -> None:
+    """Remove an earlier data set and its summary. Raises DatasetError, with all left in place, for any other content."""
+    summary, aside = out / SUMMARY_FILE, out / f".{SUMMARY_FILE}.tmp"
+    if summary.exists():
+        os.replace(summary, aside)
+    try:
+        clear_dataset(out)
+    except DatasetError:
+        if aside.exists():
+            os.replace(aside, summary)
+        raise
