@@ -40,6 +40,7 @@ class Meter:
 
     def __init__(self, tasks: list[str], model: ModelConfig, mesh: Mesh) -> None:
         self.tasks, self.mesh = tasks, mesh
+        self._bad_shards: set[tuple[str, str]] = set()
         self._decisions, self._experts = model.num_decisions, model.experts.num_experts
         self._auxiliary_names = model.experts.auxiliary.names
         self._reset()
@@ -48,6 +49,7 @@ class Meter:
         # Per task: micro-batches, loss, right read-outs, read-outs. Then samples, tokens, faults, seconds waited for data.
         self._tasks = torch.zeros(len(self.tasks), 4, dtype=torch.float64, device=self.mesh.device)
         self._counts = torch.zeros(5, dtype=torch.float64)
+        self._faults = torch.zeros(len(self.tasks), dtype=torch.float64)
         kinds = len(Modality)
         shape = (self._decisions, kinds, self._experts + 1)
         # Pairs that each expert took from each modality, and in the last column all that were asked.
@@ -67,6 +69,8 @@ class Meter:
             ]
         ).double()
         self._counts += torch.tensor([micro.num_samples, micro.num_tokens, len(micro.faults), waited_s, 1.0])
+        self._faults[micro.slot.task] += len(micro.faults)
+        self._bad_shards |= {(fault.task, fault.shard) for fault in micro.faults if fault.sample is None}
         routed_NMX = torch.cat([losses.accepted_NME, losses.asked_NM.unsqueeze(-1)], dim=-1)
         if routed_NMX.shape[0] == self._decisions:
             self._routed_NMX += routed_NMX.double()
@@ -79,15 +83,26 @@ class Meter:
         self._last = info
 
     def record(self, step: int, total_steps: int) -> Record:
-        """Collective. Totals over data ranks since the last record; `step` counts finished steps."""
+        """Collective. Totals over data ranks since the last record; `step` counts finished steps.
+
+        faults: samples that had to be replaced; bad_shards: since the start, the most that one rank has met.
+        """
         seconds = time.perf_counter() - self._start
-        parts = [self._tasks.cpu().flatten(), self._counts, self._routed_NMX.cpu().flatten(), self._auxiliary.cpu()]
-        total = torch.cat(parts)
+        parts = [
+            self._tasks.cpu().flatten(),
+            self._counts,
+            self._faults,
+            self._routed_NMX.cpu().flatten(),
+            self._auxiliary.cpu(),
+        ]
+        total, bad_shards = torch.cat(parts), torch.tensor(len(self._bad_shards))
         if self.mesh.data.size > 1:
-            total = total.to(self.mesh.device)
+            total, bad_shards = total.to(self.mesh.device), bad_shards.to(self.mesh.device)
             dist.all_reduce(total, group=self.mesh.data.group)
+            # Ranks meet the same shards, so their counts must not be added.
+            dist.all_reduce(bad_shards, op=dist.ReduceOp.MAX, group=self.mesh.data.group)
             total = total.cpu()
-        tasks, counts, routed, auxiliary = total.split([p.numel() for p in parts])
+        tasks, counts, faults_by_task, routed, auxiliary = total.split([p.numel() for p in parts])
         samples, tokens, faults, waited, micro_batches = counts.tolist()
         record: Record = {
             "step": step,
@@ -100,6 +115,7 @@ class Meter:
             "data_wait": waited / self.mesh.data.size / seconds,
             "samples": int(samples),
             "faults": int(faults),
+            "bad_shards": int(bad_shards),
             "skipped_steps": self._skipped,
             "eta_s": (total_steps - step) * seconds / self._steps,
         }
@@ -107,6 +123,9 @@ class Meter:
             if count:
                 record[f"loss/{name}"] = loss / count
                 record[f"accuracy/{name}"] = correct / reads
+        for name, number in zip(self.tasks, faults_by_task.tolist(), strict=True):
+            if number:
+                record[f"faults/{name}"] = int(number)
         for name, value in zip(self._auxiliary_names, auxiliary.tolist(), strict=True):
             record[f"auxiliary/{name}"] = value / micro_batches
         record |= _routing_record(routed.view(self._routed_NMX.shape))
@@ -136,7 +155,10 @@ def _rounded(values: Tensor) -> list:
 
 
 class FaultLedger:
-    """Every unusable sample once, in `ledger_rank_<n>.jsonl`; the run stops above a share."""
+    """Every unusable sample and shard once, in `ledger_rank_<n>.jsonl`; the run stops above a share of samples.
+
+    A line has the fields of Fault: task, shard, sample and offset (null for a whole shard), reason.
+    """
 
     GRACE_SAMPLES = 1000
 
@@ -144,24 +166,32 @@ class FaultLedger:
         self.path = folder / f"ledger_rank_{rank:05d}.jsonl"
         self.max_fraction = max_fraction
         self._samples, self._faults = 0, 0
-        self._known = {line for line in self.path.read_text().splitlines()} if self.path.exists() else set()
+        self._known = {_place_of(json.loads(line)) for line in self._lines()}
+
+    def _lines(self) -> list[str]:
+        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        return [line for line in lines if line.endswith("}")]  # a crash may have cut off the last one
 
     def add(self, num_samples: int, faults: tuple[Fault, ...]) -> None:
-        """Raises TooManyFaultsError, which names the last fault and the ledger."""
+        """Raises TooManyFaultsError, which names the ledger. Faults count as many as samples were replaced for them."""
         self._samples += num_samples
-        self._faults += len(faults)
+        self._faults += len(faults) if num_samples else 0
         for fault in faults:
-            line = json.dumps(dataclasses.asdict(fault))
-            if line not in self._known:
-                self._known.add(line)
+            entry = dataclasses.asdict(fault)
+            if _place_of(entry) not in self._known:
+                self._known.add(_place_of(entry))
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 with self.path.open("a") as file:
-                    file.write(line + "\n")
+                    file.write(json.dumps(entry) + "\n")
         if self._samples >= self.GRACE_SAMPLES and self._faults > self.max_fraction * self._samples:
             raise TooManyFaultsError(
                 f"{self._faults} of {self._samples} samples are unreadable, more than data.max_bad_fraction="
                 f"{self.max_fraction}; the list is {self.path}"
             )
+
+
+def _place_of(entry: Record) -> tuple[Any, ...]:
+    return entry["task"], entry.get("shard"), entry.get("sample")
 
 
 class Sink(Protocol):

@@ -21,6 +21,8 @@ from parallel.checkpoint import find_checkpoint, load_weights, write_atomically
 CONFIG, VOCABULARY = "config.yaml", "vocabulary.json"
 IDENTITY = ("seed", "slots", "model", "data")
 """What must not change when a run is resumed; the layout, the number of steps and all reporting may."""
+FREE = ("data.workers", "data.cache_dir", "data.cache_gib", "data.max_bad_fraction")
+"""Of these, what may change: it does not decide which samples come."""
 
 
 def write_run_files(run: RunConfig, vocabulary: Vocabulary) -> None:
@@ -59,6 +61,8 @@ def _plain(value: Any) -> Any:
 
 
 def _difference(old: Any, new: Any, key: str) -> str | None:
+    if key in FREE:
+        return None
     if isinstance(old, dict) and isinstance(new, dict):
         pairs = [(old.get(name), new.get(name), f"{key}.{name}") for name in sorted(old.keys() | new.keys())]
     elif isinstance(old, tuple) and isinstance(new, tuple) and len(old) == len(new):

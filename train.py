@@ -116,7 +116,7 @@ def train(run: RunConfig, guard: RankGuard) -> int:
         )
         print(*problems, f"resuming at step {step}" if checkpoint else "starting fresh", sep="\n", flush=True)
 
-    schedule = schedule_of(run.data, run.slots, run.seed)
+    schedule = schedule_of(run.data, run.slots, run.seed, sources)
     shard = Shard(mesh.data.rank, mesh.data.size)
     cuda = mesh.device != "cpu"
     stream = training_stream(sources, schedule, shard, step, consumed, run.data.workers, pin_memory=cuda)
