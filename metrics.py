@@ -166,11 +166,11 @@ class FaultLedger:
         self.path = folder / f"ledger_rank_{rank:05d}.jsonl"
         self.max_fraction = max_fraction
         self._samples, self._faults = 0, 0
-        self._known = {_place_of(json.loads(line)) for line in self._lines()}
-
-    def _lines(self) -> list[str]:
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
-        return [line for line in lines if line.endswith("}")]  # a crash may have cut off the last one
+        text = self.path.read_text() if self.path.exists() else ""
+        if text and not text.endswith("\n"):  # a crash has cut off the last line
+            text = text[: text.rfind("\n") + 1]
+            write_atomically(self.path, text)
+        self._known = {_place_of(json.loads(line)) for line in text.splitlines()}
 
     def add(self, num_samples: int, faults: tuple[Fault, ...]) -> None:
         """Raises TooManyFaultsError, which names the ledger. Faults count as many as samples were replaced for them."""

@@ -43,11 +43,14 @@ class _Pass(IterableDataset):
 
     def __iter__(self) -> Iterator[EvaluationBatch]:
         worker = get_worker_info()
-        first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
+        return self.part(worker.id, worker.num_workers) if worker else self.part(0, 1)
+
+    def part(self, worker: int, workers: int) -> Iterator[EvaluationBatch]:
+        """What one worker process builds."""
         batches = -(-self.total // self.batch_size)
         ends = np.cumsum(self.source.order.sizes)
         with contextlib.closing(Ahead()) as ahead:
-            for number in range(first, -(-batches // self.shard.count), stride):
+            for number in range(worker, -(-batches // self.shard.count), workers):
                 yield self._batch(number * self.shard.count + self.shard.index, ends, ahead)
 
     def _batch(self, number: int, ends: np.ndarray, ahead: Ahead) -> EvaluationBatch:

@@ -209,10 +209,13 @@ class _Stream(IterableDataset):
 
     def __iter__(self) -> Iterator[MicroBatch]:
         worker = get_worker_info()
-        first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
+        return self.part(worker.id, worker.num_workers) if worker else self.part(0, 1)
+
+    def part(self, worker: int, workers: int) -> Iterator[MicroBatch]:
+        """What one worker process builds."""
         slots = self.schedule.micro_batches(self.start_step, self.consumed, self.shard.index, self.shard.count)
         with contextlib.closing(_FetchingAhead(self.sources, self.consumed)) as ahead:
-            for slot in itertools.islice(slots, first, None, stride):
+            for slot in itertools.islice(slots, worker, None, workers):
                 ahead.reached(slot.task, slot.start)
                 yield build_micro_batch(self.sources[slot.task], slot, self.schedule)
 

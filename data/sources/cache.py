@@ -54,7 +54,10 @@ class Cache:
         expected_bytes: its length by its list; another length is refused.
         """
         while True:
-            file = self._present(url, expected_bytes)
+            try:
+                file = self._present(url, expected_bytes)
+            except OSError as error:
+                raise self._unusable(url, error) from error
             if file is not None:
                 break
             self.fetch(url, finish, expected_bytes)
@@ -76,7 +79,10 @@ class Cache:
                 self._lost[url] = (time.monotonic(), str(error))
             raise
         except OSError as error:
-            raise FetchError(f"{shown(url)}: the cache {self.folder} cannot be used: {error}") from error
+            raise self._unusable(url, error) from error
+
+    def _unusable(self, url: str, error: OSError) -> FetchError:
+        return FetchError(f"{shown(url)}: the cache {self.folder} cannot be used: {error}")
 
     def path(self, url: str) -> Path:
         """Where the shard is, once it has been fetched."""
@@ -92,7 +98,7 @@ class Cache:
         path = self._object(url)
         try:
             file = path.open("rb")
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         fcntl.flock(file, fcntl.LOCK_SH)
         if expected_bytes is not None and os.fstat(file.fileno()).st_size != expected_bytes:
@@ -129,11 +135,13 @@ class Cache:
                 _discard(part)
                 raise FetchError(f"{shown(url)}: {size} bytes, but its list says {expected_bytes}")
             target = self._object(url)
+            index = target.with_name(target.name + ".index.json")
             try:
-                finish(part, target.with_name(target.name + ".index.json"))
+                finish(part, index)
             except FetchError:
                 _discard(part)
                 raise
+            self._reserve(url, part, Known(), size + _size(index))
             os.fsync(file.fileno())
             os.replace(part, target)
             _state_path(part).unlink(missing_ok=True)

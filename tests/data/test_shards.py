@@ -240,7 +240,9 @@ def test_a_shard_cut_off_after_it_was_listed_gives_its_complete_samples(tmp_path
     path.write_bytes(path.read_bytes()[:5000])
     shards = ShardSet.open(tmp_path, "train")
     assert len(shards) == 3 and shards.read(0, 1)["cls"] == b"4"
-    with pytest.raises(BadShard, match=r"train-000000\.tar: 2 samples, its list says 3: .*index.json is not used.*cut off"):
+    with pytest.raises(
+        BadShard, match=r"train-000000\.tar: 2 samples, its list says 3: .*index.json is not used.*cut off"
+    ):
         shards.read(0, 2)
 
 
@@ -329,7 +331,7 @@ def test_compressed_data_is_never_unpacked(tmp_path):
     with pytest.raises(BadShard, match="compressed"):
         ShardSet.open(tmp_path, "train").read(0, 0)
     (tmp_path / "train.shards.json").unlink()
-    with pytest.raises(DatasetError, match="without a sample.*compressed"):
+    with pytest.raises(DatasetError, match=r"without a sample.*compressed"):
         ShardSet.open(tmp_path, "train")
 
 
