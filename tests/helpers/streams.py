@@ -23,6 +23,7 @@ SEED, SLOTS = 7, 4
 
 def write_numbered(folder: Path, sizes: tuple[int, ...]) -> None:
     """Shards of these sizes; sample i of all has the key i and the class i."""
+    folder.mkdir(parents=True, exist_ok=True)
     numbers = itertools.count()
     for shard, size in enumerate(sizes):
         samples = [
