@@ -9,7 +9,7 @@ import io
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from webdataset.tariterators import base_plus_ext, group_by_keys, tar_file_iterator
@@ -24,7 +24,7 @@ from data.shards.lists import (
     list_of_locations,
     list_of_prefix,
 )
-from data.shards.ranges import COMPRESSED, load_ranges
+from data.shards.ranges import COMPRESSED, META, load_ranges
 from data.sources import Cache, FetchError, check_url, expand, is_remote, join, local_path, read_small, shown
 
 MAX_SAMPLE_BYTES = 256 << 20
@@ -159,14 +159,14 @@ class ShardSet:
                 raise BadSample(f"{place}: {error}", offset) from error
         if len(data) < length:
             raise BadSample(f"{place}: the file ends {length - len(data)} bytes too early", offset)
-        key, damage = _check_headers(data)
-        place = f"{place}, key {key!r}"
-        if damage:
-            raise BadSample(f"{place}: {damage}", offset)
+        parsed = _parse(data)
+        place = f"{place}, key {parsed.key!r}"
+        if parsed.damage:
+            raise BadSample(f"{place}: {parsed.damage}", offset)
+        members = tar_file_iterator(io.BytesIO(data)) if parsed.members is None else parsed.members
         url = shown(self.location(shard))
-        members = ({**member, "__url__": url} for member in tar_file_iterator(io.BytesIO(data)))
         try:
-            samples = list(group_by_keys(members))
+            samples = list(group_by_keys({**member, "__url__": url} for member in members))
         except Exception as error:  # whatever a parser makes of damaged bytes
             raise BadSample(f"{place}: {error.args[0] if error.args else error!r}", offset) from error
         if len(samples) != 1:
@@ -184,7 +184,7 @@ class ShardSet:
                 with self.cache.open(location, check_and_index, self._expected_bytes(shard)) as file:
                     yield file
             else:
-                with Path(local_path(location)).open("rb") as file:
+                with open(local_path(location), "rb") as file:
                     yield file
         except FetchError as error:
             raise BadShard(str(error)) from error
@@ -255,22 +255,36 @@ def _read_list(url: str) -> bytes:
         raise FetchError(f"@{shown(url)}: {error.strerror}") from error
 
 
-def _check_headers(data: bytes) -> tuple[str, str | None]:
-    """(key of the first member, damage or None). tarfile silently takes a damaged header for the end."""
+@dataclasses.dataclass(frozen=True)
+class _Parsed:
+    """key: of the first member; damage: what is wrong, tarfile silently takes a damaged header for the end; members: as webdataset's
+    tar_file_iterator gives them, None where names are longer than a header has room for: then it has to do it."""
+
+    key: str
+    damage: str | None
+    members: list[dict[str, Any]] | None
+
+
+def _parse(data: bytes) -> _Parsed:
     key, position = "?", 0
+    members: list[dict[str, Any]] | None = []
     if COMPRESSED.match(data):
-        return key, "compressed data in place of a tar header"
+        return _Parsed(key, "compressed data in place of a tar header", None)
     while position < len(data):
         try:
             header = tarfile.TarInfo.frombuf(data[position : position + tarfile.BLOCKSIZE], "utf-8", "surrogateescape")
         except (tarfile.HeaderError, ValueError) as error:
-            return key, f"tar header at byte {position} of the sample: {error}"
+            return _Parsed(key, f"tar header at byte {position} of the sample: {error}", None)
         if position == 0 and header.isreg():
             key = base_plus_ext(header.name)[0] or header.name
-        stored = (
-            -(-header.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE if header.isreg() or header.type in b"xgLK" else 0
-        )
-        if header.size < 0 or position + tarfile.BLOCKSIZE + stored > len(data):
-            return key, f"member {header.name!r} of {header.size} bytes does not fit in the sample"
-        position += tarfile.BLOCKSIZE + stored
-    return key, None
+        extended = header.type in b"xgLKS"  # a header for the next one, or of a sparse file
+        stored = -(-header.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE if header.isreg() or extended else 0
+        start = position + tarfile.BLOCKSIZE
+        position = start + stored
+        if header.size < 0 or position > len(data):
+            return _Parsed(key, f"member {header.name!r} of {header.size} bytes does not fit in the sample", None)
+        if extended:
+            members = None
+        elif members is not None and header.isreg() and not META.match(header.name):
+            members.append({"fname": header.name, "data": data[start : start + header.size]})
+    return _Parsed(key, None, members)
