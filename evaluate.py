@@ -57,7 +57,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     if unknown:
         raise ConfigError(f"{arguments.run} has no task {unknown[0]!r}; its tasks are {', '.join(by_name)}")
     trained = tuple(by_name[name] for name in wanted)
-    evaluated = tuple(dataclasses.replace(task, split=arguments.split) for task in trained)
+    evaluated = tuple(dataclasses.replace(task, split=arguments.split, shards=()) for task in trained)
     pixels = Pixels(run.model.image_size, run.model.patch)
     training, sources = (
         open_sources(dataclasses.replace(run.data, tasks=tasks), vocabulary, pixels, run.seed)

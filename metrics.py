@@ -10,6 +10,7 @@ import json
 import secrets
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -38,8 +39,9 @@ class TooManyFaultsError(RuntimeError):
 class Meter:
     """Sums between two log points. Nothing waits for the device until `record`, which all ranks call together."""
 
-    def __init__(self, tasks: list[str], model: ModelConfig, mesh: Mesh) -> None:
-        self.tasks, self.mesh = tasks, mesh
+    def __init__(self, sizes: dict[str, int], model: ModelConfig, mesh: Mesh) -> None:
+        """sizes: samples of each task's data set."""
+        self.tasks, self.sizes, self.mesh = list(sizes), list(sizes.values()), mesh
         self._bad_shards: set[tuple[str, str]] = set()
         self._decisions, self._experts = model.num_decisions, model.experts.num_experts
         self._auxiliary_names = model.experts.auxiliary.names
@@ -49,7 +51,7 @@ class Meter:
         # Per task: micro-batches, loss, right read-outs, read-outs. Then samples, tokens, faults, seconds waited for data.
         self._tasks = torch.zeros(len(self.tasks), 4, dtype=torch.float64, device=self.mesh.device)
         self._counts = torch.zeros(5, dtype=torch.float64)
-        self._faults = torch.zeros(len(self.tasks), dtype=torch.float64)
+        self._by_task = torch.zeros(len(self.tasks), 2, dtype=torch.float64)  # faults, tokens
         kinds = len(Modality)
         shape = (self._decisions, kinds, self._experts + 1)
         # Pairs that each expert took from each modality, and in the last column all that were asked.
@@ -69,7 +71,7 @@ class Meter:
             ]
         ).double()
         self._counts += torch.tensor([micro.num_samples, micro.num_tokens, len(micro.faults), waited_s, 1.0])
-        self._faults[micro.slot.task] += len(micro.faults)
+        self._by_task[micro.slot.task] += torch.tensor([len(micro.faults), micro.num_tokens])
         self._bad_shards |= {(fault.task, fault.shard) for fault in micro.faults if fault.sample is None}
         routed_NMX = torch.cat([losses.accepted_NME, losses.asked_NM.unsqueeze(-1)], dim=-1)
         if routed_NMX.shape[0] == self._decisions:
@@ -82,16 +84,17 @@ class Meter:
         self._skipped += not info.applied
         self._last = info
 
-    def record(self, step: int, total_steps: int) -> Record:
+    def record(self, step: int, total_steps: int, consumed: Sequence[int]) -> Record:
         """Collective. Totals over data ranks since the last record; `step` counts finished steps.
 
+        consumed: samples of each task since the run began; epoch/TASK is their number over the data set's size.
         faults: samples that had to be replaced; bad_shards: since the start, the most that one rank has met.
         """
         seconds = time.perf_counter() - self._start
         parts = [
             self._tasks.cpu().flatten(),
             self._counts,
-            self._faults,
+            self._by_task.flatten(),
             self._routed_NMX.cpu().flatten(),
             self._auxiliary.cpu(),
         ]
@@ -102,7 +105,7 @@ class Meter:
             # Ranks meet the same shards, so their counts must not be added.
             dist.all_reduce(bad_shards, op=dist.ReduceOp.MAX, group=self.mesh.data.group)
             total = total.cpu()
-        tasks, counts, faults_by_task, routed, auxiliary = total.split([p.numel() for p in parts])
+        tasks, counts, by_task, routed, auxiliary = total.split([p.numel() for p in parts])
         samples, tokens, faults, waited, micro_batches = counts.tolist()
         record: Record = {
             "step": step,
@@ -123,9 +126,12 @@ class Meter:
             if count:
                 record[f"loss/{name}"] = loss / count
                 record[f"accuracy/{name}"] = correct / reads
-        for name, number in zip(self.tasks, faults_by_task.tolist(), strict=True):
-            if number:
-                record[f"faults/{name}"] = int(number)
+        numbers = zip(self.tasks, self.sizes, consumed, by_task.view(-1, 2).tolist(), strict=True)
+        for name, size, samples_of_task, (faults_of_task, tokens_of_task) in numbers:
+            record[f"epoch/{name}"] = samples_of_task / size
+            record[f"tokens/{name}"] = int(tokens_of_task)
+            if faults_of_task:
+                record[f"faults/{name}"] = int(faults_of_task)
         for name, value in zip(self._auxiliary_names, auxiliary.tolist(), strict=True):
             record[f"auxiliary/{name}"] = value / micro_batches
         record |= _routing_record(routed.view(self._routed_NMX.shape))

@@ -122,7 +122,7 @@ def train(run: RunConfig, guard: RankGuard) -> int:
     stream = training_stream(sources, schedule, shard, step, consumed, run.data.workers, pin_memory=cuda)
     ledger = FaultLedger(run.folder, launched_rank(), run.data.max_bad_fraction)
     ledger.add(0, shard_faults(sources) if mesh.is_first else ())
-    meter = Meter([source.name for source in sources], run.model, mesh)
+    meter = Meter({source.name: source.order.total for source in sources}, run.model, mesh)
     sinks = Sinks(run, step, mesh.is_first)
     micro_batches = run.slots // mesh.data.size
     skipped_in_a_row = 0
@@ -161,7 +161,7 @@ def train(run: RunConfig, guard: RankGuard) -> int:
         watchdog.phase("report")
         stopping = any_rank(stop.requested, mesh)
         if step % run.log_every == 0 or step == run.steps or stopping:
-            sinks.write(meter.record(step, run.steps))
+            sinks.write(meter.record(step, run.steps, consumed))
         if step % run.save_every == 0 or step == run.steps or stopping:
             watchdog.phase("save")
             state = {"consumed": consumed, "optimizer_step": engine.optimizer_step}

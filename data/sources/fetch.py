@@ -124,7 +124,9 @@ def _paced(url: str, reply: Reply, options: FetchOptions) -> Iterator[bytes]:
 
 
 def read_small(url: str, limit_bytes: int, options: FetchOptions | None = None) -> bytes:
-    """A list or description, local or remote. Raises FetchError; for a local file OSError."""
+    """A list or description, local or remote, but not a command's output. Raises FetchError; for a local file OSError."""
+    if scheme_of(url) == "pipe":
+        raise FetchError(f"{shown(url)}: only shards may come from commands")
     if not is_remote(url):
         with open(local_path(url), "rb") as local:
             content = local.read(limit_bytes + 1)

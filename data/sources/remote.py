@@ -17,6 +17,8 @@ def check_protocol(url: str) -> None:
 
     if "::" in url:
         raise FetchError(f"{shown(url)}: chains of protocols (::) are not supported")
+    if scheme_of(url) == "local":
+        raise FetchError(f"{shown(url)}: name local files by their paths")
     try:
         fsspec.get_filesystem_class(scheme_of(url))
     except ImportError as error:

@@ -312,7 +312,16 @@ def test_a_local_file_that_changed_is_counted_again(tmp_path):
 def test_a_url_without_a_cache_or_a_command_without_leave(tmp_path):
     with pytest.raises(DatasetError, match="through a cache"):
         ShardSet.open("https://host/set", "train")
-    with pytest.raises(DatasetError, match=r"allow_pipe"):
-        opened_with = numbered(str(tmp_path), shards=("pipe:cat x.tar",))
-        write_numbered_info(tmp_path, 1, 1)
-        opened(opened_with)
+    write_numbered_info(tmp_path, 1, 1)
+    marker = tmp_path / "started"
+    for shard, message in (
+        (f"pipe:touch {marker}", "allow_pipe"),
+        (f"@pipe:touch {marker}", "only shards may come from commands"),
+        ("local:///etc/passwd", "name local files by their paths"),
+        ("zip://a::https://host/x.zip", "chains of protocols"),
+    ):
+        with pytest.raises(DatasetError, match=message):
+            opened(numbered(str(tmp_path), shards=(shard,)))
+    with pytest.raises(DatasetError, match="only shards may come from commands"):
+        opened(numbered(f"pipe:touch {marker}", allow_pipe=True))
+    assert not marker.exists() and not (tmp_path / "started").exists()
