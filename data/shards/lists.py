@@ -84,8 +84,13 @@ def parse_list(content: bytes, place: str) -> ShardList:
         data = json.loads(content)
         if data["version"] != 1:
             raise ValueError(f"version {data['version']!r}, expected 1")
-        rows = [ShardRow(str(r["name"]), r["samples"], r["bytes"], str(r.get("fault", ""))) for r in data["shards"]]
-        shards = ShardList.of(rows)
+        rows = data["shards"]
+        shards = ShardList(
+            names=tuple([str(row["name"]) for row in rows]),
+            samples=np.array([row["samples"] for row in rows], dtype=np.int64),
+            bytes=np.array([row["bytes"] for row in rows], dtype=np.int64),
+            faults={number: str(row["fault"]) for number, row in enumerate(rows) if row.get("fault")},
+        )
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise DatasetError(
             f"{place}: not a list of shards ({type(error).__name__}: {error}); remove it, or make it anew with `python -m data.shards`"

@@ -49,7 +49,7 @@ class Cache:
 
     @contextlib.contextmanager
     def open(self, url: str, finish: Finish, expected_bytes: int | None = None) -> Iterator[BinaryIO]:
-        """The shard as an open file with `name`; fetched first if need be. Raises FetchError.
+        """The shard as an open file; fetched first if need be. Raises FetchError.
 
         expected_bytes: its length by its list; another length is refused.
         """
@@ -68,14 +68,16 @@ class Cache:
         return self._object(url).exists()
 
     def fetch(self, url: str, finish: Finish, expected_bytes: int | None = None, wait: bool = True) -> None:
-        """Have the shard here. With wait=False, leave it to the process that fetches it already, if one does."""
+        """Have the shard here. With wait=False (ahead of need), leave it to the process that fetches it already, if one does,
+        and to the reader to try again what may only have failed for now."""
         since, reason = self._lost.get(url, (float("-inf"), ""))
         if time.monotonic() - since < RETRY_AFTER_S:
             raise FetchError(reason)
         try:
             self._fetch(url, finish, expected_bytes, wait)
         except FetchError as error:
-            if not isinstance(error.__cause__, NoRoomError):
+            cause = error.__cause__
+            if not isinstance(cause, NoRoomError if wait else TransientError):
                 self._lost[url] = (time.monotonic(), str(error))
             raise
         except OSError as error:
@@ -151,7 +153,7 @@ class Cache:
         """The unfinished file, locked; None if another process has it (wait=False) or has finished it."""
         grown, size = time.monotonic(), -1
         while True:
-            file = os.fdopen(os.open(part, os.O_RDWR | os.O_CREAT, 0o644), "r+b", buffering=0)
+            file = os.fdopen(os.open(part, os.O_RDWR | os.O_CREAT, 0o644), "r+b")
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

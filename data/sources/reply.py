@@ -39,7 +39,7 @@ class FetchOptions:
     backoff_s      pause after the first failure, doubled each time up to `max_backoff_s`, times a random half to whole
     """
 
-    attempts: int = 6
+    attempts: int = 8
     connect_s: float = 10.0
     stall_s: float = 30.0
     min_bytes_per_s: int = 1024

@@ -102,6 +102,15 @@ def test_a_lost_shard_is_not_asked_for_again_and_again(server, tmp_path):
     assert server.requests("/a.tar") == QUICK.attempts
 
 
+def test_what_failed_ahead_of_need_is_tried_again_by_the_reader(server, tmp_path):
+    cache = Cache(tmp_path, 1 << 20, QUICK)
+    url = f"{server.url}/a.tar"
+    server.deeds["/a.tar"] = [Deed(status=500)] * QUICK.attempts
+    with pytest.raises(FetchError, match="HTTP 500"):
+        cache.fetch(url, check_and_index, wait=False)
+    assert content(cache, url) == SHARD
+
+
 def test_those_read_longest_ago_make_room(server, tmp_path):
     cache = Cache(tmp_path, 35_000, QUICK)  # three shards of 10,240 bytes with their indexes
     for number, name in enumerate("abc"):
