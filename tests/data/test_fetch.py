@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import time
 
@@ -12,14 +13,15 @@ from data.sources.fetch import Known, download
 from tests.helpers.limits import within
 from tests.helpers.shard_server import Deed, serving
 
-QUICK = FetchOptions(attempts=3, connect_s=1.0, stall_s=0.4, backoff_s=0.01, max_backoff_s=0.05)
+QUICK = FetchOptions(attempts=3, connect_s=5.0, stall_s=5.0, backoff_s=0.01, max_backoff_s=0.05)
+IMPATIENT = dataclasses.replace(QUICK, stall_s=0.4)  # for what is too slow in any case; busy machines are slow, too
 CONTENT = bytes(range(256)) * 800  # 204,800 bytes
 LIMIT = 1 << 20
 
 
 @pytest.fixture(autouse=True)
 def time_limit():
-    with within(20):
+    with within(40):
         yield
 
 
@@ -135,14 +137,14 @@ def test_a_server_that_never_answers(server):
     server.deeds["/a.tar"] = [Deed(silent=True)] * 9
     before = time.monotonic()
     with pytest.raises(FetchError, match=r"imed? ?out.*given up after 3 attempts"):
-        fetched(f"{server.url}/a.tar")
-    assert time.monotonic() - before < 5
+        fetched(f"{server.url}/a.tar", options=IMPATIENT)
+    assert time.monotonic() - before < 10
 
 
 def test_a_server_that_drips(server):
     server.deeds["/a.tar"] = [Deed(pause=0.01)] * 9  # 100 bytes a second: never silent, never done
     with pytest.raises(FetchError, match=r"too slow \(given up after 3 attempts\)"):
-        fetched(f"{server.url}/a.tar")
+        fetched(f"{server.url}/a.tar", options=IMPATIENT)
 
 
 def test_a_server_that_is_not_there():
@@ -168,7 +170,7 @@ def test_credentials_are_sent_and_never_shown(server):
     server.deeds["/a.tar"] = [Deed(status=500)] * 3 + [Deed(silent=True)] * 3
     for _ in range(2):
         with pytest.raises(FetchError) as caught:
-            fetched(f"{url}/a.tar?signature=secret")
+            fetched(f"{url}/a.tar?signature=secret", options=IMPATIENT)
         assert "secret" not in str(caught.value) and "/a.tar" in str(caught.value)
     with pytest.raises(FetchError) as caught:
         fetched("http://me:secret@127.0.0.1:9/a.tar?signature=secret")
@@ -218,8 +220,8 @@ def test_commands(tmp_path):
         fetched("pipe:no-such-program-here")
     before = time.monotonic()
     with pytest.raises(FetchError, match=r"nothing for 0.4 s"):
-        fetched("pipe:sleep 60")
-    assert time.monotonic() - before < 5
+        fetched("pipe:sleep 60", options=IMPATIENT)
+    assert time.monotonic() - before < 10
 
 
 def test_small_files_have_limits(server, tmp_path):

@@ -18,9 +18,8 @@ from data.schedule import shares
 from data.shards import DatasetError, DatasetInfo, SplitInfo, write_info, write_shards
 from data.stream import open_sources, read_vocabulary, schedule_of
 from data.tasks.base import Pixels
-from data.tokenizer import Tokenizer
 from tests.helpers.runs import ROOT
-from tests.helpers.streams import SEED, numbered, opened, streamed, write_numbered
+from tests.helpers.streams import SEED, numbered, opened, streamed, tokenizer, write_numbered
 
 
 def test_shares_by_hand():
@@ -108,9 +107,7 @@ def test_all_captions_of_an_image_are_used_over_epochs(tmp_path):
         for key, texts in captions.items()
     ]
     write_shards(tmp_path, "train", samples)
-    tokens = sorted(
-        {49407, *(t for texts in captions.values() for text in texts for t in Tokenizer.load().encode(text))}
-    )
+    tokens = sorted({49407, *(t for texts in captions.values() for text in texts for t in tokenizer().encode(text))})
     info = DatasetInfo(kind="image_caption", classes=(), token_ids=tuple(tokens), splits={"train": SplitInfo(3, 1)})
     write_info(tmp_path, info)
     task = TaskConfig(name="c", kind="captioning", path=str(tmp_path), batch_size=3, max_text=12)

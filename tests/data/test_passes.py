@@ -10,9 +10,9 @@ import pytest
 from data.config import DataConfig, TaskConfig
 from data.passes import EvaluationBatch, _Pass, evaluation_pass
 from data.shards import DatasetInfo, SplitInfo, write_info, write_shard, write_shard_list
-from data.stream import Shard, Source, open_sources, read_vocabulary
-from data.tasks.base import Pixels
-from data.tokenizer import Tokenizer
+from data.stream import Shard, Source
+from tests.helpers.streams import opened as opened_set
+from tests.helpers.streams import tokenizer
 
 WORDS = ["red", "blue", "green", "circle", "square", "star", "left", "right", "up", "down"]
 
@@ -24,7 +24,7 @@ def text_source(folder, sizes, **options) -> Source:
         samples = [{"__key__": f"{i:03d}", "txt": spelled(i)} for i in itertools.islice(numbers, size)]
         write_shard(folder / f"train-{shard:06d}.tar", samples)
     write_shard_list(folder, "train")
-    tokens = sorted({49407, *itertools.chain.from_iterable(map(Tokenizer.load().encode, WORDS))})
+    tokens = sorted({49407, *itertools.chain.from_iterable(map(tokenizer().encode, WORDS))})
     info = DatasetInfo(
         kind="text", classes=(), token_ids=tuple(tokens), splits={"train": SplitInfo(sum(sizes), len(sizes))}
     )
@@ -34,8 +34,7 @@ def text_source(folder, sizes, **options) -> Source:
 
 def opened(folder, **options) -> Source:
     task = TaskConfig(name="texts", kind="masked_text", path=str(folder), max_text=16)
-    data = DataConfig(tasks=(task,), vocabulary="restricted", **options)
-    return open_sources(data, read_vocabulary(data), Pixels(8, 4), seed=3)[0]
+    return opened_set(DataConfig(tasks=(task,), vocabulary="restricted", **options))
 
 
 def spelled(number: int) -> str:

@@ -3,6 +3,7 @@ them while it is killed: `python -m tests.helpers.streams FOLDER RANK RANKS WORK
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import sys
@@ -12,10 +13,11 @@ import numpy as np
 
 from data.config import DataConfig, TaskConfig
 from data.decode import encode_png
-from data.shards import DatasetInfo, SplitInfo, write_info, write_shard, write_shard_list
-from data.stream import MicroBatch, Shard, Source, open_sources, read_vocabulary, schedule_of, training_stream
+from data.shards import DatasetInfo, SplitInfo, read_info, write_info, write_shard, write_shard_list
+from data.stream import MicroBatch, Shard, Source, open_sources, schedule_of, training_stream
 from data.tasks.base import Pixels
 from data.tokenizer import Tokenizer
+from data.vocabulary import Vocabulary
 
 LETTERS = "abcdefghijklmnop"
 SEED, SLOTS = 7, 4
@@ -37,7 +39,7 @@ def write_numbered(folder: Path, sizes: tuple[int, ...]) -> None:
 
 def write_numbered_info(folder: Path, samples: int, shards: int) -> None:
     classes = tuple("".join(LETTERS[(i >> shift) % 16] for shift in (8, 4, 0)) for i in range(samples))
-    tokens = sorted({49407, *itertools.chain.from_iterable(map(Tokenizer.load().encode, classes))})
+    tokens = sorted({49407, *itertools.chain.from_iterable(map(tokenizer().encode, classes))})
     info = DatasetInfo(
         kind="image_class", classes=classes, token_ids=tuple(tokens), splits={"train": SplitInfo(samples, shards)}
     )
@@ -51,8 +53,15 @@ def numbered(path: str, batch_size: int = 3, shards: tuple[str, ...] = (), **opt
     return DataConfig(tasks=(task,), vocabulary="restricted", **({"shuffle_window": 8} | options))
 
 
+@functools.cache
+def tokenizer() -> Tokenizer:
+    """Read once: it takes a third of a second."""
+    return Tokenizer.load()
+
+
 def opened(data: DataConfig) -> Source:
-    return open_sources(data, read_vocabulary(data), Pixels(8, 4), SEED)[0]
+    ids = itertools.chain.from_iterable(read_info(task.path).token_ids for task in data.tasks)
+    return open_sources(data, Vocabulary.restricted(tokenizer(), ids), Pixels(8, 4), SEED)[0]
 
 
 def streamed(
