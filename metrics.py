@@ -21,6 +21,7 @@ from torch import Tensor
 from config import RunConfig
 from config_file import dump_config
 from data.batch import Modality
+from data.sources import shown
 from data.stream import Fault, MicroBatch
 from model.config import ModelConfig
 from model.objective import Losses
@@ -268,7 +269,7 @@ class Wandb:
             resume="allow",
             mode=config.tracking.wandb,
             dir=str(folder),
-            config={"yaml": dump_config(config)},
+            config={"yaml": dump_config(without_credentials(config))},
             settings=wandb.Settings(silent=True, console="off"),
         )
         self._run.define_metric("*", step_metric="step")
@@ -281,6 +282,15 @@ class Wandb:
 
     def close(self) -> None:
         self._run.finish()
+
+
+def without_credentials(config: RunConfig) -> RunConfig:
+    """What may leave the machine: URLs without user, password and query, commands without arguments."""
+    tasks = tuple(
+        dataclasses.replace(task, path=shown(task.path), shards=tuple(map(shown, task.shards)))
+        for task in config.data.tasks
+    )
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, tasks=tasks))
 
 
 def _numbered(key: str, value: Any) -> Record:

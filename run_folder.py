@@ -12,6 +12,7 @@ from typing import Any
 
 from config import ConfigError, RunConfig
 from config_file import dump_config, load_config
+from data.sources import shown
 from data.tokenizer import Tokenizer
 from data.vocabulary import Vocabulary
 from model.convert import load_converted
@@ -68,6 +69,8 @@ def _difference(old: Any, new: Any, key: str) -> str | None:
     elif isinstance(old, tuple) and isinstance(new, tuple) and len(old) == len(new):
         pairs = [(a, b, f"{key}.{index}") for index, (a, b) in enumerate(zip(old, new, strict=True))]
     else:
+        if isinstance(old, str) and isinstance(new, str):
+            old, new = shown(old), shown(new)  # a signature of a URL may change, and must not be printed
         return None if old == new else f"{key} ({old!r}, now {new!r})"
     return next((found for a, b, name in pairs if (found := _difference(a, b, name))), None)
 

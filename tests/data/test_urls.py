@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import pytest
 
+from config import ConfigError
+from config_file import dump_config, load_config
 from data.sources import FetchError, expand, join
 from data.sources.urls import masked, shown
+from data.tokenizer import Tokenizer
+from data.vocabulary import Vocabulary
+from metrics import without_credentials
+from run_folder import check_same_run, write_run_files
+from tests.helpers.runs import ROOT
 
 LISTS = {
     "https://host/sets/all.txt": "# two parts\ntrain/{0..1}.tar\n\n@more/rest.txt\ns3://bucket/x.tar\n",
@@ -94,3 +101,28 @@ def test_joining():
     assert join("https://host/set/", "a.tar") == join("https://host/set", "a.tar") == "https://host/set/a.tar"
     assert join("https://host/set?sig=1", "a.tar") == "https://host/set/a.tar?sig=1"
     assert join("folder", "a.tar") == join("file:folder", "a.tar") == "folder/a.tar"
+
+
+def test_what_leaves_the_machine_has_no_credentials(tmp_path):
+    tasks = [
+        "data.tasks.shapes.path=https://me:secret@host/set?sig=secret",
+        "data.tasks.clips.shards=['pipe:curl -H secret https://host/a.tar', 's3://bucket/a.tar']",
+    ]
+    run = load_config(ROOT / "configs" / "demo.yaml", [*tasks, f"runs={tmp_path}"])
+    assert dump_config(run).count("secret") == 3
+    sent = dump_config(without_credentials(run))
+    assert "secret" not in sent and "https://***@host/set?***" in sent and "s3://bucket/a.tar" in sent
+
+
+def test_a_new_signature_is_the_same_run_and_another_place_is_not(tmp_path):
+    def run(path: str):
+        return load_config(ROOT / "configs" / "demo.yaml", [f"runs={tmp_path}", f"data.tasks.shapes.path={path}"])
+
+    vocabulary = Vocabulary.full(Tokenizer.load())
+    write_run_files(run("https://me:secret@host/set?sig=secret1"), vocabulary)
+    (tmp_path / "demo" / "checkpoints").mkdir()
+    (tmp_path / "demo" / "checkpoints" / "latest").write_text("step_00000001")
+    check_same_run(run("https://me:secret@host/set?sig=secret2"), vocabulary)
+    with pytest.raises(ConfigError, match=r"data\.tasks\.0\.path.*host/set.*host/other") as caught:
+        check_same_run(run("https://me:secret@host/other?sig=secret1"), vocabulary)
+    assert "secret" not in str(caught.value)
