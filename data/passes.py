@@ -31,9 +31,10 @@ def evaluation_pass(
 
     Batch k of rank r is batch k * ranks + r of the whole: samples [n * batch_size, (n + 1) * batch_size). Every rank gets the same
     number of batches; where the samples end, they begin anew and are not valid. So the batches are those of a single rank, whose
-    last one is filled up as well.
+    last one is filled up as well. A batch is never larger than all samples together.
     """
-    dataset = _Pass(source, batch_size, min(source.order.total, limit or source.order.total), shard or Shard())
+    total = min(source.order.total, limit or source.order.total)
+    dataset = _Pass(source, min(batch_size, total), total, shard or Shard())
     yield from loader_of(dataset, workers)
 
 

@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import re
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,8 +35,8 @@ def list_name(split: str) -> str:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[io.BufferedWriter]:
-    """A file that takes the name `path` when the block ends well, and vanishes otherwise."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """A file that takes the name `path` when the block ends well, and vanishes otherwise. Several processes may do it at once."""
+    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with unfinished.open("wb") as file:
             yield file

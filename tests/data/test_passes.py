@@ -107,3 +107,11 @@ def test_a_bad_sample_is_reported_once_and_left_out(tmp_path):
         number_of(source, e) for b in batches for e, valid in zip(b.examples, b.valid, strict=True) if valid
     )
     assert counted == dict.fromkeys({0, 1, 2, 3, 4, 6, 7}, 1)
+
+
+def test_a_batch_is_not_larger_than_the_data(tmp_path):
+    source = text_source(tmp_path, (3,))
+    (batch,) = evaluation_pass(source, 64)
+    assert batch.valid == (True,) * 3
+    (batch,) = evaluation_pass(source, 64, limit=2)
+    assert len(batch.examples) == 2
