@@ -10,6 +10,7 @@ import dataclasses
 import torch
 
 from config import TEXT_KINDS, RunConfig
+from data.budget import with_batch_size
 from data.config import TaskConfig
 from data.shards import DatasetError, read_info
 from data.tokenizer import SPE
@@ -40,7 +41,7 @@ class Parameters:
 class TaskCost:
     """tokens: of the input, visual_tokens of them patches; reads: places of an input that are read out;
     candidates: (number, tokens each), None where the data set is not there to be counted.
-    input_flops, candidate_flops: forward, for one input and for the whole candidate set."""
+    input_flops, candidate_flops: forward, for one input and for the whole candidate set. rows: samples of a micro-batch."""
 
     name: str
     tokens: int
@@ -49,6 +50,7 @@ class TaskCost:
     candidates: tuple[int, int] | None
     input_flops: int
     candidate_flops: int
+    rows: int
 
 
 def build_on_meta(model: ModelConfig, vocabulary_size: int = FULL_VOCABULARY, mesh: Mesh | None = None) -> Objective:
@@ -99,6 +101,7 @@ def task_cost(
         is_video, classes = info.kind.startswith("video"), len(info.classes)
     except DatasetError:
         is_video, classes = task.temperature == "video", 0
+    task = with_batch_size(task, patches, is_video)
     visual = 0 if task.kind in TEXT_KINDS else patches * (task.num_frames if is_video else 1)
     texts = {"masked_text": task.max_text, "text_classification": task.max_text, "captioning": 2 * task.max_text}
     text = texts.get(task.kind, 0)
@@ -118,6 +121,7 @@ def task_cost(
         visual_tokens=visual,
         reads=reads,
         candidates=(number, length) if number else None,
+        rows=task.batch_size,
         input_flops=flops_of_sequences(input_model, 1, 1 + visual + text, visual, reads),
         candidate_flops=flops_of_sequences(text_model, number, length, 0, 1),
     )
@@ -159,8 +163,8 @@ def describe(run: RunConfig) -> str:
             candidates = "candidates not counted: the data set is not there"
         else:
             number = compared_candidates(task, cost, run.data.vocabulary_sample)
-            share = cost.candidate_flops * number / cost.candidates[0] / task.batch_size
-            candidates = f"+ {share / 1e9:9.3f} its share of {number:,} candidates in a batch of {task.batch_size}"
+            share = cost.candidate_flops * number / cost.candidates[0] / cost.rows
+            candidates = f"+ {share / 1e9:9.3f} its share of {number:,} candidates in a batch of {cost.rows}"
         lines.append(f"  {task.name:<20} {cost.input_flops / 1e9:9.3f} for {cost.tokens:>5} tokens  {candidates}")
     return "\n".join(lines)
 

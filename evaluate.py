@@ -1,5 +1,7 @@
 """Evaluate a run: `python evaluate.py --run runs/demo --split heldout`. One JSON line per task on standard output.
 
+`deepspeed --num_gpus 2 evaluate.py ...` gives the same figures: each rank has the whole network and a part of the samples.
+
 Exit codes: 0 done, 1 failure, 2 the run, its checkpoint or its data cannot be used.
 """
 
@@ -16,14 +18,14 @@ import torch
 
 from config import EXIT_CONFIG, ConfigError
 from data.shards import DatasetError
-from data.stream import open_sources
+from data.stream import Shard, open_sources
 from data.tasks.base import Pixels
 from data.tokenizer import VocabularyFileError
 from evaluation import EVALUATORS, Evaluation
 from model.objective import Objective
 from parallel.checkpoints import CheckpointError, find_checkpoint, load_weights
 from parallel.kernels import load_kernels
-from parallel.mesh import Mesh
+from parallel.mesh import Mesh, accept_slurm, create_mesh, destroy_mesh, is_first_on_machine, launched_world_size
 from run_folder import read_run
 
 USER_ERRORS = (ConfigError, DatasetError, VocabularyFileError, CheckpointError)
@@ -39,6 +41,10 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--beam", type=int, default=2, help="hypotheses of a caption; 1 is greedy (default: 2)")
     parser.add_argument("--length-penalty", type=float, default=0.0, help="captions are ranked by score / words^p")
+    parser.add_argument(
+        "--workers", type=int, default=0, help="processes of each rank that decode ahead (default: none)"
+    )
+    parser.add_argument("--local_rank", type=int, default=0, help="set by the deepspeed launcher")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: torch's choice)")
     return parser.parse_args(argv)
 
@@ -51,7 +57,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     if unknown:
         raise ConfigError(f"{arguments.run} has no task {unknown[0]!r}; its tasks are {', '.join(by_name)}")
     trained = tuple(by_name[name] for name in wanted)
-    evaluated = tuple(dataclasses.replace(task, split=arguments.split) for task in trained)
+    evaluated = tuple(dataclasses.replace(task, split=arguments.split, shards=()) for task in trained)
     pixels = Pixels(run.model.image_size, run.model.patch)
     training, sources = (
         open_sources(dataclasses.replace(run.data, tasks=tasks), vocabulary, pixels, run.seed)
@@ -61,7 +67,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
     checkpoint = find_checkpoint(arguments.run / "checkpoints", arguments.step)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    ranks = create_mesh() if launched_world_size() > 1 else Mesh(device="cuda" if torch.cuda.is_available() else "cpu")
+    device = ranks.device
     objective = Objective(run.model, vocabulary.size, Mesh(), load_kernels(run.kernels))
     load_weights(checkpoint, objective)
     objective.to(device).eval()
@@ -77,18 +84,25 @@ def evaluate(arguments: argparse.Namespace) -> None:
             limit=arguments.limit,
             beam=arguments.beam,
             length_penalty=arguments.length_penalty,
+            shard=Shard(ranks.data.rank, ranks.data.size),
+            workers=arguments.workers,
         )
         metrics = EVALUATORS[source.task.config.kind](evaluation)
         head = {"task": source.name, "kind": source.task.config.kind, "split": arguments.split, "step": checkpoint.step}
         rounded = {key: round(value, 5) if isinstance(value, float) else value for key, value in metrics.items()}
-        print(json.dumps({**head, **rounded, "seconds": round(time.perf_counter() - start, 2)}), flush=True)
+        if ranks.is_first:
+            print(json.dumps({**head, **rounded, "seconds": round(time.perf_counter() - start, 2)}), flush=True)
+    if launched_world_size() > 1:
+        destroy_mesh()
 
 
 def main(argv: list[str] | None = None) -> int:
+    accept_slurm()
     try:
         evaluate(parse_arguments(sys.argv[1:] if argv is None else argv))
     except USER_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
+        if is_first_on_machine():
+            print(f"error: {error}", file=sys.stderr)
         return EXIT_CONFIG
     return 0
 

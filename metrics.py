@@ -10,6 +10,7 @@ import json
 import secrets
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +21,7 @@ from torch import Tensor
 from config import RunConfig
 from config_file import dump_config
 from data.batch import Modality
+from data.sources import shown
 from data.stream import Fault, MicroBatch
 from model.config import ModelConfig
 from model.objective import Losses
@@ -38,8 +40,10 @@ class TooManyFaultsError(RuntimeError):
 class Meter:
     """Sums between two log points. Nothing waits for the device until `record`, which all ranks call together."""
 
-    def __init__(self, tasks: list[str], model: ModelConfig, mesh: Mesh) -> None:
-        self.tasks, self.mesh = tasks, mesh
+    def __init__(self, sizes: dict[str, int], model: ModelConfig, mesh: Mesh) -> None:
+        """sizes: samples of each task's data set."""
+        self.tasks, self.sizes, self.mesh = list(sizes), list(sizes.values()), mesh
+        self._bad_shards: set[tuple[str, str]] = set()
         self._decisions, self._experts = model.num_decisions, model.experts.num_experts
         self._auxiliary_names = model.experts.auxiliary.names
         self._reset()
@@ -48,6 +52,7 @@ class Meter:
         # Per task: micro-batches, loss, right read-outs, read-outs. Then samples, tokens, faults, seconds waited for data.
         self._tasks = torch.zeros(len(self.tasks), 4, dtype=torch.float64, device=self.mesh.device)
         self._counts = torch.zeros(5, dtype=torch.float64)
+        self._by_task = torch.zeros(len(self.tasks), 2, dtype=torch.float64)  # faults, tokens
         kinds = len(Modality)
         shape = (self._decisions, kinds, self._experts + 1)
         # Pairs that each expert took from each modality, and in the last column all that were asked.
@@ -67,6 +72,8 @@ class Meter:
             ]
         ).double()
         self._counts += torch.tensor([micro.num_samples, micro.num_tokens, len(micro.faults), waited_s, 1.0])
+        self._by_task[micro.slot.task] += torch.tensor([len(micro.faults), micro.num_tokens])
+        self._bad_shards |= {(fault.task, fault.shard) for fault in micro.faults if fault.sample is None}
         routed_NMX = torch.cat([losses.accepted_NME, losses.asked_NM.unsqueeze(-1)], dim=-1)
         if routed_NMX.shape[0] == self._decisions:
             self._routed_NMX += routed_NMX.double()
@@ -78,16 +85,28 @@ class Meter:
         self._skipped += not info.applied
         self._last = info
 
-    def record(self, step: int, total_steps: int) -> Record:
-        """Collective. Totals over data ranks since the last record; `step` counts finished steps."""
+    def record(self, step: int, total_steps: int, consumed: Sequence[int]) -> Record:
+        """Collective. Totals over data ranks since the last record; `step` counts finished steps.
+
+        consumed: samples of each task since the run began; epoch/TASK is their number over the data set's size.
+        faults: samples that had to be replaced; bad_shards: since the start, the most that one rank has met.
+        """
         seconds = time.perf_counter() - self._start
-        parts = [self._tasks.cpu().flatten(), self._counts, self._routed_NMX.cpu().flatten(), self._auxiliary.cpu()]
-        total = torch.cat(parts)
+        parts = [
+            self._tasks.cpu().flatten(),
+            self._counts,
+            self._by_task.flatten(),
+            self._routed_NMX.cpu().flatten(),
+            self._auxiliary.cpu(),
+        ]
+        total, bad_shards = torch.cat(parts), torch.tensor(len(self._bad_shards))
         if self.mesh.data.size > 1:
-            total = total.to(self.mesh.device)
+            total, bad_shards = total.to(self.mesh.device), bad_shards.to(self.mesh.device)
             dist.all_reduce(total, group=self.mesh.data.group)
+            # Ranks meet the same shards, so their counts must not be added.
+            dist.all_reduce(bad_shards, op=dist.ReduceOp.MAX, group=self.mesh.data.group)
             total = total.cpu()
-        tasks, counts, routed, auxiliary = total.split([p.numel() for p in parts])
+        tasks, counts, by_task, routed, auxiliary = total.split([p.numel() for p in parts])
         samples, tokens, faults, waited, micro_batches = counts.tolist()
         record: Record = {
             "step": step,
@@ -100,6 +119,7 @@ class Meter:
             "data_wait": waited / self.mesh.data.size / seconds,
             "samples": int(samples),
             "faults": int(faults),
+            "bad_shards": int(bad_shards),
             "skipped_steps": self._skipped,
             "eta_s": (total_steps - step) * seconds / self._steps,
         }
@@ -107,6 +127,12 @@ class Meter:
             if count:
                 record[f"loss/{name}"] = loss / count
                 record[f"accuracy/{name}"] = correct / reads
+        numbers = zip(self.tasks, self.sizes, consumed, by_task.view(-1, 2).tolist(), strict=True)
+        for name, size, samples_of_task, (faults_of_task, tokens_of_task) in numbers:
+            record[f"epoch/{name}"] = samples_of_task / size
+            record[f"tokens/{name}"] = int(tokens_of_task)
+            if faults_of_task:
+                record[f"faults/{name}"] = int(faults_of_task)
         for name, value in zip(self._auxiliary_names, auxiliary.tolist(), strict=True):
             record[f"auxiliary/{name}"] = value / micro_batches
         record |= _routing_record(routed.view(self._routed_NMX.shape))
@@ -136,7 +162,10 @@ def _rounded(values: Tensor) -> list:
 
 
 class FaultLedger:
-    """Every unusable sample once, in `ledger_rank_<n>.jsonl`; the run stops above a share."""
+    """Every unusable sample and shard once, in `ledger_rank_<n>.jsonl`; the run stops above a share of samples.
+
+    A line has the fields of Fault: task, shard, sample and offset (null for a whole shard), reason.
+    """
 
     GRACE_SAMPLES = 1000
 
@@ -144,24 +173,32 @@ class FaultLedger:
         self.path = folder / f"ledger_rank_{rank:05d}.jsonl"
         self.max_fraction = max_fraction
         self._samples, self._faults = 0, 0
-        self._known = {line for line in self.path.read_text().splitlines()} if self.path.exists() else set()
+        text = self.path.read_text() if self.path.exists() else ""
+        if text and not text.endswith("\n"):  # a crash has cut off the last line
+            text = text[: text.rfind("\n") + 1]
+            write_atomically(self.path, text)
+        self._known = {_place_of(json.loads(line)) for line in text.splitlines()}
 
     def add(self, num_samples: int, faults: tuple[Fault, ...]) -> None:
-        """Raises TooManyFaultsError, which names the last fault and the ledger."""
+        """Raises TooManyFaultsError, which names the ledger. Faults count as many as samples were replaced for them."""
         self._samples += num_samples
-        self._faults += len(faults)
+        self._faults += len(faults) if num_samples else 0
         for fault in faults:
-            line = json.dumps(dataclasses.asdict(fault))
-            if line not in self._known:
-                self._known.add(line)
+            entry = dataclasses.asdict(fault)
+            if _place_of(entry) not in self._known:
+                self._known.add(_place_of(entry))
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 with self.path.open("a") as file:
-                    file.write(line + "\n")
+                    file.write(json.dumps(entry) + "\n")
         if self._samples >= self.GRACE_SAMPLES and self._faults > self.max_fraction * self._samples:
             raise TooManyFaultsError(
                 f"{self._faults} of {self._samples} samples are unreadable, more than data.max_bad_fraction="
                 f"{self.max_fraction}; the list is {self.path}"
             )
+
+
+def _place_of(entry: Record) -> tuple[Any, ...]:
+    return entry["task"], entry.get("shard"), entry.get("sample")
 
 
 class Sink(Protocol):
@@ -232,7 +269,7 @@ class Wandb:
             resume="allow",
             mode=config.tracking.wandb,
             dir=str(folder),
-            config={"yaml": dump_config(config)},
+            config={"yaml": dump_config(without_credentials(config))},
             settings=wandb.Settings(silent=True, console="off"),
         )
         self._run.define_metric("*", step_metric="step")
@@ -245,6 +282,15 @@ class Wandb:
 
     def close(self) -> None:
         self._run.finish()
+
+
+def without_credentials(config: RunConfig) -> RunConfig:
+    """What may leave the machine: URLs without user, password and query, commands without arguments."""
+    tasks = tuple(
+        dataclasses.replace(task, path=shown(task.path), shards=tuple(map(shown, task.shards)))
+        for task in config.data.tasks
+    )
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, tasks=tasks))
 
 
 def _numbered(key: str, value: Any) -> Record:

@@ -12,6 +12,7 @@ from typing import Any
 
 from config import ConfigError, RunConfig
 from config_file import dump_config, load_config
+from data.sources import shown
 from data.stream import Source
 from data.tokenizer import Tokenizer
 from data.vocabulary import Vocabulary
@@ -23,6 +24,8 @@ from parallel.checkpoints import find_checkpoint, load_weights, write_atomically
 CONFIG, VOCABULARY = "config.yaml", "vocabulary.json"
 IDENTITY = ("seed", "slots", "model", "data")
 """What must not change when a run is resumed; the layout, the number of steps and all reporting may."""
+FREE = ("data.workers", "data.cache_dir", "data.cache_gib", "data.max_bad_fraction")
+"""Of these, what may change: it does not decide which samples come."""
 
 
 def write_run_files(run: RunConfig, vocabulary: Vocabulary) -> None:
@@ -71,11 +74,15 @@ def _plain(value: Any) -> Any:
 
 
 def _difference(old: Any, new: Any, key: str) -> str | None:
+    if key in FREE:
+        return None
     if isinstance(old, dict) and isinstance(new, dict):
         pairs = [(old.get(name), new.get(name), f"{key}.{name}") for name in sorted(old.keys() | new.keys())]
     elif isinstance(old, tuple) and isinstance(new, tuple) and len(old) == len(new):
         pairs = [(a, b, f"{key}.{index}") for index, (a, b) in enumerate(zip(old, new, strict=True))]
     else:
+        if isinstance(old, str) and isinstance(new, str):
+            old, new = shown(old), shown(new)  # a signature of a URL may change, and must not be printed
         return None if old == new else f"{key} ({old!r}, now {new!r})"
     return next((found for a, b, name in pairs if (found := _difference(a, b, name))), None)
 

@@ -123,13 +123,13 @@ def train(run: RunConfig, guard: RankGuard) -> int:
             flush=True,
         )
 
-    schedule = schedule_of(run.data, run.slots, run.seed)
+    schedule = schedule_of(run.data, run.slots, run.seed, sources)
     shard = Shard(mesh.data.rank, mesh.data.size)
     cuda = mesh.device != "cpu"
     stream = training_stream(sources, schedule, shard, step, consumed, run.data.workers, pin_memory=cuda)
     ledger = FaultLedger(run.folder, launched_rank(), run.data.max_bad_fraction)
     ledger.add(0, shard_faults(sources) if mesh.is_first else ())
-    meter = Meter([source.name for source in sources], run.model, mesh)
+    meter = Meter({source.name: source.order.total for source in sources}, run.model, mesh)
     sinks = Sinks(run, step, mesh.is_first)
     saver = Saver(run.folder / "checkpoints", run.keep_checkpoints, run.save_async)
     micro_batches = run.slots // mesh.data.size
@@ -168,7 +168,7 @@ def train(run: RunConfig, guard: RankGuard) -> int:
         watchdog.phase("report")
         stopping, writing = any_rank((stop.requested, saver.is_writing), mesh)
         if step % run.log_every == 0 or step == run.steps or stopping:
-            sinks.write(meter.record(step, run.steps))
+            sinks.write(meter.record(step, run.steps, consumed))
         watchdog.phase("save")
         if not writing:
             saver.publish()

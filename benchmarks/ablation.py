@@ -80,7 +80,7 @@ def run_variant(name: str, seed: int, steps: int, config: str, limit: int) -> di
 
 def train(objective: Objective, run: RunConfig, sources: list) -> None:
     """The training loop of train.py without ranks, checkpoints and reports."""
-    schedule = schedule_of(run.data, run.slots, run.seed)
+    schedule = schedule_of(run.data, run.slots, run.seed, sources)
     stream = training_stream(sources, schedule, Shard(), 0, (0,) * len(sources), 0)
     options = run.optimizer
     groups = [

@@ -17,10 +17,12 @@ class TaskConfig:
     """One task on one data set; images and videos are told apart by the data set's own description.
 
     name             unique; under it the task appears in reports
-    path             data set folder (dataset.json and shards)
+    path             data set: a folder, or a URL prefix, that holds dataset.json and shards
+    shards           shards in place of the split's own: paths, URLs, {000..099}, globs, @file lists, and pipe: commands
     sampling_weight  relative frequency of the task among micro-batches
     loss_weight      factor of the loss
     batch_size       samples of one micro-batch
+    batch_tokens     in place of batch_size: as many samples as have so many tokens, if each is as long as can be; 0 = off
     temperature      learned logit scale; empty = by task: image, video, text, caption, retrieval
     max_text         tokens of a text, end-of-text included; longer ones are cut
     num_frames       frames of a clip
@@ -41,9 +43,11 @@ class TaskConfig:
     kind: TaskKind
     path: str
     split: str = "train"
+    shards: tuple[str, ...] = ()
     sampling_weight: float = 1.0
     loss_weight: float = 1.0
     batch_size: int = 32
+    batch_tokens: int = 0
     label_smoothing: float = 0.0
     temperature: str = ""
     max_text: int = 32
@@ -64,8 +68,10 @@ class TaskConfig:
             raise ValueError(
                 f"task {self.name}: sampling_weight={self.sampling_weight} must be positive; leave the task out instead"
             )
-        if self.batch_size < 1 or self.max_text < 2 or self.num_frames < 1:
-            raise ValueError(f"task {self.name}: need batch_size >= 1, max_text >= 2, num_frames >= 1")
+        if self.batch_size < 1 or self.max_text < 2 or self.num_frames < 1 or self.batch_tokens < 0:
+            raise ValueError(
+                f"task {self.name}: need batch_size >= 1, batch_tokens >= 0, max_text >= 2, num_frames >= 1"
+            )
         if self.kind == "retrieval" and self.batch_size < 2:
             raise ValueError(f"task {self.name}: retrieval needs batch_size >= 2, its candidates are the other samples")
         if self.candidates != "local" and (self.candidates == "global") != (self.kind == "retrieval"):
@@ -103,8 +109,13 @@ class DataConfig:
                        weights corrected so that the softmax is unbiased; 0 = every word
     word_end           a word of the vocabulary is encoded with end-of-text after it, as the public code does
     draw               mixed: every micro-batch draws its own task (the papers' sampling); same: one draw a step
+    mixture            weights: a task's share of the micro-batches is its sampling_weight; sizes: sampling_weight times
+                       its samples to the power 1 / mixture_temperature (1: as large as the data sets are; high: equal)
     workers            processes a rank that decode ahead; 0 = in the training process
     shuffle_window     samples over which order is drawn at random, after the order of shards
+    cache_dir          where shards that are not local files are kept; processes of a machine share it
+    cache_gib          the most that may be kept there
+    allow_pipe         whether `shards` may name commands (pipe:), which are started without a shell
     max_bad_fraction   the run stops when more samples than this share are unreadable (after the first 1000)
     """
 
@@ -113,8 +124,13 @@ class DataConfig:
     vocabulary_sample: int = 0
     word_end: bool = False
     draw: Literal["mixed", "same"] = "mixed"
+    mixture: Literal["weights", "sizes"] = "weights"
+    mixture_temperature: float = 1.0
     workers: int = 0
     shuffle_window: int = 8192
+    cache_dir: str = "~/.cache/sparse-generalists"
+    cache_gib: float = 100.0
+    allow_pipe: bool = False
     max_bad_fraction: float = 0.001
 
     def __post_init__(self) -> None:
@@ -135,6 +151,10 @@ class DataConfig:
         ):
             raise ValueError(
                 "candidates=sharded needs the whole vocabulary: set vocabulary_sample=0 or candidates=local"
+            )
+        if self.mixture_temperature <= 0 or self.cache_gib <= 0:
+            raise ValueError(
+                f"mixture_temperature={self.mixture_temperature} and cache_gib={self.cache_gib} must be positive"
             )
         if self.vocabulary_sample and any(
             t.label_smoothing for t in self.tasks if t.kind in ("masked_text", "captioning")

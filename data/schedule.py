@@ -8,12 +8,23 @@ micro-batch each do what one rank does with two.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
 
 from data.order import rng
+
+
+def shares(
+    weights: Sequence[float], sizes: Sequence[int], mixture: Literal["weights", "sizes"], temperature: float
+) -> tuple[float, ...]:
+    """Share of each task among the micro-batches: by its weight, or by weight * size ** (1 / temperature). Their sum is 1."""
+    logs = np.log(weights)
+    if mixture == "sizes":
+        logs = logs + np.log(sizes) / temperature
+    parts = np.exp(logs - logs.max())
+    return tuple((parts / parts.sum()).tolist())
 
 
 @dataclasses.dataclass(frozen=True)

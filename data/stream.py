@@ -1,4 +1,4 @@
-"""Shards to micro-batches: an endless stream for training, one exact pass for evaluation.
+"""Shards to micro-batches: an endless stream for training. (data/passes.py: one exact pass for evaluation.)
 
     schedule: (seed, step, slot) -> task, position --> order: position -> (shard, index) --> shards: bytes
         --> task.example: decode, augment --> task.batch --> MicroBatch
@@ -9,22 +9,26 @@ micro-batch of its rank. A bad sample is reported and replaced by the next one o
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import itertools
 import multiprocessing
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from data.batch import TaskBatch
+from data.budget import with_batch_size
 from data.config import DataConfig
-from data.decode import BadSample
 from data.order import EpochOrder, rng
-from data.schedule import Schedule, Slot
-from data.shards import DatasetInfo, ShardSet, read_info
+from data.schedule import Schedule, Slot, shares
+from data.shards import BadSample, BadShard, DatasetError, DatasetInfo, ShardSet, read_info
+from data.sources import Ahead, Cache
 from data.tasks import Task, TaskContext, make_task
 from data.tasks.base import Pixels
 from data.tokenizer import Tokenizer
@@ -32,6 +36,8 @@ from data.vocabulary import Vocabulary
 
 MAX_REPLACEMENTS = 100
 """Bad samples in a row before a stream gives up."""
+NEIGHBOURS = 10
+"""So many of the next samples are tried in place of a bad one, then others of the epoch: they may all be of one bad shard."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,10 +50,15 @@ class Shard:
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
-    """A sample that could not be used."""
+    """A sample that could not be used, or with sample=None all or the rest of a shard.
+
+    shard: its name without credentials; sample: index in the shard; offset: in bytes, where it is known.
+    """
 
     task: str
-    source: str
+    shard: str
+    sample: int | None
+    offset: int | None
     reason: str
 
 
@@ -85,30 +96,58 @@ def read_vocabulary(config: DataConfig) -> Vocabulary:
 
 
 def open_sources(config: DataConfig, vocabulary: Vocabulary, pixels: Pixels, seed: int) -> list[Source]:
-    """Bind every task to its data set; errors name the task and the folder."""
+    """Bind every task to its data set; errors name the task and the folder. Batch sizes of token budgets are filled in."""
+    cache = Cache(Path(config.cache_dir).expanduser(), int(config.cache_gib * (1 << 30)))
     sources = []
     for number, task_config in enumerate(config.tasks):
         info: DatasetInfo = read_info(task_config.path)
-        shards = ShardSet.open(task_config.path, task_config.split)
+        patches = (pixels.image_size // pixels.patch) ** 2
+        task_config = with_batch_size(task_config, patches, video=info.kind.startswith("video"))
+        if task_config.shards:
+            shards = ShardSet.from_urls(task_config.shards, cache, config.allow_pipe)
+        else:
+            shards = ShardSet.open(task_config.path, task_config.split, cache)
         context = TaskContext(task_config, info, vocabulary, pixels, config.vocabulary_sample, config.word_end)
         order = EpochOrder(shards.sizes, seed=_mix(seed, number), window=config.shuffle_window)
         sources.append(Source(make_task(context), shards, order))
+    _check_cache(sources, config)
     return sources
 
 
+def _check_cache(sources: list[Source], config: DataConfig) -> None:
+    """Two windows of every remote data set must fit, or shards would be fetched again for every sample."""
+    needed = 0
+    for source in sources:
+        if source.shards.is_remote:
+            listed = source.shards.listed
+            in_windows = 2 * config.shuffle_window * len(listed.names) / source.order.total + 2
+            needed += int(min(1.0, in_windows / len(listed.names)) * listed.bytes.sum())
+    if needed > config.cache_gib * (1 << 30):
+        raise DatasetError(
+            f"data.cache_gib={config.cache_gib:g} is too little: two windows of data.shuffle_window={config.shuffle_window} samples "
+            f"of all remote data sets span shards of {needed / (1 << 30):.3g} GiB; raise it or lower the window"
+        )
+
+
 def shard_faults(sources: list[Source]) -> tuple[Fault, ...]:
-    """What was wrong with whole shards when they were opened: cut off, or with an index that does not fit."""
+    """What was wrong with whole shards when their samples were counted: cut off, or no shards at all."""
     return tuple(
-        Fault(source.name, str(source.shards.paths[0].parent), fault)
+        Fault(source.name, source.shards.name(shard), None, None, reason)
         for source in sources
-        for fault in source.shards.faults
+        for shard, reason in source.shards.listed.faults.items()
     )
 
 
-def schedule_of(config: DataConfig, slots: int, seed: int) -> Schedule:
+def schedule_of(config: DataConfig, slots: int, seed: int, sources: Sequence[Source] = ()) -> Schedule:
+    """`sources` are needed where batch sizes or shares follow from the data. Raises ValueError."""
+    tasks = [source.task.config for source in sources] or list(config.tasks)
+    if not sources and (config.mixture == "sizes" or any(task.batch_tokens for task in tasks)):
+        raise ValueError("mixture=sizes and batch_tokens need the opened sources")
+    weights = [task.sampling_weight for task in tasks]
+    sizes = [source.order.total for source in sources]
     return Schedule(
-        weights=tuple(task.sampling_weight for task in config.tasks),
-        batch_sizes=tuple(task.batch_size for task in config.tasks),
+        weights=shares(weights, sizes, config.mixture, config.mixture_temperature) if sizes else tuple(weights),
+        batch_sizes=tuple(task.batch_size for task in tasks),
         slots=slots,
         seed=seed,
         draw=config.draw,
@@ -126,7 +165,13 @@ def training_stream(
 ) -> Iterator[MicroBatch]:
     """Micro-batches of this data rank from `start_step` on, without end."""
     dataset = _Stream(sources, schedule, shard, start_step, consumed)
-    loader = DataLoader(
+    for micro in loader_of(dataset, workers):
+        yield dataclasses.replace(micro, batch=_pinned(micro.batch)) if pin_memory else micro
+
+
+def loader_of(dataset: IterableDataset, workers: int) -> DataLoader:
+    """What the dataset yields, worker by worker in turn."""
+    return DataLoader(
         dataset,
         batch_size=None,
         num_workers=workers,
@@ -135,8 +180,6 @@ def training_stream(
         pin_memory=False,
         worker_init_fn=_end_with_the_trainer if workers else None,
     )
-    for micro in loader:
-        yield dataclasses.replace(micro, batch=_pinned(micro.batch)) if pin_memory else micro
 
 
 def _end_with_the_trainer(worker: int) -> None:
@@ -166,10 +209,43 @@ class _Stream(IterableDataset):
 
     def __iter__(self) -> Iterator[MicroBatch]:
         worker = get_worker_info()
-        first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
+        return self.part(worker.id, worker.num_workers) if worker else self.part(0, 1)
+
+    def part(self, worker: int, workers: int) -> Iterator[MicroBatch]:
+        """What one worker process builds."""
         slots = self.schedule.micro_batches(self.start_step, self.consumed, self.shard.index, self.shard.count)
-        for slot in itertools.islice(slots, first, None, stride):
-            yield build_micro_batch(self.sources[slot.task], slot, self.schedule)
+        with contextlib.closing(_FetchingAhead(self.sources, self.consumed)) as ahead:
+            for slot in itertools.islice(slots, worker, None, workers):
+                ahead.reached(slot.task, slot.start)
+                yield build_micro_batch(self.sources[slot.task], slot, self.schedule)
+
+
+class _FetchingAhead:
+    """Has the shards of each remote task's window and of the next one fetched, as the stream goes on."""
+
+    def __init__(self, sources: list[Source], consumed: tuple[int, ...]) -> None:
+        self._sources = sources
+        self._positions = {task: consumed[task] for task, source in enumerate(sources) if source.shards.is_remote}
+        self._ahead = Ahead()
+        self._want()
+
+    def reached(self, task: int, position: int) -> None:
+        if task in self._positions:
+            window = self._sources[task].order.window
+            entered = self._positions[task] // window != position // window
+            self._positions[task] = position
+            if entered:
+                self._want()
+
+    def _want(self) -> None:
+        jobs = []
+        for task, position in self._positions.items():
+            shards, order = self._sources[task].shards, self._sources[task].order
+            jobs += [functools.partial(shards.fetch, shard) for shard in order.shards_near(position)]
+        self._ahead.want(jobs)
+
+    def close(self) -> None:
+        self._ahead.close()
 
 
 def build_micro_batch(source: Source, slot: Slot, schedule: Schedule) -> MicroBatch:
@@ -186,35 +262,27 @@ def build_micro_batch(source: Source, slot: Slot, schedule: Schedule) -> MicroBa
 
 
 def _example(source: Source, position: int, seed: int, task: int, faults: list[Fault]):
-    for attempt in range(position, position + MAX_REPLACEMENTS):
+    attempt = position
+    for number in range(1, MAX_REPLACEMENTS + 1):
         shard, index = source.order.locate(attempt)
         try:
             sample = source.shards.read(shard, index)
             return source.task.example(sample, rng(seed, task, position, 0))
         except BadSample as error:
-            faults.append(Fault(source.name, source.shards.describe(shard, index), str(error)))
+            faults.append(fault_of(source, shard, index, error))
+        total = source.order.total
+        elsewhere = position // total * total + int(rng(seed, task, position, number, 2).integers(total))
+        attempt = position + number if number <= NEIGHBOURS else elsewhere
     raise RuntimeError(f"task {source.name}: {MAX_REPLACEMENTS} unreadable samples in a row; the last: {faults[-1]}")
 
 
-@dataclasses.dataclass(frozen=True)
-class EvaluationBatch:
-    """Examples of one task in shard order, and the faults met on the way."""
-
-    examples: list
-    faults: tuple[Fault, ...]
-
-
-def evaluation_pass(source: Source, batch_size: int, limit: int | None = None) -> Iterator[EvaluationBatch]:
-    """Every sample once, in order, without augmentation. Bad ones are reported and left out."""
-    places = [(shard, index) for shard, size in enumerate(source.shards.sizes) for index in range(size)]
-    for start in range(0, min(len(places), limit or len(places)), batch_size):
-        examples, faults = [], []
-        for shard, index in places[start : min(start + batch_size, limit or len(places))]:
-            try:
-                examples.append(source.task.example(source.shards.read(shard, index), None))
-            except BadSample as error:
-                faults.append(Fault(source.name, source.shards.describe(shard, index), str(error)))
-        yield EvaluationBatch(examples, tuple(faults))
+def fault_of(source: Source, shard: int, index: int, error: BadSample) -> Fault:
+    """What goes to the ledger."""
+    whole = isinstance(error, BadShard)
+    offset = error.offset
+    if offset is None and not whole:  # the sample was read, and its content is bad
+        offset = int(source.shards.ranges(shard)[index, 0])
+    return Fault(source.name, source.shards.name(shard), None if whole else index, offset, error.reason)
 
 
 def _pinned(batch: TaskBatch) -> TaskBatch:

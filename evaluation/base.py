@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
+from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from data.batch import Sequences
-from data.stream import Source, evaluation_pass
+from data.passes import evaluation_pass
+from data.stream import Shard, Source
 from data.targets import all_words
 from model.objective import Objective
 
 Metrics = dict[str, float | int]
+T = TypeVar("T")
 CHUNK = 1024
 """Candidates encoded in one pass."""
 
@@ -21,7 +26,11 @@ CHUNK = 1024
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
     """One evaluator's input: `limit` samples at most, all if None. `training` is the task's training split; beam and
-    length_penalty are those of captions (the public code: 2 and 0)."""
+    length_penalty are those of captions (the public code: 2 and 0).
+
+    Several ranks, each with the whole network, share the samples: `shard` says which part is this rank's. Then torch.distributed's
+    default group must have these ranks, and every rank gets the figures of all.
+    """
 
     objective: Objective
     source: Source
@@ -31,18 +40,36 @@ class Evaluation:
     limit: int | None = None
     beam: int = 2
     length_penalty: float = 0.0
+    shard: Shard = dataclasses.field(default_factory=Shard)
+    workers: int = 0
 
-    def batches(self) -> Iterator[list]:
-        """Examples in shard order; raises RuntimeError if a sample is unreadable, since a score over fewer is another score."""
-        for batch in evaluation_pass(self.source, self.batch_size, self.limit):
+    def batches(self) -> Iterator[tuple[list, Tensor]]:
+        """(examples, valid_B) in shard order; all ranks get as many, and those that are not valid fill up the last ones.
+
+        Raises RuntimeError if a sample is unreadable, since a score over fewer is another score.
+        """
+        for batch in evaluation_pass(self.source, self.batch_size, self.limit, self.shard, self.workers):
             if batch.faults:
                 raise RuntimeError(f"cannot evaluate on damaged data: {batch.faults[0]}")
-            yield batch.examples
+            yield batch.examples, torch.tensor(batch.valid)
 
-    def training_batches(self) -> Iterator[list]:
-        """Examples of the training split, unmodified; unreadable ones are left out, as in training."""
-        for batch in evaluation_pass(self.training, self.batch_size):
-            yield batch.examples
+    def training_examples(self) -> Iterator[Any]:
+        """This rank's part of the training split, each once and unmodified; unreadable ones are left out, as in training."""
+        for batch in evaluation_pass(self.training, self.batch_size, None, self.shard, self.workers):
+            yield from itertools.compress(batch.examples, batch.valid)
+
+    def gathered(self, batches: list[T]) -> list[T]:
+        """Collective. What each rank has of each of its batches, in the order of the batches of all ranks."""
+        parts = self.of_all_ranks(batches)
+        return [part for batch in zip(*parts, strict=True) for part in batch]
+
+    def of_all_ranks(self, value: T) -> list[T]:
+        """Collective. Every rank's value."""
+        if self.shard.count == 1:
+            return [value]
+        found: list[Any] = [None] * self.shard.count
+        dist.all_gather_object(found, value)
+        return found
 
 
 @torch.no_grad()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 
 from data.attributes import CAPTION_TEXT
@@ -37,10 +39,12 @@ def generate(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
         attributes=CAPTION_TEXT,
         task=evaluation.source.name,
     )
-    captions, references = [], []
-    for examples in evaluation.batches():
+    parts: list[list[tuple[str, list[str]]]] = []
+    for examples, valid_B in evaluation.batches():
         prefix = task.prefix(examples).to(evaluation.device)  # type: ignore[attr-defined]
         found = beam_search(objective, prefix, words, evaluation.beam, task.config.max_text, evaluation.length_penalty)
-        captions += [vocabulary.decode(row).strip() for row in found.best(vocabulary.end)]
-        references += [example.references for example in examples]
-    return captions, references
+        captions = [vocabulary.decode(row).strip() for row in found.best(vocabulary.end)]
+        scored = zip(captions, (example.references for example in examples), strict=True)
+        parts.append(list(itertools.compress(scored, valid_B.tolist())))
+    pairs = [pair for part in evaluation.gathered(parts) for pair in part]
+    return [caption for caption, _ in pairs], [references for _, references in pairs]

@@ -21,20 +21,24 @@ def evaluate(evaluation: Evaluation) -> Metrics:
     """
     objective, task = evaluation.objective, evaluation.source.task
     words_CD, _ = encode_vocabulary(evaluation)
-    loss, right = 0.0, 0
-    counts: Counter[int] = Counter()
-    for examples in evaluation.batches():
+    parts: list[tuple[float, int, Counter[int]]] = []
+    for examples, valid_B in evaluation.batches():
         batch = task.batch(examples, None).to(evaluation.device)
         features_QD, _ = objective.encode(batch.inputs, batch.read_Q2, task=evaluation.source.name)
         logits_QC = objective.logits(features_QD, words_CD, batch.temperature)
-        loss += float(cross_entropy(logits_QC, batch.labels_Q, reduction="sum"))
-        right += int((logits_QC.argmax(dim=1) == batch.labels_Q).sum())
-        counts.update(batch.labels_Q.tolist())
+        counted_Q = valid_B.to(evaluation.device)[batch.read_Q2[:, 0]]
+        loss_Q = cross_entropy(logits_QC, batch.labels_Q, reduction="none") * counted_Q
+        right_Q = (logits_QC.argmax(dim=1) == batch.labels_Q) & counted_Q
+        parts.append((float(loss_Q.sum()), int(right_Q.sum()), Counter(batch.labels_Q[counted_Q].tolist())))
+    losses, rights, labels = zip(*evaluation.gathered(parts), strict=True)
+    loss, right = sum(losses), sum(rights)
+    counts: Counter[int] = sum(labels, Counter())
     total = counts.total()
-    seen: Counter[int] = Counter()
-    for examples in evaluation.training_batches():
-        for example in examples:
-            seen.update(example.original_tokens)
+    own: Counter[int] = Counter()
+    for example in evaluation.training_examples():
+        own.update(example.original_tokens)
+    # In the order of tokens, so that sums are those of a single rank to the last bit.
+    seen = Counter(dict(sorted(sum(evaluation.of_all_ranks(own), Counter()).items())))
     frequencies = torch.tensor(list(seen.values()), dtype=torch.float64) / seen.total()
     smoothed = seen.total() + words_CD.shape[0]
     return {

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from evaluation.base import Evaluation, Metrics, encode_rows
+from evaluation.base import CHUNK, Evaluation, Metrics, encode_rows
 
 CUTOFFS = (1, 5, 10)
 
@@ -15,19 +17,32 @@ CUTOFFS = (1, 5, 10)
 def evaluate(evaluation: Evaluation) -> Metrics:
     """A text query is right if its own image is among the first k, an image query if one of its captions is."""
     objective, task = evaluation.objective, evaluation.source.task
-    images, captions, owners = [], [], []
-    num_images = 0
-    for examples in evaluation.batches():
+    parts: list[tuple[Tensor, list[list[str]]]] = []
+    for examples, valid_B in evaluation.batches():
         batch = task.batch(examples, None).to(evaluation.device)
-        for example in examples:
-            owners += [num_images] * len(example.references)
-            captions += example.references
-            num_images += 1
-        images.append(objective.encode(batch.inputs, batch.read_Q2, task=evaluation.source.name)[0])
-    images_ND = torch.cat(images)
-    texts_MD = encode_rows(evaluation, task.texts(captions))  # type: ignore[attr-defined]
+        images_BD, _ = objective.encode(batch.inputs, batch.read_Q2, task=evaluation.source.name)
+        references = [example.references for example in itertools.compress(examples, valid_B.tolist())]
+        parts.append((images_BD.cpu()[valid_B], references))
+    parts = evaluation.gathered(parts)
+    images_ND = torch.cat([images for images, _ in parts]).to(evaluation.device)
+    references = [texts for _, part in parts for texts in part]
+    captions = list(itertools.chain.from_iterable(references))
+    owners = [image for image, texts in enumerate(references) for _ in texts]
+    texts_MD = _encoded(evaluation, captions)
     similarity_NM = normalize(images_ND, dim=-1) @ normalize(texts_MD, dim=-1).T
     return recalls(similarity_NM, torch.tensor(owners, device=images_ND.device))
+
+
+def _encoded(evaluation: Evaluation, captions: list[str]) -> Tensor:
+    """texts_MD; each rank encodes every n-th chunk of the captions."""
+    task = evaluation.source.task
+    chunks = [captions[start : start + CHUNK] for start in range(0, len(captions), CHUNK)]
+    own = {
+        number: encode_rows(evaluation, task.texts(chunks[number])).cpu()  # type: ignore[attr-defined]
+        for number in range(evaluation.shard.index, len(chunks), evaluation.shard.count)
+    }
+    of_all = {number: rows for part in evaluation.of_all_ranks(own) for number, rows in part.items()}
+    return torch.cat([of_all[number] for number in range(len(chunks))]).to(evaluation.device)
 
 
 def recalls(similarity_NM: Tensor, owner_M: Tensor) -> Metrics:

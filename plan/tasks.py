@@ -71,7 +71,7 @@ def task_loads(run: RunConfig, vocabulary_size: int) -> tuple[TaskLoad, ...]:
     for task in run.data.tasks:
         cost = task_cost(task, run.model, vocabulary_size, run.data.word_end)
         number = compared_candidates(task, cost, run.data.vocabulary_sample)
-        rows = task.batch_size
+        rows = cost.rows
         texts = cost.tokens > 1 + cost.visual_tokens
         inputs = Passed(rows, cost.tokens, cost.visual_tokens, rows * cost.reads, masked=texts)
         length = cost.candidates[1] if cost.candidates else 0

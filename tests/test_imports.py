@@ -23,6 +23,8 @@ OWNERS = {
     "wandb": "metrics",
     "webdataset": "data",
     "av": "data",
+    "requests": "data",
+    "fsspec": "data",
 }
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.helpers.runs import ROOT, command, environment, losses, records, train
 
@@ -149,3 +152,29 @@ def test_rows_cut_over_tensor_ranks_train_as_one_process_does(config):
     assert len(alone) == len(cut) == 6
     for expected, got in zip(alone, cut, strict=True):
         assert got == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_damaged_data_is_listed_counted_and_passed_by_and_workers_may_change(config):
+    raw = yaml.safe_load(config.read_text())
+    shapes = Path(raw["data"]["tasks"][0]["path"])
+    copy = config.parent / "shapes"
+    shutil.copytree(shapes, copy)
+    (tar,) = copy.glob("train-*.tar")
+    tar.write_bytes(tar.read_bytes()[:-30_000])  # a part of the 48 samples
+    path = f"data.tasks.shapes.path={copy}"
+    train(config, path, "steps=3", "data.max_bad_fraction=1.0")
+    train(config, path, "steps=12", "data.max_bad_fraction=1.0", "data.workers=1", "data.cache_gib=1")
+    found = records(config)
+    assert [record["step"] for record in found] == list(range(1, 13))
+    assert sum(record.get("faults/shapes", 0) for record in found) == sum(record["faults"] for record in found) > 0
+    assert found[-1]["bad_shards"] == 1 and found[-1]["epoch/shapes"] > 0 and found[-1]["tokens/shapes"] >= 0
+    lines = (config.parent / "runs" / "tiny" / "ledger_rank_00000.jsonl").read_text().splitlines()
+    (fault,) = map(json.loads, lines)
+    assert (fault["task"], fault["shard"], fault["sample"]) == ("shapes", tar.name, None) and "cut off" in fault[
+        "reason"
+    ]
+    out = train(
+        config, "name=strict", path, "steps=9999", "data.tasks.shapes.sampling_weight=1000", "slots=8", expect=1
+    )
+    assert "samples are unreadable, more than data.max_bad_fraction=0.001" in out

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 
 class BadSample(Exception):
-    """A sample that cannot be used. `reason` says where and why; the stream takes another sample instead."""
+    """A sample that cannot be used. `reason` says where and why; the stream takes another sample instead.
 
-    def __init__(self, reason: str) -> None:
+    offset: of the sample in its shard, in bytes, where it is known.
+    """
+
+    def __init__(self, reason: str, offset: int | None = None) -> None:
         super().__init__(reason)
-        self.reason = reason
+        self.reason, self.offset = reason, offset
+
+
+class BadShard(BadSample):
+    """A sample that cannot be used because its whole shard, or the rest of it, cannot. The reason is the same for all of them."""
 
 
 class DatasetError(ValueError):

@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import re
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from data.shards.errors import DatasetError
 
 INFO_FILE = "dataset.json"
 _SPLIT = re.compile(r"[A-Za-z0-9_]+")
-_OURS = re.compile(r"[A-Za-z0-9_]+-\d{6}\.tar(\.index\.json)?|dataset\.json|\.[\w.-]+\.tmp")
+_OURS = re.compile(r"[A-Za-z0-9_]+-\d{6}\.tar(\.index\.json)?|[A-Za-z0-9_]+\.shards\.json|dataset\.json|\.[\w.-]+\.tmp")
 
 
 def check_split(split: str) -> None:
@@ -27,10 +28,15 @@ def index_path(path: Path) -> Path:
     return path.with_name(path.name + ".index.json")
 
 
+def list_name(split: str) -> str:
+    """The file that lists the shards of a split."""
+    return f"{split}.shards.json"
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[io.BufferedWriter]:
-    """A file that takes the name `path` when the block ends well, and vanishes otherwise."""
-    unfinished = path.with_name(f".{path.name}.tmp")
+    """A file that takes the name `path` when the block ends well, and vanishes otherwise. Several processes may do it at once."""
+    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with unfinished.open("wb") as file:
             yield file

@@ -11,6 +11,9 @@ import pydantic
 
 from data.shards.errors import DatasetError
 from data.shards.files import INFO_FILE, replacing
+from data.sources import FetchError, join, read_small, shown
+
+MAX_INFO_BYTES = 256 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,10 +50,13 @@ class DatasetInfo:
 
 
 def read_info(directory: Path | str) -> DatasetInfo:
-    """The folder's dataset.json. Raises DatasetError."""
-    path = Path(directory) / INFO_FILE
+    """dataset.json of a folder or below a URL. Raises DatasetError."""
+    url = join(str(directory), INFO_FILE)
+    path = shown(url)
     try:
-        return pydantic.TypeAdapter(DatasetInfo).validate_json(path.read_bytes())
+        return pydantic.TypeAdapter(DatasetInfo).validate_json(read_small(url, MAX_INFO_BYTES))
+    except FetchError as error:
+        raise DatasetError(str(error)) from error
     except OSError as error:
         raise DatasetError(
             f"{path}: {error.strerror}; make data sets with `python -m data.prepare` or `data.synthetic`"

@@ -14,6 +14,8 @@ from webdataset.tariterators import base_plus_ext
 from data.shards.files import index_path
 
 MAX_INDEX_BYTES = 256 << 20
+# Streams that start so would be unpacked by tarfile, without limit, before they are parsed.
+COMPRESSED = re.compile(rb"\x1f\x8b\x08|BZh.1AY&SY|\x5d\x00\x00\x80|\xfd7zXZ|\x28\xb5\x2f\xfd")
 META = re.compile(r"__[^/]*__($|/)")  # webdataset skips members with such names
 
 
@@ -27,32 +29,47 @@ class Place:
 
 
 def load_ranges(path: Path) -> tuple[np.ndarray, str | None]:
-    """(offset and length of every sample [N, 2], fault): from the index if it fits, else by scanning."""
+    """(offset and length of every sample [N, 2], fault): from the index if it fits, else by scanning. Raises OSError."""
     index = index_path(path)
     fault = None
     if index.is_file():
         try:
-            return _read_index(index, path.stat().st_size), None
-        except (ValueError, KeyError, TypeError, OverflowError, OSError) as error:
+            if index.stat().st_size > MAX_INDEX_BYTES:
+                raise ValueError(f"larger than {MAX_INDEX_BYTES} bytes")
+            return parse_index(index.read_bytes(), path.stat().st_size)
+        except (ValueError, OSError) as error:
             fault = f"{index.name} is not used ({error})"
     places, scan_fault = scan(path)
     ranges_N2 = np.array([(p.offset, p.length) for p in places], dtype=np.int64).reshape(-1, 2)
     return ranges_N2, "; ".join(part for part in (fault, scan_fault) if part) or None
 
 
-def _read_index(index: Path, tar_bytes: int) -> np.ndarray:
-    if index.stat().st_size > MAX_INDEX_BYTES:
-        raise ValueError(f"larger than {MAX_INDEX_BYTES} bytes")
-    content = json.loads(index.read_bytes())
-    if content["version"] != 1:
-        raise ValueError(f"version {content['version']!r}, expected 1")
-    if content.get("tar_bytes", tar_bytes) != tar_bytes:
-        raise ValueError(f"made for a tar of {content['tar_bytes']} bytes, found {tar_bytes}")
-    pairs = [(sample["offset"], sample["length"]) for sample in content["samples"]]
-    ranges_N2 = np.array(pairs, dtype=np.int64).reshape(-1, 2)
+def parse_index(content: bytes, tar_bytes: int | None = None) -> tuple[np.ndarray, str | None]:
+    """(ranges [N, 2], what was wrong with the tar when it was indexed). Raises ValueError if it does not fit a tar of so many bytes."""
+    try:
+        index = json.loads(content)
+        version, made_for, samples = index["version"], index.get("tar_bytes"), index["samples"]
+        if version != 1:
+            raise ValueError(f"version {version!r}, expected 1")
+        ranges_N2 = np.array([(s["offset"], s["length"]) for s in samples], dtype=np.int64).reshape(-1, 2)
+        if tar_bytes is None:
+            tar_bytes = int(made_for)
+    except (KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+    if made_for not in (None, tar_bytes):
+        raise ValueError(f"made for a tar of {made_for} bytes, found {tar_bytes}")
     if len(ranges_N2) and (ranges_N2.min() < 0 or int(ranges_N2.sum(axis=1).max()) > tar_bytes):
         raise ValueError("byte ranges outside the tar")
-    return ranges_N2
+    fault = index.get("fault")
+    return ranges_N2, fault if isinstance(fault, str) else None
+
+
+def index_of(places: list[Place], tar_bytes: int, fault: str | None = None) -> bytes:
+    """The content of an index file."""
+    index = {"version": 1, "tar_bytes": tar_bytes, "samples": [dataclasses.asdict(place) for place in places]}
+    return json.dumps(index | ({"fault": fault} if fault else {}), ensure_ascii=False, separators=(",", ":")).encode(
+        "utf-8", "surrogateescape"
+    )
 
 
 def scan(path: Path) -> tuple[list[Place], str | None]:
@@ -83,4 +100,19 @@ def scan(path: Path) -> tuple[list[Place], str | None]:
     except (tarfile.TarError, ValueError, KeyError, OverflowError, OSError) as error:
         reason = str(error)
     places = places if complete else places[:-1]
+    if not end:
+        return [], f"no tar: {_kind_of(path)}"
     return places, f"cut off or damaged at byte {end} of {size} ({reason}); {len(places)} samples are used"
+
+
+def _kind_of(path: Path) -> str:
+    """What a file is that should have been a tar."""
+    with path.open("rb") as file:
+        head = file.read(tarfile.BLOCKSIZE)
+    if not head:
+        return "the file is empty"
+    if COMPRESSED.match(head):
+        return "it is compressed; unpack it, since samples are read one by one"
+    if re.match(rb"\s*<(!doctype|html|\?xml)", head, re.IGNORECASE):
+        return f"a page of HTML or XML, {head[:60]!r}"
+    return f"starts with {head[:24]!r}"

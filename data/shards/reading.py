@@ -2,151 +2,289 @@
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import dataclasses
-import glob
 import io
-import itertools
-import os
-import re
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any, BinaryIO
 
-import braceexpand
 import numpy as np
 from webdataset.tariterators import base_plus_ext, group_by_keys, tar_file_iterator
 
-from data.shards.errors import BadSample, DatasetError
-from data.shards.files import check_split, index_path
-from data.shards.ranges import load_ranges
+from data.shards.errors import BadSample, BadShard, DatasetError
+from data.shards.files import check_split
+from data.shards.lists import (
+    MAX_LIST_BYTES,
+    ShardList,
+    check_and_index,
+    list_of_folder,
+    list_of_locations,
+    list_of_prefix,
+)
+from data.shards.ranges import COMPRESSED, META, load_ranges
+from data.sources import Cache, FetchError, check_url, expand, is_remote, join, local_path, read_small, shown
 
 MAX_SAMPLE_BYTES = 256 << 20
-# A stream that starts so would be unpacked by tarfile, without limit, before it is parsed.
-_COMPRESSED = re.compile(rb"\x1f\x8b\x08|BZh.1AY&SY|\x5d\x00\x00\x80|\xfd7zXZ")
+RANGES_BYTES = 64 << 20
+"""Byte ranges that a process keeps in memory, 16 bytes a sample."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ShardSet:
     """Shards for reading samples one by one; holds no open file, so it may be copied to other processes.
 
-    offsets, lengths  per shard, the byte range of each sample
-    faults            what was wrong with shards or indexes; samples that are lost by it are in no count
+    Opening reads a list of the shards alone. A shard is looked at when a sample of it is read for the first time.
+
+    listed      names, samples and bytes of every shard
+    base        folder or URL prefix of the names; None: `locations` has each shard's place
     """
 
-    paths: tuple[Path, ...]
-    offsets: tuple[np.ndarray, ...]
-    lengths: tuple[np.ndarray, ...]
-    faults: tuple[str, ...] = ()
+    listed: ShardList
+    base: str | None
+    locations: tuple[str, ...] = ()
+    cache: Cache | None = None
     max_sample_bytes: int = MAX_SAMPLE_BYTES
+    _ranges: RangeCache = dataclasses.field(default_factory=lambda: RangeCache(RANGES_BYTES), repr=False)
 
     @classmethod
-    def open(cls, directory: Path | str, split: str, max_sample_bytes: int = MAX_SAMPLE_BYTES) -> ShardSet:
-        """All `<split>-*.tar` of the folder, by name. Raises DatasetError."""
-        directory = Path(directory)
+    def open(
+        cls, directory: Path | str, split: str, cache: Cache | None = None, max_sample_bytes: int = MAX_SAMPLE_BYTES
+    ) -> ShardSet:
+        """All `<split>-*.tar` of a folder or URL prefix, by name. URLs need a cache. Raises DatasetError."""
         check_split(split)
-        paths = sorted(directory.glob(f"{split}-*.tar"))
-        if not paths:
-            present = sorted({path.name.rsplit("-", 1)[0] for path in directory.glob("*-*.tar")})
-            found = (
-                f"splits {', '.join(present)}" if present else "no shards" if directory.is_dir() else "no such folder"
-            )
-            raise DatasetError(f"{directory} has no shard {split}-*.tar; found: {found}")
-        return cls._of_paths(paths, max_sample_bytes)
+        base = str(directory)
+        if is_remote(base):
+            _check_url(base)
+            shards = list_of_prefix(base, split, _needed(cache, base))
+        else:
+            base = local_path(base)
+            shards = list_of_folder(Path(base), split, cache)
+        return cls(shards, base, (), cache, max_sample_bytes)._checked()
 
     @classmethod
-    def from_urls(cls, urls: Iterable[str], max_sample_bytes: int = MAX_SAMPLE_BYTES) -> ShardSet:
-        """Shards by path, {000..012} braces or * globs, in the order given. Raises DatasetError."""
-        paths: list[Path] = []
-        for url in itertools.chain.from_iterable(braceexpand.braceexpand(url) for url in urls):
-            if re.match(r"(?!file:)[a-z0-9+]+:", url):
-                raise DatasetError(
-                    f"{url}: only local files can be read: copy or mount the shards and give their paths"
-                )
-            path = url.removeprefix("file:")
-            found = sorted(glob.glob(path)) if glob.has_magic(path) else [path] if os.path.isfile(path) else []
-            if not found:
-                raise DatasetError(f"{url}: no such shard")
-            paths += [Path(name) for name in found]
-        if not paths:
-            raise DatasetError("the list of shards is empty")
-        return cls._of_paths(paths, max_sample_bytes)
+    def from_urls(
+        cls,
+        urls: Iterable[str],
+        cache: Cache | None = None,
+        allow_pipe: bool = False,
+        max_sample_bytes: int = MAX_SAMPLE_BYTES,
+    ) -> ShardSet:
+        """Shards by path or URL, {000..012} braces, * globs and @file lists, in the order given. Raises DatasetError."""
+        try:
+            locations = expand(urls, _read_list, allow_pipe)
+        except FetchError as error:
+            raise DatasetError(str(error)) from error
+        for location in {location.split(":")[0]: location for location in locations if is_remote(location)}.values():
+            _check_url(location)
+            _needed(cache, location)
+        shards = list_of_locations(locations, cache)
+        return cls(shards, None, tuple(locations), cache, max_sample_bytes)._checked()
 
-    @classmethod
-    def _of_paths(cls, paths: list[Path], max_sample_bytes: int) -> ShardSet:
-        offsets, lengths, faults = [], [], []
-        for path in paths:
-            ranges_N2, fault = load_ranges(path)
-            offsets.append(ranges_N2[:, 0])
-            lengths.append(ranges_N2[:, 1])
-            if fault:
-                faults.append(f"{path.name}: {fault}")
-        if not any(len(shard) for shard in offsets):
+    def _checked(self) -> ShardSet:
+        if not len(self):
             raise DatasetError(
-                f"{paths[0].parent}: {len(paths)} shards without a sample" + "".join(f"; {f}" for f in faults[:1])
+                f"{shown(self.base or self.locations[0])}: {len(self.listed.names)} shards without a sample"
+                + "".join(f"; {fault}" for fault in self.faults[:1])
             )
-        return cls(tuple(paths), tuple(offsets), tuple(lengths), tuple(faults), max_sample_bytes)
+        return self
 
     def __len__(self) -> int:
         """Samples in all."""
-        return sum(self.sizes)
+        return int(self.listed.samples.sum())
 
     @property
     def sizes(self) -> tuple[int, ...]:
         """Samples of each shard."""
-        return tuple(len(shard) for shard in self.offsets)
+        return tuple(self.listed.samples.tolist())
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """What was wrong with shards when they were counted; samples that are lost by it are in no count."""
+        return tuple(f"{self.name(shard)}: {fault}" for shard, fault in sorted(self.listed.faults.items()))
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """Of local shards."""
+        return tuple(Path(local_path(self.location(shard))) for shard in range(len(self.listed.names)))
+
+    @property
+    def is_remote(self) -> bool:
+        return is_remote(self.base) if self.base is not None else any(map(is_remote, self.locations))
+
+    def location(self, shard: int) -> str:
+        """Path or URL; not for messages."""
+        return self.locations[shard] if self.base is None else join(self.base, self.listed.names[shard])
+
+    def name(self, shard: int) -> str:
+        """For messages and ledgers."""
+        location = self.location(shard)
+        return shown(location) if is_remote(location) else location.rpartition("/")[2]
+
+    def ranges(self, shard: int) -> np.ndarray:
+        """Offset and length of each sample [N, 2]. Raises BadShard."""
+        with self._opened(shard):
+            return self._ranges_of(shard)[0]
+
+    def fetch(self, shard: int) -> None:
+        """Have a remote shard in the cache, unless another process is about to. Raises FetchError."""
+        location = self.location(shard)
+        if self.cache is not None and is_remote(location) and not self.cache.has(location):
+            self.cache.fetch(location, check_and_index, self._expected_bytes(shard), wait=False)
 
     def describe(self, shard: int, index: int) -> str:
-        """Where a sample stands, for messages."""
-        return f"{self.paths[shard].name} sample {index} at byte {self.offsets[shard][index]}"
+        """Where a sample stands, for messages. Does not touch the shard."""
+        return f"{self.name(shard)} sample {index}"
 
     def read(self, shard: int, index: int) -> dict[str, bytes | str]:
         """Sample `index` of shard `shard`: "__key__", "__url__" and extension -> bytes.
 
-        Raises BadSample for whatever is wrong with the file's content, and nothing else.
+        Raises BadSample for whatever is wrong with the file's content, BadShard where that is the whole shard.
         """
-        place = self.describe(shard, index)
-        length = int(self.lengths[shard][index])
-        if length > self.max_sample_bytes:
-            raise BadSample(f"{place}: {length} bytes, more than the limit of {self.max_sample_bytes}")
-        try:
-            with self.paths[shard].open("rb") as file:
-                file.seek(int(self.offsets[shard][index]))
+        with self._opened(shard) as file:
+            ranges_N2, fault = self._ranges_of(shard)
+            if index >= len(ranges_N2):
+                found = f"{len(ranges_N2)} samples, its list says {self.listed.samples[shard]}"
+                raise BadShard(f"{self.name(shard)}: {found}{': ' + fault if fault else ''}")
+            offset, length = map(int, ranges_N2[index])
+            place = f"{self.describe(shard, index)} at byte {offset}"
+            if length > self.max_sample_bytes:
+                raise BadSample(f"{place}: {length} bytes, more than the limit of {self.max_sample_bytes}", offset)
+            try:
+                file.seek(offset)
                 data = file.read(length)
-        except OSError as error:
-            raise BadSample(f"{place}: {error}") from error
+            except OSError as error:
+                raise BadSample(f"{place}: {error}", offset) from error
         if len(data) < length:
-            raise BadSample(f"{place}: the file ends {length - len(data)} bytes too early")
-        key, damage = _check_headers(data)
-        place = f"{place}, key {key!r}"
-        if damage:
-            raise BadSample(f"{place}: {damage}")
-        members = ({**member, "__url__": str(self.paths[shard])} for member in tar_file_iterator(io.BytesIO(data)))
+            raise BadSample(f"{place}: the file ends {length - len(data)} bytes too early", offset)
+        parsed = _parse(data)
+        place = f"{place}, key {parsed.key!r}"
+        if parsed.damage:
+            raise BadSample(f"{place}: {parsed.damage}", offset)
+        members = tar_file_iterator(io.BytesIO(data)) if parsed.members is None else parsed.members
+        url = shown(self.location(shard))
         try:
-            samples = list(group_by_keys(members))
+            samples = list(group_by_keys({**member, "__url__": url} for member in members))
         except Exception as error:  # whatever a parser makes of damaged bytes
-            raise BadSample(f"{place}: {error.args[0] if error.args else error!r}") from error
+            raise BadSample(f"{place}: {error.args[0] if error.args else error!r}", offset) from error
         if len(samples) != 1:
-            stale = index_path(self.paths[shard]).name
-            raise BadSample(f"{place}: {len(samples)} samples in the range of one; remove {stale}")
+            raise BadSample(
+                f"{place}: {len(samples)} samples in the range of one; remove {self.name(shard)}.index.json", offset
+            )
         return samples[0]
 
+    @contextlib.contextmanager
+    def _opened(self, shard: int) -> Iterator[BinaryIO]:
+        location = self.location(shard)
+        try:
+            if is_remote(location):
+                assert self.cache is not None
+                with self.cache.open(location, check_and_index, self._expected_bytes(shard)) as file:
+                    yield file
+            else:
+                with open(local_path(location), "rb") as file:
+                    yield file
+        except FetchError as error:
+            raise BadShard(str(error)) from error
+        except OSError as error:
+            raise BadShard(f"{self.name(shard)}: {error.strerror or error}") from error
 
-def _check_headers(data: bytes) -> tuple[str, str | None]:
-    """(key of the first member, damage or None). tarfile silently takes a damaged header for the end."""
+    def _ranges_of(self, shard: int) -> tuple[np.ndarray, str | None]:
+        """(ranges, what is wrong) of a shard that is open."""
+
+        def load() -> tuple[np.ndarray, str | None]:
+            location, expected = self.location(shard), int(self.listed.bytes[shard])
+            path = Path(local_path(location))
+            if is_remote(location):
+                assert self.cache is not None
+                path = self.cache.path(location)
+            found = path.stat().st_size
+            ranges_N2, fault = load_ranges(path)
+            if found > expected:  # not merely cut off: its samples are others than the list's
+                fault, ranges_N2 = f"{found} bytes, its list says {expected}; make the list anew", ranges_N2[:0]
+            return ranges_N2, fault
+
+        return self._ranges.get(shard, load)
+
+    def _expected_bytes(self, shard: int) -> int | None:
+        return int(self.listed.bytes[shard]) or None
+
+
+class RangeCache:
+    """The byte ranges of the shards that were used last; copies start empty."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        self._entries: collections.OrderedDict[int, tuple[np.ndarray, str | None]] = collections.OrderedDict()
+        self._bytes = 0
+
+    def __reduce__(self) -> tuple:
+        return RangeCache, (self.limit_bytes,)
+
+    def get(self, shard: int, load: Callable[[], tuple[np.ndarray, str | None]]) -> tuple[np.ndarray, str | None]:
+        if shard not in self._entries:
+            self._entries[shard] = load()
+            self._bytes += self._entries[shard][0].nbytes
+            while self._bytes > self.limit_bytes and len(self._entries) > 1:
+                self._bytes -= self._entries.popitem(last=False)[1][0].nbytes
+        self._entries.move_to_end(shard)
+        return self._entries[shard]
+
+
+def _check_url(url: str) -> None:
+    try:
+        check_url(url)
+    except FetchError as error:
+        raise DatasetError(str(error)) from error
+
+
+def _needed(cache: Cache | None, url: str) -> Cache:
+    if cache is None:
+        raise DatasetError(
+            f"{shown(url)}: shards that are not local files are read through a cache, and none was given"
+        )
+    return cache
+
+
+def _read_list(url: str) -> bytes:
+    try:
+        return read_small(url, MAX_LIST_BYTES)
+    except OSError as error:
+        raise FetchError(f"@{shown(url)}: {error.strerror}") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class _Parsed:
+    """key: of the first member; damage: what is wrong, tarfile silently takes a damaged header for the end; members: as webdataset's
+    tar_file_iterator gives them, None where names are longer than a header has room for: then it has to do it."""
+
+    key: str
+    damage: str | None
+    members: list[dict[str, Any]] | None
+
+
+def _parse(data: bytes) -> _Parsed:
     key, position = "?", 0
-    if _COMPRESSED.match(data):
-        return key, "compressed data in place of a tar header"
+    members: list[dict[str, Any]] | None = []
+    if COMPRESSED.match(data):
+        return _Parsed(key, "compressed data in place of a tar header", None)
     while position < len(data):
         try:
             header = tarfile.TarInfo.frombuf(data[position : position + tarfile.BLOCKSIZE], "utf-8", "surrogateescape")
         except (tarfile.HeaderError, ValueError) as error:
-            return key, f"tar header at byte {position} of the sample: {error}"
+            return _Parsed(key, f"tar header at byte {position} of the sample: {error}", None)
         if position == 0 and header.isreg():
             key = base_plus_ext(header.name)[0] or header.name
-        stored = (
-            -(-header.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE if header.isreg() or header.type in b"xgLK" else 0
-        )
-        if header.size < 0 or position + tarfile.BLOCKSIZE + stored > len(data):
-            return key, f"member {header.name!r} of {header.size} bytes does not fit in the sample"
-        position += tarfile.BLOCKSIZE + stored
-    return key, None
+        extended = header.type in b"xgLKS"  # a header for the next one, or of a sparse file
+        stored = -(-header.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE if header.isreg() or extended else 0
+        start = position + tarfile.BLOCKSIZE
+        position = start + stored
+        if header.size < 0 or position > len(data):
+            return _Parsed(key, f"member {header.name!r} of {header.size} bytes does not fit in the sample", None)
+        if extended:
+            members = None
+        elif members is not None and header.isreg() and not META.match(header.name):
+            members.append({"fname": header.name, "data": data[start : start + header.size]})
+    return _Parsed(key, None, members)

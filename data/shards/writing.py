@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 from collections.abc import Iterable
@@ -13,8 +12,9 @@ from webdataset.tariterators import base_plus_ext
 from webdataset.writer import TarWriter
 
 from data.shards.errors import DatasetError
-from data.shards.files import check_split, index_path, replacing
-from data.shards.ranges import META, Place
+from data.shards.files import check_split, index_path, list_name, replacing
+from data.shards.lists import ShardList, ShardRow, write_list
+from data.shards.ranges import META, Place, index_of
 
 Content = bytes | str | int | dict[str, Any]
 
@@ -25,7 +25,7 @@ def write_shards(
     samples: Iterable[dict[str, Content]],
     samples_per_shard: int = 1000,
 ) -> list[Path]:
-    """Write `<split>-000000.tar` ... and their indexes; the same samples always give the same bytes.
+    """Write `<split>-000000.tar` ..., their indexes and their list; the same samples always give the same bytes.
 
     A sample is "__key__" and extension -> content: bytes, str (UTF-8), int (decimal) or dict (JSON). A shard
     appears under its name when it is complete. Raises DatasetError for keys that webdataset would read
@@ -37,17 +37,20 @@ def write_shards(
     old = sorted(directory.glob(f"{split}-*.tar"))
     if old:
         raise DatasetError(f"{old[0]} exists: remove the shards of split {split}, or choose another folder")
-    paths: list[Path] = []
+    rows: list[ShardRow] = []
     remaining = iter(samples)
     for first in remaining:
-        path = directory / f"{split}-{len(paths):06d}.tar"
-        write_shard(path, itertools.chain([first], itertools.islice(remaining, samples_per_shard - 1)))
-        paths.append(path)
-    return paths
+        path = directory / f"{split}-{len(rows):06d}.tar"
+        count = write_shard(path, itertools.chain([first], itertools.islice(remaining, samples_per_shard - 1)))
+        rows.append(ShardRow(path.name, count, path.stat().st_size))
+    if rows:
+        write_list(directory / list_name(split), ShardList.of(rows))
+    return [directory / row.name for row in rows]
 
 
-def write_shard(path: Path, samples: Iterable[dict[str, Content]]) -> None:
-    """One shard and its index, for writers that divide the work; a shard of the same name is replaced. Raises DatasetError."""
+def write_shard(path: Path, samples: Iterable[dict[str, Content]]) -> int:
+    """One shard and its index, for writers that divide the work; a shard of the same name is replaced. Returns the number of
+    samples. The split's list is not touched, see write_shard_list. Raises DatasetError."""
     places: dict[str, Place] = {}
     with (
         replacing(path) as file,
@@ -67,13 +70,9 @@ def write_shard(path: Path, samples: Iterable[dict[str, Content]]) -> None:
             start = writer.tarstream.offset
             writer.write(contents)
             places[key] = Place(key, start, writer.tarstream.offset - start)
-    index = {
-        "version": 1,
-        "tar_bytes": path.stat().st_size,
-        "samples": [dataclasses.asdict(place) for place in places.values()],
-    }
     with replacing(index_path(path)) as file:
-        file.write(json.dumps(index, ensure_ascii=False, separators=(",", ":")).encode())
+        file.write(index_of(list(places.values()), path.stat().st_size))
+    return len(places)
 
 
 def _check_name(path: Path, key: str, extension: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from data.shards import DatasetError
+from data.sources import shown
 from data.tasks.base import Task, TaskContext
 from data.tasks.captioning import Captioning
 from data.tasks.classification import Classification
@@ -31,7 +32,8 @@ def make_task(context: TaskContext) -> Task:
     """Raises DatasetError if the data set is of a kind that the task cannot read."""
     config, kind = context.config, context.info.kind
     if kind not in NEEDS[config.kind]:
+        kinds = " or ".join(NEEDS[config.kind])
         raise DatasetError(
-            f"task {config.name}: {config.kind} reads data sets of kind {' or '.join(NEEDS[config.kind])}, but {config.path} is {kind}"
+            f"task {config.name}: {config.kind} reads data sets of kind {kinds}, but {shown(config.path)} is {kind}"
         )
     return TASKS[config.kind](context)

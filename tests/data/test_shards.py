@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from data.shards import (
     BadSample,
+    BadShard,
     DatasetError,
     DatasetInfo,
     ShardSet,
@@ -179,9 +180,10 @@ def test_opening_nothing_says_what_is_there(tmp_path):
     for url in (f"{tmp_path}/train-*.tar", f"{tmp_path}/x.tar"):
         with pytest.raises(DatasetError, match="no such shard"):
             ShardSet.from_urls([url])
-    for url in ("http://host/a.tar", "pipe:cat a.tar"):
-        with pytest.raises(DatasetError, match="only local files"):
-            ShardSet.from_urls([url])
+    with pytest.raises(DatasetError, match="through a cache"):
+        ShardSet.from_urls(["http://host/a.tar"])
+    with pytest.raises(DatasetError, match="allow_pipe"):
+        ShardSet.from_urls(["pipe:cat a.tar"])
 
 
 def test_foreign_shards_are_grouped_as_webdataset_does(tmp_path):
@@ -217,10 +219,12 @@ def test_a_truncated_tar_keeps_its_complete_samples(tmp_path):
     path = write_shards(tmp_path, "train", SAMPLES)[0]
     whole, expected = path.read_bytes(), by_webdataset(path)
     (tmp_path / "train-000000.tar.index.json").unlink()
+    listed = tmp_path / "train.shards.json"
     # Samples end at 2048, 4096 and 6656. That one is complete shows in the block after it, which is another
     # sample's first header or the end mark.
     for size in range(0, 7168, 256):
         path.write_bytes(whole[:size])
+        listed.unlink(missing_ok=True)
         complete = sum(end + 512 <= size for end in (2048, 4096))
         if complete == 0:
             with pytest.raises(DatasetError, match="without a sample"):
@@ -231,19 +235,32 @@ def test_a_truncated_tar_keeps_its_complete_samples(tmp_path):
         assert "train-000000.tar: cut off or damaged" in shards.faults[0]
 
 
-def test_an_index_that_does_not_fit_is_not_used(tmp_path):
+def test_a_shard_cut_off_after_it_was_listed_gives_its_complete_samples(tmp_path):
     path = write_shards(tmp_path, "train", SAMPLES)[0]
     path.write_bytes(path.read_bytes()[:5000])
     shards = ShardSet.open(tmp_path, "train")
-    assert len(shards) == 2
-    assert "index.json is not used" in shards.faults[0]
-    for content in (
-        b"",
-        b"[]",
-        b'{"version": 2, "samples": []}',
-        b'{"version": 1, "samples": [{"offset": -1}]}',
+    assert len(shards) == 3 and shards.read(0, 1)["cls"] == b"4"
+    with pytest.raises(
+        BadShard, match=r"train-000000\.tar: 2 samples, its list says 3: .*index.json is not used.*cut off"
     ):
+        shards.read(0, 2)
+
+
+def test_a_shard_that_grew_after_it_was_listed_is_not_used(tmp_path):
+    path = write_shards(tmp_path / "a", "train", SAMPLES[:1])[0]
+    other = write_shards(tmp_path / "b", "train", SAMPLES * 1 + [{"__key__": "big", "txt": "x" * 20_000}])[0]
+    path.write_bytes(other.read_bytes())
+    with pytest.raises(BadShard, match="make the list anew"):
+        ShardSet.open(tmp_path / "a", "train").read(0, 0)
+
+
+def test_an_index_that_does_not_fit_is_not_used(tmp_path):
+    path = write_shards(tmp_path, "train", SAMPLES)[0]
+    expected = by_webdataset(path)
+    for content in (b"", b"[]", b'{"version": 2, "samples": []}', b'{"version": 1, "samples": [{"offset": -1}]}', b"3"):
         (tmp_path / "train-000000.tar.index.json").write_bytes(content)
+        assert read_all(ShardSet.open(tmp_path, "train")) == expected
+        (tmp_path / "train.shards.json").unlink()
         assert "is not used" in ShardSet.open(tmp_path, "train").faults[0]
 
 
@@ -276,6 +293,7 @@ def test_any_damage_is_a_bad_sample_or_none(position, byte, indexed):
         path.write_bytes(data)
         if not indexed:
             (Path(folder) / "train-000000.tar.index.json").unlink()
+            (Path(folder) / "train.shards.json").unlink()
         try:
             shards = ShardSet.open(folder, "train")
         except DatasetError:
@@ -284,7 +302,7 @@ def test_any_damage_is_a_bad_sample_or_none(position, byte, indexed):
             try:
                 shards.read(0, index)
             except BadSample as error:
-                assert error.reason.startswith("train-000000.tar sample")
+                assert error.reason.startswith(("train-000000.tar sample", "train-000000.tar: "))
 
 
 def test_vanished_and_oversized_samples_are_bad(tmp_path):
@@ -293,8 +311,9 @@ def test_vanished_and_oversized_samples_are_bad(tmp_path):
         ShardSet.open(tmp_path, "train", max_sample_bytes=100).read(0, 0)
     shards = ShardSet.open(tmp_path, "train")
     path.write_bytes(path.read_bytes()[:3000])
-    with pytest.raises(BadSample, match="too early"):
+    with pytest.raises(BadShard, match="1 samples, its list says 3"):
         shards.read(0, 1)
+    shards = ShardSet.open(tmp_path, "train")
     path.unlink()
     with pytest.raises(BadSample, match="No such file"):
         shards.read(0, 0)
@@ -309,7 +328,10 @@ def test_compressed_data_is_never_unpacked(tmp_path):
     with pytest.raises(BadSample, match="compressed data"):
         ShardSet.open(tmp_path, "train").read(0, 0)
     (tmp_path / "train-000000.tar.index.json").unlink()
-    with pytest.raises(DatasetError, match="without a sample"):
+    with pytest.raises(BadShard, match="compressed"):
+        ShardSet.open(tmp_path, "train").read(0, 0)
+    (tmp_path / "train.shards.json").unlink()
+    with pytest.raises(DatasetError, match=r"without a sample.*compressed"):
         ShardSet.open(tmp_path, "train")
 
 

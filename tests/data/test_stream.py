@@ -11,10 +11,10 @@ import torch
 
 from data.config import DataConfig, TaskConfig
 from data.decode import encode_png
+from data.passes import evaluation_pass
 from data.shards import DatasetError, DatasetInfo, SplitInfo, write_info, write_shards
 from data.stream import (
     Shard,
-    evaluation_pass,
     open_sources,
     read_vocabulary,
     schedule_of,
@@ -101,7 +101,8 @@ def test_a_bad_sample_is_reported_and_replaced(folders):
     micros = list(itertools.islice(stream(config(folders, images="broken")), 30))
     faults = [fault for micro in micros for fault in micro.faults]
     assert faults and {fault.task for fault in faults} == {"images"}
-    assert all("train-000000.tar sample 3" in fault.source for fault in faults)
+    assert {(fault.shard, fault.sample, fault.offset) for fault in faults} == {("train-000000.tar", 3, 3 * 2048)}
+    assert "image of 8 bytes" in faults[0].reason
     assert all(micro.batch.labels_Q.shape[0] == 3 for micro in micros if micro.batch.task == "images")
 
 
@@ -118,21 +119,40 @@ def test_batches_are_what_the_tasks_say(folders):
 def test_evaluation_takes_every_sample_once_and_without_chance(folders):
     data = config(folders)
     sources = open_sources(data, read_vocabulary(data), Pixels(8, 4), seed=3)
-    first, second = ([e for batch in evaluation_pass(sources[1], 5) for e in batch.examples] for _ in range(2))
+    first, second = ([e for batch in evaluation_pass(sources[1], 4) for e in batch.examples] for _ in range(2))
     assert len(first) == NUM and first == second
-    assert [e.label for b in evaluation_pass(sources[0], 5) for e in b.examples] == [i % 2 for i in range(NUM)]
-    assert sum(len(b.examples) for b in evaluation_pass(sources[0], 5, limit=7)) == 7
+    assert [e.label for b in evaluation_pass(sources[0], 4) for e in b.examples] == [i % 2 for i in range(NUM)]
+    assert sum(sum(b.valid) for b in evaluation_pass(sources[0], 5, limit=7)) == 7
 
 
-def test_a_cut_off_shard_is_reported(folders, tmp_path):
-    for path in (folders / "images").iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
+def copied(folder, to):
+    for path in folder.iterdir():
+        (to / path.name).write_bytes(path.read_bytes())
+
+
+def test_a_shard_cut_off_since_it_was_listed_is_reported_when_it_is_met(folders, tmp_path):
+    copied(folders / "images", tmp_path)
     shard = tmp_path / "train-000000.tar"
-    shard.write_bytes(shard.read_bytes()[:2500])
+    shard.write_bytes(shard.read_bytes()[:5000])  # two of its five samples are left
+    data = DataConfig(tasks=(TaskConfig(name="cut", kind="classification", path=str(tmp_path), batch_size=3),))
+    sources = open_sources(data, read_vocabulary(data), Pixels(8, 4), seed=3)
+    assert shard_faults(sources) == () and len(sources[0].shards) == NUM
+    micros = list(itertools.islice(training_stream(sources, schedule_of(data, 1, 3), Shard(), 0, (0,), 0), 4))
+    faults = [fault for micro in micros for fault in micro.faults]
+    assert {(fault.shard, fault.sample) for fault in faults} == {("train-000000.tar", None)}
+    assert "2 samples, its list says 5" in faults[0].reason and "cut off" in faults[0].reason
+    assert all(micro.batch.labels_Q.shape == (3,) for micro in micros)
+
+
+def test_a_shard_found_damaged_when_it_is_counted_is_reported_at_the_start(folders, tmp_path):
+    copied(folders / "images", tmp_path)
+    (tmp_path / "train.shards.json").unlink()
+    (tmp_path / "train-000000.tar").write_bytes(b"<!DOCTYPE html><title>404</title>")
     data = DataConfig(tasks=(TaskConfig(name="cut", kind="classification", path=str(tmp_path), batch_size=2),))
     sources = open_sources(data, read_vocabulary(data), Pixels(8, 4), seed=3)
-    assert "train-000000.tar" in shard_faults(sources)[0].reason
-    assert len(sources[0].shards) < NUM
+    (fault,) = shard_faults(sources)
+    assert (fault.shard, fault.sample) == ("train-000000.tar", None) and "HTML" in fault.reason
+    assert len(sources[0].shards) == NUM - 5
 
 
 def test_wrong_kind_and_wrong_place_are_errors(folders):

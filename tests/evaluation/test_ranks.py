@@ -1,0 +1,74 @@
+"""Evaluators on several ranks give the figures of one, to the last digit that is reported."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from config_file import load_config
+from data.stream import Shard, open_sources, read_vocabulary
+from data.tasks.base import Pixels
+from evaluation import EVALUATORS, Evaluation
+from model.initialise import initialise
+from model.objective import Objective
+from parallel.kernels import load_kernels
+from parallel.mesh import Mesh
+from tests.helpers.distributed import run_ranks
+from tests.helpers.runs import LAUNCHER, ROOT, environment, train
+
+LIMIT = 13  # in batches of four: three and one sample, so that on three ranks two batches are nothing but filling
+
+
+def figures(rank: int, config: str, ranks: int) -> dict[str, dict]:
+    run = load_config(config)
+    vocabulary = read_vocabulary(run.data)
+    tasks = tuple(dataclasses.replace(task, split="heldout") for task in run.data.tasks)
+    pixels = Pixels(run.model.image_size, run.model.patch)
+    training = open_sources(run.data, vocabulary, pixels, run.seed)
+    sources = open_sources(dataclasses.replace(run.data, tasks=tasks), vocabulary, pixels, run.seed)
+    objective = Objective(run.model, vocabulary.size, Mesh(), load_kernels("torch"))
+    initialise(objective, run.seed)
+    objective.eval()
+    if ranks > 1:
+        dist.init_process_group("gloo")
+    found = {}
+    for source, other in zip(sources, training, strict=True):
+        evaluation = Evaluation(objective, source, other, "cpu", 4, LIMIT, shard=Shard(rank, ranks))
+        found[source.name] = EVALUATORS[source.task.config.kind](evaluation)
+    if ranks > 1:
+        dist.destroy_process_group()
+    return found
+
+
+def test_three_ranks_give_the_figures_of_one(config):
+    torch.set_num_threads(1)
+    alone = figures(0, str(config), 1)
+    assert alone.keys() == {"shapes", "clips", "sentences", "captions", "retrieval"}
+    assert alone["shapes"]["samples"] == alone["captions"]["samples"] == alone["retrieval"]["images"] == LIMIT
+    for found in run_ranks(3, figures, str(config), 3):
+        for task, metrics in alone.items():
+            assert found[task] == pytest.approx(metrics, rel=1e-6), task
+
+
+@pytest.mark.slow
+def test_the_launcher_gives_the_figures_of_one_process(config):
+    train(config, "steps=3")
+    run = ["--run", str(config.parent / "runs" / "tiny"), "--split", "heldout", "--batch-size", "5", "--threads", "1"]
+
+    def evaluated(*words) -> list[dict]:
+        done = subprocess.run(
+            [*map(str, words), str(ROOT / "evaluate.py"), *run], cwd=ROOT, env=environment(),
+            capture_output=True, text=True, timeout=240, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+        return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+    alone = evaluated(sys.executable)
+    assert len(alone) == 5 and evaluated(LAUNCHER, "--num_gpus=2", "--master_port=29871") == alone
