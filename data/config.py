@@ -8,6 +8,8 @@ from typing import Literal
 from data.mixing import MixConfig
 
 TaskKind = Literal["classification", "text_classification", "masked_text", "captioning", "retrieval"]
+Sampling = Literal["segment", "uniform", "stride"]
+"""Of a clip's frames."""
 TEXT_PLACE, SPE_PLACE = "{text}", "<spe>"
 """What a template of text classification holds: the sample's text, and where the answer is read."""
 
@@ -24,6 +26,9 @@ class TaskConfig:
     temperature      learned logit scale; empty = by task: image, video, text, caption, retrieval
     max_text         tokens of a text, end-of-text included; longer ones are cut
     num_frames       frames of a clip
+    frame_sampling   segment: a random point of each of equal segments; uniform: the same random point of all of them; stride:
+                     frames `frame_stride` seconds apart from a random start. Evaluation takes the centres, or the middle window
+    frame_stride     seconds
     mask_rate        share of words masked (masked text)
     mask_shares      of masked words: share that becomes <SPE>, share that becomes a random word; the rest stays
     template         text classification: the sample's text and <spe>, where the label word is read
@@ -45,6 +50,8 @@ class TaskConfig:
     temperature: str = ""
     max_text: int = 32
     num_frames: int = 4
+    frame_sampling: Sampling = "segment"
+    frame_stride: float = 0.0
     mask_rate: float = 0.15
     mask_shares: tuple[float, float] = (0.8, 0.1)
     template: str = "{text} <spe>"
@@ -62,6 +69,10 @@ class TaskConfig:
             )
         if self.batch_size < 1 or self.max_text < 2 or self.num_frames < 1:
             raise ValueError(f"task {self.name}: need batch_size >= 1, max_text >= 2, num_frames >= 1")
+        if (self.frame_sampling == "stride") != (self.frame_stride > 0) or self.frame_stride < 0:
+            raise ValueError(
+                f"task {self.name}: frame_stride={self.frame_stride:g} must be positive with frame_sampling=stride, and 0 otherwise"
+            )
         if self.kind == "retrieval" and self.batch_size < 2:
             raise ValueError(f"task {self.name}: retrieval needs batch_size >= 2, its candidates are the other samples")
         if not 0 < self.mask_rate < 1 or not 0 <= self.label_smoothing < 1:

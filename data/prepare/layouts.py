@@ -11,10 +11,11 @@ from typing import Any
 
 from PIL import Image
 
-from data.decode import decode_image, decode_video
+from data.decode import decode_image
 from data.prepare.archives import Limits, Member, member_names, members, records
 from data.prepare.build import Failure, Item, Source
 from data.shards import BadSample, DatasetError
+from data.video import decode_video
 
 IMAGE_SUFFIXES = {".jpg": "jpg", ".jpeg": "jpg", ".png": "png", ".webp": "webp"}
 VIDEO_SUFFIXES = {".mp4": "mp4", ".avi": "avi", ".webm": "webm", ".mkv": "mkv", ".mov": "mov"}

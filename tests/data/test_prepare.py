@@ -14,12 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data.decode import decode_image, encode_mp4
+from data.decode import decode_image
 from data.prepare.__main__ import main
 from data.prepare.archives import Limits, members
 from data.prepare.passages import clean, is_val, passages
 from data.shards import DatasetError, ShardSet, read_info
 from data.tokenizer import END_OF_TEXT, Tokenizer
+from data.video import encode_mp4
 
 REAL = Path(__file__).parents[2].parent / "shared" / "data"
 
