@@ -172,8 +172,8 @@ def _read(container: InputContainer, clock: _Clock, max_seconds: float) -> _Clip
         clock.check()
         packets.append(packet)
     num_packets = sum(packet.size > 0 for packet in packets)
-    # Headers may count a few frames that an edit list hides; a file cut off lacks more.
-    if num_packets < 0.9 * stream.frames:
+    # Headers may count a frame or a few that an edit list hides; a file cut off lacks more.
+    if num_packets < min(0.9 * stream.frames, stream.frames - 1):
         raise BadSample(f"the video is cut off: {num_packets} of {stream.frames} frames")
     # What comes before the first key frame cannot be decoded; some decoders would paint on grey.
     first = next((index for index, packet in enumerate(packets) if packet.is_keyframe and packet.size), 0)
@@ -185,8 +185,9 @@ def _read(container: InputContainer, clock: _Clock, max_seconds: float) -> _Clip
     timed = len(stamps) == len(shown)
     if container.format.name == "avi":  # it has no time stamps; those of streams with B-frames are guessed, badly
         timed = timed and all(packet.pts == packet.dts for packet in shown)
-    if timed and first:
-        stamps = [stamp for stamp in stamps if stamp >= packets[0].pts]
+    start = packets[0].pts if packets else None
+    if timed and first and start is not None:
+        stamps = [stamp for stamp in stamps if stamp >= start]
     if not shown:
         raise BadSample("the video has no frame")
     tick = (stream.time_base if timed else 1 / (stream.average_rate or 25)) or 1
@@ -225,12 +226,12 @@ def _jumping(clip: _Clip, points_T: np.ndarray, clock: _Clock) -> np.ndarray:
     stamps_T = [clip.timeline.shown(point) for point in points_T]
     wanted = set(stamps_T)
     context, packets = clip.stream.codec_context, clip.packets
-    keys = [index for index, packet in enumerate(packets) if packet.is_keyframe and packet.size]
+    keys = [(index, p.pts) for index, p in enumerate(packets) if p.is_keyframe and p.size and p.pts is not None]
     skip = context.name in _SKIPPING_IS_EXACT
     pictures, found = _Pictures(clip), dict[int, np.ndarray]()
     place, entry, entered, latest = 0, 0, True, -math.inf
     for stamp in stamps_T:
-        last_key = max((key for key in keys if packets[key].pts <= stamp), default=0)
+        last_key = max((index for index, start in keys if start <= stamp), default=0)
         if stamp not in found and last_key > place:
             if place:
                 context.flush_buffers()
