@@ -16,6 +16,7 @@ import torch
 import config as configuration
 from config import ConfigError, RunConfig
 from config_file import load_config
+from data.prefetch import worker_count
 from data.shards import DatasetError
 from data.stream import Shard, open_sources, read_vocabulary, schedule_of, shard_faults, training_stream
 from data.tasks.base import Pixels
@@ -38,6 +39,7 @@ from parallel.mesh import (
     destroy_mesh,
     is_first_on_machine,
     launched_rank,
+    launched_ranks_here,
     launched_world_size,
 )
 from parallel.preflight import StaleLockError, check_build_lock
@@ -118,8 +120,8 @@ def train(run: RunConfig, guard: RankGuard) -> int:
 
     schedule = schedule_of(run.data, run.slots, run.seed)
     shard = Shard(mesh.data.rank, mesh.data.size)
-    cuda = mesh.device != "cpu"
-    stream = training_stream(sources, schedule, shard, step, consumed, run.data.workers, pin_memory=cuda)
+    workers = worker_count(run.data.workers, launched_ranks_here())
+    stream = training_stream(sources, schedule, shard, step, consumed, workers, mesh.device)
     ledger = FaultLedger(run.folder, launched_rank(), run.data.max_bad_fraction)
     ledger.add(0, shard_faults(sources) if mesh.is_first else ())
     meter = Meter([source.name for source in sources], run.model, mesh)

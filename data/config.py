@@ -105,7 +105,8 @@ class DataConfig:
                        weights corrected so that the softmax is unbiased; 0 = every word
     word_end           a word of the vocabulary is encoded with end-of-text after it, as the public code does
     draw               mixed: every micro-batch draws its own task (the papers' sampling); same: one draw a step
-    workers            processes a rank that decode ahead; 0 = in the training process
+    workers            processes a rank that decode ahead; 0 = in the training process; auto = the rank's share of the cores
+                       that the process may use, less one, from 1 to 8 (data/prefetch.py)
     shuffle_window     samples over which order is drawn at random, after the order of shards
     max_bad_fraction   the run stops when more samples than this share are unreadable (after the first 1000)
     """
@@ -115,7 +116,7 @@ class DataConfig:
     vocabulary_sample: int = 0
     word_end: bool = False
     draw: Literal["mixed", "same"] = "mixed"
-    workers: int = 0
+    workers: int | Literal["auto"] = 0
     shuffle_window: int = 8192
     max_bad_fraction: float = 0.001
 
@@ -125,7 +126,7 @@ class DataConfig:
             raise ValueError("data.tasks is empty: name at least one task")
         if len(set(names)) != len(names):
             raise ValueError(f"task names must be unique, got {names}")
-        if self.workers < 0 or self.vocabulary_sample < 0 or self.shuffle_window < 1:
+        if (self.workers != "auto" and self.workers < 0) or self.vocabulary_sample < 0 or self.shuffle_window < 1:
             raise ValueError("workers and vocabulary_sample must not be negative, shuffle_window at least 1")
         if self.vocabulary_sample and any(
             t.label_smoothing for t in self.tasks if t.kind in ("masked_text", "captioning")

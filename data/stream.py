@@ -16,13 +16,14 @@ import os
 import threading
 from collections.abc import Iterator
 
-import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from data.batch import TaskBatch
 from data.config import DataConfig
 from data.decode import BadSample
 from data.order import EpochOrder, rng
+from data.packing import pack
+from data.prefetch import handed_over, worker_context
 from data.schedule import Schedule, Slot
 from data.shards import DatasetInfo, ShardSet, read_info
 from data.tasks import Task, TaskContext, make_task
@@ -122,21 +123,21 @@ def training_stream(
     start_step: int,
     consumed: tuple[int, ...],
     workers: int,
-    pin_memory: bool = False,
+    device: str = "cpu",
 ) -> Iterator[MicroBatch]:
-    """Micro-batches of this data rank from `start_step` on, without end."""
+    """Micro-batches of this data rank from `start_step` on, without end, their tensors on `device`."""
     dataset = _Stream(sources, schedule, shard, start_step, consumed)
     loader = DataLoader(
         dataset,
         batch_size=None,
         num_workers=workers,
         prefetch_factor=4 if workers else None,
-        multiprocessing_context="forkserver" if workers else None,
+        multiprocessing_context=worker_context() if workers else None,
         pin_memory=False,
         worker_init_fn=_end_with_the_trainer if workers else None,
+        collate_fn=pack if workers or device != "cpu" else None,
     )
-    for micro in loader:
-        yield dataclasses.replace(micro, batch=_pinned(micro.batch)) if pin_memory else micro
+    yield from handed_over(loader, device)
 
 
 def _end_with_the_trainer(worker: int) -> None:
@@ -215,10 +216,6 @@ def evaluation_pass(source: Source, batch_size: int, limit: int | None = None) -
             except BadSample as error:
                 faults.append(Fault(source.name, source.shards.describe(shard, index), str(error)))
         yield EvaluationBatch(examples, tuple(faults))
-
-
-def _pinned(batch: TaskBatch) -> TaskBatch:
-    return batch.map(torch.Tensor.pin_memory)
 
 
 def _mix(seed: int, number: int) -> int:
