@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 ALIGNMENT = 64
 """Bytes; tensors start at multiples of it."""
@@ -31,7 +32,11 @@ def pack(item: Any) -> Packed:
     note = io.BytesIO()
     pickler = _Pickler(note, protocol=pickle.HIGHEST_PROTOCOL)
     pickler.dump(item)
-    buffer_N = torch.empty(pickler.end, dtype=torch.uint8)
+    buffer_N = torch.empty(0, dtype=torch.uint8)
+    if get_worker_info() is None:
+        buffer_N = torch.empty(pickler.end, dtype=torch.uint8)
+    else:  # shared from the start, as torch's own collation does: it would be copied once more on the way
+        buffer_N.set_(torch.UntypedStorage._new_shared(pickler.end))
     for (offset, dtype, shape), tensor in pickler.places.values():
         _view(buffer_N, offset, dtype, shape).copy_(tensor)
     return Packed(buffer_N, note.getvalue())

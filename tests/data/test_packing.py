@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.packing import ALIGNMENT, pack, unpack
@@ -14,6 +14,7 @@ from tests.helpers.batches import classification
 DTYPES = (torch.uint8, torch.bool, torch.int64, torch.float32, torch.bfloat16, torch.float64)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(DTYPES), st.lists(st.integers(0, 4), max_size=3)), max_size=6))
 def test_any_tensors(parts):
     tensors = [torch.arange(torch.Size(shape).numel()).view(shape).to(dtype) for dtype, shape in parts]
