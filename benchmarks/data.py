@@ -235,8 +235,8 @@ def main() -> None:
     ways = {"read": read, "webdataset": webdataset, "ours": ours, "decode": decode}
     with tempfile.TemporaryDirectory() as folder:
         for name, kind, items, size in (
-            ("images", "image_class", images, Size(options.images, 16, side=options.side)),
-            ("clips", "video_class", clips, Size(options.clips, 4, side=options.side)),
+            ("images", "image_class", images, Size(options.images, min(16, options.images // 4), side=options.side)),
+            ("clips", "video_class", clips, Size(options.clips, min(4, options.clips // 4), side=options.side)),
         ):
             if not items:
                 print(f"{name}: none in {options.data}")
