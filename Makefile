@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 export GLOO_SOCKET_IFNAME ?= $(if $(filter Darwin,$(shell uname -s)),lo0,lo)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow parity check bench ablation image-check clean
+.PHONY: help setup demo test test-slow parity check bench bench-data ablation image-check clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -35,6 +35,9 @@ check: setup ## lint, format, types
 
 bench: setup ## what a sparse block costs against a dense one and DeepSpeed's, on one rank and two
 	$(PYTHON) -m benchmarks.moe_layer
+
+bench-data: setup ## reading and decoding against webdataset's pipeline and decoding alone; ARGS="--data FOLDER" for real files
+	$(PYTHON) -W ignore -m benchmarks.data $(ARGS)
 
 ablation: setup ## dense, six routers and LIMoE on the demo's world, three seeds: 20 minutes on two cores; ARGS="--seeds 1"
 	$(PYTHON) -m data.synthetic --out data_demo

@@ -6,7 +6,6 @@ configuration or data cannot be used, 85 stopped by a signal after saving.
 
 from __future__ import annotations
 
-import argparse
 import logging
 import sys
 import time
@@ -14,8 +13,10 @@ import time
 import torch
 
 import config as configuration
+from command_line import parse_arguments
 from config import ConfigError, RunConfig
 from config_file import load_config
+from data.prefetch import worker_count
 from data.shards import DatasetError
 from data.stream import Shard, open_sources, read_vocabulary, schedule_of, shard_faults, training_stream
 from data.tasks.base import Pixels
@@ -39,6 +40,7 @@ from parallel.mesh import (
     destroy_mesh,
     is_first_on_machine,
     launched_rank,
+    launched_ranks_here,
     launched_world_size,
 )
 from parallel.preflight import StaleLockError, check_build_lock
@@ -60,24 +62,6 @@ USER_ERRORS = (
 )
 
 
-def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, help="run configuration (YAML), see configs/")
-    parser.add_argument(
-        "--describe", action="store_true", help="print layers, parameters and FLOPs of the configuration and stop"
-    )
-    parser.add_argument(
-        "--plan", action="store_true", help="print memory and traffic of a rank on --world ranks and stop; needs no GPU"
-    )
-    parser.add_argument("--world", type=int, help="with --plan: ranks of the run (default: those that were started)")
-    parser.add_argument("--device-memory", type=float, default=80.0, metavar="GIB", help="with --plan: of one rank")
-    parser.add_argument("--local_rank", type=int, default=0, help="set by the deepspeed launcher")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="for instance model.depth=6 data.tasks.shapes.batch_size=8"
-    )
-    return parser.parse_args(argv)
-
-
 def train(run: RunConfig, guard: RankGuard) -> int:
     """Returns the exit code."""
     configuration.check_layout(run, launched_world_size())
@@ -94,9 +78,16 @@ def train(run: RunConfig, guard: RankGuard) -> int:
     mesh = create_mesh(run.parallel.tensor, run.parallel.expert, run.parallel.timeout_s, run.parallel.sequence)
     watchdog = guard.start(run.folder, run.parallel.stall_s)
     differences = check_agreement(identity_on_ranks(run, vocabulary, sources))
+    checkpoint, problems = newest(run.folder / "checkpoints")
+    step, consumed = (checkpoint.step, tuple(checkpoint.state["consumed"])) if checkpoint else (0, (0,) * len(sources))
+    schedule = schedule_of(run.data, run.slots, run.seed, sources)
+    shard = Shard(mesh.data.rank, mesh.data.size)
+    workers = worker_count(run.data.workers, launched_ranks_here())
+    # Now, so that workers start while the network is built.
+    stream = training_stream(sources, schedule, shard, step, consumed, workers, mesh.device)
+
     objective = Objective(run.model, vocabulary.size, mesh, kernels)
     initialise(objective, run.seed)
-    checkpoint, problems = newest(run.folder / "checkpoints")
     if run.init and checkpoint is None:
         load_initial_weights(run, objective)
     if run.optimizer.tune == "prompts":
@@ -105,9 +96,7 @@ def train(run: RunConfig, guard: RankGuard) -> int:
     objective.to(mesh.device)
     engine = Engine(objective, mesh, run.optimizer, deepspeed_config, kernels)
 
-    step, consumed = 0, (0,) * len(sources)
     if checkpoint is not None:
-        step, consumed = checkpoint.step, tuple(checkpoint.state["consumed"])
         engine.restore(checkpoint)
     if mesh.is_first:
         write_run_files(run, vocabulary)
@@ -115,18 +104,9 @@ def train(run: RunConfig, guard: RankGuard) -> int:
         print(
             f"run {run.folder}: {parameters:,} parameters on this rank, {launched_world_size()} rank(s), vocabulary {vocabulary.size}"
         )
-        print(
-            *differences,
-            *problems,
-            f"resuming at step {step}" if checkpoint else "starting fresh",
-            sep="\n",
-            flush=True,
-        )
+        start = f"resuming at step {step}" if checkpoint else "starting fresh"
+        print(*differences, *problems, start, sep="\n", flush=True)
 
-    schedule = schedule_of(run.data, run.slots, run.seed, sources)
-    shard = Shard(mesh.data.rank, mesh.data.size)
-    cuda = mesh.device != "cpu"
-    stream = training_stream(sources, schedule, shard, step, consumed, run.data.workers, pin_memory=cuda)
     ledger = FaultLedger(run.folder, launched_rank(), run.data.max_bad_fraction)
     ledger.add(0, shard_faults(sources) if mesh.is_first else ())
     meter = Meter({source.name: source.order.total for source in sources}, run.model, mesh)
@@ -184,7 +164,7 @@ def train(run: RunConfig, guard: RankGuard) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
+    arguments = parse_arguments(sys.argv[1:] if argv is None else argv, description=str(__doc__))
     accept_slurm()
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     try:

@@ -8,6 +8,8 @@ from typing import Literal
 from data.mixing import MixConfig
 
 TaskKind = Literal["classification", "text_classification", "masked_text", "captioning", "retrieval"]
+Sampling = Literal["segment", "uniform", "stride"]
+"""Of a clip's frames."""
 TEXT_PLACE, SPE_PLACE = "{text}", "<spe>"
 """What a template of text classification holds: the sample's text, and where the answer is read."""
 
@@ -26,6 +28,9 @@ class TaskConfig:
     temperature      learned logit scale; empty = by task: image, video, text, caption, retrieval
     max_text         tokens of a text, end-of-text included; longer ones are cut
     num_frames       frames of a clip
+    frame_sampling   segment: a random point of each of equal segments; uniform: the same random point of all of them; stride:
+                     frames `frame_stride` seconds apart from a random start. Evaluation takes the centres, or the middle window
+    frame_stride     seconds
     mask_rate        share of words masked (masked text)
     mask_shares      of masked words: share that becomes <SPE>, share that becomes a random word; the rest stays
     candidates       local: a micro-batch is compared with its own candidates alone. sharded: class names or the whole vocabulary,
@@ -52,6 +57,8 @@ class TaskConfig:
     temperature: str = ""
     max_text: int = 32
     num_frames: int = 4
+    frame_sampling: Sampling = "segment"
+    frame_stride: float = 0.0
     mask_rate: float = 0.15
     mask_shares: tuple[float, float] = (0.8, 0.1)
     candidates: Literal["local", "sharded", "global"] = "local"
@@ -71,6 +78,10 @@ class TaskConfig:
         if self.batch_size < 1 or self.max_text < 2 or self.num_frames < 1 or self.batch_tokens < 0:
             raise ValueError(
                 f"task {self.name}: need batch_size >= 1, batch_tokens >= 0, max_text >= 2, num_frames >= 1"
+            )
+        if (self.frame_sampling == "stride") != (self.frame_stride > 0) or self.frame_stride < 0:
+            raise ValueError(
+                f"task {self.name}: frame_stride={self.frame_stride:g} must be positive with frame_sampling=stride, and 0 otherwise"
             )
         if self.kind == "retrieval" and self.batch_size < 2:
             raise ValueError(f"task {self.name}: retrieval needs batch_size >= 2, its candidates are the other samples")
@@ -111,7 +122,8 @@ class DataConfig:
     draw               mixed: every micro-batch draws its own task (the papers' sampling); same: one draw a step
     mixture            weights: a task's share of the micro-batches is its sampling_weight; sizes: sampling_weight times
                        its samples to the power 1 / mixture_temperature (1: as large as the data sets are; high: equal)
-    workers            processes a rank that decode ahead; 0 = in the training process
+    workers            processes a rank that decode ahead; 0 = in the training process; auto = the rank's share of the cores
+                       that the process may use, less one, from 1 to 8 (data/prefetch.py)
     shuffle_window     samples over which order is drawn at random, after the order of shards
     cache_dir          where shards that are not local files are kept; processes of a machine share it
     cache_gib          the most that may be kept there
@@ -126,7 +138,7 @@ class DataConfig:
     draw: Literal["mixed", "same"] = "mixed"
     mixture: Literal["weights", "sizes"] = "weights"
     mixture_temperature: float = 1.0
-    workers: int = 0
+    workers: int | Literal["auto"] = 0
     shuffle_window: int = 8192
     cache_dir: str = "~/.cache/sparse-generalists"
     cache_gib: float = 100.0
@@ -139,7 +151,7 @@ class DataConfig:
             raise ValueError("data.tasks is empty: name at least one task")
         if len(set(names)) != len(names):
             raise ValueError(f"task names must be unique, got {names}")
-        if self.workers < 0 or self.vocabulary_sample < 0 or self.shuffle_window < 1:
+        if (self.workers != "auto" and self.workers < 0) or self.vocabulary_sample < 0 or self.shuffle_window < 1:
             raise ValueError("workers and vocabulary_sample must not be negative, shuffle_window at least 1")
         together = [task.name for task in self.tasks if task.candidates != "local"]
         if together and self.draw != "same":

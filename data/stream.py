@@ -16,16 +16,18 @@ import itertools
 import multiprocessing
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from data.batch import TaskBatch
 from data.budget import with_batch_size
 from data.config import DataConfig
 from data.order import EpochOrder, rng
+from data.packing import pack
+from data.prefetch import handed_over, worker_context
 from data.schedule import Schedule, Slot, shares
 from data.shards import BadSample, BadShard, DatasetError, DatasetInfo, ShardSet, read_info
 from data.sources import Ahead, Cache
@@ -161,24 +163,25 @@ def training_stream(
     start_step: int,
     consumed: tuple[int, ...],
     workers: int,
-    pin_memory: bool = False,
+    device: str = "cpu",
 ) -> Iterator[MicroBatch]:
-    """Micro-batches of this data rank from `start_step` on, without end."""
+    """Micro-batches of this data rank from `start_step` on, without end, their tensors on `device`. Workers start at once."""
     dataset = _Stream(sources, schedule, shard, start_step, consumed)
-    for micro in loader_of(dataset, workers):
-        yield dataclasses.replace(micro, batch=_pinned(micro.batch)) if pin_memory else micro
+    packs = workers or device != "cpu"
+    return handed_over(iter(loader_of(dataset, workers, pack if packs else None)), device)
 
 
-def loader_of(dataset: IterableDataset, workers: int) -> DataLoader:
-    """What the dataset yields, worker by worker in turn."""
+def loader_of(dataset: IterableDataset, workers: int, collate: Callable[[Any], Any] | None = None) -> DataLoader:
+    """What the dataset yields, worker by worker in turn; `collate` is applied where it is made."""
     return DataLoader(
         dataset,
         batch_size=None,
         num_workers=workers,
         prefetch_factor=4 if workers else None,
-        multiprocessing_context="forkserver" if workers else None,
+        multiprocessing_context=worker_context() if workers else None,
         pin_memory=False,
         worker_init_fn=_end_with_the_trainer if workers else None,
+        collate_fn=collate,
     )
 
 
@@ -283,10 +286,6 @@ def fault_of(source: Source, shard: int, index: int, error: BadSample) -> Fault:
     if offset is None and not whole:  # the sample was read, and its content is bad
         offset = int(source.shards.ranges(shard)[index, 0])
     return Fault(source.name, source.shards.name(shard), None if whole else index, offset, error.reason)
-
-
-def _pinned(batch: TaskBatch) -> TaskBatch:
-    return batch.map(torch.Tensor.pin_memory)
 
 
 def _mix(seed: int, number: int) -> int:

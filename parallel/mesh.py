@@ -102,6 +102,12 @@ def launched_rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def launched_ranks_here() -> int:
+    """How many ranks the launcher started on this machine."""
+    local = next((os.environ[name] for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE") if os.environ.get(name)), "1")
+    return max(1, int(local))
+
+
 def is_first_on_machine() -> bool:
     """Errors that may differ from machine to machine, such as missing data, are told once on each."""
     return os.environ.get("LOCAL_RANK", "0") == "0"
@@ -119,6 +125,8 @@ def accept_slurm() -> None:
     slurm["RANK"] = slurm["SLURM_PROCID"]
     slurm["WORLD_SIZE"] = slurm.get("SLURM_STEP_NUM_TASKS", slurm["SLURM_NTASKS"])
     slurm["LOCAL_RANK"] = slurm.get("SLURM_LOCALID", "0")
+    tasks = slurm.get("SLURM_STEP_TASKS_PER_NODE", "1")  # "4(x2)", or "4,3" where they are uneven
+    slurm["LOCAL_WORLD_SIZE"] = re.split(r"\D", tasks)[0] or "1"
     nodes = slurm.get("SLURM_STEP_NODELIST") or slurm.get("SLURM_NODELIST") or slurm.get("SLURM_JOB_NODELIST")
     # Rank 0 is on the first machine of the list. The one that srun was called on may be a login machine.
     address = first_node(nodes) if nodes else slurm.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1")

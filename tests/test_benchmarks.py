@@ -9,6 +9,7 @@ from pathlib import Path
 import yaml
 
 from benchmarks import ablation, checkpoints, moe_layer, recompute
+from benchmarks import data as data_benchmark
 from data.synthetic import WorldSize, write_demo_world
 
 ROOT = Path(__file__).parents[1]
@@ -33,6 +34,21 @@ def test_recomputation_table(monkeypatch, capsys):
     for start in range(0, len(rows), 3):
         none, selective, block = (float(row[2]) for row in rows[start : start + 3])
         assert block < selective < none == 1.0, rows[start : start + 3]
+
+
+def test_data_table(monkeypatch, capsys, tmp_path):
+    for kind, extension in (("images", "jpg"), ("clips", "mp4")):  # one of each, the smaller the better
+        items = getattr(data_benchmark, f"made_{kind}")(1)
+        assert [name for name, _ in items] == [extension]
+        (tmp_path / f"one.{extension}").write_bytes(items[0][1])
+    small = ["--workers", "1", "--rounds", "1", "--images", "8", "--clips", "4", "--side", "32"]
+    monkeypatch.setattr(sys, "argv", ["data", "--data", str(tmp_path), *small])
+    data_benchmark.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(",")[0] for line in lines if "worker(s)" in line] == ["images", "clips"]
+    for way in data_benchmark.WAYS:
+        speeds = [float(line.split()[1]) for line in lines if line.split()[0] == way]
+        assert len(speeds) == 2 and min(speeds) > 0, way
 
 
 def test_ablation_table(tmp_path):

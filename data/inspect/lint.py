@@ -23,7 +23,8 @@ from data.inspect.processes import Died, each
 from data.inspect.samples import FRAMES, decode
 from data.inspect.targets import ShardFile, Target, open_shard
 from data.shards import DatasetError, DatasetInfo
-from data.shards.files import INFO_FILE, index_path
+from data.shards.files import INFO_FILE, index_path, list_name
+from data.shards.lists import parse_list
 from data.shards.ranges import Place, load_ranges, scan
 from data.tokenizer import END_OF_TEXT, Tokenizer
 
@@ -229,7 +230,24 @@ def _check_folder(target: Target, reports: dict[ShardFile, ShardReport], whole: 
         elif (claimed.shards, claimed.samples) != (len(shards), samples):
             says = f"{claimed.samples} samples in {claimed.shards} shards"
             yield Problem("error", where, f"split {split} has {says}; found {samples} in {len(shards)}")
+        yield from _check_list(Path(target.name) / list_name(split), shards, reports)
     yield from _check_names(target.info, where, list(reports.values()), whole)
+
+
+def _check_list(path: Path, shards: Sequence[ShardFile], reports: dict[ShardFile, ShardReport]) -> Iterator[Problem]:
+    """A split's list of shards, which training trusts, against what is there."""
+    if not path.is_file():
+        return
+    try:
+        listed = {row.name: row.samples for row in parse_list(path.read_bytes(), path.name).rows()}
+    except (DatasetError, OSError) as error:
+        yield Problem("error", str(path), str(error).removeprefix(f"{path.name}: "))
+        return
+    found = {shard.path.name: len(reports[shard].keys_N) for shard in shards}
+    for name in sorted(listed.keys() | found.keys()):
+        if listed.get(name) != found.get(name):
+            says = f"{name} has {listed.get(name, 'no')} samples in it; found {found.get(name, 'no such shard')}"
+            yield Problem("error", str(path), f"{says}; remove it, or make it anew with `python -m data.shards`")
 
 
 def _check_names(info: DatasetInfo, where: str, reports: Sequence[ShardReport], whole: bool) -> Iterator[Problem]:

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from data.decode import BadSample, decode_image, decode_json, decode_text, decode_video
+from data.decode import BadSample, decode_image, decode_json, decode_text
 from data.shards import DatasetInfo
 from data.tasks.base import IMAGE_KEYS, VIDEO_KEYS, captions_of, label_of
+from data.video import decode_video
 
 FRAMES = 8
 """Frames taken of a clip, spread over its length."""

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from data.prepare.pool import run
 from data.prepare.progress import PROGRESS_FILE, SUMMARY_FILE, Done, Plan, Work, shard_path
 from data.prepare.source import Failure, Item, Job, Source, Split, is_text, key_of
-from data.shards import DatasetError, DatasetInfo, SplitInfo, write_info, write_shard
+from data.shards import DatasetError, DatasetInfo, SplitInfo, write_info, write_shard, write_shard_list
 from data.tokenizer import END_OF_TEXT, Tokenizer
 
 EXAMPLES = 3
@@ -121,6 +121,7 @@ def _finish(work: Work, source: Source, plan: Plan, counts: dict[str, int], seco
                 add_failures(failures, reason, count, examples)
         samples = sum(done.samples for done in shards)
         splits[split] = SplitInfo(samples=samples, shards=len(shards))
+        write_shard_list(work.out, split)
         worst = sorted((done for done in shards if done.failures), key=lambda done: -_share_failed(done))
         report[split] = {
             "samples": samples,

@@ -11,11 +11,12 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from data.decode import decode_image, decode_video
+from data.decode import decode_image
 from data.prepare.containers import Blob
 from data.prepare.reencode import reduce_video
 from data.prepare.source import Context, Failure, Item, Split, split_of, take_val
 from data.shards import BadSample
+from data.video import decode_video
 
 IMAGE_SUFFIXES = {".jpg": "jpg", ".jpeg": "jpg", ".png": "png", ".webp": "webp"}
 VIDEO_SUFFIXES = {".mp4": "mp4", ".avi": "avi", ".webm": "webm", ".mkv": "mkv", ".mov": "mov"}

@@ -82,7 +82,7 @@ def work_on(out: Path, plan: Plan, overwrite: bool) -> Iterator[Work | None]:
         if not overwrite:
             _check_same(out, begun, plan)
         if begun != plan or is_complete(out):
-            _clear(out)
+            clear_dataset(out)
             done = {}
         else:
             done = {key: shard for key, shard in done.items() if _stands(out, shard)}
@@ -181,16 +181,3 @@ def _stands(out: Path, done: Done) -> bool:
         return path.stat().st_size == index["tar_bytes"] == done.tar_bytes and len(index["samples"]) == done.samples
     except (OSError, ValueError, KeyError, TypeError):
         return False
-
-
-def _clear(out: Path) -> None:
-    """Remove an earlier data set and its summary. Raises DatasetError, with all left in place, for any other content."""
-    summary, aside = out / SUMMARY_FILE, out / f".{SUMMARY_FILE}.tmp"
-    if summary.exists():
-        os.replace(summary, aside)
-    try:
-        clear_dataset(out)
-    except DatasetError:
-        if aside.exists():
-            os.replace(aside, summary)
-        raise

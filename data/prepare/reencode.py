@@ -10,8 +10,8 @@ import av
 from av.container import InputContainer
 from av.video.reformatter import VideoReformatter
 
-from data.decode import MAX_FRAME_PIXELS
 from data.shards import BadSample
+from data.video import MAX_FRAME_PIXELS
 
 CRF = 20
 MAX_RATE = 1000

@@ -14,7 +14,9 @@ from data.shards.errors import DatasetError
 
 INFO_FILE = "dataset.json"
 _SPLIT = re.compile(r"[A-Za-z0-9_]+")
-_OURS = re.compile(r"[A-Za-z0-9_]+-\d{6}\.tar(\.index\.json)?|[A-Za-z0-9_]+\.shards\.json|dataset\.json|\.[\w.-]+\.tmp")
+_OURS = re.compile(
+    r"[A-Za-z0-9_]+-\d{6}\.tar(\.index\.json)?|[A-Za-z0-9_]+\.shards\.json|dataset\.json|summary\.json|\.[\w.-]+\.tmp"
+)
 
 
 def check_split(split: str) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from data.decode import encode_mp4, encode_png
+from data.decode import encode_png
 from data.shards import (
     DatasetError,
     DatasetInfo,
@@ -33,6 +33,7 @@ from data.shards import (
 from data.synthetic import scenes
 from data.synthetic.scenes import MOTIONS, SHAPES, SIDE, Pair, Thing
 from data.tokenizer import END_OF_TEXT, Tokenizer
+from data.video import encode_mp4
 
 NUM_FRAMES, FPS = 8, 8
 SPLITS = ("train", "val", "heldout")

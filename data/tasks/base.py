@@ -16,10 +16,11 @@ from data.attributes import Attributes
 from data.augment import rand_augment, random_erase
 from data.batch import Modality, Scope, Segment, TaskBatch
 from data.config import TaskConfig
-from data.decode import BadSample, decode_image, decode_json, decode_text, decode_video
+from data.decode import BadSample, decode_image, decode_json, decode_text
 from data.segments import visual_segment
 from data.shards import DatasetInfo
 from data.transform import IMAGE_MEAN, IMAGE_STD, VIDEO_MEAN, VIDEO_STD, patchify, spatial_transform
+from data.video import decode_video
 from data.vocabulary import Vocabulary
 
 Sample = dict[str, Any]
@@ -85,7 +86,10 @@ class Task(abc.ABC):
         """Decode, augment and cut the sample's image or clip."""
         config, pixels = self.config, self.context.pixels
         if self.modality == Modality.VIDEO:
-            frames_THWC = decode_video(_first(sample, VIDEO_KEYS), config.num_frames, rng=generator)
+            clip = _first(sample, VIDEO_KEYS)
+            frames_THWC = decode_video(
+                clip, config.num_frames, config.frame_sampling, config.frame_stride, rng=generator
+            )
         else:
             frames_THWC = decode_image(_first(sample, IMAGE_KEYS))[None]
         square = spatial_transform(

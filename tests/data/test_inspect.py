@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.decode import encode_mp4, encode_png
+from data.decode import encode_png
 from data.inspect.__main__ import main
 from data.inspect.lint import Problem
 from data.inspect.statistics import summary
 from data.shards import DatasetInfo, SplitInfo, write_info, write_shards
 from data.tokenizer import END_OF_TEXT, Tokenizer
+from data.video import encode_mp4
 
 
 @pytest.fixture(scope="module")
@@ -258,6 +259,17 @@ def test_a_split_without_its_shards(capsys, pictures):
     (pictures / "val-000000.tar").unlink()
     code, lines, _ = lint(capsys, pictures)
     assert code == 1 and any("split val has 1 samples in 1 shards; found 0 in 0" in line for line in lines)
+
+
+def test_a_list_of_shards_that_is_out_of_date(capsys, pictures):
+    path = pictures / "train.shards.json"
+    path.write_text(
+        path.read_text().replace('"samples": 2', '"samples": 3', 1).replace('"samples":2', '"samples":3', 1)
+    )
+    code, lines, _ = lint(capsys, pictures)
+    assert code == 1 and "train.shards.json: train-000000.tar has 3 samples in it; found 2" in lines[0]
+    path.write_text("{}")
+    assert "train.shards.json: not a list of shards" in lint(capsys, pictures)[1][0]
 
 
 def test_splits_that_share_a_picture_and_unused_tokens_are_warnings(capsys, tmp_path, tokenizer):

@@ -17,13 +17,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data.attributes import CAPTION_TEXT, NAME_TARGET, VISUAL_INPUT
-from data.decode import encode_mp4, encode_png
+from data.decode import encode_png
 from data.inspect.__main__ import main
 from data.inspect.gallery import BIT_NAMES
 from data.inspect.page import Card, Page, Token, render
 from data.shards import DatasetInfo, SplitInfo, write_info, write_shards
 from data.tokenizer import END_OF_TEXT, Tokenizer
 from data.transform import IMAGE_MEAN, IMAGE_STD, patchify, unpatchify
+from data.video import encode_mp4
 
 CARD_TAGS = {"html", "head", "meta", "title", "style", "body", "header", "h1", "dl", "div", "dt", "dd", "p", "main"}
 CARD_TAGS |= {"article", "h2", "ul", "li", "span", "small"}

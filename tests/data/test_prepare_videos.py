@@ -12,9 +12,9 @@ import av
 import numpy as np
 import pytest
 
-from data.decode import decode_video
 from data.prepare.reencode import reduce_video
 from data.shards import BadSample, read_info
+from data.video import decode_video
 from tests.helpers.public import captions, clip, failures, folder, lines, pack, pack_zip, prepare, samples, written
 
 REAL = Path(__file__).parents[2].parent / "shared" / "data"

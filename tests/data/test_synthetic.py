@@ -9,12 +9,13 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from data.decode import decode_image, decode_video
+from data.decode import decode_image
 from data.shards import DatasetError, ShardSet, read_info
 from data.synthetic import WorldSize, scenes, world, write_demo_world
 from data.synthetic.__main__ import main
 from data.synthetic.scenes import COLOURS, MOTIONS, SHAPES, Pair, Thing
 from data.tokenizer import END_OF_TEXT, Tokenizer
+from data.video import decode_video
 
 SIZE = WorldSize(shapes=84, pairs=60, clips=24, clip_captions=24, sentences=120, evaluation=12)
 DATASETS = {"shapes": 84, "pairs": 60, "clips": 24, "clip_captions": 24, "sentences": 120}

@@ -1,0 +1,23 @@
+"""What train.py is told on the command line."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def parse_arguments(argv: list[str], description: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, help="run configuration (YAML), see configs/")
+    parser.add_argument(
+        "--describe", action="store_true", help="print layers, parameters and FLOPs of the configuration and stop"
+    )
+    parser.add_argument(
+        "--plan", action="store_true", help="print memory and traffic of a rank on --world ranks and stop; needs no GPU"
+    )
+    parser.add_argument("--world", type=int, help="with --plan: ranks of the run (default: those that were started)")
+    parser.add_argument("--device-memory", type=float, default=80.0, metavar="GIB", help="with --plan: of one rank")
+    parser.add_argument("--local_rank", type=int, default=0, help="set by the deepspeed launcher")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="for instance model.depth=6 data.tasks.shapes.batch_size=8"
+    )
+    return parser.parse_args(argv)

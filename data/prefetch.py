@@ -1,0 +1,134 @@
+"""From worker processes to the device, ahead of the step.
+
+On the CPU a batch is taken from its worker's shared memory as it is. For a CUDA device a thread takes batches ahead, copies
+each to pinned memory and from there to the device on a stream of its own; the step's stream waits for that copy alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import multiprocessing
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+
+from data.packing import Packed, unpack
+
+MAX_WORKERS = 8
+"""Of a rank, where their number is `auto`."""
+DEPTH = 2
+"""Batches that lie on a device ahead of the step."""
+_CGROUP = Path("/sys/fs/cgroup")
+_T = TypeVar("_T")
+_U = TypeVar("_U")
+
+
+def handed_over(batches: Iterator[Any], device: str) -> Iterator[Any]:
+    """The batches, with packed ones unpacked, their tensors on `device`."""
+    if device == "cpu":
+        return (unpack(batch) if isinstance(batch, Packed) else batch for batch in batches)
+    copy = CudaCopy(device)
+    return (unpack(packed) for packed in ahead(batches, copy.start, copy.finish))
+
+
+class CudaCopy:
+    """Packed batches to a CUDA device: `start` in the thread that runs ahead, `finish` in the one that computes."""
+
+    def __init__(self, device: str) -> None:
+        self.device = torch.device(device)
+        self.stream = torch.cuda.Stream(self.device)
+
+    def start(self, packed: Packed) -> tuple[Packed, torch.cuda.Event]:
+        with torch.cuda.device(self.device), torch.cuda.stream(self.stream):
+            buffer_N = packed.buffer_N.pin_memory().to(self.device, non_blocking=True)
+            return dataclasses.replace(packed, buffer_N=buffer_N), self.stream.record_event()
+
+    def finish(self, started: tuple[Packed, torch.cuda.Event]) -> Packed:
+        packed, event = started
+        computing = torch.cuda.current_stream(self.device)
+        computing.wait_event(event)
+        # Memory of one stream that another one uses: it must not be given away before that one is done, too.
+        packed.buffer_N.record_stream(computing)
+        return packed
+
+
+def ahead(
+    items: Iterator[_T], start: Callable[[_T], _U], finish: Callable[[_U], Any], depth: int = DEPTH
+) -> Iterator[Any]:
+    """`finish(start(item))` of every item. A thread takes items and starts them, at most `depth` ahead of who asks; what it
+    raises is raised here. It ends when the iterator is closed."""
+    ready: queue.Queue[tuple[str, Any]] = queue.Queue(depth)
+    closed = threading.Event()
+
+    def put(kind: str, value: Any) -> None:
+        while not closed.is_set():
+            try:
+                return ready.put((kind, value), timeout=0.1)
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for item in items:
+                put("item", start(item))
+                if closed.is_set():
+                    return
+            put("end", None)
+        except BaseException as error:  # whatever it is, it belongs to who asks
+            put("error", error)
+
+    thread = threading.Thread(target=work, name="prefetch", daemon=True)
+    thread.start()
+    try:
+        while True:
+            kind, value = ready.get()
+            if kind == "error":
+                raise value
+            if kind == "end":
+                return
+            yield finish(value)
+    finally:
+        closed.set()
+        thread.join(timeout=5)
+
+
+def worker_context() -> ForkServerContext:
+    """How worker processes start: forked from a server that has no decoder, and has imported the libraries that they need.
+    None of our own modules: the server looks for those where it was started, which may be any folder."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch.utils.data", "av", "PIL.Image", "webdataset"])
+    return context
+
+
+def worker_count(workers: int | Literal["auto"], ranks_here: int) -> int:
+    """Worker processes of a rank. auto: the cores of this rank's share without the one that the trainer keeps busy, but one
+    at least (while a rank waits for others, its core is free) and MAX_WORKERS at most. `ranks_here`: on this machine."""
+    if workers != "auto":
+        return workers
+    return min(MAX_WORKERS, max(1, usable_cores() // ranks_here - 1))
+
+
+def usable_cores(cgroup: Path = _CGROUP) -> int:
+    """Cores that this process may use: its affinity, and what a container's quota of CPU time amounts to (rounded down, at
+    least one)."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, int(min(cores, _quota(cgroup))))
+
+
+def _quota(cgroup: Path) -> float:
+    """Cores' worth of CPU time a period, by cgroup 2 or 1; inf without a limit."""
+    try:
+        if (cgroup / "cpu.max").exists():
+            quota, period = (cgroup / "cpu.max").read_text().split()
+        else:
+            quota, period = ((cgroup / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        return math.inf if quota == "max" or int(quota) <= 0 else int(quota) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):
+        return math.inf
