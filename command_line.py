@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 
-def parse_arguments(argv: list[str], description: str) -> argparse.Namespace:
+def parse_arguments(argv: list[str], description: str = "") -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="run configuration (YAML), see configs/")
     parser.add_argument(
