@@ -13,9 +13,10 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from model.config import ModelConfig
 from model.layout import SequenceLayout
+from model.moe.experts import ExpertLinear
 from model.moe.layer import Decision
 from model.moe.router import Layouts, Passed
-from model.projection import projection
+from model.projection import banks_of, projection
 from parallel.mesh import Mesh
 
 
@@ -41,6 +42,11 @@ class Attention(nn.Module):
         self.head_width = config.width // config.heads
         self.qkv = projection(config, config.width, 3 * config.width, "column", sparse, mesh)
         self.out = projection(config, config.width, config.width, "row", sparse, mesh)
+
+    @property
+    def banks(self) -> tuple[ExpertLinear, ...]:
+        """What a decision is for."""
+        return banks_of(self.qkv, self.out)
 
     def forward(
         self,

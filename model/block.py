@@ -11,7 +11,7 @@ from model.attention import Attention, KeysValues
 from model.config import ModelConfig
 from model.feed_forward import feed_forward
 from model.layout import in_storage_order
-from model.moe.layer import Decision, RoutingReport, make_path
+from model.moe.layer import Decision, DispatchPath, MergePath, RoutingReport, make_path
 from model.moe.router import Layouts, Passed
 from model.noise import Key, derive, uniform
 from parallel.kernels import Kernels
@@ -48,16 +48,28 @@ class Block(nn.Module):
 
         past: keys and values that the tokens of a single sequence see besides their own, prompts among them.
         """
+        first, second = self._decide_ahead(layouts, noise)
         normed = tuple(in_storage_order(self.attention_norm, x) for x in xs)
-        first = _decide(self.attention_path, normed, layouts, derive(noise, "attention"))
+        if isinstance(self.attention_path, DispatchPath):
+            first = self.attention_path(normed, layouts, derive(noise, "attention"))
         prompts = () if past else self._prompts(layouts)
         branches, keys_values = self.attention(normed, layouts, first, prompts, past)
         xs = self._added(xs, branches, self.attention_scale, derive(noise, "drop attention"))
 
         normed = tuple(in_storage_order(self.ffn_norm, x) for x in xs)
-        second = _decide(self.ffn_path, normed, layouts, derive(noise, "ffn"))
+        if isinstance(self.ffn_path, DispatchPath):
+            second = self.ffn_path(normed, layouts, derive(noise, "ffn"))
         xs = self._added(xs, self.ffn(normed, second), self.ffn_scale, derive(noise, "drop ffn"))
         return xs, tuple(decision.report for decision in (first, second) if decision is not None), keys_values
+
+    def _decide_ahead(self, layouts: Layouts, noise: Key) -> tuple[Decision, Decision]:
+        """Decisions that look at no data are made first: their weights travel while attention is computed."""
+        first = second = None
+        if isinstance(self.attention_path, MergePath):
+            first = self.attention_path(self.attention.banks, layouts, derive(noise, "attention"))
+        if isinstance(self.ffn_path, MergePath):
+            second = self.ffn_path(self.ffn.banks, layouts, derive(noise, "ffn"))
+        return first, second
 
     def _prompts(self, layouts: Layouts) -> Passed:
         """Normalised prompts for each sequence; none where the block has none."""
@@ -79,7 +91,3 @@ class Block(nn.Module):
             return branch_BLD
         keep_B11 = uniform(noise, (branch_BLD.shape[0], 1, 1), branch_BLD) >= self.drop_path
         return branch_BLD * keep_B11 / (1 - self.drop_path)
-
-
-def _decide(path: nn.Module | None, xs: Passed, layouts: Layouts, noise: Key) -> Decision:
-    return None if path is None else path(xs, layouts, noise)
