@@ -169,11 +169,11 @@ def traffic_of(
         (Collective("activations", "all-reduce", layout.tensor, tensor_traffic(model, t.sequences, layout, value)),)
         for t in tasks
     ]
-    merged = merge_traffic(model, layout, value)
+    merged = [merge_traffic(model, t.sequences, layout, value) for t in tasks]
     return Traffic(
         step=gradient_traffic(parameters, layout, precision),
         tensor=averaged(tensor)[0],
-        merge=None if model.experts.unit == "mlp" else averaged([merged for _ in tasks]),
+        merge=None if model.experts.unit == "mlp" else averaged(merged),
         dispatch=averaged([dispatch_traffic(model, t.sequences, layout, value) for t in tasks]),
         tokens=round(sum(task.share * task.tokens for task in tasks)),
         crossover=crossover_tokens(model, layout, value),
