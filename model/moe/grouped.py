@@ -30,17 +30,18 @@ def grouped_linear(
 class _GroupedLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, all_blocks, weight_COI, bias_CO, scale_R, *xs):
-        ctx.all_blocks, narrows = all_blocks, _narrows(weight_COI)
+        ctx.all_blocks = all_blocks
         ctx.save_for_backward(weight_COI, bias_CO, scale_R, *xs)
         ys = []
         for x_RI, blocks in zip(xs, all_blocks, strict=True):
             y_RO = x_RI.new_empty(x_RI.shape[0], weight_COI.shape[1])
             for start, end, index in blocks:
                 out, rows, weight_IO = y_RO[start:end], x_RI[start:end], weight_COI[index].t()
-                scale_R1 = None if scale_R is None else scale_R[start:end, None].to(x_RI.dtype)
-                if scale_R1 is not None and not narrows:
+                if scale_R is not None:
+                    # Scaling the inputs is cheaper where the layer widens; a scaled bias is what the product is added to.
+                    scale_R1 = scale_R[start:end, None].to(x_RI.dtype)
                     rows = rows * scale_R1
-                    if bias_CO is not None:  # a scaled bias is what the product is added to
+                    if bias_CO is not None:
                         torch.mul(scale_R1, bias_CO[index], out=out)
                         torch.addmm(out, rows, weight_IO, out=out)
                         continue
@@ -48,15 +49,12 @@ class _GroupedLinear(torch.autograd.Function):
                     torch.mm(rows, weight_IO, out=out)
                 else:
                     torch.addmm(bias_CO[index], rows, weight_IO, out=out)
-                if scale_R1 is not None and narrows:
-                    out *= scale_R1
             ys.append(y_RO)
         return tuple(ys)
 
     @staticmethod
     def backward(ctx, *dys):
         weight_COI, bias_CO, scale_R, *xs = ctx.saved_tensors
-        narrows = _narrows(weight_COI)
         _, wants_weight, wants_bias, wants_scale, *wants_xs = ctx.needs_input_grad
         dweight_COI = torch.empty_like(weight_COI) if wants_weight else None
         dbias_CO = torch.zeros_like(bias_CO) if wants_bias else None
@@ -79,10 +77,7 @@ class _GroupedLinear(torch.autograd.Function):
                     if bias_CO is not None:
                         dscale_R[start:end] += drows @ bias_CO[index]
                 if scale_R1 is not None:
-                    if narrows:
-                        drows = drows * scale_R1
-                    else:
-                        rows = rows * scale_R1
+                    rows = rows * scale_R1
                     if dx_RI is not None:
                         dx_RI[start:end] *= scale_R1
                 if dweight_COI is not None:
@@ -92,14 +87,9 @@ class _GroupedLinear(torch.autograd.Function):
                         torch.mm(drows.t(), rows, out=dweight_COI[index])
                         written.add(index)
                 if dbias_CO is not None:
-                    dbias_CO[index] += drows.sum(0) if narrows or scale_R1 is None else scale_R1.squeeze(1) @ drows
+                    dbias_CO[index] += drows.sum(0) if scale_R1 is None else scale_R1.squeeze(1) @ drows
             dxs.append(dx_RI if wants_x else None)
         if dweight_COI is not None:
             for index in set(range(weight_COI.shape[0])) - written:
                 dweight_COI[index].zero_()
         return None, dweight_COI, dbias_CO, dscale_R, *dxs
-
-
-def _narrows(weight_COI: Tensor) -> bool:
-    """Rows are scaled where they have fewer numbers: after a layer that narrows, else before it."""
-    return weight_COI.shape[1] < weight_COI.shape[2]
