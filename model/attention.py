@@ -13,9 +13,10 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from model.config import ModelConfig
 from model.layout import SequenceLayout, position_major
+from model.moe.experts import ExpertLinear
 from model.moe.layer import Decision, MergeDecision
 from model.moe.router import Layouts, Passed
-from model.projection import projection
+from model.projection import banks_of, projection
 from model.recompute import computed
 from parallel.mesh import Mesh
 
@@ -43,6 +44,11 @@ class Attention(nn.Module):
         self.qkv = projection(config, config.width, 3 * config.width, "column", sparse, mesh)
         self.out = projection(config, config.width, config.width, "row", sparse, mesh)
         self.computed = computed(config.activation_checkpointing)
+
+    @property
+    def banks(self) -> tuple[ExpertLinear, ...]:
+        """What a decision is for."""
+        return banks_of(self.qkv, self.out)
 
     def forward(
         self,

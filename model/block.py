@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from model.attention import Attention, KeysValues
 from model.config import ModelConfig
 from model.feed_forward import feed_forward
-from model.moe.layer import Decision, RoutingReport, make_path
+from model.moe.layer import Decision, DispatchPath, MergePath, RoutingReport, make_path
 from model.moe.router import Layouts, Passed
 from model.noise import Key, derive, uniform
 from model.recompute import computed
@@ -58,17 +58,29 @@ class Block(nn.Module):
         past: keys and values that the tokens of a single sequence see besides their own, prompts among them. rows: which tokens
         of xs this rank has.
         """
+        first, second = self._decide_ahead(layouts, noise)
         with self.computed(functools.partial(rows.enter, self.attention_norm), xs, range(len(xs))) as normed:
-            first = _decide(self.attention_path, normed, layouts, derive(noise, "attention"), rows)
+            if isinstance(self.attention_path, DispatchPath):
+                first = self.attention_path(_deciding(normed, rows), layouts, derive(noise, "attention"))
             prompts = () if past else self._prompts(layouts)
             branches, keys_values = self.attention(normed, layouts, first, prompts, past)
         xs = self._added(xs, branches, self.attention_scale, derive(noise, "drop attention"), rows)
 
         with self.computed(functools.partial(rows.enter, self.ffn_norm), xs, range(len(xs))) as normed:
-            second = _decide(self.ffn_path, normed, layouts, derive(noise, "ffn"), rows)
+            if isinstance(self.ffn_path, DispatchPath):
+                second = self.ffn_path(_deciding(normed, rows), layouts, derive(noise, "ffn"))
             branches = self.ffn(normed, second)
         xs = self._added(xs, branches, self.ffn_scale, derive(noise, "drop ffn"), rows)
         return xs, tuple(decision.report for decision in (first, second) if decision is not None), keys_values
+
+    def _decide_ahead(self, layouts: Layouts, noise: Key) -> tuple[Decision, Decision]:
+        """Decisions that look at no data are made first: their weights travel while attention is computed."""
+        first = second = None
+        if isinstance(self.attention_path, MergePath):
+            first = self.attention_path(self.attention.banks, layouts, derive(noise, "attention"))
+        if isinstance(self.ffn_path, MergePath):
+            second = self.ffn_path(self.ffn.banks, layouts, derive(noise, "ffn"))
+        return first, second
 
     def _prompts(self, layouts: Layouts) -> Passed:
         """Normalised prompts for each sequence; none where the block has none."""
@@ -92,5 +104,6 @@ class Block(nn.Module):
         return branch * rows.each(keep_B11, index) / (1 - self.drop_path)
 
 
-def _decide(path: nn.Module | None, xs: Passed, layouts: Layouts, noise: Key, rows: Rows) -> Decision:
-    return None if path is None else path(tuple(rows.deciding(x) for x in xs), layouts, noise)
+def _deciding(xs: Passed, rows: Rows) -> Passed:
+    """Tokens as a router sees them."""
+    return tuple(rows.deciding(x) for x in xs)

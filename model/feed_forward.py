@@ -11,7 +11,7 @@ from model.config import ModelConfig
 from model.moe.experts import ExpertLinear, ExpertMLP
 from model.moe.layer import Decision, DispatchDecision
 from model.moe.router import Passed
-from model.projection import SparseProjection, projection
+from model.projection import SparseProjection, banks_of, projection
 from model.recompute import Computed, computed, kept
 from parallel.dispatch import Blocks
 from parallel.mesh import Mesh
@@ -25,6 +25,11 @@ class FeedForward(nn.Module):
         self.up = projection(config, config.width, config.ffn, "column", sparse, mesh)
         self.down = projection(config, config.ffn, config.width, "row", sparse, mesh)
         self.computed = computed(config.activation_checkpointing)
+
+    @property
+    def banks(self) -> tuple[ExpertLinear, ...]:
+        """What a decision is for."""
+        return banks_of(self.up, self.down)
 
     def forward(self, xs: Passed, decision: Decision) -> Passed:
         if isinstance(decision, DispatchDecision) and decision.is_single:

@@ -50,3 +50,7 @@ def projection(
         return SparseProjection(ExpertLinear(in_features, out_features, config.experts.num_experts, side, mesh))
     make = column_linear if side == "column" else row_linear
     return DenseProjection(make(in_features, out_features, mesh))
+
+
+def banks_of(*projections: nn.Module) -> tuple[ExpertLinear, ...]:
+    return tuple(projection.bank for projection in projections if isinstance(projection, SparseProjection))

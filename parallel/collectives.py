@@ -47,6 +47,61 @@ def all_to_all(x: Tensor, send_counts: list[int], receive_counts: list[int], axi
     return x if axis.size == 1 else _AllToAll.apply(x, send_counts, receive_counts, axis)
 
 
+class Flight:
+    """An all-to-all of rows that may be under way while other work is done: rows `depart`, and later they `land`.
+
+    Gradients take the way back in the same manner: they depart where rows landed, and land where rows departed, after all
+    that was computed in between.
+    """
+
+    def __init__(self, send_counts: list[int], receive_counts: list[int], axis: Axis) -> None:
+        self.send_counts, self.receive_counts, self.axis = send_counts, receive_counts, axis
+        self._under_way: Any = None  # the work, and what it reads and writes
+
+    def depart(self, x: Tensor) -> Tensor:
+        """Send rows of x [sum(send), ...] to the ranks in blocks -> [sum(receive), ...], for `land` alone: they are not there."""
+        return _Depart.apply(x, self)
+
+    def land(self, x: Tensor) -> Tensor:
+        """What `depart` returned, once it is there."""
+        return _Land.apply(x, self)
+
+    def start(self, x: Tensor, send_counts: list[int], receive_counts: list[int]) -> Tensor:
+        x, out = x.contiguous(), x.new_empty((sum(receive_counts), *x.shape[1:]))
+        work = dist.all_to_all_single(out, x, receive_counts, send_counts, group=self.axis.group, async_op=True)
+        self._under_way = work, x, out
+        return out
+
+    def wait(self) -> Tensor:
+        (work, _, out), self._under_way = self._under_way, None
+        work.wait()
+        return out
+
+
+class _Depart(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, flight):
+        ctx.flight = flight
+        return flight.start(x, flight.send_counts, flight.receive_counts)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return ctx.flight.wait(), None
+
+
+class _Land(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, flight):
+        ctx.flight = flight
+        flight.wait()
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        ctx.flight.start(grad, ctx.flight.receive_counts, ctx.flight.send_counts)
+        return grad, None
+
+
 class _CopyToAxis(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, axis):

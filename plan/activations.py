@@ -12,7 +12,7 @@ import dataclasses
 
 from model.config import ModelConfig
 from plan.memory import FP32, INDEX, Layout, Linear, attention_linears, ffn_linears, sparse_linears
-from plan.tasks import Passed, groups_of, sent_copies, towers_of
+from plan.tasks import Passed, chosen_peers, groups_of, sent_copies, towers_of
 
 NORM = 2 * FP32
 """Mean and deviation that LayerNorm keeps of a token."""
@@ -62,22 +62,22 @@ def activations_of(
 
 
 def exchange_buffers(model: ModelConfig, sequences: tuple[Passed, ...], layout: Layout, value: int) -> int:
-    """What the largest exchange of a pass holds for a moment beyond `activations_of`, in bytes: the experts' sums for all
-    peers and their totals (backward: joined gradients and everyone's); or one side of the rows that travel."""
+    """What the largest exchange of a pass holds for a moment beyond `activations_of`, in bytes: a block's sums for peers and
+    those that arrive (on one rank, a gradient of merged weights); or one side of the rows that travel."""
     largest = 0
     for tower, mine in towers_of(model, sequences):
         if not any(tower.experts.is_sparse(layer, tower.depth) for layer in range(tower.depth)):
             continue
-        for linear in (linear for pair in sparse_linears(tower, layout.tensor) for linear in pair):
-            if tower.experts.decides_per_token:
-                tokens = -(-sum(s.tokens for s in mine) // model.chunks)
-                working = tokens * tower.ffn // layout.tensor  # is there at another moment
-                rows = sent_copies(tower, tokens) * max(linear.local_inputs, linear.local_outputs)
-                numbers = max(0, rows - working)
-            else:
-                sums = 2 * layout.expert - (layout.expert == 1)  # on one rank the one is kept as the merged weights
-                numbers = sums * groups_of(tower, mine, layout.expert) * linear.numbers
-            largest = max(largest, numbers * value)
+        linears = [linear for pair in sparse_linears(tower, layout.tensor) for linear in pair]
+        if tower.experts.decides_per_token:
+            tokens = -(-sum(s.tokens for s in mine) // model.chunks)
+            working = tokens * tower.ffn // layout.tensor  # is there at another moment
+            widest = max(max(linear.local_inputs, linear.local_outputs) for linear in linears)
+            numbers = max(0, sent_copies(tower, tokens) * widest - working)
+        else:
+            travelling = 2 * chosen_peers(tower, layout.expert) * sum(linear.numbers for linear in linears)
+            numbers = groups_of(mine) * max(travelling, *(linear.numbers for linear in linears))
+        largest = max(largest, numbers * value)
     return largest
 
 
@@ -126,7 +126,7 @@ def _block(model: ModelConfig, layer: int, sequences: tuple[Passed, ...], layout
         if not selective:
             attention += n * width // tensor * value  # attention's output in the order of positions
         merged = (
-            groups_of(model, sequences, layout.expert)
+            groups_of(sequences)
             * sum(linear.numbers for pair in sparse_linears(model, tensor) for linear in pair)
             * value
         )

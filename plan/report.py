@@ -177,12 +177,12 @@ def traffic_of(
         )
         for task, mine in zip(tasks, passes, strict=True)
     ]
-    merged = merge_traffic(model, layout, value)
+    merged = [merge_traffic(model, mine, layout, value) for mine in passes]
     return Traffic(
         step=(*gradient_traffic(parameters, layout, precision), row_gradients(model, layout, value)),
         tensor=averaged(tensor),
         candidates=averaged([candidates_traffic(model, task, layout) for task in tasks]),
-        merge=None if model.experts.unit == "mlp" else averaged([merged for _ in tasks]),
+        merge=None if model.experts.unit == "mlp" else averaged(merged),
         dispatch=averaged([dispatch_traffic(model, mine, layout, value) for mine in passes]),
         tokens=round(sum(task.share * s.tokens for task, mine in zip(tasks, passes, strict=True) for s in mine)),
         crossover=crossover_tokens(model, layout, value),

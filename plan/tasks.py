@@ -109,6 +109,12 @@ def sent_copies(model: ModelConfig, tokens: int) -> int:
     return min(pairs, math.ceil(pairs * experts.capacity_factor)) if experts.capacity_factor else pairs
 
 
-def groups_of(model: ModelConfig, sequences: tuple[Passed, ...], expert: int) -> int:
-    """Condition groups of a pass that are merged for; padded to a fixed number where expert ranks exchange them."""
-    return model.experts.max_groups if expert > 1 else sum(s.groups for s in sequences)
+def groups_of(sequences: tuple[Passed, ...]) -> int:
+    """Condition groups of a pass."""
+    return sum(s.groups for s in sequences)
+
+
+def chosen_peers(model: ModelConfig, expert: int) -> int:
+    """From how many other ranks a group's experts come, at most."""
+    chosen = 1 if model.experts.router == "task_specific" else model.experts.top_k
+    return min(chosen, expert - 1)

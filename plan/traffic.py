@@ -14,12 +14,13 @@ import dataclasses
 
 from model.config import ModelConfig
 from plan.memory import FP32, INDEX, Layout, Parameters, Precision, sparse_linears
-from plan.tasks import Passed, TaskLoad, groups_of, sent_copies, towers_of
+from plan.tasks import Passed, TaskLoad, chosen_peers, groups_of, sent_copies, towers_of
 
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """handed: bytes that a rank hands to the collective in a step. what: whose they are. ranks: size of the group."""
+    """handed: bytes that a rank hands to the collective in a step. what: whose they are. ranks: size of the group.
+    kind "exchange": an all-to-all of which no rank keeps a part."""
 
     what: str
     kind: str
@@ -30,9 +31,15 @@ class Collective:
     def sent(self) -> int:
         """Bytes that leave the rank: a ring for reductions and gathers, balanced counts for all-to-alls."""
         others = self.ranks - 1
+        if self.kind == "exchange":
+            return self.handed
         if self.kind == "all-gather":
             return self.handed * others
         return self.handed * others * (2 if self.kind == "all-reduce" else 1) // self.ranks
+
+
+THREE_GROUPS = (Passed(1, 3, 1, 1, True), Passed(1, 2, 0, 1, False))
+"""A caption: its picture, its words, and the words to choose from."""
 
 
 def sent_in_all(collectives: tuple[Collective, ...]) -> int:
@@ -83,7 +90,8 @@ def tensor_traffic(
 def row_gradients(model: ModelConfig, layout: Layout, value: int) -> Collective:
     """Once a step: the gradients of what acts on a part of the rows (norms, LayerScale, prompts)."""
     prompts = model.prompts.length + model.prompts.target_length if model.prompts else 0
-    numbers = sum(t.depth * t.width * (4 + (2 if t.layer_scale else 0) + prompts) for t in _towers(model))
+    towers = [tower for tower in (model, model.text_tower_config()) if tower]
+    numbers = sum(t.depth * t.width * (4 + (2 if t.layer_scale else 0) + prompts) for t in towers)
     return Collective("gradients of norms", "all-reduce", layout.tensor, numbers * value * layout.cuts_rows)
 
 
@@ -137,7 +145,8 @@ def _all_reduced(model: ModelConfig, sequences: tuple[Passed, ...], layout: Layo
                 sparse = tower.experts.is_sparse(layer, tower.depth)
                 total -= (rows["ffn"] if sparse else mine[-1].tokens if mine else 0) * tower.width * value
             if tower.experts.is_sparse(layer, tower.depth):
-                total += _gate_gradients(tower, tokens, groups_of(tower, mine, layout.expert), layout)
+                groups = tower.experts.max_groups if layout.expert > 1 else groups_of(mine)  # gates travel padded
+                total += _gate_gradients(tower, tokens, groups, layout)
     return total
 
 
@@ -179,20 +188,24 @@ def _gate_gradients(model: ModelConfig, tokens: int, groups: int, layout: Layout
     return sum(len(pair) for pair in pairs) * groups * model.experts.num_experts * FP32
 
 
-def merge_traffic(model: ModelConfig, layout: Layout, value: int) -> tuple[Collective, ...]:
-    """One micro-batch, whatever its tokens: merged weights forward, their gradients backward, decisions."""
+def merge_traffic(
+    model: ModelConfig, sequences: tuple[Passed, ...], layout: Layout, value: int
+) -> tuple[Collective, ...]:
+    """One micro-batch, whatever its tokens: merged weights forward, their gradients backward, decisions. Each group gets its
+    matrix from the ranks of its experts, at most as many as it chose."""
     ranks = layout.expert
     merged = decisions = 0
-    for tower in _towers(model):
+    for tower, mine in towers_of(model, sequences):
         sparse = sum(tower.experts.is_sparse(layer, tower.depth) for layer in range(tower.depth))
         pairs = sparse_linears(tower, layout.tensor)
-        merged += sparse * tower.experts.max_groups * sum(linear.numbers for pair in pairs for linear in pair) * value
+        sums = groups_of(mine) * chosen_peers(tower, ranks)
+        merged += sparse * sums * sum(linear.numbers for pair in pairs for linear in pair) * value
         decisions += sparse * len(pairs) * tower.experts.max_groups * model.experts.num_experts * FP32
     forwards = forwards_of(model)
     merged, decisions = merged * model.chunks, decisions * model.chunks
     return (
-        Collective("merged weights", "reduce-scatter", ranks, ranks * merged * forwards),
-        Collective("merged weights' gradients", "all-gather", ranks, merged),
+        Collective("merged weights", "exchange", ranks, merged * forwards),
+        Collective("merged weights' gradients", "exchange", ranks, merged),
         Collective("decisions", "all-gather", ranks, decisions * forwards),
         Collective("decisions' gradients", "reduce-scatter", ranks, ranks * decisions),
     )
@@ -230,7 +243,7 @@ def dispatch_traffic(
 
 def crossover_tokens(model: ModelConfig, layout: Layout, value: int) -> int:
     """Tokens of a rank's pass (inputs and candidates) above which merging sends fewer bytes than dispatching; 0 where
-    nothing is exchanged, or where experts are whole networks and cannot be merged. For one tower."""
+    nothing is exchanged, or where experts are whole networks and cannot be merged. For one tower and a pass of three groups."""
     if layout.expert == 1 or model.experts.unit == "mlp" or not model.num_decisions:
         return 0
 
@@ -239,9 +252,5 @@ def crossover_tokens(model: ModelConfig, layout: Layout, value: int) -> int:
 
     many = 1 << 20
     fixed = dispatched(0)
-    return round((sent_in_all(merge_traffic(model, layout, value)) - fixed) * many / (dispatched(many) - fixed))
-
-
-def _towers(model: ModelConfig) -> tuple[ModelConfig, ...]:
-    text = model.text_tower_config()
-    return (model,) if text is None else (model, text)
+    merged = sent_in_all(merge_traffic(model, THREE_GROUPS, layout, value))
+    return round((merged - fixed) * many / (dispatched(many) - fixed))

@@ -1,6 +1,7 @@
 """Banks of linear experts, stacked [E_local, out, in], and the two ways of using them.
 
-Legend: E experts, e local experts, O out, I in (local parts under tensor parallelism), C groups, R rows, S expert ranks.
+Legend: E experts, e local experts, O out, I in (local parts under tensor parallelism), C groups (padded), G groups
+that there are, R rows, S expert ranks.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from model.moe.grouped import grouped_linear
-from model.moe.merge import merge_experts
+from model.moe.merge import MergePlan, Merging, plan_merge, start_merge
 from model.recompute import Computed, kept
-from parallel.collectives import copy_to_axis, reduce_from_axis
+from parallel.collectives import Axis, copy_to_axis, reduce_from_axis
 from parallel.dispatch import Blocks
 from parallel.mesh import Mesh
 from parallel.placement import EXPERT_AXIS, TENSOR_AXIS, Cut, Placement, place
@@ -42,13 +43,13 @@ class ExpertLinear(nn.Module):
         self.weight = place(nn.Parameter(torch.empty(weight.local_shape)), weight)
         self.bias = place(nn.Parameter(torch.empty(bias.local_shape)), bias)
 
-    def merged(self, gathered_SCE: Tensor) -> tuple[Tensor, Tensor]:
-        """Merged weights [C, O, I] and biases [C, O] of this rank's groups, from the decisions of every expert rank."""
+    def start_merge(self, gathered_SCE: Tensor, plan: MergePlan) -> tuple[Merging, Merging]:
+        """Weights [G, O, I] and biases [G, O] of this rank's groups, under way, from the gates of every expert rank."""
         local = self.weight.shape[0]
         gate_SCe = gathered_SCE[..., self.expert.rank * local : (self.expert.rank + 1) * local]
         weight_gate_SCe = copy_to_axis(gate_SCe, self.tensor)  # each tensor rank sees only a part of the matrices
         bias_gate_SCe = weight_gate_SCe if self.side == "column" else gate_SCe
-        return merge_experts(weight_gate_SCe, bias_gate_SCe, self.weight, self.bias, self.expert)
+        return start_merge(weight_gate_SCe, self.weight, plan), start_merge(bias_gate_SCe, self.bias, plan)
 
     def grouped(self, x_RI: Tensor, blocks: Blocks, scale_R: Tensor | None = None) -> Tensor:
         """Rows in blocks of local experts -> [R, O], each expert's W x + b times the row's scale.
@@ -89,6 +90,16 @@ def _rows_of(bias_CO: Tensor, blocks: Blocks) -> Tensor:
     lengths = torch.tensor([end - start for start, end, _ in blocks], device=bias_CO.device)
     numbers = torch.tensor([index for *_, index in blocks], device=bias_CO.device)
     return bias_CO[numbers.repeat_interleave(lengths)]
+
+
+Merges = dict[ExpertLinear, tuple[Merging, Merging]]
+"""The weights and biases of banks, under way."""
+
+
+def start_merges(banks: tuple[ExpertLinear, ...], gathered_SCE: Tensor, num_groups: int, axis: Axis) -> Merges:
+    """One decision for several banks. gathered_SCE: the gates of every expert rank's groups, padded; num_groups: this rank's."""
+    plan = plan_merge(gathered_SCE, num_groups, axis)
+    return {bank: bank.start_merge(gathered_SCE, plan) for bank in banks}
 
 
 class ExpertMLP(nn.Module):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from data.batch import Modality
 from model.config import ExpertConfig
-from model.moe.experts import ExpertLinear
+from model.moe.experts import ExpertLinear, Merges, start_merges
 from model.moe.router import GROUP_ROUTERS, TOKEN_ROUTERS, Layouts, Passed
 from model.noise import Key
 from parallel.collectives import all_gather
@@ -41,15 +41,15 @@ class RoutingReport:
 
 @dataclasses.dataclass(frozen=True)
 class MergeDecision:
-    """Group weights of every expert rank, and the spans of this rank's groups."""
+    """The merged weights and biases of a pair of banks, under way, and the spans of this rank's groups."""
 
-    gathered_SCE: Tensor
+    merges: Merges
     layouts: Layouts
     report: RoutingReport
 
     def apply(self, bank: ExpertLinear, xs: Passed) -> Passed:
-        """Merge the bank once a group, then run dense linears over the spans, which are blocks of position-major memory."""
-        weight_COI, bias_CO = bank.merged(self.gathered_SCE)
+        """Dense linears over the spans, which are blocks of position-major memory. Once a bank."""
+        weight_COI, bias_CO = (merging.total() for merging in self.merges.pop(bank))
         blocks, first = [], 0
         for x_BLI, layout in zip(xs, self.layouts, strict=True):
             rows = x_BLI.shape[0]
@@ -102,7 +102,8 @@ class MergePath(nn.Module):
         self.expert, self.max_groups = mesh.expert, config.max_groups
         self.router = GROUP_ROUTERS[config.router](width, config, num_tasks, kernels)
 
-    def forward(self, xs: Passed, layouts: Layouts, noise: Key) -> MergeDecision:
+    def forward(self, banks: tuple[ExpertLinear, ...], layouts: Layouts, noise: Key) -> MergeDecision:
+        """Decides, and starts to merge the banks that the decision is for."""
         weights_CE = self.router(layouts, noise)
         num_groups, num_experts = weights_CE.shape
         if num_groups > self.max_groups:
@@ -120,7 +121,8 @@ class MergePath(nn.Module):
         modality_C = torch.cat([layout.modality_G for layout in layouts])
         accepted_ME = pairs_CE.new_zeros(len(Modality), num_experts).index_add(0, modality_C, pairs_CE)
         report = RoutingReport(accepted_ME, accepted_ME.sum(dim=1), {}, weights_CE.new_zeros(()))
-        return MergeDecision(all_gather(padded_CE, self.expert), layouts, report)
+        gathered_SCE = all_gather(padded_CE, self.expert)
+        return MergeDecision(start_merges(banks, gathered_SCE, num_groups, self.expert), layouts, report)
 
 
 class DispatchPath(nn.Module):

@@ -1,68 +1,156 @@
 """Merging a bank of linear experts into one weight for each group of tokens, over the expert axis (papers.md 2.3).
 
-Legend: E experts, e local experts, S expert ranks, C condition groups, N = S x C groups of all expert ranks, O out, I in.
+    gates of all ranks --> plan_merge --> MergePlan, of a decision
+    start_merge: each rank sums over its own experts, for its groups and for its peers' --sums for peers travel-->
+    Merging.total: own sums + what arrived
+
+Weights travel instead of tokens, and only where there is something to send: a group's matrix comes from the ranks of the
+experts that it chose. Nothing here depends on the data, so all of it can be started long before it is needed.
+Legend: E experts, e local experts, S expert ranks, C condition groups of a rank (padded), G those that there are,
+N sums for peers, R sums of peers, X numbers of an expert.
 """
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import Tensor
 
-from parallel.collectives import Axis, gathered, scattered_sum
+from parallel.collectives import Axis, Flight
 
 
-def merge_experts(
-    weight_gate_SCe: Tensor, bias_gate_SCe: Tensor, weight_eOI: Tensor, bias_eO: Tensor, axis: Axis
-) -> tuple[Tensor, Tensor]:
-    """Weights [C, O, I] and biases [C, O] of this rank's groups: sum over all experts of gate x expert.
-
-    The gates are those of every expert rank's groups for this rank's experts. Each rank sums over its own experts for every
-    peer, and one reduce-scatter gives each rank the totals of its own groups: weights travel instead of tokens.
+@dataclasses.dataclass(frozen=True)
+class MergePlan:
     """
-    return _Merge.apply(weight_gate_SCe, bias_gate_SCe, weight_eOI, bias_eO, axis)
+    sent_N          (rank, group) that this rank sums for, by rank
+    arrives_R       the group of each row that arrives
+    num_groups      G, this rank's groups
+    without_own     groups that chose none of this rank's experts
+    send_counts     rows to each expert rank; receive_counts: rows from each
+    """
+
+    axis: Axis
+    sent_N: list[tuple[int, int]]
+    arrives_R: list[int]
+    num_groups: int
+    without_own: frozenset[int]
+    send_counts: list[int]
+    receive_counts: list[int]
 
 
-class _Merge(torch.autograd.Function):
+def plan_merge(gathered_SCE: Tensor, num_groups: int, axis: Axis) -> MergePlan:
+    """Every rank knows the gates of all, so nothing more has to be agreed on."""
+    ranks = range(axis.size)
+    if axis.size == 1:
+        return MergePlan(axis, [], [], num_groups, frozenset(), [0], [0])
+    # has[s][c][r]: group c of rank s chose an expert of rank r
+    has = (gathered_SCE.detach().unflatten(-1, (axis.size, -1)) != 0).any(dim=-1).tolist()
+    peers = [rank for rank in ranks if rank != axis.rank]
+    groups = range(gathered_SCE.shape[1])
+    sent_N = [(peer, group) for peer in peers for group in groups if has[peer][group][axis.rank]]
+    own = has[axis.rank]
+    arrives = [(peer, group) for peer in peers for group in range(num_groups) if own[group][peer]]
+    return MergePlan(
+        axis,
+        sent_N,
+        [group for _, group in arrives],
+        num_groups,
+        frozenset(group for group in range(num_groups) if not own[group][axis.rank]),
+        [sum(to == rank for to, _ in sent_N) for rank in ranks],
+        [sum(source == rank for source, _ in arrives) for rank in ranks],
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Merging:
+    """A merge under way: own sums [G, ...], and rows that arrive."""
+
+    plan: MergePlan
+    own_GX: Tensor
+    received_RX: Tensor
+    flight: Flight
+
+    def total(self) -> Tensor:
+        """[G, ...]: each group's sum over all experts of gate x expert. To be called once."""
+        if self.plan.axis.size == 1:
+            return self.own_GX
+        return _Total.apply(self.own_GX, self.flight.land(self.received_RX), self.plan)
+
+
+def start_merge(gate_SCe: Tensor, bank_eX: Tensor, plan: MergePlan) -> Merging:
+    """Sum a bank [e, ...] (weights or biases) by the gates of every rank's groups for this rank's experts."""
+    sent_NX, own_GX = _Mix.apply(gate_SCe, bank_eX, plan)
+    flight = Flight(plan.send_counts, plan.receive_counts, plan.axis)
+    return Merging(plan, own_GX, sent_NX if plan.axis.size == 1 else flight.depart(sent_NX), flight)
+
+
+class _Mix(torch.autograd.Function):
+    """Sums for peers and for this rank's groups."""
+
     @staticmethod
-    def forward(ctx, weight_gate_SCe, bias_gate_SCe, weight_eOI, bias_eO, axis):
-        ctx.axis = axis
-        ctx.save_for_backward(weight_gate_SCe, bias_gate_SCe, weight_eOI, bias_eO)
-        ranks, groups, _ = weight_gate_SCe.shape
-        split = weight_eOI[0].numel()
-        both_NX = weight_eOI.new_empty(ranks * groups, split + bias_eO.shape[1])
-        _mix(weight_gate_SCe.flatten(0, 1), weight_eOI.flatten(1), both_NX[:, :split])
-        _mix(bias_gate_SCe.flatten(0, 1), bias_eO, both_NX[:, split:])
-        total_CX = both_NX if axis.size == 1 else scattered_sum(both_NX.view(ranks, groups, -1), axis)
-        return total_CX[:, :split].unflatten(1, weight_eOI.shape[1:]), total_CX[:, split:]
+    def forward(ctx, gate_SCe, bank_eX, plan):
+        ctx.plan = plan
+        ctx.save_for_backward(gate_SCe, bank_eX)
+        sent_NX = bank_eX.new_empty(len(plan.sent_N), *bank_eX.shape[1:])
+        own_GX = bank_eX.new_empty(plan.num_groups, *bank_eX.shape[1:])
+        gate_Ne, gate_Ge = _gates(gate_SCe, plan)
+        _mix(gate_Ne, bank_eX.flatten(1), sent_NX.flatten(1))
+        _mix(gate_Ge, bank_eX.flatten(1), own_GX.flatten(1), skipped=plan.without_own)
+        return sent_NX, own_GX
 
     @staticmethod
-    def backward(ctx, dweight_COI, dbias_CO):
-        weight_gate_SCe, bias_gate_SCe, weight_eOI, bias_eO = ctx.saved_tensors
-        dweight_NX, dbias_NX = dweight_COI.flatten(1), dbias_CO
-        if ctx.axis.size > 1:
-            split = dweight_NX.shape[1]
-            both_NX = gathered(torch.cat([dweight_NX, dbias_NX], dim=1), ctx.axis).flatten(0, 1)
-            dweight_NX, dbias_NX = both_NX[:, :split], both_NX[:, split:]
-        dweight_gate, dweight_eX = _mix_backward(weight_gate_SCe.flatten(0, 1), weight_eOI.flatten(1), dweight_NX)
-        dbias_gate, dbias_eO = _mix_backward(bias_gate_SCe.flatten(0, 1), bias_eO, dbias_NX)
-        return (
-            dweight_gate.view_as(weight_gate_SCe),
-            dbias_gate.view_as(bias_gate_SCe),
-            dweight_eX.view_as(weight_eOI),
-            dbias_eO,
-            None,
-        )
+    def backward(ctx, dsent_NX, down_GX):
+        gate_SCe, bank_eX = ctx.saved_tensors
+        plan = ctx.plan
+        gate_Ke = torch.cat(_gates(gate_SCe, plan))
+        dgate_Ke, dbank_eX = _mix_backward(gate_Ke, bank_eX.flatten(1), dsent_NX.flatten(1), down_GX.flatten(1))
+        dgate_SCe = torch.zeros_like(gate_SCe)
+        sent, own = dgate_Ke.split([len(plan.sent_N), plan.num_groups])
+        dgate_SCe[plan.axis.rank, : plan.num_groups] = own
+        for (rank, group), dgate_e in zip(plan.sent_N, sent, strict=True):
+            dgate_SCe[rank, group] = dgate_e
+        return dgate_SCe, dbank_eX.view_as(bank_eX), None
 
 
-def _mix(gate_Ne: Tensor, bank_eX: Tensor, out_NX: Tensor) -> None:
-    """out = gate @ bank. On the CPU, where memory is the limit, experts with a zero gate are not read; asking a GPU which
-    they are would cost more than reading them."""
+class _Total(torch.autograd.Function):
+    """Adds what arrived to the own sums, in place."""
+
+    @staticmethod
+    def forward(ctx, own_GX, received_RX, plan):
+        ctx.plan = plan
+        ctx.mark_dirty(own_GX)
+        empty = set(plan.without_own)
+        for group, row_X in zip(plan.arrives_R, received_RX, strict=True):
+            if group in empty:
+                own_GX[group].copy_(row_X)
+                empty.remove(group)
+            else:
+                own_GX[group].add_(row_X)
+        return own_GX
+
+    @staticmethod
+    def backward(ctx, dtotal_GX):
+        arrives_R = ctx.plan.arrives_R
+        in_order = arrives_R == list(range(len(dtotal_GX)))
+        return dtotal_GX, dtotal_GX if in_order else dtotal_GX[arrives_R], None
+
+
+def _gates(gate_SCe: Tensor, plan: MergePlan) -> tuple[Tensor, Tensor]:
+    """-> (gates of the sums for peers, gates of this rank's groups)."""
+    sent = torch.tensor(plan.sent_N, dtype=torch.long, device=gate_SCe.device).view(-1, 2)
+    return gate_SCe[sent[:, 0], sent[:, 1]], gate_SCe[plan.axis.rank, : plan.num_groups]
+
+
+def _mix(gate_Ne: Tensor, bank_eX: Tensor, out_NX: Tensor, skipped: frozenset[int] = frozenset()) -> None:
+    """out = gate @ bank. On the CPU, where memory is the limit, experts with a zero gate are not read, and `skipped` rows not
+    written; asking a GPU which they are would cost more than reading them."""
     if gate_Ne.device.type != "cpu":
-        out_NX.copy_(gate_Ne.to(bank_eX.dtype) @ bank_eX)
+        torch.mm(gate_Ne.to(bank_eX.dtype), bank_eX, out=out_NX)
         return
-    for gates, out_X in zip(gate_Ne.tolist(), out_NX, strict=True):
+    for row, (gates, out_X) in enumerate(zip(gate_Ne.tolist(), out_NX, strict=True)):
         chosen = [(gate, expert_X) for gate, expert_X in zip(gates, bank_eX, strict=True) if gate]
-        if not chosen:
+        if not chosen and row not in skipped:
             out_X.zero_()
         for position, (gate, expert_X) in enumerate(chosen):
             if position:
@@ -71,21 +159,23 @@ def _mix(gate_Ne: Tensor, bank_eX: Tensor, out_NX: Tensor) -> None:
                 torch.mul(expert_X, gate, out=out_X)
 
 
-def _mix_backward(gate_Ne: Tensor, bank_eX: Tensor, dout_NX: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of gate and bank. A gate of zero was not chosen: no router lets a gradient through it."""
-    if gate_Ne.device.type != "cpu":
-        gate_in = gate_Ne.to(bank_eX.dtype)
-        return (dout_NX @ bank_eX.t()).to(gate_Ne.dtype), gate_in.t() @ dout_NX
-    dgate_Ne, dbank_eX = torch.zeros_like(gate_Ne), torch.empty_like(bank_eX)
-    gates_Ne = gate_Ne.tolist()
+def _mix_backward(gate_Ke: Tensor, bank_eX: Tensor, *douts: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of gate and bank; rows of the gate belong to rows of all douts [*, X], one after another. A gate of zero was
+    not chosen: no router lets a gradient through it."""
+    if gate_Ke.device.type != "cpu":
+        dout_KX = torch.cat(douts)
+        gate_in = gate_Ke.to(bank_eX.dtype)
+        return (dout_KX @ bank_eX.t()).to(gate_Ke.dtype), gate_in.t() @ dout_KX
+    dgate_Ke, dbank_eX = torch.zeros_like(gate_Ke), torch.empty_like(bank_eX)
+    gates_Ke, rows = gate_Ke.tolist(), [dout_X for dout in douts for dout_X in dout]
     for expert in range(bank_eX.shape[0]):
-        chosen = [(row, gates[expert]) for row, gates in enumerate(gates_Ne) if gates[expert]]
+        chosen = [(row, gates[expert]) for row, gates in enumerate(gates_Ke) if gates[expert]]
         if not chosen:
             dbank_eX[expert].zero_()
         for position, (row, gate) in enumerate(chosen):
-            dgate_Ne[row, expert] = torch.dot(dout_NX[row], bank_eX[expert])
+            dgate_Ke[row, expert] = torch.dot(rows[row], bank_eX[expert])
             if position:
-                dbank_eX[expert].add_(dout_NX[row], alpha=gate)
+                dbank_eX[expert].add_(rows[row], alpha=gate)
             else:
-                torch.mul(dout_NX[row], gate, out=dbank_eX[expert])
-    return dgate_Ne, dbank_eX
+                torch.mul(rows[row], gate, out=dbank_eX[expert])
+    return dgate_Ke, dbank_eX

@@ -10,7 +10,7 @@ from torch.nn.functional import gelu, linear
 from model.feed_forward import LinearPair
 from model.moe.experts import ExpertLinear
 from model.moe.grouped import grouped_linear
-from model.moe.merge import merge_experts
+from model.moe.merge import plan_merge, start_merge
 from parallel.collectives import Axis
 from parallel.dispatch import combine, dispatch, dispatch_weights, plan_dispatch
 from parallel.mesh import Mesh
@@ -48,19 +48,22 @@ def test_grouped_linear_over_several_inputs():
     assert gradcheck(lambda *_: grouped_linear(xs, blocks, weight, bias), (*xs, weight, bias))
 
 
-def test_merge_experts():
+def merged(gate, bank):
+    axis = Axis("expert")
+    return start_merge(gate, bank, plan_merge(gate, gate.shape[1], axis)).total()
+
+
+def test_merge():
     gate, weight, bias = drawn(1, 2, 3), drawn(3, 2, 4, seed=1), drawn(3, 2, seed=2)
-    merged, merged_bias = merge_experts(gate, gate, weight, bias, Axis("expert"))
-    torch.testing.assert_close(merged, torch.einsum("ce,eoi->coi", gate[0], weight))
-    torch.testing.assert_close(merged_bias, gate[0] @ bias)
-    assert gradcheck(lambda *_: merge_experts(gate, gate, weight, bias, Axis("expert")), (gate, weight, bias))
+    torch.testing.assert_close(merged(gate, weight), torch.einsum("ce,eoi->coi", gate[0], weight))
+    torch.testing.assert_close(merged(gate, bias), gate[0] @ bias)
+    assert gradcheck(merged, (gate, weight)) and gradcheck(merged, (gate, bias))
 
 
 def test_experts_that_were_not_chosen_get_zero():
     gate = torch.tensor([[[0.5, 0.0, 0.5], [0.0, 0.0, 1.0]]], dtype=torch.float64).requires_grad_()
-    weight, bias = drawn(3, 2, 4, seed=1), drawn(3, 2, seed=2)
-    merged, _ = merge_experts(gate, gate, weight, bias, Axis("expert"))
-    merged.sum().backward()
+    weight = drawn(3, 2, 4, seed=1)
+    merged(gate, weight).sum().backward()
     assert weight.grad is not None and gate.grad is not None
     assert weight.grad[:, 0, 0].tolist() == [0.5, 0.0, 1.5]
     assert gate.grad[0, :, 1].tolist() == [0.0, 0.0]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from data.attributes import TEXT_INPUT, VISUAL_INPUT
 from model.config import ExpertConfig
 from model.layout import Span
-from model.moe.experts import ExpertLinear
+from model.moe.experts import ExpertLinear, start_merges
 from model.moe.layer import DispatchDecision, DispatchPath, MergeDecision, MergePath, RoutingReport
 from model.moe.router import AttributeRouter
 from model.moe.routing import capacity, kept_choices, scatter_weights, top_k
@@ -83,10 +83,12 @@ def test_priority_never_drops_the_better_of_two_first_choices(seed, tokens, slot
         assert ((ids == expert) & kept).sum() <= slots
 
 
-def decisions(weights_GE, spans, valid_BL):
+def decisions(layer, weights_GE, spans, valid_BL):
     """The same decisions for both paths: a group's weights given to each of its tokens."""
     layouts = (plain_layout(valid_BL, *spans),)
-    merge = MergeDecision(all_gather(weights_GE, Axis("expert")), layouts, REPORT)
+    axis = Axis("expert")
+    merges = start_merges((layer,), all_gather(weights_GE, axis), len(weights_GE), axis)
+    merge = MergeDecision(merges, layouts, REPORT)
     group_L = torch.tensor([s.group for s in spans for _ in range(s.start, s.end)])
     dense_TE = weights_GE[group_L].expand(valid_BL.shape[0], -1, -1)[valid_BL]
     weights_TK, ids_TK = dense_TE.topk(2, dim=1)
@@ -104,7 +106,7 @@ def test_merge_equals_dispatch_with_all_gradients():
     for index in range(2):
         w = weights.clone().requires_grad_()
         x = torch.randn(2, 6, 3, generator=torch.Generator().manual_seed(1)).requires_grad_()
-        y = decisions(w, (Span(0, 2, 0), Span(2, 6, 1)), valid_BL)[index].apply(layer, (x,))[0]
+        y = decisions(layer, w, (Span(0, 2, 0), Span(2, 6, 1)), valid_BL)[index].apply(layer, (x,))[0]
         layer.zero_grad()
         (y[valid_BL] ** 2).sum().backward()
         assert w.grad is not None and x.grad is not None
@@ -120,14 +122,17 @@ def test_all_experts_with_equal_weights_are_their_mean():
     layer = bank()
     x = torch.randn(1, 4, 3)
     layouts = (plain_layout(torch.ones(1, 4, dtype=torch.bool), Span(0, 4, 0)),)
-    (got,) = MergeDecision(torch.full((1, 1, 4), 0.25), layouts, REPORT).apply(layer, (x,))
+    merges = start_merges((layer,), torch.full((1, 1, 4), 0.25), 1, Axis("expert"))
+    (got,) = MergeDecision(merges, layouts, REPORT).apply(layer, (x,))
     expected = torch.nn.functional.linear(x, layer.weight.mean(0), layer.bias.mean(0))
     torch.testing.assert_close(got, expected)
 
 
 def test_an_expert_without_tokens_has_a_zero_gradient_and_not_none():
     layer = bank()
-    _, dispatch = decisions(torch.tensor([[0.5, 0.5, 0.0, 0.0]]), (Span(0, 3, 0),), torch.ones(1, 3, dtype=torch.bool))
+    _, dispatch = decisions(
+        layer, torch.tensor([[0.5, 0.5, 0.0, 0.0]]), (Span(0, 3, 0),), torch.ones(1, 3, dtype=torch.bool)
+    )
     dispatch.apply(layer, (torch.randn(1, 3, 3),))[0].sum().backward()
     assert layer.weight.grad is not None
     assert layer.weight.grad[2:].abs().sum() == 0 and layer.weight.grad[:2].abs().sum() > 0
@@ -162,4 +167,4 @@ def test_too_many_groups_are_refused():
     path = MergePath(16, ExpertConfig(num_experts=4), 0, Mesh(), load_kernels("torch"))
     spans = [Span(i, i + 1, i) for i in range(5)]
     with pytest.raises(ValueError, match="5 groups of tokens"):
-        path((torch.zeros(1, 5, 16),), (plain_layout(torch.ones(1, 5, dtype=torch.bool), *spans),), None)
+        path((), (plain_layout(torch.ones(1, 5, dtype=torch.bool), *spans),), None)

@@ -52,9 +52,10 @@ def test_tensor_parallel_linears_and_table():
 
 
 def sparse_pair(rank: int, axis: str, path: str, groups: tuple[int, ...]) -> dict:
-    """Two banks in a row on this rank's own tokens; `groups` says how many tokens each data rank has."""
+    """Two banks in a row on this rank's own tokens; `groups` says how many tokens each data rank has. path "merge 0, 3": slot 0
+    chose expert 0 alone, and slot 1 expert 3."""
     from model.layout import Span
-    from model.moe.experts import ExpertLinear
+    from model.moe.experts import ExpertLinear, start_merges
     from model.moe.layer import DispatchDecision, MergeDecision, RoutingReport
     from model.noise import derive
     from parallel.collectives import all_gather
@@ -81,12 +82,16 @@ def sparse_pair(rank: int, axis: str, path: str, groups: tuple[int, ...]) -> dic
         ids = torch.randint(0, 4, (groups[slot], 1), generator=generator)
         weights = torch.rand(groups[slot] if path == "token" else 1, 4, generator=generator)
         layouts = (plain_layout(torch.ones(1, groups[slot], dtype=torch.bool), Span(0, groups[slot], 0)),)
+        if path.startswith("merge "):
+            chosen = [int(expert) for expert in path.removeprefix("merge ").split(", ")[slot]]
+            weights *= torch.zeros(4).index_fill(0, torch.tensor(chosen), 1.0)
         weights.requires_grad_()
         if path == "token":
             plan = plan_dispatch(ids, torch.ones_like(ids, dtype=torch.bool), 4, mesh.expert)
             decision = DispatchDecision(dispatch_weights(weights.gather(1, ids), plan), plan, layouts, report)
         else:
-            decision = MergeDecision(all_gather(weights, mesh.expert), layouts, report)
+            merges = start_merges((up, down), all_gather(weights, mesh.expert), 1, mesh.expert)
+            decision = MergeDecision(merges, layouts, report)
         (hidden,) = decision.apply(up, (x,))
         (y,) = decision.apply(down, (torch.tanh(hidden),))
         (y**2).sum().backward()
@@ -101,8 +106,20 @@ def sparse_pair(rank: int, axis: str, path: str, groups: tuple[int, ...]) -> dic
     return {"y": outputs, "x": input_gradients, "gate": gate_gradients, "gradients": gradients}
 
 
-@pytest.mark.parametrize("path", ["token", "merge"])
-@pytest.mark.parametrize(("axis", "groups"), [("expert", (5, 3)), ("expert", (4, 1)), ("tensor", (5,))])
+@pytest.mark.parametrize(
+    ("axis", "groups", "path"),
+    [
+        *(
+            (axis, groups, path)
+            for axis, groups in (("expert", (5, 3)), ("expert", (4, 1)), ("tensor", (5,)))
+            for path in ("token", "merge")
+        ),
+        # Each has what it needs; each needs the other's alone; one needs both, and one nothing from the other.
+        ("expert", (5, 3), "merge 01, 2"),
+        ("expert", (5, 3), "merge 2, 0"),
+        ("expert", (5, 3), "merge 12, 3"),
+    ],
+)
 def test_sparse_linears(axis, path, groups):
     """Uneven token counts included. Under expert parallelism the gradient of an expert sums over both ranks' tokens."""
     serial, *_ = run_ranks(1, sparse_pair, "", path, groups)
