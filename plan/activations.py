@@ -121,6 +121,10 @@ def _block(model: ModelConfig, layer: int, sequences: tuple[Passed, ...], layout
         feed_forward = sent_copies(model, n) * (width + hidden) * value + _sent(model, n)
     elif sent:
         feed_forward = n * ffn // tensor * value + _sent_pair(model, n, ffn_linears(model, tensor), value)
+    if (
+        sent and tensor > 1 and not layout.cuts_rows
+    ):  # a bias for each row, to be scaled after the sum over tensor ranks
+        feed_forward += len(sparse_linears(model, tensor)) * sent_copies(model, n) * width * value
     merged = 0
     if sparse and not experts.decides_per_token:
         if not selective:
