@@ -93,9 +93,16 @@ def train(run: RunConfig, guard: RankGuard) -> int:
 
     mesh = create_mesh(run.parallel.tensor, run.parallel.expert, run.parallel.timeout_s)
     watchdog = guard.start(run.folder, run.parallel.stall_s)
+    checkpoint, problems = newest(run.folder / "checkpoints")
+    step, consumed = (checkpoint.step, tuple(checkpoint.state["consumed"])) if checkpoint else (0, (0,) * len(sources))
+    schedule = schedule_of(run.data, run.slots, run.seed)
+    shard = Shard(mesh.data.rank, mesh.data.size)
+    workers = worker_count(run.data.workers, launched_ranks_here())
+    # Now, so that workers start while the network is built.
+    stream = training_stream(sources, schedule, shard, step, consumed, workers, mesh.device)
+
     objective = Objective(run.model, vocabulary.size, mesh, kernels)
     initialise(objective, run.seed)
-    checkpoint, problems = newest(run.folder / "checkpoints")
     if run.init and checkpoint is None:
         load_initial_weights(run, objective)
     if run.optimizer.tune == "prompts":
@@ -104,9 +111,7 @@ def train(run: RunConfig, guard: RankGuard) -> int:
     objective.to(mesh.device)
     engine = Engine(objective, mesh, run.optimizer, deepspeed_config, kernels)
 
-    step, consumed = 0, (0,) * len(sources)
     if checkpoint is not None:
-        step, consumed = checkpoint.step, tuple(checkpoint.state["consumed"])
         engine.prepare_restore(checkpoint.state["optimizer_step"])
         restore(checkpoint, engine.fragments())
         engine.finish_restore()
@@ -118,10 +123,6 @@ def train(run: RunConfig, guard: RankGuard) -> int:
         )
         print(*problems, f"resuming at step {step}" if checkpoint else "starting fresh", sep="\n", flush=True)
 
-    schedule = schedule_of(run.data, run.slots, run.seed)
-    shard = Shard(mesh.data.rank, mesh.data.size)
-    workers = worker_count(run.data.workers, launched_ranks_here())
-    stream = training_stream(sources, schedule, shard, step, consumed, workers, mesh.device)
     ledger = FaultLedger(run.folder, launched_rank(), run.data.max_bad_fraction)
     ledger.add(0, shard_faults(sources) if mesh.is_first else ())
     meter = Meter([source.name for source in sources], run.model, mesh)

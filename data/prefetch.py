@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -30,12 +30,12 @@ _T = TypeVar("_T")
 _U = TypeVar("_U")
 
 
-def handed_over(batches: Iterable[Any], device: str) -> Iterator[Any]:
+def handed_over(batches: Iterator[Any], device: str) -> Iterator[Any]:
     """The batches, with packed ones unpacked, their tensors on `device`."""
     if device == "cpu":
         return (unpack(batch) if isinstance(batch, Packed) else batch for batch in batches)
     copy = CudaCopy(device)
-    return (unpack(packed) for packed in ahead(iter(batches), copy.start, copy.finish))
+    return (unpack(packed) for packed in ahead(batches, copy.start, copy.finish))
 
 
 class CudaCopy:

@@ -125,7 +125,7 @@ def training_stream(
     workers: int,
     device: str = "cpu",
 ) -> Iterator[MicroBatch]:
-    """Micro-batches of this data rank from `start_step` on, without end, their tensors on `device`."""
+    """Micro-batches of this data rank from `start_step` on, without end, their tensors on `device`. Workers start at once."""
     dataset = _Stream(sources, schedule, shard, start_step, consumed)
     loader = DataLoader(
         dataset,
@@ -137,7 +137,7 @@ def training_stream(
         worker_init_fn=_end_with_the_trainer if workers else None,
         collate_fn=pack if workers or device != "cpu" else None,
     )
-    yield from handed_over(loader, device)
+    return handed_over(iter(loader), device)
 
 
 def _end_with_the_trainer(worker: int) -> None:
