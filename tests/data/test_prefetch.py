@@ -17,7 +17,7 @@ from data.prefetch import CudaCopy, ahead, handed_over, usable_cores, worker_cou
 
 def test_on_the_cpu_batches_pass_as_they_are():
     batch = {"x": torch.ones(3)}
-    first, second = handed_over([batch, pack(batch)], "cpu")
+    first, second = handed_over(iter([batch, pack(batch)]), "cpu")
     assert first is batch and torch.equal(second["x"], batch["x"])
     assert not any(thread.name == "prefetch" for thread in threading.enumerate())
 
@@ -82,7 +82,7 @@ def test_copies_start_in_the_thread_and_end_with_the_step(monkeypatch):
 
     monkeypatch.setattr(prefetch, "CudaCopy", Copy)
     batches = [pack({"x": torch.full((2,), float(n))}) for n in range(3)]
-    assert [batch["x"].tolist() for batch in handed_over(batches, "cuda:1")] == [[n, n] for n in range(3)]
+    assert [batch["x"].tolist() for batch in handed_over(iter(batches), "cuda:1")] == [[n, n] for n in range(3)]
     assert threads.count(threading.main_thread()) == 3 and len(threads) == 6
 
 

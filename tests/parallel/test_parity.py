@@ -40,12 +40,12 @@ def assert_equal_runs(expected: list[dict], got: list[dict], rtol: float = 1e-5)
 
 
 def assert_close(expected: dict[str, np.ndarray], got: dict[str, np.ndarray], rtol: float, what: str) -> None:
-    """The norm of the difference against the norm of each tensor, or against a thousandth of the norm of all (a hundredth for
-    single numbers) where that is more: sums that cancel leave nothing but rounding."""
+    """The norm of the difference against the norm of each tensor, or against a thousandth of the norm of all (a fiftieth for single
+    numbers, the scales of logits) where that is more: sums that cancel leave nothing but rounding, of terms 14 times a cosine for scales."""
     assert expected.keys() == got.keys()
     whole = np.sqrt(sum(np.square(value, dtype=np.float64).sum() for value in expected.values()))
     for name, value in expected.items():
-        size = max(np.linalg.norm(value.astype(np.float64)), (1e-3 if value.size > 1 else 1e-2) * whole)
+        size = max(np.linalg.norm(value.astype(np.float64)), (1e-3 if value.size > 1 else 2e-2) * whole)
         error = np.linalg.norm(got[name].astype(np.float64) - value)
         assert error <= rtol * size + 1e-7, f"{what}: {name} is off by {error / size:.1e} of its norm"
 
@@ -113,9 +113,17 @@ def test_bf16_follows_fp32(layout, engine):
     assert len(moved) > 0.9 * len(after), "updates were not applied"
 
 
+def fp16_is_supported() -> bool:
+    from deepspeed.accelerator import get_accelerator
+
+    return get_accelerator().is_fp16_supported()
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_fp16_finds_its_loss_scale(layout):
     """The first scale overflows; all ranks skip, halve it, and train on."""
+    if not fp16_is_supported():
+        pytest.skip("DeepSpeed refuses fp16 on this processor, which has no instructions for it")
     job = Job(engine="zero1_fp16", adam_eps=1e-2, lr=1e-3, steps=6, clip=0, **LAYOUTS[layout])
     got = run_ranks(2, run_job, job)
     totals = [norms[0] for norms in got[0]["norms"]]
