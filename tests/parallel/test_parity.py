@@ -41,7 +41,7 @@ def assert_equal_runs(expected: list[dict], got: list[dict], rtol: float = 1e-5)
 
 def assert_close(expected: dict[str, np.ndarray], got: dict[str, np.ndarray], rtol: float, what: str) -> None:
     """The norm of the difference against the norm of each tensor, or against a thousandth of the norm of all (a fiftieth for single
-    numbers, the scales of logits) where that is more: sums that cancel leave nothing but rounding, of terms 14 times a cosine for scales."""
+    numbers, the scales of logits) where that is more: sums that cancel leave only rounding, for scales that of terms 14 times a cosine."""
     assert expected.keys() == got.keys()
     whole = np.sqrt(sum(np.square(value, dtype=np.float64).sum() for value in expected.values()))
     for name, value in expected.items():
