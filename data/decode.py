@@ -11,7 +11,7 @@ import warnings
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from data.shards.errors import BadSample
 
@@ -38,6 +38,8 @@ def decode_image(data: bytes, max_pixels: int = 64_000_000) -> np.ndarray:
             return np.array(image_rgb)
     except BadSample:
         raise
+    except UnidentifiedImageError as error:  # its own words hold an address in memory
+        raise BadSample(f"image of {len(data)} bytes: no JPEG, PNG or WebP") from error
     except Exception as error:  # Pillow's plugins raise nearly every built-in type
         raise BadSample(f"image of {len(data)} bytes: {one_line(error)}") from error
 

@@ -13,9 +13,6 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-import multiprocessing
-import os
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +24,7 @@ from data.budget import with_batch_size
 from data.config import DataConfig
 from data.order import EpochOrder, rng
 from data.packing import pack
+from data.parent import end_with_parent
 from data.prefetch import handed_over, worker_context
 from data.schedule import Schedule, Slot, shares
 from data.shards import BadSample, BadShard, DatasetError, DatasetInfo, ShardSet, read_info
@@ -180,22 +178,13 @@ def loader_of(dataset: IterableDataset, workers: int, collate: Callable[[Any], A
         prefetch_factor=4 if workers else None,
         multiprocessing_context=worker_context() if workers else None,
         pin_memory=False,
-        worker_init_fn=_end_with_the_trainer if workers else None,
+        worker_init_fn=_start_worker if workers else None,
         collate_fn=collate,
     )
 
 
-def _end_with_the_trainer(worker: int) -> None:
-    """In a worker process: end when the training process is gone, however it ended. torch's own watch looks at the parent,
-    which is the fork server here, and that lives as long as its children do."""
-    trainer = multiprocessing.parent_process()
-    assert trainer is not None
-
-    def watch() -> None:
-        trainer.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, name="trainer watch", daemon=True).start()
+def _start_worker(worker: int) -> None:
+    end_with_parent()
 
 
 class _Stream(IterableDataset):

@@ -6,13 +6,14 @@ import contextlib
 import dataclasses
 import multiprocessing
 import os
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
 from tqdm import tqdm
+
+from data.parent import end_with_parent
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -70,20 +71,8 @@ def _alone(function: Callable[[T], R], item: T) -> R | Died:
 def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     # Not fork: decoders and thread pools that are inherited hang.
     context = multiprocessing.get_context("forkserver")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_the_parent)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent)
     try:
         yield pool
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _end_with_the_parent() -> None:
-    """In a worker process: end when the process that wants the results is gone, however it ended."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, name="parent watch", daemon=True).start()

@@ -5,13 +5,12 @@ from __future__ import annotations
 import concurrent.futures as futures
 import itertools
 import multiprocessing
-import os
 import signal
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
+from data.parent import end_with_parent
 from data.shards import DatasetError
 
 R = TypeVar("R")
@@ -28,7 +27,7 @@ def run(calls: Iterator[Callable[[], R]], workers: int) -> Iterator[R]:
     context = multiprocessing.get_context("forkserver")
     # All layouts are imported once, in the server that the workers are forked from.
     context.set_forkserver_preload(["data.prepare.__main__"])
-    executor = futures.ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_the_parent)
+    executor = futures.ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
     try:
         waiting = {executor.submit(call) for call in itertools.islice(calls, 2 * workers)}
         while waiting:
@@ -44,14 +43,7 @@ def run(calls: Iterator[Callable[[], R]], workers: int) -> Iterator[R]:
         executor.shutdown(cancel_futures=True)
 
 
-def _end_with_the_parent() -> None:
-    """In a worker: end when the main process is gone, however it ended, and leave Ctrl-C to it."""
+def _start_worker() -> None:
+    """In a worker: end with the main process, and leave Ctrl-C to it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, name="parent watch", daemon=True).start()
+    end_with_parent()
