@@ -40,12 +40,12 @@ def assert_equal_runs(expected: list[dict], got: list[dict], rtol: float = 1e-5)
 
 
 def assert_close(expected: dict[str, np.ndarray], got: dict[str, np.ndarray], rtol: float, what: str) -> None:
-    """The norm of the difference against the norm of each tensor, or against a thousandth of the norm of all (a fiftieth for single
-    numbers, the scales of logits) where that is more: sums that cancel leave only rounding, for scales that of terms 14 times a cosine."""
+    """The norm of the difference against the norm of each tensor, or against a thousandth of the norm of all (a hundredth for
+    single numbers) where that is more: sums that cancel leave nothing but rounding."""
     assert expected.keys() == got.keys()
     whole = np.sqrt(sum(np.square(value, dtype=np.float64).sum() for value in expected.values()))
     for name, value in expected.items():
-        size = max(np.linalg.norm(value.astype(np.float64)), (1e-3 if value.size > 1 else 2e-2) * whole)
+        size = max(np.linalg.norm(value.astype(np.float64)), (1e-3 if value.size > 1 else 1e-2) * whole)
         error = np.linalg.norm(got[name].astype(np.float64) - value)
         assert error <= rtol * size + 1e-7, f"{what}: {name} is off by {error / size:.1e} of its norm"
 
@@ -72,9 +72,10 @@ PAIRS = tuple(task for pair in itertools.permutations(BATCHES, 2) for task in pa
 
 @pytest.mark.parametrize("router", ["modality", "token", "limoe"])
 def test_every_pair_of_tasks_on_two_ranks(router):
-    """All ordered pairs, a step each: every loss and gradient is the one process's."""
+    """All ordered pairs, a step each: every loss and gradient is the one process's. Rounding, which differs between processors, grows
+    over twenty steps."""
     job = Job(steps=len(PAIRS) // 2, tasks=PAIRS, router=router, sgd=True, lr=1e-3)
-    assert_equal_runs(reference(job), run_ranks(2, run_job, dataclasses.replace(job, expert=2)))
+    assert_equal_runs(reference(job), run_ranks(2, run_job, dataclasses.replace(job, expert=2)), rtol=5e-5)
 
 
 @pytest.mark.parity
