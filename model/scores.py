@@ -11,7 +11,7 @@ import dataclasses
 
 import torch.distributed as dist
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import cross_entropy, normalize
 
 from parallel.collectives import Axis, copy_to_axis, gathered, reduce_from_axis
 
@@ -35,10 +35,11 @@ class Scores:
 
     def cross_entropy(self, labels_Q: Tensor, smoothing: float = 0.0) -> Tensor:
         """Mean over read-outs of -(1 - s) log p[label] - s mean_C(log p), the same scalar on all ranks of the axis."""
+        if self.axis.size == 1:  # torch's own rounds less
+            return cross_entropy(self.logits_Qc, labels_Q, label_smoothing=smoothing)
         sum_Q = self.logits_Qc.logsumexp(dim=1)
         highest_Q = sum_Q.detach().clone()
-        if self.axis.size > 1:
-            dist.all_reduce(highest_Q, op=dist.ReduceOp.MAX, group=self.axis.group)
+        dist.all_reduce(highest_Q, op=dist.ReduceOp.MAX, group=self.axis.group)
         log_sum_Q = reduce_from_axis((sum_Q - highest_Q).exp(), self.axis).log() + highest_Q
         place_Q = labels_Q - self.start
         last = self.logits_Qc.shape[1] - 1

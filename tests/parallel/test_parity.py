@@ -72,10 +72,9 @@ PAIRS = tuple(task for pair in itertools.permutations(BATCHES, 2) for task in pa
 
 @pytest.mark.parametrize("router", ["modality", "token", "limoe"])
 def test_every_pair_of_tasks_on_two_ranks(router):
-    """All ordered pairs, a step each: every loss and gradient is the one process's. Rounding, which differs between processors, grows
-    over twenty steps."""
+    """All ordered pairs, a step each: every loss and gradient is the one process's."""
     job = Job(steps=len(PAIRS) // 2, tasks=PAIRS, router=router, sgd=True, lr=1e-3)
-    assert_equal_runs(reference(job), run_ranks(2, run_job, dataclasses.replace(job, expert=2)), rtol=5e-5)
+    assert_equal_runs(reference(job), run_ranks(2, run_job, dataclasses.replace(job, expert=2)))
 
 
 @pytest.mark.parity
