@@ -6,11 +6,13 @@ DeepSpeed (so that its gradient rules find them). A `Mesh` is handed to construc
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import os
 import re
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 from parallel.collectives import Axis
@@ -166,7 +168,8 @@ def create_mesh(tensor: int = 1, expert: int = 1, timeout_s: float = 1800.0, seq
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         dist.init_process_group("nccl" if cuda else "gloo", timeout=datetime.timedelta(seconds=timeout_s))
-    deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", verbose=False)
+    with _without("LOCAL_SIZE"):
+        deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", verbose=False)
     parallel_state.initialize_model_parallel(tensor_model_parallel_size=tensor)
 
     tensor_axis = _axis(TENSOR_AXIS, parallel_state.get_tensor_model_parallel_group())
@@ -174,6 +177,8 @@ def create_mesh(tensor: int = 1, expert: int = 1, timeout_s: float = 1800.0, seq
     groups.mpu = MegatronUnit()
     groups._create_expert_data_and_model_parallel(expert, mpu=groups.mpu)
     name = f"ep_size_{expert}"
+    # A rank outside of the group made last does not wait for its members: were it done before them, the store would be gone.
+    dist.barrier()
     return Mesh(
         tensor=tensor_axis,
         sequence=dataclasses.replace(tensor_axis if sequence else Axis(""), name="sequence"),
@@ -192,6 +197,18 @@ def destroy_mesh() -> None:
     if dist.is_initialized():
         parallel_state.destroy_model_parallel()
         dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _without(variable: str) -> Iterator[None]:
+    """DeepSpeed takes 69 MB of shared memory a rank for an all-reduce that we never call, where it knows from LOCAL_SIZE that
+    all ranks are on one machine, and leaves them behind when it ends."""
+    value = os.environ.pop(variable, None)
+    try:
+        yield
+    finally:
+        if value is not None:
+            os.environ[variable] = value
 
 
 def _axis(name: str, group: Any) -> Axis:

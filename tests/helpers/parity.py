@@ -31,7 +31,8 @@ class Job:
     scope          "": each slot has its own candidates. "sharded": slots have inputs of their own and candidates in common.
                    "global": pairs of all slots are compared, "joined": the same pairs in one batch and slot. Without noise,
                    which differs from slot to slot
-    model          more options of the model
+    model          more options of the model. Logits start at a scale of 4: at 14, gradients that cancel magnify the rounding
+                   of fp32 to the tolerance asked for, more or less of it from processor to processor
     """
 
     tensor: int = 1
@@ -54,7 +55,7 @@ class Job:
     forced_expert: int = -1
     frozen: tuple[str, ...] = ()
     scope: str = ""
-    model: tuple[tuple[str, Any], ...] = ()
+    model: tuple[tuple[str, Any], ...] = (("initial_scale", 4.0),)
 
     def batch(self, step: int, slot: int) -> TaskBatch:
         task = self.tasks[(step * self.slots + slot) % len(self.tasks)]
