@@ -81,7 +81,8 @@ class Segment(_Movable):
     """Tokens of one modality, one visibility and one attribute vector.
 
     TEXT:          values [B, L] int64 token ids, positions [B, L] int64.
-    IMAGE, VIDEO:  values [B, L, P] float patches, positions [B, L, 3] int64 (frame, row, column).
+    IMAGE, VIDEO:  values [B, L, P] patches, positions [B, L, 3] int64 (frame, row, column). uint8 is pixels, which are
+                   normalised where they are embedded; floating-point values are so already.
     `valid_BL` is False at padding.
     """
 

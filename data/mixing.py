@@ -1,6 +1,7 @@
 """Mixup and cutmix of a batch of patches, in timm's batch mode: one share for all, the partner is the row from the other end.
 
-Both are exact on patches: normalisation and cutting are the same for every image. Legend: B rows, L patches, P values of one.
+Both are exact on patches: normalisation and cutting are the same for every image. Cutmix leaves bytes; mixup, whose values lie
+between them, returns normalised numbers. Legend: B rows, L patches, P values of one.
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ import math
 import numpy as np
 import torch
 from torch import Tensor
+
+from data.batch import Segment
+from data.normalise import normalised
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,22 +36,21 @@ class MixConfig:
             raise ValueError(f"probability={self.probability} and cutmix_share={self.cutmix_share} must lie in [0, 1]")
 
 
-def mix(
-    values_BLP: Tensor, positions_BL3: Tensor, config: MixConfig, rng: np.random.Generator, size: int, patch: int
-) -> tuple[Tensor, float]:
-    """-> (mixed values, share of the partner). The partner of row b is row B - 1 - b."""
+def mix(segment: Segment, config: MixConfig, rng: np.random.Generator, size: int, patch: int) -> tuple[Segment, float]:
+    """-> (mixed images, share of the partner). The partner of row b is row B - 1 - b."""
     if not (config.mixup or config.cutmix) or rng.random() >= config.probability:
-        return values_BLP, 0.0
+        return segment, 0.0
     use_cutmix = bool(config.cutmix) and (not config.mixup or rng.random() < config.cutmix_share)
     alpha = config.cutmix if use_cutmix else config.mixup
     own = float(rng.beta(alpha, alpha))
-    partner_BLP = values_BLP.flip(0)
     if not use_cutmix:
-        return own * values_BLP + (1 - own) * partner_BLP, 1 - own
+        values_BLP = normalised(segment.values, segment.modality)
+        return dataclasses.replace(segment, values=own * values_BLP + (1 - own) * values_BLP.flip(0)), 1 - own
     top, bottom, left, right = _box(size, 1 - own, rng)
-    inside_BLP = _pixels_inside(positions_BL3, patch, top, bottom, left, right).expand_as(values_BLP)
+    inside_BLP = _pixels_inside(segment.positions, patch, top, bottom, left, right)
     share = (bottom - top) * (right - left) / size**2  # of the box as it was cut off at the border
-    return torch.where(inside_BLP, partner_BLP, values_BLP), share
+    values_BLP = torch.where(inside_BLP, segment.values.flip(0), segment.values)
+    return dataclasses.replace(segment, values=values_BLP), share
 
 
 def _box(size: int, share: float, rng: np.random.Generator) -> tuple[int, int, int, int]:

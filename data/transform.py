@@ -5,13 +5,9 @@ Legend: T frames, H height, W width, C colour channels, L patches, P values of a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from PIL import Image
 
-IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-VIDEO_MEAN, VIDEO_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 ASPECT_RATIO = (3 / 4, 4 / 3)
 """Width to height of random crops."""
 
@@ -48,10 +44,8 @@ def spatial_transform(
     return np.ascontiguousarray(frames)
 
 
-def patchify(
-    frames_THWC: np.ndarray, patch: int, mean: Sequence[float], std: Sequence[float]
-) -> tuple[np.ndarray, np.ndarray]:
-    """uint8 [T, H, W, 3] to normalised patches float32 [L, 3 * patch * patch] and positions int64 [L, 3].
+def patchify(frames_THWC: np.ndarray, patch: int) -> tuple[np.ndarray, np.ndarray]:
+    """uint8 [T, H, W, 3] to patches uint8 [L, 3 * patch * patch] and positions int64 [L, 3].
 
     Frames outer, patches row by row; inside a patch (channel, y, x), so that a linear layer equals a
     convolution whose weight [out, 3, patch, patch] is flattened. A position is (frame, row, column). Raises
@@ -61,23 +55,18 @@ def patchify(
     if height % patch or width % patch:
         raise ValueError(f"frames of {height} x {width} pixels cannot be cut into patches of {patch}")
     rows, columns = height // patch, width // patch
-    normal = (frames_THWC.astype(np.float32) / 255 - np.array(mean, np.float32)) / np.array(std, np.float32)
-    cut = normal.reshape(num_frames, rows, patch, columns, patch, channels).transpose(0, 1, 3, 5, 2, 4)
+    cut = frames_THWC.reshape(num_frames, rows, patch, columns, patch, channels).transpose(0, 1, 3, 5, 2, 4)
     patches_LP = np.ascontiguousarray(cut.reshape(num_frames * rows * columns, channels * patch * patch))
     positions_L3 = np.stack(np.unravel_index(np.arange(len(patches_LP)), (num_frames, rows, columns)), axis=1)
     return patches_LP, positions_L3.astype(np.int64)
 
 
-def unpatchify(
-    patches_LP: np.ndarray, positions_L3: np.ndarray, patch: int, mean: Sequence[float], std: Sequence[float]
-) -> np.ndarray:
+def unpatchify(patches_LP: np.ndarray, positions_L3: np.ndarray, patch: int) -> np.ndarray:
     """uint8 [T, H, W, 3] of the patches that stand at these positions; undoes `patchify`."""
     num_frames, rows, columns = positions_L3.max(axis=0) + 1
-    cut = np.zeros((num_frames, rows, columns, 3, patch, patch), np.float32)
+    cut = np.zeros((num_frames, rows, columns, 3, patch, patch), np.uint8)
     cut[tuple(positions_L3.T)] = patches_LP.reshape(-1, 3, patch, patch)
-    frames = cut.transpose(0, 1, 4, 2, 5, 3).reshape(num_frames, rows * patch, columns * patch, 3)
-    pixels = (frames * np.array(std, np.float32) + np.array(mean, np.float32)) * 255
-    return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
+    return cut.transpose(0, 1, 4, 2, 5, 3).reshape(num_frames, rows * patch, columns * patch, 3)
 
 
 def _centre(height: int, width: int) -> Box:

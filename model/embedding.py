@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from data.batch import Modality, Segment, Sequences
+from data.normalise import normalised
 from model.config import ModelConfig
 from model.noise import Key, derive, uniform
 from parallel.kernels import Kernels
@@ -79,7 +80,8 @@ class Embedding(nn.Module):
         else:
             spatial = interpolated(self.spatial_positions.float(), grid_BL2 * scale)
         dtype = self.patches.weight.dtype
-        return self.patches(segment.values.to(dtype)) + self.frames(frame_BL) + spatial.to(dtype)
+        values = normalised(segment.values, segment.modality)
+        return self.patches(values.to(dtype)) + self.frames(frame_BL) + spatial.to(dtype)
 
 
 def interpolated(table_RCD: Tensor, grid_BL2: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from data.decode import BadSample
 from data.inspect.page import Card, Page, Pictures, SegmentView, TaskView, Token, render
 from data.inspect.run_file import RunFile, read_run_file
 from data.inspect.samples import Decoded, decode
+from data.normalise import pixels
 from data.order import rng
 from data.shards import DatasetError, DatasetInfo, ShardSet, read_info
 from data.shards.ranges import load_ranges
@@ -23,7 +24,7 @@ from data.stream import read_vocabulary
 from data.tasks import NEEDS, make_task
 from data.tasks.base import Pixels, Sample, Task, TaskContext
 from data.tokenizer import END_OF_TEXT, Tokenizer
-from data.transform import IMAGE_MEAN, IMAGE_STD, VIDEO_MEAN, VIDEO_STD, unpatchify
+from data.transform import unpatchify
 from data.vocabulary import UnknownTokenError, Vocabulary
 
 BIT_NAMES = tuple(inspect.signature(attributes).parameters)
@@ -177,8 +178,7 @@ def _candidate(candidates: Sequences, label: int, vocabulary: Vocabulary) -> str
 
 
 def _pixels(segment: Segment, row: int, patch: int) -> np.ndarray:
-    mean, std = (VIDEO_MEAN, VIDEO_STD) if segment.modality == Modality.VIDEO else (IMAGE_MEAN, IMAGE_STD)
-    return unpatchify(segment.values[row].numpy(), segment.positions[row].numpy(), patch, mean, std)
+    return unpatchify(pixels(segment.values[row], segment.modality).numpy(), segment.positions[row].numpy(), patch)
 
 
 def _segment_view(part: str, segment: Segment, num_tokens: int, tokens: tuple[Token, ...] = ()) -> SegmentView:

@@ -19,7 +19,7 @@ from data.config import TaskConfig
 from data.decode import BadSample, decode_image, decode_json, decode_text
 from data.segments import visual_segment
 from data.shards import DatasetInfo
-from data.transform import IMAGE_MEAN, IMAGE_STD, VIDEO_MEAN, VIDEO_STD, patchify, spatial_transform
+from data.transform import patchify, spatial_transform
 from data.video import decode_video
 from data.vocabulary import Vocabulary
 
@@ -50,7 +50,7 @@ class TaskContext:
 
 @dataclasses.dataclass(frozen=True)
 class Visual:
-    """One image or clip as patches [L, P] at positions [L, 3]."""
+    """One image or clip as patches of bytes [L, P] at positions [L, 3]."""
 
     patches: np.ndarray
     positions: np.ndarray
@@ -105,9 +105,7 @@ class Task(abc.ABC):
             square = rand_augment(square, generator, *config.rand_augment)
         if generator is not None and config.erase and generator.random() < config.erase:
             square = random_erase(square, generator)
-        video = self.modality == Modality.VIDEO
-        mean, std = (VIDEO_MEAN, VIDEO_STD) if video else (IMAGE_MEAN, IMAGE_STD)
-        return Visual(*patchify(square, pixels.patch, mean, std))
+        return Visual(*patchify(square, pixels.patch))
 
     def visual_segment(self, visuals: list[Visual], attributes: Attributes) -> Segment:
         return visual_segment([v.patches for v in visuals], [v.positions for v in visuals], self.modality, attributes)

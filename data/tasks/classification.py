@@ -39,10 +39,7 @@ class Classification(Task):
         labels = torch.tensor([e.label for e in examples])
         candidates, share = self.candidates, 0.0
         if generator is not None:
-            values, share = mix(
-                segment.values, segment.positions, config.mix, generator, pixels.image_size, pixels.patch
-            )
-            segment = dataclasses.replace(segment, values=values)
+            segment, share = mix(segment, config.mix, generator, pixels.image_size, pixels.patch)
             candidates = self._drawn_names(generator)
         return TaskBatch(
             task=config.name,

@@ -23,7 +23,7 @@ from data.inspect.gallery import BIT_NAMES
 from data.inspect.page import Card, Page, Token, render
 from data.shards import DatasetInfo, SplitInfo, write_info, write_shards
 from data.tokenizer import END_OF_TEXT, Tokenizer
-from data.transform import IMAGE_MEAN, IMAGE_STD, patchify, unpatchify
+from data.transform import patchify, unpatchify
 from data.video import encode_mp4
 
 CARD_TAGS = {"html", "head", "meta", "title", "style", "body", "header", "h1", "dl", "div", "dt", "dd", "p", "main"}
@@ -158,9 +158,9 @@ def test_any_text_is_shown_and_never_markup(text):
 
 def test_patches_are_put_together_again():
     frames = np.random.default_rng(0).integers(0, 256, (2, 4, 6, 3), dtype=np.uint8)
-    patches, positions = patchify(frames, 2, IMAGE_MEAN, IMAGE_STD)
+    patches, positions = patchify(frames, 2)
     shuffled = np.random.default_rng(1).permutation(len(patches))
-    assert (unpatchify(patches[shuffled], positions[shuffled], 2, IMAGE_MEAN, IMAGE_STD) == frames).all()
+    assert (unpatchify(patches[shuffled], positions[shuffled], 2) == frames).all()
 
 
 def test_masked_words_are_marked_with_what_stood_there(tmp_path):

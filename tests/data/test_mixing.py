@@ -8,43 +8,54 @@ import numpy as np
 import pytest
 import torch
 
+from data.attributes import VISUAL_INPUT
+from data.batch import Modality, Segment
 from data.mixing import MixConfig, mix
+from data.normalise import normalised
+from data.segments import visual_segment
 from data.transform import patchify
 from tests.helpers.batches import classification
 from tests.helpers.models import make
 
-SIZE, PATCH, PLAIN = 16, 4, ((0.0,) * 3, (1.0,) * 3)
+SIZE, PATCH = 16, 4
 
 
-def batch(rows: int = 4) -> tuple[np.ndarray, torch.Tensor, torch.Tensor]:
+def batch(rows: int = 4) -> tuple[np.ndarray, Segment]:
     pixels = np.random.default_rng(0).integers(0, 256, (rows, SIZE, SIZE, 3), dtype=np.uint8)
-    cut = [patchify(image[None], PATCH, *PLAIN) for image in pixels]
-    return pixels, torch.tensor(np.stack([c[0] for c in cut])), torch.tensor(np.stack([c[1] for c in cut]))
+    patches, positions = zip(*(patchify(image[None], PATCH) for image in pixels), strict=True)
+    return pixels, visual_segment(patches, positions, Modality.IMAGE, VISUAL_INPUT)
 
 
 def as_patches(pixels: np.ndarray) -> torch.Tensor:
-    return torch.tensor(np.stack([patchify(image[None], PATCH, *PLAIN)[0] for image in pixels]))
+    return torch.tensor(np.stack([patchify(image[None], PATCH)[0] for image in pixels]))
+
+
+def blend(segment: Segment, share: float) -> torch.Tensor:
+    """The first row, a share of it the last one."""
+    values = normalised(segment.values, segment.modality)
+    return (1 - share) * values[0] + share * values[-1]
 
 
 def test_off_by_default_and_draws_nothing():
-    _, values, positions = batch()
+    _, segment = batch()
     rng = np.random.default_rng(0)
-    mixed, share = mix(values, positions, MixConfig(), rng, SIZE, PATCH)
-    assert mixed is values and share == 0.0
+    mixed, share = mix(segment, MixConfig(), rng, SIZE, PATCH)
+    assert mixed is segment and share == 0.0
     assert rng.random() == np.random.default_rng(0).random()
 
 
 def test_mixup_blends_with_the_row_from_the_other_end():
-    _, values, positions = batch()
-    mixed, share = mix(values, positions, MixConfig(mixup=0.8), np.random.default_rng(3), SIZE, PATCH)
+    _, segment = batch()
+    mixed, share = mix(segment, MixConfig(mixup=0.8), np.random.default_rng(3), SIZE, PATCH)
     assert 0 < share < 1
-    torch.testing.assert_close(mixed[0], (1 - share) * values[0] + share * values[3])
+    torch.testing.assert_close(mixed.values[0], blend(segment, share))
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_cutmix_is_a_box_of_pixels_and_its_share_the_area(seed):
-    pixels, values, positions = batch()
-    mixed, share = mix(values, positions, MixConfig(cutmix=1.0), np.random.default_rng(seed), SIZE, PATCH)
+    pixels, segment = batch()
+    cut, share = mix(segment, MixConfig(cutmix=1.0), np.random.default_rng(seed), SIZE, PATCH)
+    values, mixed = segment.values, cut.values
     from_partner = (mixed == values.flip(0)) & (mixed != values)
     grid = from_partner[0].view(4, 4, 3, PATCH, PATCH).permute(0, 3, 1, 4, 2).reshape(SIZE, SIZE, 3).any(dim=2).numpy()
     rows, columns = np.flatnonzero(grid.any(axis=1)), np.flatnonzero(grid.any(axis=0))
@@ -60,12 +71,12 @@ def test_cutmix_is_a_box_of_pixels_and_its_share_the_area(seed):
 
 
 def test_switching_between_the_two():
-    _, values, positions = batch()
+    _, segment = batch()
     config = MixConfig(mixup=0.8, cutmix=1.0, probability=0.5, cutmix_share=0.25)
     kinds = {"none": 0, "mixup": 0, "cutmix": 0}
     for seed in range(400):
-        mixed, share = mix(values, positions, config, np.random.default_rng(seed), SIZE, PATCH)
-        blended = share and torch.allclose(mixed[0], (1 - share) * values[0] + share * values[3])
+        mixed, share = mix(segment, config, np.random.default_rng(seed), SIZE, PATCH)
+        blended = share and torch.allclose(mixed.values[0].float(), blend(segment, share))
         kinds["mixup" if blended else "none" if share == 0 else "cutmix"] += 1
     assert kinds["none"] == pytest.approx(200, abs=40) and kinds["mixup"] == pytest.approx(150, abs=40)
 

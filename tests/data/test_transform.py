@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.transform import IMAGE_MEAN, IMAGE_STD, VIDEO_MEAN, VIDEO_STD, patchify, spatial_transform
+from data.transform import patchify, spatial_transform
 
 
 def noise(frames=1, height=12, width=16, seed=0):
@@ -87,9 +87,9 @@ def test_patches_by_hand():
     # One frame of 2 x 4 pixels in patches of 2: pixel (y, x) has the channels 100y + 10x + (0, 1, 2).
     y, x, c = np.meshgrid(np.arange(2), np.arange(4), np.arange(3), indexing="ij")
     frames = (100 * y + 10 * x + c).astype(np.uint8)[None]
-    patches, positions = patchify(frames, 2, (0, 0, 0), (1 / 255,) * 3)
-    assert patches.dtype == np.float32 and positions.dtype == np.int64
-    assert np.rint(patches).astype(int).tolist() == [
+    patches, positions = patchify(frames, 2)
+    assert patches.dtype == np.uint8 and positions.dtype == np.int64
+    assert patches.tolist() == [
         [0, 10, 100, 110, 1, 11, 101, 111, 2, 12, 102, 112],
         [20, 30, 120, 130, 21, 31, 121, 131, 22, 32, 122, 132],
     ]
@@ -98,22 +98,15 @@ def test_patches_by_hand():
 
 def test_patches_equal_a_convolution():
     frames, weight = noise(3, 8, 12), torch.randn(5, 3, 4, 4)
-    patches, positions = patchify(frames, 4, IMAGE_MEAN, IMAGE_STD)
-    pixels = torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255
-    normal = (pixels - torch.tensor(IMAGE_MEAN)[:, None, None]) / torch.tensor(IMAGE_STD)[:, None, None]
-    expected = torch.nn.functional.conv2d(normal, weight, stride=4)  # [T, 5, 2, 3]
-    found = torch.from_numpy(patches) @ weight.flatten(1).T
+    patches, positions = patchify(frames, 4)
+    pixels = torch.from_numpy(frames).permute(0, 3, 1, 2).float()
+    expected = torch.nn.functional.conv2d(pixels, weight, stride=4)  # [T, 5, 2, 3]
+    found = torch.from_numpy(patches).float() @ weight.flatten(1).T
     for row, (frame, y, x) in zip(found, positions.tolist(), strict=True):
-        torch.testing.assert_close(row, expected[frame, :, y, x], rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(row, expected[frame, :, y, x], rtol=1e-5, atol=1e-2)
     assert len(found) == 3 * 2 * 3
-
-
-def test_video_values_lie_between_minus_one_and_one():
-    frames = np.array([0, 255], np.uint8)[:, None, None, None].repeat(2, 1).repeat(2, 2).repeat(3, 3)
-    patches, _ = patchify(frames, 2, VIDEO_MEAN, VIDEO_STD)
-    assert patches.tolist() == [[-1.0] * 12, [1.0] * 12]
 
 
 def test_patches_must_fill_the_frame():
     with pytest.raises(ValueError, match=r"12 x 16 pixels .* patches of 5"):
-        patchify(noise(), 5, IMAGE_MEAN, IMAGE_STD)
+        patchify(noise(), 5)
