@@ -9,7 +9,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from data.inspect import gallery, statistics
-from data.inspect.lint import Totals, lint
+from data.inspect.lint import lint
+from data.inspect.problems import Totals
 from data.inspect.processes import default_workers
 from data.inspect.samples import FRAMES
 from data.inspect.targets import find

@@ -13,7 +13,7 @@ from PIL import Image
 
 from data.decode import encode_png
 from data.inspect.__main__ import main
-from data.inspect.lint import Problem
+from data.inspect.problems import Problem
 from data.inspect.statistics import summary
 from data.shards import DatasetInfo, SplitInfo, write_info, write_shards
 from data.tokenizer import END_OF_TEXT, Tokenizer
