@@ -19,7 +19,7 @@ from data.vocabulary import Vocabulary
 from model.convert import load_converted
 from model.objective import Objective
 from parallel.agreement import digest
-from parallel.checkpoints import find_checkpoint, load_weights, write_atomically
+from parallel.checkpoints import Checkpoint, CheckpointError, find_checkpoint, load_weights, write_atomically
 
 CONFIG, VOCABULARY = "config.yaml", "vocabulary.json"
 IDENTITY = ("seed", "slots", "model", "data")
@@ -85,6 +85,22 @@ def _difference(old: Any, new: Any, key: str) -> str | None:
             old, new = shown(old), shown(new)  # a signature of a URL may change, and must not be printed
         return None if old == new else f"{key} ({old!r}, now {new!r})"
     return next((found for a, b, name in pairs if (found := _difference(a, b, name))), None)
+
+
+def position(checkpoint: Checkpoint | None, sources: list[Source]) -> tuple[int, tuple[int, ...]]:
+    """-> (steps done, samples consumed by task). Raises CheckpointError for a checkpoint of something else than such a run."""
+    if checkpoint is None:
+        return 0, (0,) * len(sources)
+    counts = {"optimizer_step": 1, "consumed": len(sources)}
+    for name, count in counts.items():
+        found = checkpoint.state.get(name)
+        numbers = found if isinstance(found, list) else [found]
+        if len(numbers) != count or not all(isinstance(number, int) and number >= 0 for number in numbers):
+            raise CheckpointError(
+                f"{checkpoint.folder}: state.{name} is {found!r}, not {count} number(s) from 0: "
+                "not a checkpoint of a training run, or changed since; remove the folder to go on from an earlier one"
+            )
+    return checkpoint.step, tuple(checkpoint.state["consumed"])
 
 
 def load_initial_weights(run: RunConfig, objective: Objective) -> None:

@@ -43,10 +43,10 @@ from parallel.mesh import (
     launched_ranks_here,
     launched_world_size,
 )
-from parallel.preflight import StaleLockError, check_build_lock
+from parallel.preflight import PreflightError, check_build_lock, check_precision
 from parallel.stop_signal import StopSignal
 from plan import plan, render
-from run_folder import check_same_run, identity_on_ranks, load_initial_weights, write_run_files
+from run_folder import check_same_run, identity_on_ranks, load_initial_weights, position, write_run_files
 
 EXIT_STOPPED = 85
 USER_ERRORS = (
@@ -58,7 +58,7 @@ USER_ERRORS = (
     DisagreementError,
     TuningError,
     ModuleNotFoundError,
-    StaleLockError,
+    PreflightError,
 )
 
 
@@ -70,6 +70,7 @@ def train(run: RunConfig, guard: RankGuard) -> int:
     vocabulary = read_vocabulary(run.data)
     sources = open_sources(run.data, vocabulary, Pixels(run.model.image_size, run.model.patch), run.seed)
     check_same_run(run, vocabulary)
+    check_precision(deepspeed_config, run.parallel.engine)
     check_build_lock()
     if run.threads:
         torch.set_num_threads(run.threads)
@@ -79,7 +80,7 @@ def train(run: RunConfig, guard: RankGuard) -> int:
     watchdog = guard.start(run.folder, run.parallel.stall_s)
     differences = check_agreement(identity_on_ranks(run, vocabulary, sources))
     checkpoint, problems = newest(run.folder / "checkpoints")
-    step, consumed = (checkpoint.step, tuple(checkpoint.state["consumed"])) if checkpoint else (0, (0,) * len(sources))
+    step, consumed = position(checkpoint, sources)
     schedule = schedule_of(run.data, run.slots, run.seed, sources)
     shard = Shard(mesh.data.rank, mesh.data.size)
     workers = worker_count(run.data.workers, launched_ranks_here())

@@ -1,10 +1,11 @@
-"""What would make a start wait for ever without a word, looked for before DeepSpeed is set up."""
+"""What DeepSpeed would wait for without a word, or refuse in words of its own, looked for before it is set up."""
 
 from __future__ import annotations
 
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -15,19 +16,32 @@ BUILD_S = 900.0
 """On a file system shared by machines the builder may be elsewhere; no build takes longer."""
 
 
-class StaleLockError(Exception):
-    """A lock of a build that nobody runs; the message has its path and the remedy."""
+class PreflightError(Exception):
+    """This machine cannot start as it is; the message has the remedy."""
+
+
+def check_precision(deepspeed_config: dict[str, Any], path: str) -> None:
+    """Raises PreflightError if the settings in `path` ask for fp16 and this machine has none."""
+    if not deepspeed_config.get("fp16", {}).get("enabled"):
+        return
+    from deepspeed.accelerator import get_accelerator
+
+    if not get_accelerator().is_fp16_supported():
+        raise PreflightError(
+            f"{path}: fp16 is enabled, and DeepSpeed has none on this machine ({get_accelerator().device_name()}): "
+            "use bf16, as ds_configs/zero1_bf16.json does, or fp32"
+        )
 
 
 def check_build_lock() -> None:
-    """Raises StaleLockError if DeepSpeed would wait for a build that has been killed."""
+    """Raises PreflightError if DeepSpeed would wait for a build that has been killed."""
     import torch
 
     if torch.cuda.is_available():
         return  # the op serves CPU ranks alone
     lock = build_folder(BUILT_AT_START) / "lock"
     if is_stale(lock) and not _is_prebuilt(BUILT_AT_START):
-        raise StaleLockError(
+        raise PreflightError(
             f"{lock} is left over from a build of DeepSpeed's {BUILT_AT_START} that was killed, and every start would wait for it: "
             f"remove it (rm {lock}) and start again"
         )

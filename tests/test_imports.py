@@ -13,7 +13,7 @@ ENTRIES = ("train", "evaluate", "command_line", "config", "config_file", "descri
 ALLOWED = {
     "data": {"data"},
     "parallel": {"parallel"},
-    "model": {"model", "parallel", "data.batch", "data.attributes"},
+    "model": {"model", "parallel", "data.batch", "data.attributes", "data.normalise"},
     "evaluation": {"evaluation", "model", "data"},
 }
 OWNERS = {
