@@ -14,7 +14,7 @@ from typing import Any
 from config import ConfigError, RunConfig, check_layout, deepspeed_config
 from plan.activations import Activations, activations_of, exchange_buffers
 from plan.memory import Layout, Precision, Split, optimizer_of, parameters_of, precision_of, reduction_of
-from plan.tasks import TaskLoad, task_loads, vocabulary_size_of
+from plan.tasks import TaskLoad, shares_of, task_loads, vocabulary_size_of
 from plan.traffic import (
     Collective,
     candidates_traffic,
@@ -90,14 +90,19 @@ def plan(run: RunConfig, world: int, device_memory_gib: float = 80.0) -> Plan:
     precision = precision_of(deepspeed_config(run))
     layout = layout_of(run, world)
     vocabulary_size, note = vocabulary_size_of(run)
-    tasks = task_loads(run, vocabulary_size)
+    shares, shares_note = shares_of(run)
+    tasks = task_loads(run, vocabulary_size, shares)
     memory = memory_of(run, layout, precision, tasks, vocabulary_size)
-    notes = [note] if note else []
+    notes = [text for text in (note, shares_note) if text]
     unknown = [task.name for task in tasks if not task.counted]
     if unknown:
         notes.append(f"candidates not counted, their data sets are not there: {', '.join(unknown)}")
     if run.data.vocabulary == "full" or note:
         notes.append("texts are taken at max_text tokens")
+    if run.save_async:
+        notes.append(
+            f"save_async: while a checkpoint is written, host memory holds about {memory.optimizer.total / GIB:.2f} GiB more"
+        )
     split_nothing = memory.gradients.experts and layout.expert > 1 and layout.expert_data == 1
     if split_nothing and not precision.offloads:
         more = run.model.experts.num_experts > layout.expert

@@ -6,7 +6,8 @@ import dataclasses
 import math
 
 from config import RunConfig
-from data.shards import DatasetError
+from data.schedule import shares
+from data.shards import DatasetError, read_info
 from data.stream import read_vocabulary
 from data.tokenizer import VocabularyFileError
 from describe import FULL_VOCABULARY, compared_candidates, task_cost
@@ -65,10 +66,10 @@ class TaskLoad:
         return inputs, candidates
 
 
-def task_loads(run: RunConfig, vocabulary_size: int) -> tuple[TaskLoad, ...]:
+def task_loads(run: RunConfig, vocabulary_size: int, shares: tuple[float, ...]) -> tuple[TaskLoad, ...]:
+    """shares: of the tasks among the micro-batches."""
     loads = []
-    weights = sum(task.sampling_weight for task in run.data.tasks)
-    for task in run.data.tasks:
+    for task, share in zip(run.data.tasks, shares, strict=True):
         cost = task_cost(task, run.model, vocabulary_size, run.data.word_end)
         number = compared_candidates(task, cost, run.data.vocabulary_sample)
         rows = cost.rows
@@ -78,10 +79,22 @@ def task_loads(run: RunConfig, vocabulary_size: int) -> tuple[TaskLoad, ...]:
         candidates = Passed(number, length, 0, number, masked=task.kind not in WORDS)
         symmetric = task.kind == "retrieval"
         losses = 1 + symmetric + bool(task.mix.mixup or task.mix.cutmix)
-        share = task.sampling_weight / weights
         counted = cost.candidates is not None
         loads.append(TaskLoad(task.name, share, (inputs, candidates), losses, counted, symmetric, task.candidates))
     return tuple(loads)
+
+
+def shares_of(run: RunConfig) -> tuple[tuple[float, ...], str]:
+    """-> (share of each task among the micro-batches, what is to be said about it)."""
+    data = run.data
+    weights, note = [task.sampling_weight for task in data.tasks], ""
+    if data.mixture == "sizes":
+        try:
+            sizes = [read_info(task.path).splits[task.split].samples for task in data.tasks]
+            return shares(weights, sizes, data.mixture, data.mixture_temperature), note
+        except (DatasetError, KeyError):
+            note = "shares by sampling_weight alone, as the data sets that mixture=sizes asks for are not there"
+    return shares(weights, (), "weights", 1.0), note
 
 
 def vocabulary_size_of(run: RunConfig) -> tuple[int, str]:

@@ -17,13 +17,14 @@ from config_file import load_config
 from data.attributes import CAPTION_TEXT, CAPTION_VISUAL, NAME_TARGET, VISUAL_INPUT, WORD_TARGET
 from data.batch import Modality, Scope, Segment, Sequences, TaskBatch, Visibility
 from data.config import DataConfig, TaskConfig
+from data.shards import DatasetInfo, SplitInfo, write_info
 from model.config import ModelConfig
 from parallel.config import OptimizerConfig
 from parallel.mesh import Mesh
 from plan.activations import activations_of, exchange_buffers
 from plan.memory import Group, Layout, Parameters, Precision, Split, optimizer_of, parameters_of, precision_of
 from plan.report import plan, render
-from plan.tasks import Passed, TaskLoad, sent_copies
+from plan.tasks import Passed, TaskLoad, sent_copies, shares_of
 from plan.traffic import (
     THREE_GROUPS,
     Collective,
@@ -512,6 +513,28 @@ def test_experts_that_are_held_once_are_named():
     assert "offload_optimizer" in page
     assert "merge" in page
     assert "dispatch" in page
+
+
+def test_shares_by_sizes_are_those_of_the_data_sets(tmp_path):
+    run = a_run(tiny())
+    tasks = tuple(dataclasses.replace(run.data.tasks[0], name=n, path=str(tmp_path / n)) for n in ("small", "large"))
+    run = dataclasses.replace(
+        run, data=dataclasses.replace(run.data, tasks=tasks, mixture="sizes", mixture_temperature=2)
+    )
+    even, note = shares_of(run)
+    assert even == (0.5, 0.5) and "mixture=sizes" in note
+    for name, samples in (("small", 100), ("large", 900)):
+        (tmp_path / name).mkdir()
+        info = DatasetInfo(kind="text", classes=(), token_ids=(49407,), splits={"train": SplitInfo(samples, 1)})
+        write_info(tmp_path / name, info)
+    shares, note = shares_of(run)
+    assert shares == pytest.approx((0.25, 0.75)) and not note
+
+
+def test_a_save_beside_the_training_takes_host_memory():
+    run = a_run(tiny())
+    assert "save_async" not in render(plan(run, 1))
+    assert "save_async: while a checkpoint is written" in render(plan(dataclasses.replace(run, save_async=True), 1))
 
 
 def test_impossible_layouts_end_with_two(capsys, monkeypatch):
