@@ -31,8 +31,7 @@ class Job:
     scope          "": each slot has its own candidates. "sharded": slots have inputs of their own and candidates in common.
                    "global": pairs of all slots are compared, "joined": the same pairs in one batch and slot. Without noise,
                    which differs from slot to slot
-    model          more options of the model. Logits start at a scale of 4: at 14, gradients that cancel magnify the rounding
-                   of fp32 to the tolerance asked for, more or less of it from processor to processor
+    model          more options of the model
     """
 
     tensor: int = 1
@@ -55,7 +54,7 @@ class Job:
     forced_expert: int = -1
     frozen: tuple[str, ...] = ()
     scope: str = ""
-    model: tuple[tuple[str, Any], ...] = (("initial_scale", 4.0),)
+    model: tuple[tuple[str, Any], ...] = ()
 
     def batch(self, step: int, slot: int) -> TaskBatch:
         task = self.tasks[(step * self.slots + slot) % len(self.tasks)]
@@ -89,7 +88,9 @@ def run_job(rank: int, job: Job) -> dict[str, Any]:
     if job.sgd:
         kernels = Kernels(kernels.layer_norm, lambda groups, lr, **_: torch.optim.SGD(groups, lr=lr))
     experts = {"top_k": 1} if job.forced_expert >= 0 else None
-    objective = Objective(tiny(job.router, experts, heads=job.heads, **dict(job.model)), VOCABULARY_SIZE, mesh, kernels)
+    # Logits at the usual scale of 14 magnify the rounding of gradients that cancel, by more or less on different processors.
+    options = {"heads": job.heads, "initial_scale": 4.0, **dict(job.model)}
+    objective = Objective(tiny(job.router, experts, **options), VOCABULARY_SIZE, mesh, kernels)
     initialise(objective, 0)
     freeze(objective, job.frozen)
     if job.forced_expert >= 0:
