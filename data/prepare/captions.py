@@ -10,9 +10,10 @@ from data.prepare.annotations import check_name, json_list, name_list, read_json
 from data.prepare.containers import Container, Limits
 from data.prepare.layout import (
     PLACE,
-    SPLITS,
     Layout,
+    given_lists,
     given_splits,
+    list_arguments,
     open_media,
     reduction_arguments,
     reduction_of,
@@ -115,9 +116,7 @@ def read_coco(path: Path, limits: Limits) -> dict[str, list[str]]:
 def _flickr_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--tokens", type=Path, required=True, metavar="FILE", help="lines IMAGE.jpg#N<tab>caption")
     command.add_argument("--images", type=Path, required=True, metavar=PLACE, help="the images")
-    for split in SPLITS:
-        text = f"names of the {split} images, one a line, with or without .jpg (default: all are train)"
-        command.add_argument(f"--{split}-list", type=Path, metavar="FILE", help=text)
+    list_arguments(command, "image", ".jpg")
     reduction_arguments(command, "image")
 
 
@@ -125,8 +124,7 @@ def flickr_source(arguments: argparse.Namespace, context: Context) -> Source:
     reduction = reduction_of(arguments)
     container, strange = open_media(arguments.images, "image", context)
     captions = read_tokens(arguments.tokens, context.limits)
-    lists = {split: path for split in SPLITS if (path := getattr(arguments, f"{split}_list"))}
-    by_split = divide(captions, lists, context.limits)
+    by_split = divide(captions, given_lists(arguments), context.limits)
     return captioned_source("image", container, by_split, strange, arguments.tokens.name, reduction, context)
 
 

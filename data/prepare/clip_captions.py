@@ -8,7 +8,15 @@ from pathlib import Path, PurePosixPath
 from data.prepare.annotations import check_name, json_list, read_json, text_lines
 from data.prepare.captions import captioned_source, divide
 from data.prepare.containers import Container, Limits
-from data.prepare.layout import PLACE, SPLITS, Layout, open_media, reduction_arguments, reduction_of
+from data.prepare.layout import (
+    PLACE,
+    Layout,
+    given_lists,
+    list_arguments,
+    open_media,
+    reduction_arguments,
+    reduction_of,
+)
 from data.prepare.media import is_medium
 from data.prepare.source import Context, Source
 from data.shards import DatasetError
@@ -19,9 +27,7 @@ _MSRVTT_SPLITS = {"train": "train", "validate": "val", "val": "val", "test": "te
 def _msvd_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--videos", type=Path, required=True, metavar=PLACE, help="ID_START_END.avi")
     command.add_argument("--captions", type=Path, required=True, metavar="FILE", help="lines ID_START_END caption")
-    for split in SPLITS:
-        text = f"names of the {split} videos, one a line, with or without .avi (default: all are train)"
-        command.add_argument(f"--{split}-list", type=Path, metavar="FILE", help=text)
+    list_arguments(command, "video", ".avi")
     reduction_arguments(command, "video")
 
 
@@ -29,8 +35,7 @@ def msvd_source(arguments: argparse.Namespace, context: Context) -> Source:
     reduction = reduction_of(arguments)
     container, strange = open_media(arguments.videos, "video", context)
     captions = _with_extensions(read_msvd(arguments.captions, context.limits), container)
-    lists = {split: path for split in SPLITS if (path := getattr(arguments, f"{split}_list"))}
-    by_split = divide(captions, lists, context.limits)
+    by_split = divide(captions, given_lists(arguments), context.limits)
     return captioned_source("video", container, by_split, strange, arguments.captions.name, reduction, context)
 
 

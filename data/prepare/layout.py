@@ -52,6 +52,17 @@ def given_splits(arguments: argparse.Namespace, splits: tuple[str, ...] = SPLITS
     return given
 
 
+def list_arguments(command: argparse.ArgumentParser, medium: Medium, suffix: str) -> None:
+    for split in SPLITS:
+        text = f"names of the {split} {medium}s, one a line, with or without {suffix} (default: all are train)"
+        command.add_argument(f"--{split}-list", type=Path, metavar="FILE", help=text)
+
+
+def given_lists(arguments: argparse.Namespace) -> dict[str, Path]:
+    """Split -> its list of names, of those given."""
+    return {split: path for split in SPLITS if (path := getattr(arguments, f"{split}_list"))}
+
+
 def reduction_arguments(command: argparse.ArgumentParser, medium: Medium) -> None:
     text = f"reduce larger {medium}s to this many pixels"
     command.add_argument("--resize", type=int, metavar="SHORT_SIDE", help=text)
