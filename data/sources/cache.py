@@ -124,14 +124,18 @@ class Cache:
                 nonlocal reserved
                 if expected_bytes is not None and known.total not in (None, expected_bytes):
                     raise FetchError(f"{shown(url)}: {known.total} bytes, but its list says {expected_bytes}")
-                needed = known.total if known.total is not None else -(-max(size, 1) // RESERVE_BYTES) * RESERVE_BYTES
+                needed = known.total if known.total is not None else -(-size // RESERVE_BYTES) * RESERVE_BYTES
                 if needed > reserved:
                     self._reserve(url, part, known, min(needed, self.limit_bytes))
                     reserved = needed
                 elif size == 0:
                     _write_state(part, known, reserved)
 
-            download(url, file, self.limit_bytes, self.options, _read_state(part), note)
+            known = _read_state(part)
+            if expected_bytes is not None and known.total not in (None, expected_bytes):
+                # A part of another version than the list's.
+                known = Known()
+            download(url, file, self.limit_bytes, self.options, known, note)
             size = os.fstat(file.fileno()).st_size
             if expected_bytes is not None and size != expected_bytes:
                 _discard(part)
@@ -143,7 +147,7 @@ class Cache:
             except FetchError:
                 _discard(part)
                 raise
-            self._reserve(url, part, Known(), size + _size(index))
+            self._reserve(url, part, _read_state(part), size + _size(index))
             os.fsync(file.fileno())
             os.replace(part, target)
             _state_path(part).unlink(missing_ok=True)

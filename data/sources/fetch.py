@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from typing import BinaryIO
 
 from data.sources import http, pipe, remote
-from data.sources.reply import FetchError, FetchOptions, Reply, TransientError
+from data.sources.reply import ChangedError, FetchError, FetchOptions, Reply, TransientError
 from data.sources.urls import is_remote, local_path, scheme_of, shown
 
 PROGRESS_BYTES = 64 << 10
@@ -61,6 +61,9 @@ def download(
             _attempt(url, file, limit_bytes, options, known, remember)
             return
         except TransientError as error:
+            if isinstance(error, ChangedError):
+                remember(Known(), 0)
+                file.truncate(0)
             size = file.seek(0, io.SEEK_END)
             failures = 1 if size >= best + PROGRESS_BYTES else failures + 1
             best = max(best, size)
@@ -79,12 +82,13 @@ def _attempt(
     note: Callable[[Known, int], None],
 ) -> None:
     offset = file.seek(0, io.SEEK_END) if known.validator else 0
+    if known.validator and known.total is not None and offset == known.total <= limit_bytes:
+        return  # whole: a server would answer that there is nothing more
     with way_of(url)(url, offset, known.validator, options) as reply:
         if reply.total is not None and reply.total > limit_bytes:
             raise FetchError(f"{shown(url)}: {reply.total} bytes, more than the limit of {limit_bytes}")
         if reply.start and reply.total != known.total:
-            note(Known(), 0)
-            raise TransientError(f"{shown(url)}: its length has changed to {reply.total}")
+            raise ChangedError(f"{shown(url)}: its length has changed to {reply.total}")
         version, size = Known(reply.validator, reply.total), reply.start
         file.truncate(size)
         file.seek(size)

@@ -10,7 +10,7 @@ from urllib.parse import urljoin
 import requests
 import urllib3
 
-from data.sources.reply import FetchError, FetchOptions, Reply, TransientError
+from data.sources.reply import ChangedError, FetchError, FetchOptions, Reply, TransientError
 from data.sources.urls import masked, shown
 
 CHUNK = 1 << 20
@@ -59,7 +59,7 @@ def _reply(url: str, response: requests.Response, offset: int, validator: str | 
         wait = headers.get("Retry-After", "")
         raise TransientError(f"{shown(url)}: HTTP {status}", min(MAX_WAIT_S, float(wait)) if wait.isdigit() else 0.0)
     if status == 416 and offset:  # it has become shorter
-        raise TransientError(f"{shown(url)}: HTTP 416, the file has changed")
+        raise ChangedError(f"{shown(url)}: HTTP 416, the file has changed")
     if status not in (200, 206):
         raise FetchError(f"{shown(url)}: HTTP {status}")
     start, length = 0, headers.get("Content-Length", "")
@@ -68,7 +68,7 @@ def _reply(url: str, response: requests.Response, offset: int, validator: str | 
     if status == 206:
         match = _RANGE.fullmatch(headers.get("Content-Range", ""))
         if not match or int(match[1]) != offset or version != validator:
-            raise TransientError(f"{shown(url)}: the server sent another part than the one asked for")
+            raise ChangedError(f"{shown(url)}: the server sent another part than the one asked for")
         start, total = offset, int(match[2])
     return Reply(start, total, version, _chunks(response))
 

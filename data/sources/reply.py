@@ -18,6 +18,10 @@ class TransientError(FetchError):
         self.wait_s = wait_s
 
 
+class ChangedError(TransientError):
+    """The part that has come is of no use: the whole must be asked for."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Reply:
     """start      where the chunks begin: the offset that was asked for, or 0

@@ -193,6 +193,29 @@ def test_a_killed_download_of_another_version_is_not_trusted(server, tmp_path):
         cache.path(url).unlink()
 
 
+def killed(part: Path, index: Path) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_shard_that_had_come_when_its_process_was_killed_is_not_asked_for_again(server, tmp_path):
+    cache = Cache(tmp_path, 1 << 20, QUICK)
+    for name, expected in (("a", None), ("b", len(SHARD))):
+        url = f"{server.url}/{name}.tar"
+        with pytest.raises(KeyboardInterrupt):
+            cache.fetch(url, killed)
+        assert content(cache, url, expected) == SHARD
+        assert server.requests(f"/{name}.tar") == 1
+
+
+def test_a_shard_that_had_come_in_another_version_than_the_lists_is_fetched_anew(server, tmp_path):
+    cache = Cache(tmp_path, 1 << 20, QUICK)
+    url = f"{server.url}/a.tar"
+    with pytest.raises(KeyboardInterrupt):
+        cache.fetch(url, killed)
+    server.files["/a.tar"] = tar(*"abcdefghijkl")
+    assert content(cache, url, 20480) == server.files["/a.tar"]
+
+
 def read_all(folder: Path, urls: list[str], results) -> None:
     cache = Cache(folder, 45_000, QUICK)
     results.put([len(content(cache, url)) for url in urls for _ in range(3)])

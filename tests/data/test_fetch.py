@@ -104,6 +104,26 @@ def test_a_new_version_is_not_joined_to_the_old():
         assert [status for _, _, status in server.seen] == [200, 200]
 
 
+@pytest.mark.parametrize(("changed", "status"), [(CONTENT[::-1], 206), (CONTENT[:1000], 416), (CONTENT[:150_000], 206)])
+def test_a_new_version_is_asked_for_anew_where_the_server_joins_it_to_the_old(changed, status):
+    with serving(if_ranges=False) as server:
+        server.files["/a.tar"] = changed
+        file, noted = io.BytesIO(CONTENT[:100_000]), []
+        known = Known('"old"', len(CONTENT))
+        download(f"{server.url}/a.tar", file, LIMIT, QUICK, known, lambda *version: noted.append(version))
+        assert file.getvalue() == changed and noted[0] == (Known(), 0)
+        assert [status for _, _, status in server.seen] == [status, 200]
+
+
+def test_what_is_whole_is_not_asked_for(server):
+    file = io.BytesIO(b"x" * len(CONTENT))
+    known = Known('"version"', len(CONTENT))
+    download(f"{server.url}/a.tar", file, LIMIT, QUICK, known)
+    assert file.getvalue() == b"x" * len(CONTENT) and not server.seen
+    with pytest.raises(FetchError, match="204800 bytes, more than the limit of 1000"):
+        download(f"{server.url}/a.tar", file, 1000, QUICK, known)
+
+
 @pytest.mark.parametrize("options", [{"ranges": False}, {"etags": False}])
 def test_without_ranges_or_versions_it_starts_anew(options):
     with serving(**options) as server:
@@ -202,6 +222,7 @@ def test_a_store_is_continued_where_it_ended():
     file = io.BytesIO(b"x" * 1000)  # what is there is kept, so a mark shows that it was
     download("memory://bucket/c.tar", file, LIMIT, QUICK, Known(version, len(CONTENT)))
     assert file.getvalue() == b"x" * 1000 + CONTENT[1000:]
+    file = io.BytesIO(b"x" * 1000)
     download("memory://bucket/c.tar", file, LIMIT, QUICK, Known("another", len(CONTENT)))
     assert file.getvalue() == CONTENT
 

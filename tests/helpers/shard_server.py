@@ -27,18 +27,21 @@ class Deed:
 
 
 class ShardServer(ThreadingHTTPServer):
-    """files: by path; deeds: what happens to the next requests of a path (then it behaves); seen: (path, Range, status)."""
+    """files: by path; deeds: what happens to the next requests of a path (then it behaves); seen: (path, Range, status).
+
+    ranges, etags, if_ranges: whether it knows Range, tells ETags and obeys If-Range.
+    """
 
     daemon_threads = True
     block_on_close = False  # a silent handler must not keep a test
 
-    def __init__(self, ranges: bool = True, etags: bool = True) -> None:
+    def __init__(self, ranges: bool = True, etags: bool = True, if_ranges: bool = True) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.files: dict[str, bytes] = {}
         self.deeds: dict[str, list[Deed]] = {}
         self.seen: list[tuple[str, str | None, int]] = []
         self.authorizations: list[str | None] = []
-        self.ranges, self.etags = ranges, etags
+        self.ranges, self.etags, self.if_ranges = ranges, etags, if_ranges
         self.ended = threading.Event()
 
     @property
@@ -82,8 +85,12 @@ class _Handler(BaseHTTPRequestHandler):
         headers, status, start = {}, 200, 0
         if server.etags:
             headers["ETag"] = etag
-        if wanted and server.ranges and self.headers.get("If-Range") in (None, etag):
+        if wanted and server.ranges and (not server.if_ranges or self.headers.get("If-Range") in (None, etag)):
             start = int(wanted.removeprefix("bytes=").rstrip("-"))
+            if start >= len(content):
+                beyond = {"Content-Range": f"bytes */{len(content)}", "Content-Length": "0"}
+                self._head(416, headers | beyond, path, wanted)
+                return
             status = 206
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
         body = content[start:]
