@@ -76,8 +76,8 @@ class Cache:
         try:
             self._fetch(url, finish, expected_bytes, wait)
         except FetchError as error:
-            cause = error.__cause__
-            if not isinstance(cause, NoRoomError if wait else TransientError):
+            passing = NoRoomError if wait else TransientError
+            if not isinstance(error, passing) and not isinstance(error.__cause__, passing):
                 self._lost[url] = (time.monotonic(), str(error))
             raise
         except OSError as error:
@@ -103,6 +103,9 @@ class Cache:
         except (FileNotFoundError, NotADirectoryError):
             return None
         fcntl.flock(file, fcntl.LOCK_SH)
+        if not _is_file(file, path):  # removed between opening and locking
+            file.close()
+            return None
         if expected_bytes is not None and os.fstat(file.fileno()).st_size != expected_bytes:
             file.close()
             path.unlink(missing_ok=True)  # of another version than the list
@@ -240,14 +243,15 @@ def _size(path: Path) -> int:
 
 
 def _remove_unless_locked(path: Path) -> bool:
+    """Whether it is gone. What cannot be locked or removed counts as in use."""
     try:
-        with path.open("rb") as file:
+        with path.open("r+b") as file:  # NFS and CIFS lock exclusively only what is open for writing
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             _discard(path)
-    except BlockingIOError:
-        return False
     except FileNotFoundError:
         pass
+    except OSError:
+        return False
     return True
 
 

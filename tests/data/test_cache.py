@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import io
 import json
 import multiprocessing
@@ -145,6 +147,66 @@ def test_no_room_is_no_fault_of_the_shard(server, tmp_path):
         content(cache, f"{server.url}/c.tar")
 
 
+def test_no_room_for_a_shard_that_has_come_is_no_fault_of_it(server, tmp_path):
+    content(Cache(tmp_path, 1 << 20), f"{server.url}/a.tar")
+    cache = Cache(tmp_path, stored(Cache(tmp_path, 0)) + len(SHARD), QUICK)  # none for the index of the second
+    with (
+        cache.open(f"{server.url}/a.tar", check_and_index),
+        pytest.raises(FetchError, match=r"no room for 10\d\d\d bytes"),
+    ):
+        content(cache, f"{server.url}/b.tar")
+    assert content(cache, f"{server.url}/b.tar") == SHARD
+    assert server.requests("/b.tar") == 1
+
+
+def test_a_shard_that_is_removed_while_it_is_opened_is_fetched_again(server, tmp_path, monkeypatch):
+    cache = Cache(tmp_path, 1 << 20, QUICK)
+    url = f"{server.url}/a.tar"
+    content(cache, url)
+    real, evictions = fcntl.flock, [cache.path(url)]
+
+    def flock(file, operation) -> None:
+        if operation == fcntl.LOCK_SH and evictions:
+            evictions.pop().unlink()  # by another process
+        real(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with cache.open(url, check_and_index) as file:
+        assert file.read() == cache.path(url).read_bytes() == SHARD
+
+
+def test_room_is_made_where_only_what_is_open_for_writing_can_be_locked(server, tmp_path, monkeypatch):
+    real = fcntl.flock
+
+    def flock(file, operation) -> None:
+        if operation & fcntl.LOCK_EX and not file.writable():
+            raise OSError(errno.EBADF, "as NFS does")
+        real(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    cache = Cache(tmp_path, 15_000, QUICK)
+    for name in "ab":
+        assert content(cache, f"{server.url}/{name}.tar") == SHARD
+    assert not cache.has(f"{server.url}/a.tar")
+
+
+def test_what_cannot_be_locked_counts_as_in_use(server, tmp_path, monkeypatch):
+    cache = Cache(tmp_path, 25_000, QUICK)
+    for number, name in enumerate("ab"):
+        content(cache, f"{server.url}/{name}.tar")
+        os.utime(cache.path(f"{server.url}/{name}.tar"), (1000 + number, 1000))
+    real, locked = fcntl.flock, cache.path(f"{server.url}/a.tar").stat().st_ino
+
+    def flock(file, operation) -> None:
+        if operation & fcntl.LOCK_EX and os.fstat(file.fileno()).st_ino == locked:
+            raise OSError(errno.ENOLCK, "no locks available")
+        real(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert content(cache, f"{server.url}/c.tar") == SHARD
+    assert [cache.has(f"{server.url}/{name}.tar") for name in "abc"] == [True, False, True]
+
+
 def test_a_stream_of_unknown_length_ends_at_the_limit(tmp_path):
     cache = Cache(tmp_path, 1 << 20, QUICK)
     with pytest.raises(FetchError, match="sends more than"):
@@ -245,8 +307,6 @@ def test_fetching_ahead_leaves_to_others_what_they_do(server, tmp_path):
     cache = Cache(tmp_path, 1 << 20, QUICK)
     url = f"{server.url}/a.tar"
     (tmp_path / "partial").mkdir()
-    import fcntl
-
     with (tmp_path / "partial" / cache.path(url).name).open("w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         before = time.monotonic()
