@@ -43,10 +43,24 @@ def local_path(url: str) -> str:
 
 def shown(url: str) -> str:
     """The name for messages and ledgers: without user, password and query; of a command, its program and a number."""
-    if scheme_of(url) == "pipe":
-        words = shlex.split(url.removeprefix("pipe:"))[:1] or ["?"]
-        return f"pipe:{os.path.basename(words[0])} #{hashlib.sha256(url.encode()).hexdigest()[:8]}"
-    return masked(url)
+    if scheme_of(url) != "pipe":
+        return masked(url)
+    try:
+        program = os.path.basename(shlex.split(url.removeprefix("pipe:"))[0])
+    except (ValueError, IndexError):
+        program = "?"
+    return f"pipe:{program} #{hashlib.sha256(url.encode()).hexdigest()[:8]}"
+
+
+def command_of(url: str) -> list[str]:
+    """The words of a pipe: name. Raises FetchError where they are none."""
+    try:
+        words = shlex.split(url.removeprefix("pipe:"))
+    except ValueError as error:
+        raise FetchError(f"{shown(url)}: not a command: {error}") from error
+    if not words:
+        raise FetchError(f"{shown(url)}: no command")
+    return words
 
 
 def masked(text: str) -> str:
@@ -102,6 +116,8 @@ def _expand(
         if scheme_of(name) == "pipe" and (base is not None or not allow_pipe):
             where = "a list may not hold commands" if base is not None else "commands need data.allow_pipe=true"
             raise FetchError(f"{shown(name)}: {where}")
+        if scheme_of(name) == "pipe":
+            command_of(name)
         for single in _braces(name):
             url = _resolve(base, single)
             if is_remote(url):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import sys
 import time
 
 import pytest
@@ -243,6 +244,17 @@ def test_commands(tmp_path):
     with pytest.raises(FetchError, match=r"nothing for 0.4 s"):
         fetched("pipe:sleep 60", options=IMPATIENT)
     assert time.monotonic() - before < 10
+
+
+@pytest.mark.parametrize(
+    "complaint",
+    [f"https://me:{'secret' * 9}@host/a.tar {'x ' * 130}", f"https://host/a.tar?signature={'secret' * 900}"],
+)
+def test_what_a_command_complains_of_is_masked_before_it_is_cut(complaint):
+    complaint = f"{complaint} the end"
+    with pytest.raises(FetchError, match=r"exit code 1: .*the end \(given up") as caught:
+        fetched(f"pipe:{sys.executable} -c 'import sys; sys.exit(\"{complaint}\")'")
+    assert "secret" not in str(caught.value) and len(str(caught.value)) < 400
 
 
 def test_small_files_have_limits(server, tmp_path):

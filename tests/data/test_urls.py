@@ -70,6 +70,7 @@ def test_local_lists_are_relative_to_their_folder(tmp_path):
         ("@https://host/sets/circle.txt", "do they form a circle"),
         ("@https://host/sets/empty.txt", "the list of shards is empty"),
         ("pipe:cat x.tar", r"data\.allow_pipe"),
+        ("pipe:cat 'x.tar", r"pipe:\? #\w{8}: .*data\.allow_pipe"),
         ("s3://b/{0..999999999}.tar", "expands to 1000000000 names"),
         ("s3://b/{0..99999}{0..99999}.tar", "expands to 10000000000 names"),
         ("s3://b/{0..2.tar", "unbalanced braces"),
@@ -85,6 +86,15 @@ def test_a_list_may_not_hold_commands_even_where_the_configuration_may():
     assert expanded("pipe:cat {a,b}.tar", allow_pipe=True) == ["pipe:cat a.tar", "pipe:cat b.tar"]
     with pytest.raises(FetchError, match="may not hold commands"):
         expanded("@https://host/sets/pipe.txt", allow_pipe=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("pipe:cat 'secret.tar", "not a command: No closing quotation"), ("pipe: ", "no command")]
+)
+def test_what_is_no_command_is_one_line(name, message):
+    with pytest.raises(FetchError, match=rf"pipe:\? #\w{{8}}: {message}") as caught:
+        expanded("s3://b/a.tar", name, allow_pipe=True)
+    assert "secret" not in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_credentials_and_queries_are_not_shown():
