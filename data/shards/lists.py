@@ -2,7 +2,8 @@
 
     {"version": 1, "shards": [{"name": "train-000000.tar", "samples": 1000, "bytes": 51200000}, ...]}
 
-A row may have a `fault`: what was wrong with the shard when it was counted.
+A row may have a `fault`: what was wrong with the shard when it was counted. A row of 0 bytes says nothing of its shard, which could
+not be read: it is counted again.
 """
 
 from __future__ import annotations
@@ -101,7 +102,7 @@ def parse_list(content: bytes, place: str) -> ShardList:
 
 
 def write_shard_list(directory: Path | str, split: str, progress: Progress = lambda done: None) -> ShardList:
-    """Count the folder's `<split>-*.tar`, by their indexes where they have one, and write the split's list.
+    """Count the folder's `<split>-*.tar`, by their indexes where they have one, and write the split's list of those that can be read.
 
     For makers of shards that do not use write_shards, and for shards of others. Raises DatasetError.
     """
@@ -112,7 +113,7 @@ def write_shard_list(directory: Path | str, split: str, progress: Progress = lam
         raise DatasetError(f"{directory} has no shard {split}-*.tar")
     shards = count_shards([str(directory / name) for name in names], None, progress)
     shards = dataclasses.replace(shards, names=tuple(names))
-    write_list(directory / list_name(split), shards)
+    write_list(directory / list_name(split), _read_ones(shards))
     return shards
 
 
@@ -124,7 +125,7 @@ def list_of_folder(directory: Path, split: str, cache: Cache | None) -> ShardLis
     own, kept = directory / list_name(split), _kept_path(cache, [str(directory.resolve()), split])
     known = next((_read(path) for path in (own, kept) if path is not None and path.is_file()), None)
     names = _names(directory, split)
-    listed = set(known.names) if known else set()
+    listed = set(_read_ones(known).names) if known else set()
     new = [name for name in names if name not in listed]
     if known and any(not _is_name(name, split) for name in known.names):
         raise DatasetError(f"{own}: names must be {split}-*.tar; make it anew with `python -m data.shards {directory}`")
@@ -135,11 +136,11 @@ def list_of_folder(directory: Path, split: str, cache: Cache | None) -> ShardLis
     if known and not new:
         return known
     counted = count_shards([str(directory / name) for name in new], None)
-    rows = (known.rows() if known else []) + [
-        dataclasses.replace(row, name=name) for row, name in zip(counted.rows(), new, strict=True)
-    ]
-    shards = ShardList.of(sorted(rows, key=lambda row: row.name))
-    _keep(shards, own if os.access(directory, os.W_OK) else kept)
+    rows = {row.name: row for row in known.rows()} if known else {}
+    rows |= {name: dataclasses.replace(row, name=name) for row, name in zip(counted.rows(), new, strict=True)}
+    shards = ShardList.of([rows[name] for name in sorted(rows)])
+    if counted.bytes.any():
+        _keep(_read_ones(shards), own if os.access(directory, os.W_OK) else kept)
     return shards
 
 
@@ -165,28 +166,45 @@ def list_of_locations(locations: Sequence[str], cache: Cache | None) -> ShardLis
     kept = _kept_path(cache, locations)
     rows = _read(kept).rows() if kept is not None and kept.is_file() else []
     if len(rows) != len(locations):
-        rows = [ShardRow("", 0, -1)] * len(locations)
+        rows = [ShardRow("", 0, 0)] * len(locations)
     new = [
-        n for n, (row, place) in enumerate(zip(rows, locations, strict=True)) if row.bytes != _size(place, row.bytes)
+        n
+        for n, (row, place) in enumerate(zip(rows, locations, strict=True))
+        if not row.bytes or row.bytes != _size(place, row.bytes)
     ]
     if not new:
         return ShardList.of(rows)
-    for number, row in zip(new, count_shards([locations[n] for n in new], cache).rows(), strict=True):
+    counted = count_shards([locations[n] for n in new], cache)
+    for number, row in zip(new, counted.rows(), strict=True):
         rows[number] = row
     shards = ShardList.of(rows)
-    _keep(shards, kept)
+    if counted.bytes.any():
+        _keep(shards, kept)
     return shards
 
 
 def _size(location: str, known: int) -> int | None:
-    """Of a local file; of a remote one what is known, None if nothing is."""
+    """Of a local file, None if it cannot be told; of a remote one what is known."""
     if is_remote(location):
-        return known if known >= 0 else None
-    return os.stat(local_path(location)).st_size
+        return known
+    try:
+        return os.stat(local_path(location)).st_size
+    except OSError:
+        return None
+
+
+def _read_ones(shards: ShardList) -> ShardList:
+    """Without the rows of shards that could not be read."""
+    if shards.bytes.all():
+        return shards
+    return ShardList.of([row for row in shards.rows() if row.bytes])
 
 
 def count_shards(locations: Sequence[str], cache: Cache | None, progress: Progress = lambda done: None) -> ShardList:
-    """Their list under the names that may be shown. Raises DatasetError if one cannot be reached: order needs all counts."""
+    """Their list under the names that may be shown; those that cannot be read have 0 bytes and a fault.
+
+    Raises DatasetError if one cannot be reached: order needs all counts.
+    """
     rows = []
     with ThreadPoolExecutor(COUNTING_THREADS) as pool:
         for row in pool.map(lambda location: _count(location, cache), locations):
@@ -205,11 +223,11 @@ def _count(location: str, cache: Cache | None) -> ShardRow:
         assert cache is not None
         return _count_remote(location, name, cache)
     except FetchError as error:
-        if isinstance(error.__cause__, TransientError):
+        if isinstance(error, TransientError) or isinstance(error.__cause__, TransientError):
             raise DatasetError(f"{error}; without a list of shards all have to be counted first") from error
-        return ShardRow(name, 0, 0, str(error))  # it answers, but is no shard
+        return ShardRow(name, 0, 0, str(error).removeprefix(f"{name}: "))  # it answers, but is no shard, or not now
     except OSError as error:
-        return ShardRow(name, 0, 0, str(error))
+        return ShardRow(name, 0, 0, error.strerror or str(error))
 
 
 def _count_remote(location: str, name: str, cache: Cache) -> ShardRow:
@@ -261,8 +279,8 @@ def _kept_path(cache: Cache | None, names: Iterable[str]) -> Path | None:
 
 
 def _keep(shards: ShardList, path: Path | None) -> None:
-    """Only an aid: where it cannot be written, the next start counts again."""
-    if path is None:
+    """Only an aid: where it cannot be written, the next start counts again. A list without a sample may soon be wrong."""
+    if path is None or not shards.samples.any():
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

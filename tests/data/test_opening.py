@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
@@ -15,13 +16,15 @@ import webdataset
 
 from data.shards import DatasetError, ShardSet, write_shard, write_shard_list, write_shards
 from data.shards.__main__ import main
+from data.shards.ranges import load_ranges
 from data.shards.reading import RangeCache
 from data.sources import Cache
+from data.sources.cache import NoRoomError
 from data.stream import shard_faults
 from tests.data.test_shards import by_webdataset, foreign_tar, read_all
 from tests.helpers.limits import within
 from tests.helpers.runs import ROOT
-from tests.helpers.shard_server import serving
+from tests.helpers.shard_server import Deed, serving
 from tests.helpers.streams import SEED, labels, numbered, opened, streamed, write_numbered, write_numbered_info
 
 
@@ -307,6 +310,91 @@ def test_a_local_file_that_changed_is_counted_again(tmp_path):
     (other,) = write_shards(tmp_path / "b", "train", ({"__key__": f"{i}", "txt": "1"} for i in range(30)))
     path.write_bytes(other.read_bytes())
     assert ShardSet.from_urls([str(path)], cache).sizes == (30,)
+
+
+def test_what_could_not_be_read_when_it_was_counted_is_counted_again(folder, tmp_path):
+    cache = Cache(tmp_path / "cache", 1 << 30)
+    with serving() as server:
+        shards = [f"{serve(server, folder)}/train-00000{{0..3}}.tar"]
+        for path in folder.glob("*.index.json"):
+            del server.files[f"/set/{path.name}"]
+        server.deeds["/set/train-000001.tar"] = [Deed(status=403)]
+        first = ShardSet.from_urls(shards, cache)
+        assert first.sizes == (5, 0, 5, 5) and first.faults == (f"{server.url}/set/train-000001.tar: HTTP 403",)
+        again = Cache(tmp_path / "cache", 1 << 30)  # as another process has it
+        for _ in range(2):
+            healed = ShardSet.from_urls(shards, again)
+            assert healed.sizes == (5, 5, 5, 5) and not healed.faults
+        assert [server.requests(f"/set/train-00000{n}.tar") for n in range(4)] == [1, 2, 1, 1]
+        assert server.requests("/set/train-000000.tar.index.json") == 1
+
+
+def test_where_nothing_could_be_read_it_says_why_and_nothing_is_kept(folder, tmp_path):
+    with serving() as server:
+        shards = [f"{serve(server, folder)}/train-00000{{0..1}}.tar"]
+        for n in range(2):
+            del server.files[f"/set/train-00000{n}.tar.index.json"]
+            server.deeds[f"/set/train-00000{n}.tar"] = [Deed(status=403)]
+        with pytest.raises(DatasetError, match=r"2 shards without a sample; http\S*/train-000000\.tar: HTTP 403$"):
+            ShardSet.from_urls(shards, Cache(tmp_path / "cache", 1 << 30))
+        assert not (tmp_path / "cache" / "lists").exists()
+        assert ShardSet.from_urls(shards, Cache(tmp_path / "cache", 1 << 30)).sizes == (5, 5)
+
+
+def test_want_of_room_while_counting_is_no_fault_of_a_shard(tmp_path, monkeypatch):
+    def full(*arguments):
+        raise NoRoomError("no room")
+
+    monkeypatch.setattr(Cache, "open", full)
+    with pytest.raises(DatasetError, match=r"no room; .*have to be counted first"):
+        ShardSet.from_urls(["memory://nowhere/a.tar"], Cache(tmp_path, 1 << 30))
+
+
+def listed(folder: Path) -> list[str]:
+    return [row["name"] for row in json.loads((folder / "train.shards.json").read_text())["shards"]]
+
+
+def test_a_folders_list_does_not_name_what_could_not_be_read(folder, monkeypatch):
+    names = [f"train-00000{n}.tar" for n in range(4)]
+
+    def failing(path: Path):
+        if path.name == names[1]:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return load_ranges(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("data.shards.lists.load_ranges", failing)
+        (folder / "train.shards.json").unlink()
+        shards = ShardSet.open(folder, "train")
+        assert shards.sizes == (5, 0, 5, 5) and shards.faults == ("train-000001.tar: Permission denied",)
+        assert listed(folder) == names[:1] + names[2:]
+        (folder / "train.shards.json").unlink()
+        assert write_shard_list(folder, "train").faults == {1: "Permission denied"}
+        assert listed(folder) == names[:1] + names[2:]
+    assert ShardSet.open(folder, "train").sizes == (5, 5, 5, 5) and listed(folder) == names
+
+
+def test_a_row_of_no_bytes_is_not_trusted(folder):
+    own = folder / "train.shards.json"
+    content = json.loads(own.read_text())
+    content["shards"][2] |= {"samples": 0, "bytes": 0, "fault": "Permission denied"}
+    own.write_text(json.dumps(content))
+    shards = ShardSet.open(folder, "train")
+    assert shards.sizes == (5, 5, 5, 5) and not shards.faults and len(listed(folder)) == 4
+
+
+def test_empty_files_and_links_to_nowhere_are_faults(folder, tmp_path):
+    (folder / "train-000001.tar").write_bytes(b"")
+    (folder / "train-000001.tar.index.json").unlink()
+    (folder / "train-000002.tar").unlink()
+    (folder / "train-000002.tar").symlink_to("nowhere")
+    for _ in range(2):
+        shards = ShardSet.from_urls([f"{folder}/*.tar"], Cache(tmp_path / "cache", 1 << 30))
+        assert shards.sizes == (5, 0, 0, 5)
+        assert shards.faults == (
+            "train-000001.tar: no tar: the file is empty",
+            "train-000002.tar: No such file or directory",
+        )
 
 
 def test_a_url_without_a_cache_or_a_command_without_leave(tmp_path):
