@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import re
 import tarfile
@@ -73,7 +74,7 @@ def index_of(places: list[Place], tar_bytes: int, fault: str | None = None) -> b
 
 
 def scan(path: Path) -> tuple[list[Place], str | None]:
-    """The complete samples of a tar, by its headers, and what is wrong with it.
+    """The complete samples of a tar, by its headers, and what is wrong with it. Raises OSError where it cannot be read.
 
     A sample is known to be complete when a member of another sample or the tar's end mark follows it.
     """
@@ -98,6 +99,8 @@ def scan(path: Path) -> tuple[list[Place], str | None]:
             if len(mark) == tarfile.BLOCKSIZE and not any(mark):
                 return places, None
     except (tarfile.TarError, ValueError, KeyError, OverflowError, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # that one is a place which no file has
+            raise
         reason = str(error)
     places = places if complete else places[:-1]
     if not end:

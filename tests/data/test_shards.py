@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import json
@@ -28,6 +29,7 @@ from data.shards import (
     write_info,
     write_shards,
 )
+from data.shards.ranges import scan
 
 SAMPLES = [
     {"__key__": "a/first", "txt": "eins", "cls": 3},
@@ -233,6 +235,21 @@ def test_a_truncated_tar_keeps_its_complete_samples(tmp_path):
         shards = ShardSet.open(tmp_path, "train")
         assert read_all(shards) == expected[:complete]
         assert "train-000000.tar: cut off or damaged" in shards.faults[0]
+
+
+def test_a_tar_that_cannot_be_read_to_its_end_is_not_taken_for_cut_off(tmp_path, monkeypatch):
+    path = write_shards(tmp_path, "train", SAMPLES)[0]
+
+    class Failing(io.BytesIO):
+        def read(self, size=-1):
+            if self.tell() >= 4096:
+                raise OSError(errno.EIO, "Input/output error")
+            return super().read(size)
+
+    content = path.read_bytes()
+    monkeypatch.setattr(Path, "open", lambda path, mode: Failing(content))
+    with pytest.raises(OSError, match="Input/output error"):
+        scan(path)
 
 
 def test_a_shard_cut_off_after_it_was_listed_gives_its_complete_samples(tmp_path):
