@@ -102,7 +102,7 @@ def _expand(
         if scheme_of(name) == "pipe" and (base is not None or not allow_pipe):
             where = "a list may not hold commands" if base is not None else "commands need data.allow_pipe=true"
             raise FetchError(f"{shown(name)}: {where}")
-        for single in _braces(name):
+        for single in expand_braces(name):
             url = _resolve(base, single)
             if is_remote(url):
                 yield url
@@ -133,7 +133,8 @@ def _resolve(base: str | None, name: str) -> str:
     return join(base, path)
 
 
-def _braces(name: str) -> Iterator[str]:
+def expand_braces(name: str) -> Iterator[str]:
+    """What {000..012} and {a,b} in a name stand for. Raises FetchError."""
     count = 1
     for low, high in _RANGE.findall(name):
         count *= abs(int(high) - int(low)) + 1
