@@ -21,7 +21,7 @@ from data.shards import DatasetError
 from data.stream import Shard, open_sources
 from data.tasks.base import Pixels
 from data.tokenizer import VocabularyFileError
-from evaluation import EVALUATORS, Evaluation
+from evaluation import EVALUATORS, DamagedDataError, Evaluation
 from model.objective import Objective
 from parallel.checkpoints import CheckpointError, find_checkpoint, load_weights
 from parallel.kernels import load_kernels
@@ -31,15 +31,22 @@ from run_folder import read_run
 USER_ERRORS = (ConfigError, DatasetError, VocabularyFileError, CheckpointError)
 
 
+def positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", required=True, type=Path, help="run folder, for instance runs/demo")
     parser.add_argument("--split", default="val", help="split of the data sets to evaluate on (default: val)")
     parser.add_argument("--step", type=int, help="checkpoint to use (default: the newest complete one)")
     parser.add_argument("--tasks", nargs="+", help="names of tasks (default: all of the run)")
-    parser.add_argument("--limit", type=int, help="samples of each task at most")
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--beam", type=int, default=2, help="hypotheses of a caption; 1 is greedy (default: 2)")
+    parser.add_argument("--limit", type=positive, help="samples of each task at most")
+    parser.add_argument("--batch-size", type=positive, default=64)
+    parser.add_argument("--beam", type=positive, default=2, help="hypotheses of a caption; 1 is greedy (default: 2)")
     parser.add_argument("--length-penalty", type=float, default=0.0, help="captions are ranked by score / words^p")
     parser.add_argument(
         "--workers", type=int, default=0, help="processes of each rank that decode ahead (default: none)"
@@ -59,10 +66,12 @@ def evaluate(arguments: argparse.Namespace) -> None:
     trained = tuple(by_name[name] for name in wanted)
     evaluated = tuple(dataclasses.replace(task, split=arguments.split, shards=()) for task in trained)
     pixels = Pixels(run.model.image_size, run.model.patch)
-    training, sources = (
-        open_sources(dataclasses.replace(run.data, tasks=tasks), vocabulary, pixels, run.seed)
-        for tasks in (trained, evaluated)
+    compared = [task for task in trained if task.kind == "masked_text"]  # with the frequencies of their training words
+    sources, training_sources = (
+        open_sources(dataclasses.replace(run.data, tasks=tuple(tasks)), vocabulary, pixels, run.seed) if tasks else []
+        for tasks in (evaluated, compared)
     )
+    training = {source.name: source for source in training_sources}
 
     checkpoint = find_checkpoint(arguments.run / "checkpoints", arguments.step)
     if arguments.threads:
@@ -73,12 +82,12 @@ def evaluate(arguments: argparse.Namespace) -> None:
     load_weights(checkpoint, objective)
     objective.to(device).eval()
 
-    for source, training_source in zip(sources, training, strict=True):
+    for source in sources:
         start = time.perf_counter()
         evaluation = Evaluation(
             objective=objective,
             source=source,
-            training=training_source,
+            training=training.get(source.name),
             device=device,
             batch_size=arguments.batch_size,
             limit=arguments.limit,
@@ -101,7 +110,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         evaluate(parse_arguments(sys.argv[1:] if argv is None else argv))
     except USER_ERRORS as error:
-        if is_first_on_machine():
+        if is_first_on_machine() or isinstance(error, DamagedDataError):
             print(f"error: {error}", file=sys.stderr)
         return EXIT_CONFIG
     return 0

@@ -5,12 +5,13 @@ A log record is a flat dict; `metrics.jsonl` in the run folder is the truth, wan
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import secrets
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -78,7 +79,8 @@ class Meter:
         if routed_NMX.shape[0] == self._decisions:
             self._routed_NMX += routed_NMX.double()
         for index, name in enumerate(self._auxiliary_names):
-            self._auxiliary[index] += losses.auxiliary[name].double()
+            if name in losses.auxiliary:  # no sparse block, no such loss
+                self._auxiliary[index] += losses.auxiliary[name].double()
 
     def end_step(self, info: StepInfo) -> None:
         self._steps += 1
@@ -254,15 +256,45 @@ class JsonLines:
 
 
 class Wandb:
-    """One wandb run; a resumed training goes on under the same id, kept in the run folder. Never stops the training."""
+    """One wandb run; a resumed training goes on under the same id, kept in the run folder. Never stops the training: what it raises
+    becomes one warning, and the end of it (its helper process may have got the signal that asks us to stop)."""
 
     def __init__(self, config: RunConfig, folder: Path) -> None:
+        self._run: Any = None
+        with self._guarded():
+            self._run = self._start(config, folder)
+
+    def write(self, record: Record) -> None:
+        flat: Record = {}
+        for key, value in record.items():
+            flat |= _numbered(key, value)
+        with self._guarded():
+            if self._run is not None:
+                self._run.log(flat)
+
+    def close(self) -> None:
+        with self._guarded():
+            if self._run is not None:
+                self._run.finish()
+
+    @contextlib.contextmanager
+    def _guarded(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self._run = None
+            print(
+                f"warning: no wandb from here on ({_first_line(error)}); metrics.jsonl has everything", file=sys.stderr
+            )
+
+    @staticmethod
+    def _start(config: RunConfig, folder: Path) -> Any:
         import wandb
 
         path = folder / "wandb_id"
         if not path.exists():
             write_atomically(path, secrets.token_hex(4))
-        self._run = wandb.init(
+        run = wandb.init(
             project=config.tracking.project,
             name=config.name,
             id=path.read_text().strip(),
@@ -272,16 +304,12 @@ class Wandb:
             config={"yaml": dump_config(without_credentials(config))},
             settings=wandb.Settings(silent=True, console="off"),
         )
-        self._run.define_metric("*", step_metric="step")
+        run.define_metric("*", step_metric="step")
+        return run
 
-    def write(self, record: Record) -> None:
-        flat: Record = {}
-        for key, value in record.items():
-            flat |= _numbered(key, value)
-        self._run.log(flat)
 
-    def close(self) -> None:
-        self._run.finish()
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def without_credentials(config: RunConfig) -> RunConfig:

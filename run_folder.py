@@ -87,8 +87,19 @@ def _difference(old: Any, new: Any, key: str) -> str | None:
     return next((found for a, b, name in pairs if (found := _difference(a, b, name))), None)
 
 
+def saved_state(consumed: tuple[int, ...], sources: list[Source], optimizer_step: int) -> dict[str, Any]:
+    """What a checkpoint says besides tensors."""
+    return {"consumed": consumed, "optimizer_step": optimizer_step, "data": _data_sets(sources)}
+
+
+def _data_sets(sources: list[Source]) -> dict[str, str]:
+    """Task -> the numbers of samples of its shards, as a few characters: what the order of samples follows from."""
+    return {source.name: digest(source.order.sizes.tobytes()) for source in sources}
+
+
 def position(checkpoint: Checkpoint | None, sources: list[Source]) -> tuple[int, tuple[int, ...]]:
-    """-> (steps done, samples consumed by task). Raises CheckpointError for a checkpoint of something else than such a run."""
+    """-> (steps done, samples consumed by task). Raises CheckpointError for a checkpoint of something else than such a run, or of
+    other data: a position would mean other samples."""
     if checkpoint is None:
         return 0, (0,) * len(sources)
     counts = {"optimizer_step": 1, "consumed": len(sources)}
@@ -100,12 +111,23 @@ def position(checkpoint: Checkpoint | None, sources: list[Source]) -> tuple[int,
                 f"{checkpoint.folder}: state.{name} is {found!r}, not {count} number(s) from 0: "
                 "not a checkpoint of a training run, or changed since; remove the folder to go on from an earlier one"
             )
+    before, now = checkpoint.state.get("data", {}), _data_sets(sources)
+    changed = sorted(name for name in now if isinstance(before, dict) and before.get(name, now[name]) != now[name])
+    if changed:
+        raise CheckpointError(
+            f"the shards of task {changed[0]} hold other numbers of samples than when {checkpoint.folder} was written: going on "
+            "would repeat some and leave out others; put the data set back as it was, or choose another name= with init="
+        )
     return checkpoint.step, tuple(checkpoint.state["consumed"])
 
 
 def load_initial_weights(run: RunConfig, objective: Objective) -> None:
     """The weights that `init` names: a converted file, or a run folder's newest checkpoint."""
     if run.init.endswith(".safetensors"):
+        if run.init_only != ("*",):
+            raise ConfigError(
+                f"init_only chooses from the checkpoint of a run; {run.init} is taken whole: leave it out"
+            )
         load_converted(objective, Path(run.init))
     else:
         load_weights(find_checkpoint(Path(run.init) / "checkpoints"), objective, run.init_only)

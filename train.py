@@ -46,7 +46,7 @@ from parallel.mesh import (
 from parallel.preflight import PreflightError, check_build_lock, check_precision
 from parallel.stop_signal import StopSignal
 from plan import plan, render
-from run_folder import check_same_run, identity_on_ranks, load_initial_weights, position, write_run_files
+from run_folder import check_same_run, identity_on_ranks, load_initial_weights, position, saved_state, write_run_files
 
 EXIT_STOPPED = 85
 USER_ERRORS = (
@@ -154,7 +154,7 @@ def train(run: RunConfig, guard: RankGuard) -> int:
         if not writing:
             saver.publish()
         if step % run.save_every == 0 or step == run.steps or stopping:
-            saver.save(step, engine.fragments(), {"consumed": consumed, "optimizer_step": engine.optimizer_step})
+            saver.save(step, engine.fragments(), saved_state(consumed, sources, engine.optimizer_step))
     saver.publish()
     watchdog.phase("end")
     sinks.close()

@@ -13,6 +13,7 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Iterator
+from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -20,6 +21,7 @@ from typing import Any, Literal, TypeVar
 import torch
 
 from data.packing import Packed, unpack
+from data.parent import signals_ignored
 
 MAX_WORKERS = 8
 """Of a rank, where their number is `auto`."""
@@ -104,6 +106,9 @@ def worker_context() -> ForkServerContext:
     None of our own modules: the server looks for those where it was started, which may be any folder."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch.utils.data", "av", "PIL.Image", "webdataset"])
+    # A signal to the process group must leave it: were it gone, its workers would count as dead.
+    with signals_ignored():
+        forkserver.ensure_running()
     return context
 
 

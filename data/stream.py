@@ -24,7 +24,7 @@ from data.budget import with_batch_size
 from data.config import DataConfig
 from data.order import EpochOrder, rng
 from data.packing import pack
-from data.parent import end_with_parent
+from data.parent import end_with_parent, leave_group
 from data.prefetch import handed_over, worker_context
 from data.schedule import Schedule, Slot, shares
 from data.shards import BadSample, BadShard, DatasetError, DatasetInfo, ShardSet, read_info
@@ -184,6 +184,7 @@ def loader_of(dataset: IterableDataset, workers: int, collate: Callable[[Any], A
 
 
 def _start_worker(worker: int) -> None:
+    leave_group()
     end_with_parent()
 
 

@@ -41,9 +41,9 @@ VOCABULARY_SHA256 = "924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d
 # <|mask|> has an id but is no unit of text: the published vocabulary splits it into signs, and so do we.
 # Ignoring case still matters after lower-casing: an apostrophe and a long s (U+017F) are
 # the contraction "'s".
+_PIECES = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 _WORDS = regex.compile(
-    r"<\|startoftext\|>|<\|endoftext\|>|<\|gen\|>|<\|spe\|>"
-    r"|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+",
+    rf"<\|startoftext\|>|<\|endoftext\|>|<\|gen\|>|<\|spe\|>|{_PIECES}",
     regex.IGNORECASE,
 )
 _CACHED_WORDS = 1 << 16
@@ -83,9 +83,13 @@ class Tokenizer:
         """The tokenizer of the installed vocabulary file. Raises VocabularyFileError."""
         return cls(_read_merges(_vocabulary_path()))
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of the text, without start or end. Specials written in the text become their ids."""
-        return [index for word in self.words(text) for index in self._word_ids(word)]
+    def encode(self, text: str, specials: bool = False) -> list[int]:
+        """Ids of the text, without start or end. Specials written in the text become their ids only if asked for, as the public
+        code has it; else those of their signs: what data says must not be taken for a mark of ours."""
+        ids: list[int] = []
+        for word in self.words(text):
+            ids += [SPECIALS[word]] if specials and word in SPECIALS else self._word_ids(word)
+        return ids
 
     def words(self, text: str) -> list[str]:
         """The words that the text is cut into after cleaning."""
@@ -127,7 +131,7 @@ class Tokenizer:
 
     def _encode_word(self, word: str) -> tuple[int, ...]:
         if word in SPECIALS:
-            return (SPECIALS[word],)
+            return tuple(index for piece in regex.findall(_PIECES, word) for index in self._encode_word(piece))
         signs = [self._signs[byte] for byte in word.encode("utf-8")]
         units = _merge_pairs([*signs[:-1], signs[-1] + END_OF_WORD], self._ranks)
         return tuple(self._ids[unit] for unit in units)
@@ -166,8 +170,15 @@ def _merge_pairs(units: list[str], ranks: Mapping[tuple[str, str], int]) -> list
 def _clean(text: str) -> str:
     """Mojibake repaired, HTML entities resolved, white space single, lower case."""
     # Twice: web text is often escaped twice.
-    text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    text = _unescaped(_unescaped(ftfy.fix_text(text)))
     return regex.sub(r"\s+", " ", text).strip().lower()
+
+
+def _unescaped(text: str) -> str:
+    try:
+        return html.unescape(text)
+    except ValueError:  # a number of thousands of digits, which is no character
+        return text
 
 
 def _printable_bytes() -> dict[int, str]:

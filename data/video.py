@@ -159,7 +159,7 @@ class _Clip:
 
 
 def _read(container: InputContainer, clock: _Clock, max_seconds: float) -> _Clip:
-    stream = _video_stream(container)
+    stream = video_stream(container)
     context = stream.codec_context
     context.thread_count = 1
     context.options = {"max_pixels": str(MAX_FRAME_PIXELS)}
@@ -197,8 +197,8 @@ def _read(container: InputContainer, clock: _Clock, max_seconds: float) -> _Clip
     return _Clip(stream, packets, timeline, timed)
 
 
-def _video_stream(container: InputContainer) -> VideoStream:
-    """The stream to decode; all others are passed over. Covers of albums are videos of one frame to FFmpeg."""
+def video_stream(container: InputContainer) -> VideoStream:
+    """The stream to decode; all others are passed over. Covers of albums are videos of one frame to FFmpeg. Raises BadSample."""
     streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
     if not streams:
         raise BadSample("no video stream")
@@ -206,6 +206,11 @@ def _video_stream(container: InputContainer) -> VideoStream:
         if other.index != streams[0].index:
             other.discard = Discard.all
     return streams[0]
+
+
+def quarter_turns(frame: av.VideoFrame) -> int:
+    """How often its rotation mark says to turn it by 90 degrees against the clock, to show it."""
+    return round(frame.rotation / 90) % 4
 
 
 class _Pictures:
@@ -218,7 +223,7 @@ class _Pictures:
 
     def pixels(self, frame: av.VideoFrame) -> np.ndarray:
         rgb = self.converter.reformat(frame, self.width, self.height, "rgb24", threads=1)
-        return np.rot90(rgb.to_ndarray(), round(frame.rotation / 90))
+        return np.rot90(rgb.to_ndarray(), quarter_turns(frame))
 
 
 def _jumping(clip: _Clip, points_T: np.ndarray, clock: _Clock) -> np.ndarray:

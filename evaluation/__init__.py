@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from evaluation import captioning, classification, masked_text, retrieval
-from evaluation.base import Evaluation, Metrics
+from evaluation.base import DamagedDataError, Evaluation, Metrics
 
 EVALUATORS: dict[str, Callable[[Evaluation], Metrics]] = {
     "classification": classification.evaluate,
@@ -14,3 +14,5 @@ EVALUATORS: dict[str, Callable[[Evaluation], Metrics]] = {
     "captioning": captioning.evaluate,
     "retrieval": retrieval.evaluate,
 }
+
+__all__ = ["EVALUATORS", "DamagedDataError", "Evaluation", "Metrics"]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from data.batch import Sequences
 from data.passes import evaluation_pass
+from data.shards import DatasetError
 from data.stream import Shard, Source
 from data.targets import all_words
 from model.objective import Objective
@@ -23,10 +24,14 @@ CHUNK = 1024
 """Candidates encoded in one pass."""
 
 
+class DamagedDataError(DatasetError):
+    """A sample to be evaluated is unreadable. It may be raised on one rank alone."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """One evaluator's input: `limit` samples at most, all if None. `training` is the task's training split; beam and
-    length_penalty are those of captions (the public code: 2 and 0).
+    """One evaluator's input: `limit` samples at most, all if None. `training` is the task's training split, for masked text alone;
+    beam and length_penalty are those of captions (the public code: 2 and 0).
 
     Several ranks, each with the whole network, share the samples: `shard` says which part is this rank's. Then torch.distributed's
     default group must have these ranks, and every rank gets the figures of all.
@@ -34,7 +39,7 @@ class Evaluation:
 
     objective: Objective
     source: Source
-    training: Source
+    training: Source | None = None
     device: str = "cpu"
     batch_size: int = 64
     limit: int | None = None
@@ -46,15 +51,19 @@ class Evaluation:
     def batches(self) -> Iterator[tuple[list, Tensor]]:
         """(examples, valid_B) in shard order; all ranks get as many, and those that are not valid fill up the last ones.
 
-        Raises RuntimeError if a sample is unreadable, since a score over fewer is another score.
+        Raises DamagedDataError if a sample is unreadable, since a score over fewer is another score.
         """
         for batch in evaluation_pass(self.source, self.batch_size, self.limit, self.shard, self.workers):
             if batch.faults:
-                raise RuntimeError(f"cannot evaluate on damaged data: {batch.faults[0]}")
+                fault = batch.faults[0]
+                raise DamagedDataError(
+                    f"cannot evaluate on damaged data: task {fault.task}, {fault.shard} sample {fault.sample}: {fault.reason}"
+                )
             yield batch.examples, torch.tensor(batch.valid)
 
     def training_examples(self) -> Iterator[Any]:
         """This rank's part of the training split, each once and unmodified; unreadable ones are left out, as in training."""
+        assert self.training is not None
         for batch in evaluation_pass(self.training, self.batch_size, None, self.shard, self.workers):
             yield from itertools.compress(batch.examples, batch.valid)
 

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from parallel.checkpoints import CheckpointError
-from run_folder import position
+from run_folder import position, saved_state
 
-TWO_SOURCES: Any = [None, None]
+
+def source(name: str, *sizes: int) -> Any:
+    return SimpleNamespace(name=name, order=SimpleNamespace(sizes=np.array(sizes)))
+
+
+TWO_SOURCES = [source("a", 5, 5), source("b", 9)]
 
 
 def checkpoint(state: dict[str, Any]) -> Any:
@@ -39,3 +46,11 @@ def test_a_checkpoint_tells_steps_and_samples():
 def test_a_checkpoint_of_something_else_is_named(state, name):
     with pytest.raises(CheckpointError, match=f"step_00000007: state.{name}"):
         position(checkpoint(state), TWO_SOURCES)
+
+
+def test_a_data_set_that_has_grown_is_named():
+    """The order of its samples is another one, so a position says nothing."""
+    saved = checkpoint(json.loads(json.dumps(saved_state((3, 4), TWO_SOURCES, 6))))
+    assert position(saved, TWO_SOURCES) == (7, (3, 4))
+    with pytest.raises(CheckpointError, match="task b hold other numbers"):
+        position(saved, [TWO_SOURCES[0], source("b", 9, 1)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -70,17 +71,19 @@ def test_killed_and_repeated_equals_uninterrupted(config):
 
 
 def test_a_signal_saves_and_exits_with_its_own_code(config):
+    """To all processes that there are, as batch systems, `timeout` and terminals send it: workers and wandb's helper get it too."""
     process = subprocess.Popen(
-        command(config, "steps=500", "save_every=400", "save_async=true"),
+        command(config, "steps=500", "save_every=400", "save_async=true", "data.workers=1", "tracking.wandb=offline"),
         cwd=ROOT,
         env=environment(),
         stdout=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("step 2/"):
-            process.send_signal(signal.SIGTERM)
+            os.killpg(process.pid, signal.SIGTERM)
             break
     rest = process.stdout.read()
     assert process.wait(timeout=60) == 85, rest

@@ -9,9 +9,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import braceexpand
-
 from data.shards import DatasetError, DatasetInfo, ShardSet, is_complete, read_info
+from data.sources import FetchError, expand_braces
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,12 +70,19 @@ def open_shard(shard: ShardFile) -> ShardSet:
 
 
 def _bare(pattern: str) -> Iterator[Path]:
-    for name in braceexpand.braceexpand(pattern):
+    for name in _names(pattern):
         found = sorted(glob.glob(name)) if glob.has_magic(name) else [name]
         paths = [Path(path) for path in found if Path(path).is_file()]
         if not paths:
             raise DatasetError(f"{name}: no such folder or shard")
         yield from paths
+
+
+def _names(pattern: str) -> list[str]:
+    try:
+        return list(expand_braces(pattern))
+    except FetchError as error:
+        raise DatasetError(str(error)) from error
 
 
 @functools.lru_cache(maxsize=16)

@@ -30,7 +30,7 @@ LAYOUTS: tuple[Layout, ...] = (
     *vqa.LAYOUTS,
 )
 REAL_SMALL = "real-small"
-FORMAT = 2
+FORMAT = 3
 """Of what is made from the same input; a folder begun by another is not continued."""
 
 

@@ -106,8 +106,10 @@ class Container:
         return found
 
     def find(self, name: str) -> Blob | None:
-        """The file of this name, or the only one of this last part of a name in any folder below."""
-        return self.blobs.get(name) or self._by_last_part.get(PurePosixPath(name).name)
+        """The file of this name, or the only one of its last part if folders at the start of one of the two names are all
+        that the other lacks."""
+        blob = self.blobs.get(name) or self._by_last_part.get(PurePosixPath(name).name)
+        return blob if blob and _end_alike(blob.name, name) else None
 
 
 def open_container(path: Path, limits: Limits, scratch: Path | None) -> Container:
@@ -133,6 +135,12 @@ def open_container(path: Path, limits: Limits, scratch: Path | None) -> Containe
         raise
     except _PACKING_ERRORS as error:
         raise DatasetError(f"{path}: cannot be read ({error}): not an archive, or cut off") from error
+
+
+def _end_alike(one: str, other: str) -> bool:
+    """Whether one name is the end of the other; cats/1.jpg and dogs/1.jpg are two files."""
+    short, long = sorted((PurePosixPath(one).parts, PurePosixPath(other).parts), key=len)
+    return long[len(long) - len(short) :] == short
 
 
 def name_fault(name: str) -> str | None:

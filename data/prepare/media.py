@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from data.decode import decode_image
+from data.decode import decode_image, one_line
 from data.prepare.containers import Blob
 from data.prepare.reencode import reduce_video
 from data.prepare.source import Context, Failure, Item, Split, split_of, take_val
@@ -94,8 +94,11 @@ def checked_image(data: bytes, extension: str, resize: int | None) -> tuple[byte
         return data, extension
     height, width = (round(side * resize / short) for side in pixels_HWC.shape[:2])
     buffer = io.BytesIO()
-    reduced = Image.fromarray(pixels_HWC).resize((width, height), Image.Resampling.BICUBIC)
-    reduced.save(buffer, format="JPEG", quality=JPEG_QUALITY)
+    try:
+        reduced = Image.fromarray(pixels_HWC).resize((width, height), Image.Resampling.BICUBIC)
+        reduced.save(buffer, format="JPEG", quality=JPEG_QUALITY)
+    except Exception as error:  # a JPEG has at most 65,500 pixels a side, for one
+        raise BadSample(f"image cannot be reduced to {width} x {height} pixels: {one_line(error)}") from error
     return buffer.getvalue(), "jpg"
 
 

@@ -64,8 +64,8 @@ def work_on(out: Path, plan: Plan, overwrite: bool) -> Iterator[Work | None]:
     """The folder, with what an earlier run of the same plan finished; None if it is complete.
 
     `overwrite` makes a complete folder again, and one begun from another plan; one begun from this plan goes on.
-    Raises DatasetError when the folder was made or begun from another plan and `overwrite` is not given, when it holds
-    other files, and when another process works on it.
+    Raises DatasetError when the folder has shards of another plan and `overwrite` is not given, when it holds other files,
+    and when another process works on it.
     """
     out.mkdir(parents=True, exist_ok=True)
     with _locked(out):
@@ -79,7 +79,7 @@ def work_on(out: Path, plan: Plan, overwrite: bool) -> Iterator[Work | None]:
             yield None
             return
         begun, done = _read(progress)
-        if not overwrite:
+        if not overwrite and (is_complete(out) or any(out.glob("*.tar"))):
             _check_same(out, begun, plan)
         if begun != plan or is_complete(out):
             clear_dataset(out)

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from fractions import Fraction
 
 import av
+import numpy as np
 from av.container import InputContainer
 from av.video.reformatter import VideoReformatter
 
 from data.shards import BadSample
-from data.video import MAX_FRAME_PIXELS
+from data.video import MAX_FRAME_PIXELS, quarter_turns, video_stream
 
 CRF = 20
 MAX_RATE = 1000
@@ -23,7 +24,8 @@ _CONTAINERS = "mov,mp4,matroska,webm,avi"
 def reduce_video(data: bytes, short_side: int | None, fps: float | None, max_seconds: float = 300.0) -> bytes | None:
     """The clip with at most this short side (sides become even) and frame rate, without sound; None if it is small enough.
 
-    A point of time of the new clip shows the last frame that starts at or before it. Raises BadSample.
+    A point of time of the new clip shows the last frame that starts at or before it, turned as its rotation mark says: the
+    new clip has none. Raises BadSample.
     """
     if short_side is None and fps is None:
         return None
@@ -38,7 +40,7 @@ def reduce_video(data: bytes, short_side: int | None, fps: float | None, max_sec
 
 
 def _reduce(source: InputContainer, short_side: int | None, fps: float | None, max_seconds: float) -> bytes | None:
-    stream = source.streams.video[0]
+    stream = video_stream(source)
     stream.codec_context.thread_count = 1
     stream.codec_context.options = {"max_pixels": str(MAX_FRAME_PIXELS)}
     width, height = stream.codec_context.width, stream.codec_context.height
@@ -50,19 +52,43 @@ def _reduce(source: InputContainer, short_side: int | None, fps: float | None, m
     if scale == 1.0 and new_rate == rate:
         return None
     new_width, new_height = (max(2, round(side * scale / 2) * 2) for side in (width, height))
+    converter = VideoReformatter()
 
+    def small(frame: av.VideoFrame) -> av.VideoFrame:
+        turns = quarter_turns(frame)
+        frame = converter.reformat(frame, new_width, new_height, "yuv420p", interpolation="AREA", threads=1)
+        return turned(frame, turns) if turns else frame
+
+    frames = _at_rate(source.decode(stream), stream.time_base, rate, new_rate, max_seconds)
+    return _encoded(map(small, frames), new_rate)
+
+
+def turned(frame: av.VideoFrame, turns: int) -> av.VideoFrame:
+    """A frame of yuv420p with even sides, turned by so many times 90 degrees against the clock."""
+    height, width = frame.height, frame.width
+    pixels = frame.to_ndarray().reshape(-1)
+    luma, blue, red = np.split(pixels, (height * width, height * width * 5 // 4))
+    planes = [luma.reshape(height, width), *(chroma.reshape(height // 2, width // 2) for chroma in (blue, red))]
+    planes = [np.rot90(plane, turns) for plane in planes]
+    joined = np.concatenate([plane.reshape(-1) for plane in planes]).reshape(-1, planes[0].shape[1])
+    return av.VideoFrame.from_ndarray(joined, format="yuv420p")
+
+
+def _encoded(frames: Iterator[av.VideoFrame], rate: Fraction) -> bytes:
+    """Frames of yuv420p and of the first one's size as H.264 in mp4. Raises BadSample if they are turned on the way."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4", options={"fflags": "+bitexact"}) as target:
         x264 = {"crf": str(CRF), "preset": "veryfast", "x264-params": _X264}
-        encoder = target.add_stream("libx264", rate=new_rate, options=x264)
-        encoder.width, encoder.height, encoder.pix_fmt = new_width, new_height, "yuv420p"
+        encoder = target.add_stream("libx264", rate=rate, options=x264)
+        encoder.pix_fmt = "yuv420p"
         encoder.codec_context.thread_count = 1
-        converter = VideoReformatter()
-        frames = source.decode(stream)
-        for number, frame in enumerate(_at_rate(frames, stream.time_base, rate, new_rate, max_seconds)):
-            small = converter.reformat(frame, new_width, new_height, "yuv420p", interpolation="AREA", threads=1)
-            small.pts, small.time_base, small.pict_type = number, 1 / new_rate, 0
-            target.mux(encoder.encode(small))
+        for number, frame in enumerate(frames):
+            if not number:
+                encoder.width, encoder.height = frame.width, frame.height
+            elif (frame.width, frame.height) != (encoder.width, encoder.height):
+                raise BadSample("the video's rotation mark changes on the way")
+            frame.pts, frame.time_base, frame.pict_type = number, 1 / rate, 0
+            target.mux(encoder.encode(frame))
         target.mux(encoder.encode())
     return buffer.getvalue()
 

@@ -43,10 +43,24 @@ def text_source(arguments: argparse.Namespace, context: Context) -> Source:
     texts = functools.partial(_texts, files, arguments.unit, arguments.words, context)
     # Read once more than needed, so that the progress bar knows the end.
     counts = collections.Counter(is_val for is_val, _, _ in texts())
+    _check_counts(counts[False], counts[True], arguments.unit, context.val_fraction)
     splits = {"train": _split(texts, False, counts[False], context.shard_size, failures)}
     if context.val_fraction:
         splits["val"] = _split(texts, True, counts[True], context.shard_size)
     return Source("text", (), splits)
+
+
+def _check_counts(train: int, val: int, unit: str, fraction: float) -> None:
+    """Raises DatasetError if a split would stay empty, before any of it is made."""
+    if not train + val:
+        raise DatasetError(f"--input: there is no {unit} in it")
+    if fraction and not (train and val):
+        empty, other = ("train", "smaller") if val else ("val", "larger")
+        blocks = "" if unit == "document" else f" (in blocks of {BLOCK})"
+        raise DatasetError(
+            f"--val-fraction {fraction:g} of {train + val} {unit}s{blocks} leaves {empty} empty: give a {other} one or more "
+            "text, or --val-fraction 0 for train alone"
+        )
 
 
 def _files(path: Path, limits: Limits) -> tuple[list[tuple[str, Path]], list[Failure]]:
@@ -65,8 +79,10 @@ def _texts(
 ) -> Iterator[tuple[bool, str, str | None]]:
     """(whether it is val, name, text or None for one that is too long).
 
-    Val is every so many'th block of passages or lines; documents are chosen by their names.
+    Val is every so many'th block of passages or lines, counted through all files, of which many may be smaller than a block;
+    documents are chosen by their names.
     """
+    total = itertools.count()
     for name, path in files:
         stem = name.split(".")[0]
         lines = text_lines(path, context.limits.archive)
@@ -75,7 +91,7 @@ def _texts(
             continue
         parts = passages(lines, words) if unit == "passage" else (line.strip() for line in lines if line.strip())
         for index, part in enumerate(parts):
-            yield is_val(index // BLOCK, context.val_fraction), f"{stem}_{index:07d}", part
+            yield is_val(next(total) // BLOCK, context.val_fraction), f"{stem}_{index:07d}", part
 
 
 def _whole(lines: Iterator[str]) -> str | None:

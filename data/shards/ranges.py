@@ -66,11 +66,9 @@ def parse_index(content: bytes, tar_bytes: int | None = None) -> tuple[np.ndarra
 
 
 def index_of(places: list[Place], tar_bytes: int, fault: str | None = None) -> bytes:
-    """The content of an index file."""
+    """The content of an index file: ASCII, as names in a tar may be no UTF-8."""
     index = {"version": 1, "tar_bytes": tar_bytes, "samples": [dataclasses.asdict(place) for place in places]}
-    return json.dumps(index | ({"fault": fault} if fault else {}), ensure_ascii=False, separators=(",", ":")).encode(
-        "utf-8", "surrogateescape"
-    )
+    return json.dumps(index | ({"fault": fault} if fault else {}), separators=(",", ":")).encode("ascii")
 
 
 def scan(path: Path) -> tuple[list[Place], str | None]:

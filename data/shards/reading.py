@@ -163,7 +163,7 @@ class ShardSet:
         place = f"{place}, key {parsed.key!r}"
         if parsed.damage:
             raise BadSample(f"{place}: {parsed.damage}", offset)
-        members = tar_file_iterator(io.BytesIO(data)) if parsed.members is None else parsed.members
+        members = _long_named(data, place) if parsed.members is None else parsed.members
         url = shown(self.location(shard))
         try:
             samples = list(group_by_keys({**member, "__url__": url} for member in members))
@@ -255,6 +255,16 @@ def _read_list(url: str) -> bytes:
         raise FetchError(f"@{shown(url)}: {error.strerror}") from error
 
 
+def _long_named(data: bytes, place: str) -> Iterator[dict[str, Any]]:
+    """Members whose headers take several blocks, as webdataset reads them. Raises BadSample for those that would be larger than
+    what is there."""
+    with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
+        for member in tar:
+            if member.issparse() or member.size > len(data):
+                raise BadSample(f"{place}: member {member.name!r} is sparse: its size may be anything")
+    return tar_file_iterator(io.BytesIO(data))
+
+
 @dataclasses.dataclass(frozen=True)
 class _Parsed:
     """key: of the first member; damage: what is wrong, tarfile silently takes a damaged header for the end; members: as webdataset's
@@ -277,7 +287,9 @@ def _parse(data: bytes) -> _Parsed:
             return _Parsed(key, f"tar header at byte {position} of the sample: {error}", None)
         if position == 0 and header.isreg():
             key = base_plus_ext(header.name)[0] or header.name
-        extended = header.type in b"xgLKS"  # a header for the next one, or of a sparse file
+        if header.type == tarfile.GNUTYPE_SPARSE:
+            return _Parsed(key, f"member {header.name!r} is sparse: its size may be anything", None)
+        extended = header.type in b"xgLK"  # a header for the next one
         stored = -(-header.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE if header.isreg() or extended else 0
         start = position + tarfile.BLOCKSIZE
         position = start + stored

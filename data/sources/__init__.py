@@ -14,7 +14,7 @@ from data.sources.ahead import Ahead
 from data.sources.cache import Cache
 from data.sources.fetch import check_url, read_small
 from data.sources.reply import FetchError, FetchOptions, TransientError
-from data.sources.urls import expand, is_remote, join, local_path, scheme_of, shown, sibling
+from data.sources.urls import expand, expand_braces, is_remote, join, local_path, scheme_of, shown, sibling
 
 __all__ = [
     "Ahead",
@@ -24,6 +24,7 @@ __all__ = [
     "TransientError",
     "check_url",
     "expand",
+    "expand_braces",
     "is_remote",
     "join",
     "local_path",

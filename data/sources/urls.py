@@ -118,7 +118,7 @@ def _expand(
             raise FetchError(f"{shown(name)}: {where}")
         if scheme_of(name) == "pipe":
             command_of(name)
-        for single in _braces(name):
+        for single in expand_braces(name):
             url = _resolve(base, single)
             if is_remote(url):
                 yield url
@@ -149,7 +149,8 @@ def _resolve(base: str | None, name: str) -> str:
     return join(base, path)
 
 
-def _braces(name: str) -> Iterator[str]:
+def expand_braces(name: str) -> Iterator[str]:
+    """What {000..012} and {a,b} in a name stand for. Raises FetchError."""
     count = 1
     for low, high in _RANGE.findall(name):
         count *= abs(int(high) - int(low)) + 1

@@ -48,7 +48,7 @@ class MaskedText(Task):
         if not words:
             raise BadSample("the text has no word")
         # In evaluation the masks are a function of the text, so every run predicts the same words.
-        masks = generator or rng(zlib.crc32(text.encode()))
+        masks = generator or rng(zlib.crc32(text.encode("utf-8", "surrogatepass")))
         count = max(1, round(self.config.mask_rate * len(words)))
         chosen = sorted(int(w) for w in masks.choice(len(words), size=min(count, len(words)), replace=False))
         masked = [position for w in chosen for position in words[w]]

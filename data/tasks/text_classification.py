@@ -46,7 +46,7 @@ class TextClassification(Task):
             too_long = len(before) + len(after) + 1 - (limit - 1)
             if too_long <= 0 or not text:
                 break
-            text = " ".join(text.split()[: -max(1, too_long // 2)])
+            text = _shortened(text, too_long)
         tokens = [*before, self.vocabulary.spe, *after, self.vocabulary.end]
         return Templated(tokens, len(before), label_of(sample, self.context.info))
 
@@ -65,3 +65,11 @@ class TextClassification(Task):
             weight=self.config.loss_weight,
             label_smoothing=self.config.label_smoothing,
         )
+
+
+def _shortened(text: str, tokens: int) -> str:
+    """Some words less, where that many tokens are too many; of a single word (or a language without spaces) some signs less."""
+    words = text.split()
+    if len(words) > 1:
+        return " ".join(words[: max(1, len(words) - max(1, tokens // 2))])
+    return text[: -max(1, tokens // 2)]

@@ -167,14 +167,18 @@ def load_weights(checkpoint: Checkpoint, module: nn.Module, only: tuple[str, ...
     """Collective. Weights alone into a module on any layout. Names must be the same on both sides, or with `only` those of
     the module that match a pattern must be in the checkpoint."""
     own = dict(module.named_parameters())
+    for pattern in only:
+        if not fnmatch.filter(own, pattern):
+            raise CheckpointError(
+                f"no parameter of the model matches {pattern!r}, which is to be taken from {checkpoint.folder}"
+            )
     if only != ("*",):
         own = {name: own[name] for pattern in only for name in fnmatch.filter(own, pattern)}
     missing = own.keys() - checkpoint.names
     unknown = checkpoint.names - own.keys() if only == ("*",) else set()
-    if missing or unknown or not own:
+    if missing or unknown:
         raise CheckpointError(
             f"{checkpoint.folder} is of another model: missing {sorted(missing)[:5]}, unknown {sorted(unknown)[:5]}"
-            + ("" if own else f", and no parameter matches {list(only)}")
         )
 
     def read() -> None:

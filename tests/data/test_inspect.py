@@ -294,6 +294,8 @@ def test_lines_have_a_limit_and_counts_have_not(capsys, pictures, tmp_path):
 
 def test_folders_that_cannot_be_read(capsys, pictures, tmp_path):
     assert lint(capsys, tmp_path / "nowhere") == (2, [], f"error: {tmp_path}/nowhere: no such folder or shard\n")
+    assert lint(capsys, "a{b") == (2, [], "error: a{b: unbalanced braces\n")
+    assert lint(capsys, "{0..9999999}")[2] == "error: {0..9999999}: expands to 10000000 names, more than 4000000\n"
     assert lint(capsys, pictures, "--split", "test")[0] == 2
     (pictures / "dataset.json").write_text('{"kind": 3}')
     code, _, err = lint(capsys, pictures)

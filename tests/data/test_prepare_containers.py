@@ -44,6 +44,16 @@ def test_a_last_part_that_two_files_have_finds_none(tmp_path):
     assert container.find("1") is None and container.find("a/1") is not None
 
 
+def test_folders_may_be_missing_at_the_start_of_a_name_but_not_be_others(tmp_path):
+    entries = [("set/dogs/1.jpg", b""), ("2.jpg", b"")]
+    container = open_container(Path(folder(tmp_path / "in", entries)), Limits(), None)
+    for name in ("1.jpg", "dogs/1.jpg", "./dogs/1.jpg", "all/set/dogs/1.jpg"):
+        assert container.find(name) is container.blobs["set/dogs/1.jpg"]
+    assert container.find("cats/2.jpg") is container.blobs["2.jpg"]
+    for name in ("cats/1.jpg", "set/1.jpg", "set/cats/1.jpg", "gs/1.jpg", "11.jpg"):
+        assert container.find(name) is None
+
+
 # --------------------------------------------------------------------------------------------- refused archives
 
 

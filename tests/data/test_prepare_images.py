@@ -79,6 +79,17 @@ def test_resize_reduces_the_short_side_of_larger_images(tmp_path):
     assert samples(out)[1]["jpg"] == jpeg(90, (12, 10))
 
 
+def test_an_image_too_long_for_a_jpeg_is_left_out_by_its_name(tmp_path):
+    # 65,501 pixels of a short side of 3 become 43,667 of 2, which a JPEG can have; 99,000 become 66,000.
+    entries = [("x/long.png", jpeg(0, (65_501, 3), "PNG")), ("x/longer.png", jpeg(0, (99_000, 3), "PNG"))]
+    source, out = folder(tmp_path / "in", entries), tmp_path / "out"
+    assert prepare("class-folders", "--train", source, "--resize", 2, "--out", out) == 0
+    assert [decode_image(s["jpg"]).shape for s in samples(out)] == [(2, 43_667, 3)]
+    (reason, (count, names)), *others = failures(out).items()
+    assert reason.startswith("image cannot be reduced to N x N pixels: OSError") and not others
+    assert (count, names) == (1, ["x/longer.png"])
+
+
 # ----------------------------------------------------------------------------------------------------- ImageNet
 
 SYNSETS = "n01440764 tench, Tinca tinca\nn02012849 crane\nn03126707 crane\n"

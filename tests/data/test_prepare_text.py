@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from data.prepare.glue import TASKS
 from data.prepare.passages import clean, is_val, passages
 from data.shards import read_info
-from tests.helpers.public import content, failures, folder, prepare, samples, token_ids
+from tests.helpers.public import content, failures, folder, prepare, samples, token_ids, written
 
 REAL = Path(__file__).parents[2].parent / "shared" / "data"
 
@@ -72,11 +72,48 @@ def test_text(tmp_path):
         options = ["--words", 8, "--val-fraction", 0.1, "--shard-size", 300, "--out", tmp_path / out]
         assert prepare("text", *inputs, *options, workers=workers) == 0
     train, val = texts(tmp_path / "x"), texts(tmp_path / "x", "val")
-    # Of the 16 blocks of 50 in a.txt two are val, of the two in b.txt none (2 * 0.1 rounds to 0).
+    # Of the 18 blocks of 50 in both files two are val (18 * 0.1 rounds to 2).
     assert (len(train), len(val)) == (800, 100)
     assert sorted(train + val) == sorted(numbers)
     assert content(tmp_path / "x") == content(tmp_path / "y")
     assert read_info(tmp_path / "x").token_ids == token_ids(*numbers)
+
+
+def test_blocks_of_val_are_counted_through_small_files(tmp_path):
+    numbers = [f"sentence number {n} has a few words ." for n in range(600)]
+    books = folder(tmp_path / "books", [(f"{n:03d}.txt", "\n".join(numbers[3 * n : 3 * n + 3])) for n in range(200)])
+    for out, workers in (("x", 1), ("y", 2)):
+        options = ["--words", 8, "--shard-size", 300, "--out", tmp_path / out]
+        assert prepare("text", "--input", books, *options, workers=workers) == 0
+    # One of 12 blocks at 0.05: the tenth, where the count of val rises from int(9 * 0.05 + 0.5) = 0 to 1.
+    assert texts(tmp_path / "x", "val") == numbers[450:500]
+    assert texts(tmp_path / "x") == numbers[:450] + numbers[500:]
+    assert content(tmp_path / "x") == content(tmp_path / "y")
+
+
+@pytest.mark.parametrize(
+    ("unit", "fraction", "message"),
+    [
+        ("passage", 0.05, "--val-fraction 0.05 of 60 passages (in blocks of 50) leaves val empty: give a larger one"),
+        ("line", 0.9, "--val-fraction 0.9 of 60 lines (in blocks of 50) leaves train empty: give a smaller one"),
+        ("document", 0.05, "--val-fraction 0.05 of 1 documents leaves val empty: give a larger one"),
+    ],
+)
+def test_a_split_that_would_stay_empty_is_an_error_before_the_work(tmp_path, capsys, unit, fraction, message):
+    source = written(tmp_path / "a.txt", "\n".join(f"sentence number {n} has a few words ." for n in range(60)))
+    out = tmp_path / "out"
+    command = ["text", "--input", source, "--unit", unit, "--words", 8, "--out", out, "--val-fraction"]
+    assert prepare(*command, fraction) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and not list(out.glob("*.tar"))
+    # The remedy may be followed in the same folder.
+    assert prepare(*command, 0) == 0
+
+
+def test_texts_without_a_passage(tmp_path, capsys):
+    source = written(tmp_path / "a.txt", "\n")
+    assert prepare("text", "--input", source, "--out", tmp_path / "out") == 2
+    assert capsys.readouterr().err == "error: --input: there is no passage in it\n"
 
 
 @pytest.mark.parametrize(

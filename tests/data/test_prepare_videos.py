@@ -14,7 +14,8 @@ import pytest
 
 from data.prepare.reencode import reduce_video
 from data.shards import BadSample, read_info
-from data.video import decode_video
+from data.video import decode_video, encode_mp4
+from tests.helpers.clips import TURNS, marked, with_cover
 from tests.helpers.public import captions, clip, failures, folder, lines, pack, pack_zip, prepare, samples, written
 
 REAL = Path(__file__).parents[2].parent / "shared" / "data"
@@ -54,6 +55,24 @@ def test_fewer_pixels_and_frames_by_hand():
     assert facts(reduce_video(data, 20, None)) == (40, 20, 12, 24, 1)
     assert facts(reduce_video(data, None, 5.0))[:4] == (80, 40, 5, 10)
     assert facts(reduce_video(data, None, 12000 / 1001))[2] == Fraction(12000, 1001)
+
+
+@pytest.mark.parametrize("matrix, turns", TURNS.items())
+def test_reduced_clips_are_turned_as_marked(matrix, turns):
+    # Four quarters of different colours, 96 x 64 pixels.
+    colours_22C = np.array([[[250, 0, 0], [0, 250, 0]], [[0, 0, 250], [250, 250, 250]]], np.uint8)
+    picture_HWC = colours_22C.repeat(32, axis=0).repeat(48, axis=1)
+    data = marked(encode_mp4(np.stack([picture_HWC] * 12), fps=12), matrix)
+    for reduced, side in ((reduce_video(data, None, 4.0), 1), (reduce_video(data, 32, None), 2)):
+        expected_HWC = np.rot90(picture_HWC, turns)[::side, ::side].astype(int)
+        (shown_HWC,) = decode_video(reduced, num_frames=1)
+        assert shown_HWC.shape == expected_HWC.shape
+        assert np.abs(shown_HWC - expected_HWC).mean() < 5
+
+
+def test_a_cover_is_not_what_is_reduced():
+    data = clip(frames=24, size=(80, 40), fps=12)
+    assert reduce_video(with_cover(data), 20, 4.0) == reduce_video(data, 20, 4.0)
 
 
 def test_clips_that_cannot_be_reduced():

@@ -7,11 +7,12 @@ import tarfile
 import tempfile
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from webdataset.tariterators import group_by_keys, tar_file_iterator
 
-from data.shards import ShardSet
+from data.shards import BadSample, ShardSet
 
 extensions = st.sampled_from(("txt", "jpg", "JPG", "seg.png", "json", "cls"))
 keys = st.sampled_from(("a", "b/c", "ü", "long" * 40, "__meta__", "d/__meta__"))
@@ -55,6 +56,28 @@ def test_samples_are_those_of_webdataset(samples, form):
                 assert {k: v for k, v in sample.items() if k != "__url__"} == {
                     k: v for k, v in expected.items() if k != "__url__"
                 }
+
+
+@pytest.mark.parametrize("form", ["gnu", "pax"])
+def test_members_of_a_claimed_size_are_refused(tmp_path, form):
+    """Sparse files: a kilobyte that would be read as a gigabyte."""
+    claimed = 1 << 30
+    member = tarfile.TarInfo("a.txt")
+    if form == "gnu":
+        head = bytearray(member.tobuf(tarfile.GNU_FORMAT))
+        head[124:136], head[156:157] = b"%011o\0" % 512, tarfile.GNUTYPE_SPARSE
+        head[386:398], head[398:410], head[483:495] = (b"%011o\0" % n for n in (claimed - 512, 512, claimed))
+        head[148:156] = b" " * 8
+        head[148:156] = b"%06o\0 " % sum(head)
+        content = bytes(head) + bytes(512)
+    else:
+        member.size = 512
+        member.pax_headers = {"GNU.sparse.map": f"{claimed - 512},512", "GNU.sparse.size": str(claimed)}
+        content = member.tobuf(tarfile.PAX_FORMAT) + bytes(512)
+    path = tmp_path / "train-000000.tar"
+    path.write_bytes(content + bytes(1024))
+    with pytest.raises(BadSample, match="is sparse"):
+        ShardSet.from_urls([str(path)]).read(0, 0)
 
 
 def _member(name: str, size: int, kind: bytes) -> tarfile.TarInfo:

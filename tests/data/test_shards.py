@@ -29,7 +29,7 @@ from data.shards import (
     write_info,
     write_shards,
 )
-from data.shards.ranges import scan
+from data.shards.ranges import index_of, parse_index, scan
 
 SAMPLES = [
     {"__key__": "a/first", "txt": "eins", "cls": 3},
@@ -207,6 +207,16 @@ def test_foreign_shards_are_grouped_as_webdataset_does(tmp_path):
     assert shards.sizes == (3,) and shards.faults == ()
     assert read_all(shards) == by_webdataset(path)
     assert read_all(shards)[0] == {"__key__": "folder/a", "jpg": b"1", "txt": b"2", "seg.png": b"3"}
+
+
+def test_names_that_are_no_utf8_make_an_index_that_can_be_read(tmp_path):
+    path = foreign_tar(tmp_path / "x-0.tar", [("caf\udce9/a.txt", b"1"), ("ä.txt", b"2")], format=tarfile.GNU_FORMAT)
+    places, fault = scan(path)
+    assert [place.key for place in places] == ["caf\udce9/a", "ä"] and fault is None
+    content = index_of(places, path.stat().st_size)
+    assert [sample["key"] for sample in json.loads(content)["samples"]] == ["caf\udce9/a", "ä"]
+    ranges_N2, fault = parse_index(content, path.stat().st_size)
+    assert ranges_N2.tolist() == [[0, 1024], [1024, 1024]] and fault is None
 
 
 def test_copies_to_other_processes(tmp_path):

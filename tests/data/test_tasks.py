@@ -92,6 +92,16 @@ def test_long_text_gives_way_to_the_template(vocabulary):
     assert vocabulary.decode(example.tokens[1:-1]).strip().endswith("?")
 
 
+@pytest.mark.parametrize("text", ["x" * 300, "\u4f60\u597d" * 40, "http://a.example/" + "b/" * 60 + " end"])
+def test_text_without_spaces_is_cut_and_not_lost(vocabulary, text):
+    made = task(
+        vocabulary, info("text_class", ("no", "yes")), kind="text_classification", template="{text} <spe>", max_text=16
+    )
+    example = made.example({"txt": text.encode(), "cls": b"0"}, None)
+    assert 8 < len(example.tokens) <= 16
+    assert example.tokens[:2] == vocabulary.encode(text, 1 << 20)[:2]
+
+
 def test_a_sample_without_its_text_is_a_bad_sample(vocabulary):
     made = task(vocabulary, info("text_class", ("no", "yes")), kind="text_classification")
     with pytest.raises(BadSample, match="no member txt"):

@@ -36,7 +36,7 @@ def test_equals_the_reference_on_every_row(clip):
     golden = json.loads(GOLDEN.read_text())
     assert golden["vocab_size"] == clip.vocab_size
     for row in golden["rows"]:
-        assert clip.encode(row["text"]) == row["ids"], row["text"]
+        assert clip.encode(row["text"], specials=True) == row["ids"], row["text"]
         assert clip.words(row["text"]) == row["basic_tokens"], row["text"]
         assert clip.decode(row["ids"]) == row["decoded"], row["text"]
 
@@ -44,7 +44,17 @@ def test_equals_the_reference_on_every_row(clip):
 def test_ids_of_the_specials(clip):
     assert (START_OF_TEXT, END_OF_TEXT, MASK, GEN, SPE) == (49406, 49407, 49408, 49409, 49410)
     assert clip.vocab_size == 49411
-    assert clip.encode("<|SPE|> a <|endoftext|>") == [SPE, 320, END_OF_TEXT]
+    assert clip.encode("<|SPE|> a <|endoftext|>", specials=True) == [SPE, 320, END_OF_TEXT]
+
+
+def test_data_cannot_write_specials(clip):
+    written = clip.encode("<|spe|> a <|startoftext|><|endoftext|>")
+    assert max(written) < START_OF_TEXT
+    assert clip.decode(written).replace(" ", "") == "<|spe|>a<|startoftext|><|endoftext|>"
+
+
+def test_a_number_too_long_for_a_character_is_text(clip):
+    assert clip.encode("a &#" + "9" * 5000 + "; b")[-1] == clip.encode("b")[0]
 
 
 def test_merges_by_hand():

@@ -7,7 +7,6 @@ import functools
 import io
 import multiprocessing
 import os
-import struct
 import tarfile
 import types
 from fractions import Fraction
@@ -23,6 +22,7 @@ from hypothesis import strategies as st
 from data import video
 from data.shards import BadSample
 from data.video import decode_video, encode_mp4, positions
+from tests.helpers.clips import TURNS, marked, with_cover
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 ORIGINALS, FIGHTS = SHARED / "decode_samples", SHARED / "videos_fight"
@@ -295,33 +295,16 @@ def test_sound_and_covers_are_passed_over(kind):
 
 
 def test_a_cover_is_no_video():
-    buffer = io.BytesIO()
-    with av.open(io.BytesIO(made("h264", 0, 5))) as source, av.open(buffer, "w", format="mp4") as target:
-        cover = target.add_stream("mjpeg", rate=25)
-        cover.width, cover.height, cover.pix_fmt = 32, 32, "yuvj420p"
-        cover.disposition = av.stream.Disposition.attached_pic
-        stream = target.add_stream_from_template(source.streams.video[0])
-        picture = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")
-        picture.pts = 0
-        target.mux([*cover.encode(picture), *cover.encode()])
-        for packet in source.demux(video=0):
-            if packet.size:
-                packet.stream = stream
-                target.mux(packet)
-    assert np.array_equal(decode_video(buffer.getvalue(), 4), decode_video(made("h264", 0, 5), 4))
+    clip = made("h264", 0, 5)
+    assert np.array_equal(decode_video(with_cover(clip), 4), decode_video(clip, 4))
 
 
-@pytest.mark.parametrize("matrix, turns", [((0, 1, -1, 0), -1), ((-1, 0, 0, -1), 2), ((0, -1, 1, 0), 1)])
+@pytest.mark.parametrize("matrix, turns", TURNS.items())
 def test_clips_are_turned_as_marked(matrix, turns):
-    """A telephone held upright writes (0, 1, -1, 0): turn it clockwise to show it. The matrix stands in the track header,
-    40 bytes behind its version, as 16.16 fixed point numbers with a column of 2.30 ones."""
-    clip = bytearray(made("h264", 0, 5))
-    place = clip.index(b"tkhd") + 4 + 40
-    a, b, c, d = (number << 16 for number in matrix)
-    clip[place : place + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
-    upright = decode_video(made("h264", 0, 5), 3)
+    clip = made("h264", 0, 5)
+    upright = np.rot90(decode_video(clip, 3), turns, axes=(1, 2))
     for jump in (True, False):
-        assert np.array_equal(decode_video(bytes(clip), 3, jump=jump), np.rot90(upright, turns, axes=(1, 2)))
+        assert np.array_equal(decode_video(marked(clip, matrix), 3, jump=jump), upright)
 
 
 def test_time_is_limited(monkeypatch):

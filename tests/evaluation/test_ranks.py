@@ -30,7 +30,7 @@ def figures(rank: int, config: str, ranks: int) -> dict[str, dict]:
     vocabulary = read_vocabulary(run.data)
     tasks = tuple(dataclasses.replace(task, split="heldout") for task in run.data.tasks)
     pixels = Pixels(run.model.image_size, run.model.patch)
-    training = open_sources(run.data, vocabulary, pixels, run.seed)
+    training = {source.name: source for source in open_sources(run.data, vocabulary, pixels, run.seed)}
     sources = open_sources(dataclasses.replace(run.data, tasks=tasks), vocabulary, pixels, run.seed)
     objective = Objective(run.model, vocabulary.size, Mesh(), load_kernels("torch"))
     initialise(objective, run.seed)
@@ -38,9 +38,12 @@ def figures(rank: int, config: str, ranks: int) -> dict[str, dict]:
     if ranks > 1:
         dist.init_process_group("gloo")
     found = {}
-    for source, other in zip(sources, training, strict=True):
-        evaluation = Evaluation(objective, source, other, "cpu", 4, LIMIT, shard=Shard(rank, ranks))
-        found[source.name] = EVALUATORS[source.task.config.kind](evaluation)
+    for source in sources:
+        kind = source.task.config.kind
+        other = training[source.name] if kind == "masked_text" else None
+        found[source.name] = EVALUATORS[kind](
+            Evaluation(objective, source, other, "cpu", 4, LIMIT, shard=Shard(rank, ranks))
+        )
     if ranks > 1:
         dist.destroy_process_group()
     return found
