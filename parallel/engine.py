@@ -131,8 +131,10 @@ class Engine:
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Collective. Weights and moments of a checkpoint of any layout; its state has the `optimizer_step`."""
-        # The moments that the first step would create, so that there is something to write into.
-        self._memory.prepare_restore(checkpoint.state["optimizer_step"])
+        updates = checkpoint.state["optimizer_step"]
+        if updates:  # before the first one there were no moments to save
+            # The moments that the first step would create, so that there is something to write into.
+            self._memory.prepare_restore(updates)
         restore(checkpoint, self.fragments())
         self._memory.finish_restore()
 

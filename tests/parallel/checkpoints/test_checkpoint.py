@@ -45,6 +45,19 @@ def test_resume_equals_the_uninterrupted_run_bit_by_bit(tmp_path, layout):
     assert merged_losses(resumed) == late
 
 
+@pytest.mark.parametrize("engine", ["zero0", "zero1"])
+def test_resume_before_the_first_applied_update(tmp_path, engine):
+    """Every update so far was skipped, so there are no moments to save."""
+    job = Job(steps=2, engine=engine, broken_step=0)
+    (whole,) = run_ranks(1, run_job, job)
+    saved = dataclasses.replace(job, save_to=str(tmp_path), save_at=1)
+    run_ranks(1, run_job, dataclasses.replace(saved, steps=1))
+    (resumed,) = run_ranks(1, run_job, saved)
+    for kind in ("weight", "exp_avg", "exp_avg_sq"):
+        left, right = logical_weights([whole], kind), logical_weights([resumed], kind)
+        assert all(np.array_equal(left[name], right[name]) for name in left)
+
+
 @pytest.mark.parametrize("layout", [{"expert": 2}, {"tensor": 2}])
 def test_locked_parameters_are_saved_and_stay(tmp_path, layout):
     locked = ("tower.embedding.*", "*.up.bank.*")
