@@ -162,18 +162,19 @@ def create_mesh(tensor: int = 1, expert: int = 1, timeout_s: float = 1800.0, seq
         from deepspeed.utils import groups
         from megatron.core import parallel_state
 
+    timeout = datetime.timedelta(seconds=timeout_s)
     cuda = torch.cuda.is_available()
     device = f"cuda:{os.environ['LOCAL_RANK']}" if cuda else "cpu"
     if cuda:
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if cuda else "gloo", timeout=datetime.timedelta(seconds=timeout_s))
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=timeout)
     with _without("LOCAL_SIZE"):
         deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", verbose=False)
     parallel_state.initialize_model_parallel(tensor_model_parallel_size=tensor)
 
-    tensor_axis = _axis(TENSOR_AXIS, parallel_state.get_tensor_model_parallel_group())
-    data_axis = _axis("data", parallel_state.get_data_parallel_group())
+    tensor_axis = _axis(TENSOR_AXIS, parallel_state.get_tensor_model_parallel_group(), timeout)
+    data_axis = _axis("data", parallel_state.get_data_parallel_group(), timeout)
     groups.mpu = MegatronUnit()
     groups._create_expert_data_and_model_parallel(expert, mpu=groups.mpu)
     name = f"ep_size_{expert}"
@@ -183,8 +184,8 @@ def create_mesh(tensor: int = 1, expert: int = 1, timeout_s: float = 1800.0, seq
         tensor=tensor_axis,
         sequence=dataclasses.replace(tensor_axis if sequence else Axis(""), name="sequence"),
         data=data_axis,
-        expert=_axis(EXPERT_AXIS, groups._get_expert_parallel_group(name)),
-        expert_data=_axis("expert_data", groups._get_expert_data_parallel_group(name)),
+        expert=_axis(EXPERT_AXIS, groups._get_expert_parallel_group(name), timeout),
+        expert_data=_axis("expert_data", groups._get_expert_data_parallel_group(name), timeout),
         device=device,
     )
 
@@ -211,7 +212,9 @@ def _without(variable: str) -> Iterator[None]:
             os.environ[variable] = value
 
 
-def _axis(name: str, group: Any) -> Axis:
+def _axis(name: str, group: Any, timeout: datetime.timedelta) -> Axis:
+    """megatron-core and DeepSpeed make groups that wait as long as they like: ours is set on every one."""
     import torch.distributed as dist
 
+    dist.distributed_c10d._set_pg_timeout(timeout, group)
     return Axis(name, dist.get_world_size(group), dist.get_rank(group), group)

@@ -41,3 +41,24 @@ def shared_memory_left(rank: int) -> list[str]:
 
 def test_no_shared_memory_is_left_behind():
     assert run_ranks(2, shared_memory_left) == [[], []]
+
+
+def timeouts_s(rank: int) -> set[float]:
+    import torch
+
+    from parallel.mesh import create_mesh
+
+    mesh = create_mesh(expert=2, timeout_s=77.0)
+    groups = [
+        torch.distributed.group.WORLD,
+        mesh.tensor.group,
+        mesh.data.group,
+        mesh.expert.group,
+        mesh.expert_data.group,
+    ]
+    backends = [group._get_backend(torch.device("cpu")) for group in groups]
+    return {backend.options._timeout.total_seconds() for backend in backends}
+
+
+def test_every_group_waits_as_long_as_was_asked_for():
+    assert run_ranks(2, timeouts_s) == [{77.0}, {77.0}]
