@@ -53,7 +53,7 @@ class Engine:
         # Clipping is ours (parallel/norms.py): one rule for all stages, layouts and precisions.
         self._clip = config.clip
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
-            model=_with_expert_marker(module, mesh),
+            model=_with_expert_marker(module, mesh) if _tunes_own_experts(module, mesh) else module,
             optimizer=optimizer,
             config={**deepspeed_config, "gradient_clipping": 0.0},  # without a word DeepSpeed clips at 1
             mpu=MegatronUnit(),
@@ -180,11 +180,15 @@ def _tag_experts(module: nn.Module, mesh: Mesh) -> None:
             parameter.group_name = mesh.expert_group_name  # type: ignore[attr-defined]
 
 
+def _tunes_own_experts(module: nn.Module, mesh: Mesh) -> bool:
+    """Does the optimizer have a group of experts that only some ranks hold? DeepSpeed insists on one in a sparse model."""
+    tuned = (parameter for parameter in module.parameters() if parameter.requires_grad)
+    return mesh.expert.size > 1 and any(placement_of(parameter).is_cut_along(EXPERT_AXIS) for parameter in tuned)
+
+
 def _with_expert_marker(module: nn.Module, mesh: Mesh) -> nn.Module:
     """DeepSpeed treats a model as sparse if one of its modules is an instance of its MoE class. One empty instance is
     enough; so the layers themselves need no import of DeepSpeed."""
-    if mesh.expert.size == 1:
-        return module
     from deepspeed.moe.layer import MoE
 
     class ExpertMarker(MoE):
