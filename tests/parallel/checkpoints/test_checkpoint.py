@@ -26,7 +26,7 @@ from parallel.checkpoints import (
 )
 from parallel.placement import EXPERT_AXIS, TENSOR_AXIS, Cut, Placement
 from tests.helpers.distributed import run_ranks
-from tests.helpers.fragments import fragment
+from tests.helpers.fragments import filled, fragment, named
 from tests.helpers.parity import Job, logical_weights, merged_losses, run_job
 
 
@@ -245,6 +245,21 @@ def growth_of_restoring(rank: int, folder: str, cut: Cut) -> int:
     expected = placement.take(torch.arange(float(1 << 25)).view(64, 1 << 19))
     assert torch.equal(part.tensors["weight"].view(placement.local_shape), expected)
     return growth
+
+
+def test_moments_of_what_was_locked_are_refused_with_the_remedy(tmp_path):
+    """No damage: more is tuned now than when the checkpoint was saved."""
+    save(tmp_path, 1, [filled(0.0), filled_all("v")], {})
+    checkpoint = open_checkpoint(tmp_path / "step_00000001")
+    restore(checkpoint, [filled(1.0), filled_all("v")])
+    with pytest.raises(CheckpointError, match=r"no exp_avg of w, which was locked when it was saved: .* init="):
+        restore(checkpoint, [filled_all("w")])
+    with pytest.raises(CheckpointError, match=r"has no weight of u$"):
+        restore(checkpoint, [filled_all("u")])
+
+
+def filled_all(name: str) -> Fragment:
+    return named(name, filled(0.0, kinds=("weight", "exp_avg", "exp_avg_sq")))
 
 
 def test_weights_of_another_model_are_refused(tmp_path):
