@@ -76,6 +76,13 @@ def test_overrides():
         (["model.activation_checkpointing=selective", "model.chunks=2"], "computed again as a whole"),
         (["model.activation_checkpointing=some"], "selective"),
         (["parallel.sequence=2"], "parallel.sequence"),
+        (
+            ["model.text_tower={width: 100, depth: 2, heads: 3, ffn: 64}"],
+            "text_tower: width=100 does not divide by heads=3",
+        ),
+        (["optimizer.betas=[0.9, 1.0]"], "betas=[0.9, 1.0] and eps=1e-06: betas must lie in [0, 1)"),
+        (["optimizer.betas=[-0.1, 0.9]"], "betas=[-0.1, 0.9]"),
+        (["optimizer.eps=0"], "eps above 0"),
     ],
 )
 def test_mistakes_are_one_line(overrides, expected, monkeypatch):
