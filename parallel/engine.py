@@ -94,7 +94,7 @@ class Engine:
     def step(self, lr: float) -> StepInfo:
         for group in self._optimizer.param_groups:
             group["lr"] = lr
-        norms = gradient_norms(self._named_pieces(), self.mesh.device, self._loss_scale)
+        norms = gradient_norms(self._named_pieces(), self.mesh.device, self.loss_scale)
         finite = math.isfinite(norms.total)
         if finite:
             clip_gradients(self._memory.pieces(), norms.total, self._clip)
@@ -112,6 +112,11 @@ class Engine:
         """Updates applied so far, as Adam's bias correction counts them."""
         return self._memory.updates
 
+    @property
+    def loss_scale(self) -> float:
+        """fp16's factor of the loss, which is found while training; 1 in other precisions."""
+        return float(getattr(self._optimizer, "loss_scale", 1.0))
+
     def fragments(self) -> Iterator[Fragment]:
         """What goes into a checkpoint: the optimizer's memory, and the weights that are not tuned."""
         for name, piece in self._named_pieces():
@@ -126,25 +131,25 @@ class Engine:
         """Averaged gradients, between `accumulation` and `step`."""
         for name, piece in self._named_pieces():
             if piece.gradient is not None:
-                unscaled = {"gradient": piece.gradient.float() / self._loss_scale}
+                unscaled = {"gradient": piece.gradient.float() / self.loss_scale}
                 yield Fragment(name, placement_of(piece.parameter), piece.start, piece.owned, unscaled)
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Collective. Weights and moments of a checkpoint of any layout; its state has the `optimizer_step`."""
+        """Collective. Weights and moments of a checkpoint of any layout; its state has the `optimizer_step`, and the `loss_scale`
+        if it was saved: without it, or with another precision's 1, fp16 looks for its own again."""
         updates = checkpoint.state["optimizer_step"]
         if updates:  # before the first one there were no moments to save
             # The moments that the first step would create, so that there is something to write into.
             self._memory.prepare_restore(updates)
         restore(checkpoint, self.fragments())
         self._memory.finish_restore()
+        scale = float(checkpoint.state.get("loss_scale", 1.0))
+        if scale != 1.0 and self._engine.fp16_enabled() and self._engine.dynamic_loss_scale():
+            self._optimizer.loss_scale = scale
 
     def _named_pieces(self) -> Iterator[tuple[str, Piece]]:
         for piece in self._memory.pieces():
             yield self._names[piece.parameter], piece
-
-    @property
-    def _loss_scale(self) -> float:
-        return float(getattr(self._optimizer, "loss_scale", 1.0))
 
 
 def parameter_groups(module: nn.Module, weight_decay: float, mesh: Mesh) -> list[dict[str, Any]]:
