@@ -20,7 +20,7 @@ from parallel.checkpoints import Checkpoint, Fragment, restore
 from parallel.config import OptimizerConfig
 from parallel.kernels import Kernels
 from parallel.memory import Memory, Piece, WholeMemory, ZeroMemory, owns_copy
-from parallel.mesh import MegatronUnit, Mesh
+from parallel.mesh import MegatronUnit, Mesh, local_rank_of
 from parallel.norms import GradientNorms, clip_gradients, gradient_norms
 from parallel.placement import EXPERT_AXIS, has_partial_gradient, placement_of
 from parallel.rows import sum_gradients
@@ -52,13 +52,14 @@ class Engine:
         )
         # Clipping is ours (parallel/norms.py): one rule for all stages, layouts and precisions.
         self._clip = config.clip
-        self._engine, self._optimizer, _, _ = deepspeed.initialize(
-            model=_with_expert_marker(module, mesh) if _tunes_own_experts(module, mesh) else module,
-            optimizer=optimizer,
-            config={**deepspeed_config, "gradient_clipping": 0.0},  # without a word DeepSpeed clips at 1
-            mpu=MegatronUnit(),
-            dist_init_required=False,
-        )
+        with local_rank_of(mesh.device):
+            self._engine, self._optimizer, _, _ = deepspeed.initialize(
+                model=_with_expert_marker(module, mesh) if _tunes_own_experts(module, mesh) else module,
+                optimizer=optimizer,
+                config={**deepspeed_config, "gradient_clipping": 0.0},  # without a word DeepSpeed clips at 1
+                mpu=MegatronUnit(),
+                dist_init_required=False,
+            )
         self._is_partitioned = self._engine.zero_optimization_stage() > 0
         self._memory: Memory = (ZeroMemory if self._is_partitioned else WholeMemory)(self._optimizer, mesh)
 
