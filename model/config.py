@@ -266,6 +266,10 @@ class ModelConfig:
             )
         if not 0.0 <= self.drop_path < 1.0:
             raise ValueError(f"drop_path={self.drop_path}: must lie in [0, 1)")
+        try:
+            self.text_tower_config()
+        except ValueError as error:
+            raise ValueError(f"text_tower: {error}") from error
 
     @property
     def space_width(self) -> int:

@@ -65,6 +65,8 @@ class OptimizerConfig:
             raise ValueError(f"lr={self.lr} and min_lr={self.min_lr}: need 0 <= min_lr <= lr and lr > 0")
         if self.warmup_steps < 0 or self.weight_decay < 0 or self.clip < 0:
             raise ValueError("warmup_steps, weight_decay and clip must not be negative")
+        if not all(0 <= beta < 1 for beta in self.betas) or self.eps <= 0:
+            raise ValueError(f"betas={list(self.betas)} and eps={self.eps}: betas must lie in [0, 1), eps above 0")
 
     def learning_rate(self, step: int, total_steps: int) -> float:
         """The rate of step `step` (from 0): a pure function, so there is no schedule to save."""

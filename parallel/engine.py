@@ -20,7 +20,7 @@ from parallel.checkpoints import Checkpoint, Fragment, restore
 from parallel.config import OptimizerConfig
 from parallel.kernels import Kernels
 from parallel.memory import Memory, Piece, WholeMemory, ZeroMemory, owns_copy
-from parallel.mesh import MegatronUnit, Mesh
+from parallel.mesh import MegatronUnit, Mesh, local_rank_of
 from parallel.norms import GradientNorms, clip_gradients, gradient_norms
 from parallel.placement import EXPERT_AXIS, has_partial_gradient, placement_of
 from parallel.rows import sum_gradients
@@ -52,13 +52,14 @@ class Engine:
         )
         # Clipping is ours (parallel/norms.py): one rule for all stages, layouts and precisions.
         self._clip = config.clip
-        self._engine, self._optimizer, _, _ = deepspeed.initialize(
-            model=_with_expert_marker(module, mesh),
-            optimizer=optimizer,
-            config={**deepspeed_config, "gradient_clipping": 0.0},  # without a word DeepSpeed clips at 1
-            mpu=MegatronUnit(),
-            dist_init_required=False,
-        )
+        with local_rank_of(mesh.device):
+            self._engine, self._optimizer, _, _ = deepspeed.initialize(
+                model=_with_expert_marker(module, mesh) if _tunes_own_experts(module, mesh) else module,
+                optimizer=optimizer,
+                config={**deepspeed_config, "gradient_clipping": 0.0},  # without a word DeepSpeed clips at 1
+                mpu=MegatronUnit(),
+                dist_init_required=False,
+            )
         self._is_partitioned = self._engine.zero_optimization_stage() > 0
         self._memory: Memory = (ZeroMemory if self._is_partitioned else WholeMemory)(self._optimizer, mesh)
 
@@ -94,7 +95,7 @@ class Engine:
     def step(self, lr: float) -> StepInfo:
         for group in self._optimizer.param_groups:
             group["lr"] = lr
-        norms = gradient_norms(self._named_pieces(), self.mesh.device, self._loss_scale)
+        norms = gradient_norms(self._named_pieces(), self.mesh.device, self.loss_scale)
         finite = math.isfinite(norms.total)
         if finite:
             clip_gradients(self._memory.pieces(), norms.total, self._clip)
@@ -112,6 +113,11 @@ class Engine:
         """Updates applied so far, as Adam's bias correction counts them."""
         return self._memory.updates
 
+    @property
+    def loss_scale(self) -> float:
+        """fp16's factor of the loss, which is found while training; 1 in other precisions."""
+        return float(getattr(self._optimizer, "loss_scale", 1.0))
+
     def fragments(self) -> Iterator[Fragment]:
         """What goes into a checkpoint: the optimizer's memory, and the weights that are not tuned."""
         for name, piece in self._named_pieces():
@@ -126,23 +132,25 @@ class Engine:
         """Averaged gradients, between `accumulation` and `step`."""
         for name, piece in self._named_pieces():
             if piece.gradient is not None:
-                unscaled = {"gradient": piece.gradient.float() / self._loss_scale}
+                unscaled = {"gradient": piece.gradient.float() / self.loss_scale}
                 yield Fragment(name, placement_of(piece.parameter), piece.start, piece.owned, unscaled)
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Collective. Weights and moments of a checkpoint of any layout; its state has the `optimizer_step`."""
-        # The moments that the first step would create, so that there is something to write into.
-        self._memory.prepare_restore(checkpoint.state["optimizer_step"])
+        """Collective. Weights and moments of a checkpoint of any layout; its state has the `optimizer_step`, and the `loss_scale`
+        if it was saved: without it, or with another precision's 1, fp16 looks for its own again."""
+        updates = checkpoint.state["optimizer_step"]
+        if updates:  # before the first one there were no moments to save
+            # The moments that the first step would create, so that there is something to write into.
+            self._memory.prepare_restore(updates)
         restore(checkpoint, self.fragments())
         self._memory.finish_restore()
+        scale = float(checkpoint.state.get("loss_scale", 1.0))
+        if scale != 1.0 and self._engine.fp16_enabled() and self._engine.dynamic_loss_scale():
+            self._optimizer.loss_scale = scale
 
     def _named_pieces(self) -> Iterator[tuple[str, Piece]]:
         for piece in self._memory.pieces():
             yield self._names[piece.parameter], piece
-
-    @property
-    def _loss_scale(self) -> float:
-        return float(getattr(self._optimizer, "loss_scale", 1.0))
 
 
 def parameter_groups(module: nn.Module, weight_decay: float, mesh: Mesh) -> list[dict[str, Any]]:
@@ -178,11 +186,15 @@ def _tag_experts(module: nn.Module, mesh: Mesh) -> None:
             parameter.group_name = mesh.expert_group_name  # type: ignore[attr-defined]
 
 
+def _tunes_own_experts(module: nn.Module, mesh: Mesh) -> bool:
+    """Does the optimizer have a group of experts that only some ranks hold? DeepSpeed insists on one in a sparse model."""
+    tuned = (parameter for parameter in module.parameters() if parameter.requires_grad)
+    return mesh.expert.size > 1 and any(placement_of(parameter).is_cut_along(EXPERT_AXIS) for parameter in tuned)
+
+
 def _with_expert_marker(module: nn.Module, mesh: Mesh) -> nn.Module:
     """DeepSpeed treats a model as sparse if one of its modules is an instance of its MoE class. One empty instance is
     enough; so the layers themselves need no import of DeepSpeed."""
-    if mesh.expert.size == 1:
-        return module
     from deepspeed.moe.layer import MoE
 
     class ExpertMarker(MoE):

@@ -159,14 +159,13 @@ def _holds_own_part(placement: Placement, mesh: Mesh) -> bool:
 
 
 def _updates(group: dict[str, Any], state: dict[str, Any]) -> int:
-    """apex counts steps in the group, torch in the state."""
-    return int(group["step"] if "step" in group else state.get("step", 0))
+    """apex counts in the group and torch in the state. After a restore both are there, and only the optimizer's own moves on."""
+    return max(int(group.get("step", 0)), int(state.get("step", 0)))
 
 
 def _make_moments(group: dict[str, Any], state: dict[str, Any], like: Tensor, updates: int) -> None:
     for key in MOMENTS:
         state[key] = torch.zeros_like(like)
-    if "step" in group:
-        group["step"] = updates
-    else:
-        state["step"] = torch.tensor(float(updates), device=like.device)
+    # Before its first step nothing tells where an optimizer counts, and each ignores the other's place.
+    group["step"] = updates
+    state["step"] = torch.tensor(float(updates), device=like.device)

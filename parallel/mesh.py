@@ -17,6 +17,7 @@ from typing import Any
 
 from parallel.collectives import Axis
 from parallel.placement import EXPERT_AXIS, TENSOR_AXIS
+from parallel.preflight import PreflightError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +116,32 @@ def is_first_on_machine() -> bool:
     return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
+def device_number(count: int) -> int:
+    """This rank's GPU among the `count` that it sees. Where there is one, a launcher such as `srun --gpus-per-task=1` shows each
+    rank its own alone, always under the number 0.
+
+    Raises PreflightError on all ranks of a machine with fewer GPUs than ranks.
+    """
+    if count == 1:
+        return 0
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    here = max(launched_ranks_here(), local + 1)
+    if here > count:
+        raise PreflightError(
+            f"{here} ranks were started on a machine where each sees {count} GPUs: start {count} or fewer there, or show each "
+            "its own alone (srun --gpus-per-task=1)"
+        )
+    return local
+
+
+@contextlib.contextmanager
+def local_rank_of(device: str) -> Iterator[None]:
+    """DeepSpeed takes LOCAL_RANK for the number of its GPU."""
+    _, _, number = device.partition(":")
+    with _replaced("LOCAL_RANK", number or os.environ.get("LOCAL_RANK")):
+        yield
+
+
 def accept_slurm() -> None:
     """Where srun itself started the ranks, give its variables the names that torch reads.
 
@@ -146,7 +173,8 @@ def create_mesh(tensor: int = 1, expert: int = 1, timeout_s: float = 1800.0, seq
     """Join the other ranks and lay out the groups. `sequence`: cut the rows of the residual stream over tensor ranks.
 
     Works under the deepspeed launcher, torchrun, or none (then the world is this one process, which still gets real
-    groups because DeepSpeed needs them). Sizes must have been checked against the world size before.
+    groups because DeepSpeed needs them). Sizes must have been checked against the world size before. Raises PreflightError where
+    there are fewer GPUs than ranks.
     """
     import torch
     import torch.distributed as dist
@@ -162,18 +190,21 @@ def create_mesh(tensor: int = 1, expert: int = 1, timeout_s: float = 1800.0, seq
         from deepspeed.utils import groups
         from megatron.core import parallel_state
 
+    timeout = datetime.timedelta(seconds=timeout_s)
     cuda = torch.cuda.is_available()
-    device = f"cuda:{os.environ['LOCAL_RANK']}" if cuda else "cpu"
+    device = f"cuda:{device_number(torch.cuda.device_count())}" if cuda else "cpu"
     if cuda:
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if cuda else "gloo", timeout=datetime.timedelta(seconds=timeout_s))
-    with _without("LOCAL_SIZE"):
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=timeout)
+    # DeepSpeed takes 69 MB of shared memory a rank for an all-reduce that we never call, where it knows from LOCAL_SIZE that all
+    # ranks are on one machine, and leaves them behind when it ends.
+    with _replaced("LOCAL_SIZE", None):
         deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", verbose=False)
     parallel_state.initialize_model_parallel(tensor_model_parallel_size=tensor)
 
-    tensor_axis = _axis(TENSOR_AXIS, parallel_state.get_tensor_model_parallel_group())
-    data_axis = _axis("data", parallel_state.get_data_parallel_group())
+    tensor_axis = _axis(TENSOR_AXIS, parallel_state.get_tensor_model_parallel_group(), timeout)
+    data_axis = _axis("data", parallel_state.get_data_parallel_group(), timeout)
     groups.mpu = MegatronUnit()
     groups._create_expert_data_and_model_parallel(expert, mpu=groups.mpu)
     name = f"ep_size_{expert}"
@@ -183,8 +214,8 @@ def create_mesh(tensor: int = 1, expert: int = 1, timeout_s: float = 1800.0, seq
         tensor=tensor_axis,
         sequence=dataclasses.replace(tensor_axis if sequence else Axis(""), name="sequence"),
         data=data_axis,
-        expert=_axis(EXPERT_AXIS, groups._get_expert_parallel_group(name)),
-        expert_data=_axis("expert_data", groups._get_expert_data_parallel_group(name)),
+        expert=_axis(EXPERT_AXIS, groups._get_expert_parallel_group(name), timeout),
+        expert_data=_axis("expert_data", groups._get_expert_data_parallel_group(name), timeout),
         device=device,
     )
 
@@ -200,18 +231,22 @@ def destroy_mesh() -> None:
 
 
 @contextlib.contextmanager
-def _without(variable: str) -> Iterator[None]:
-    """DeepSpeed takes 69 MB of shared memory a rank for an all-reduce that we never call, where it knows from LOCAL_SIZE that
-    all ranks are on one machine, and leaves them behind when it ends."""
-    value = os.environ.pop(variable, None)
+def _replaced(variable: str, value: str | None) -> Iterator[None]:
+    """Another value in the environment for a while; None takes the variable out."""
+    before = os.environ.pop(variable, None)
+    if value is not None:
+        os.environ[variable] = value
     try:
         yield
     finally:
-        if value is not None:
-            os.environ[variable] = value
+        os.environ.pop(variable, None)
+        if before is not None:
+            os.environ[variable] = before
 
 
-def _axis(name: str, group: Any) -> Axis:
+def _axis(name: str, group: Any, timeout: datetime.timedelta) -> Axis:
+    """megatron-core and DeepSpeed make groups that wait as long as they like: ours is set on every one."""
     import torch.distributed as dist
 
+    dist.distributed_c10d._set_pg_timeout(timeout, group)
     return Axis(name, dist.get_world_size(group), dist.get_rank(group), group)

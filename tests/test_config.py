@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -75,6 +76,13 @@ def test_overrides():
         (["model.activation_checkpointing=selective", "model.chunks=2"], "computed again as a whole"),
         (["model.activation_checkpointing=some"], "selective"),
         (["parallel.sequence=2"], "parallel.sequence"),
+        (
+            ["model.text_tower={width: 100, depth: 2, heads: 3, ffn: 64}"],
+            "text_tower: width=100 does not divide by heads=3",
+        ),
+        (["optimizer.betas=[0.9, 1.0]"], "betas=[0.9, 1.0] and eps=1e-06: betas must lie in [0, 1)"),
+        (["optimizer.betas=[-0.1, 0.9]"], "betas=[-0.1, 0.9]"),
+        (["optimizer.eps=0"], "eps above 0"),
     ],
 )
 def test_mistakes_are_one_line(overrides, expected, monkeypatch):
@@ -109,12 +117,37 @@ def test_impossible_layouts(world, overrides, expected, monkeypatch):
             "gradient_clipping belongs to the run configuration",
         ),
         ("{", "line 1: not JSON"),
+        ("[]", "engine.json: the top level must be a mapping of keys, got []"),
+        ('{"bf16": true}', "engine.json: bf16 must be a mapping of keys, got true"),
+        ('{"zero_optimization": null}', "zero_optimization must be a mapping of keys, got null"),
+        ('{"zero_optimization": {"offload_optimizer": true}}', "zero_optimization.offload_optimizer must be a mapping"),
+        ('{"bfloat16": {"enabled": true}}', "bfloat16 is an old name: call it bf16"),
+        (
+            '{"zero_optimization": {"stage": 1}, "bf16": {"enabled": true, "check_grad_overflow": false}}',
+            "without bf16.check_grad_overflow a gradient that is not finite would be applied",
+        ),
+        (
+            '{"zero_optimization": {"stage": 2, "compute_grad_norm": false}}',
+            "without zero_optimization.compute_grad_norm a gradient that is not finite would be applied",
+        ),
+        (
+            '{"zero_optimization": {"stage": 1}, "bf16": {"enabled": true}, "data_types": {"grad_accum_dtype": "fp32"}}',
+            "data_types.grad_accum_dtype=fp32 with ZeRO stage 1: use stage 2",
+        ),
     ],
 )
 def test_engine_files(text, expected, tmp_path):
     engine = tmp_path / "engine.json"
     engine.write_text(text)
     assert expected in error_of(f"parallel.engine={engine}", "parallel.expert=1")
+
+
+def test_bf16_may_add_up_gradients_in_fp32_where_deepspeed_can(tmp_path):
+    engine = tmp_path / "engine.json"
+    for zero in ({"stage": 2}, {"stage": 1, "offload_optimizer": {"device": "cpu"}}):
+        settings = {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}, "zero_optimization": zero}
+        engine.write_text(json.dumps(settings))
+        assert settings.items() <= deepspeed_config(load_config(DEMO, [f"parallel.engine={engine}"])).items()
 
 
 def test_not_a_mapping(tmp_path):

@@ -214,6 +214,11 @@ class _Reader:
     def fill(self, out: Tensor, name: str, kind: str, placement: Placement, start: int) -> None:
         """`out` [numel] takes elements from `start` on of the flattened part that the placement leaves."""
         tensor = self._tensors.get(name)
+        if tensor is not None and tensor.kinds == ("weight",) and kind != "weight":
+            raise CheckpointError(
+                f"{self._folder} has no {kind} of {name}, which was locked when it was saved: lock it again, or begin another "
+                "run with init= the folder of this one"
+            )
         if tensor is None or kind not in tensor.kinds:
             raise CheckpointError(f"{self._folder} has no {kind} of {name}")
         if tensor.shape != placement.shape:

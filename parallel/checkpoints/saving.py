@@ -50,7 +50,8 @@ def save(root: Path, step: int, fragments: Iterable[Fragment], state: dict[str, 
     """Collective: all ranks call it at the same step.
 
     `state` is JSON; the first rank's is stored. Raises CheckpointError on all ranks if one cannot write its file, or if the
-    fragments of all ranks do not cover every tensor exactly once; then the checkpoints before stay as they are.
+    fragments of all ranks do not cover every tensor exactly once; then the checkpoints before stay as they are. So do they where
+    the new one is complete and its name cannot be put on the disk: also a CheckpointError.
     """
     begin(root, step)
     part: RankPart | CheckpointError
@@ -121,13 +122,19 @@ def _publish(root: Path, step: int, parts: list[RankPart | str], state: dict[str
         if final.exists():  # a damaged one that the run went back behind
             os.replace(final, old)
         os.replace(partial, final)
-        for folder in (root, root.parent):
-            sync_folder(folder)
-        write_atomically(root / LATEST, final.name)
     except (OSError, CheckpointError) as error:
         shutil.rmtree(partial, ignore_errors=True)  # make room
         raise CheckpointError(
             f"step {step} was not saved: {error}; the checkpoints before it in {root} are as they were"
+        ) from error
+    try:
+        for folder in (root, root.parent):
+            sync_folder(folder)
+        write_atomically(root / LATEST, final.name)
+    except OSError as error:
+        raise CheckpointError(
+            f"step {step} is complete in {final} and the run can go on from it, but it may not outlive a crash of the machine, and "
+            f"{root / LATEST} may name an older one: {error}"
         ) from error
     shutil.rmtree(old, ignore_errors=True)
     # Later steps are those that the run went back behind. They are not counted: this one must stay.

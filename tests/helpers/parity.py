@@ -69,8 +69,8 @@ class Job:
 
 
 def run_job(rank: int, job: Job) -> dict[str, Any]:
-    """Losses by slot, norms, and this rank's fragments (name, placement, start, values by kind), of the
-    gradients of every step and of weights and moments after the last one."""
+    """Losses by slot, norms, this rank's fragments (name, placement, start, values by kind), of the
+    gradients of every step and of weights and moments after the last one, and the loss scale."""
     import logging
 
     from model.initialise import initialise
@@ -125,9 +125,16 @@ def run_job(rank: int, job: Job) -> dict[str, Any]:
         gradients.append(_copied(engine.gradients()))
         norms.append(dataclasses.astuple(engine.step(job.lr).norms))
         if job.save_to and step + 1 == job.save_at:
-            saver.save(step + 1, engine.fragments(), {"optimizer_step": engine.optimizer_step})
+            state = {"optimizer_step": engine.optimizer_step, "loss_scale": engine.loss_scale}
+            saver.save(step + 1, engine.fragments(), state)
     saver.publish()
-    return {"losses": losses, "norms": norms, "gradients": gradients, "fragments": _copied(engine.fragments())}
+    return {
+        "losses": losses,
+        "norms": norms,
+        "gradients": gradients,
+        "fragments": _copied(engine.fragments()),
+        "loss_scale": engine.loss_scale,
+    }
 
 
 @torch.no_grad()

@@ -6,6 +6,14 @@ import os
 import time
 from pathlib import Path
 
+import pytest
+import torch
+
+from parallel.config import OptimizerConfig
+from parallel.engine import Engine
+from parallel.kernels import load_kernels
+from parallel.mesh import Mesh, device_number, is_first_on_machine
+from parallel.preflight import PreflightError
 from tests.helpers.distributed import run_ranks
 
 
@@ -41,3 +49,65 @@ def shared_memory_left(rank: int) -> list[str]:
 
 def test_no_shared_memory_is_left_behind():
     assert run_ranks(2, shared_memory_left) == [[], []]
+
+
+@pytest.mark.parametrize(
+    ("count", "local_rank", "ranks_here", "expected"),
+    [(8, 3, 8, 3), (4, 3, 4, 3), (1, 3, 4, 0), (1, 0, 1, 0), (2, 1, 1, 1)],
+)
+def test_the_gpu_of_a_rank(count, local_rank, ranks_here, expected, monkeypatch):
+    """Third case: srun shows each of the four ranks its own GPU alone."""
+    started(monkeypatch, local_rank, ranks_here)
+    assert device_number(count) == expected
+
+
+@pytest.mark.parametrize("local_rank", [0, 1, 3])
+def test_more_ranks_than_gpus_is_an_error_of_all(local_rank, monkeypatch):
+    """Also of the first on the machine, which tells it."""
+    started(monkeypatch, local_rank, 4)
+    with pytest.raises(
+        PreflightError, match="4 ranks were started on a machine where each sees 2 GPUs: start 2 or fewer"
+    ):
+        device_number(2)
+
+
+def started(monkeypatch, local_rank: int, ranks_here: int) -> None:
+    monkeypatch.setenv("LOCAL_RANK", str(local_rank))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks_here))
+
+
+@pytest.mark.parametrize(("device", "inside"), [("cuda:0", "0"), ("cpu", "3")])
+def test_deepspeed_takes_the_gpu_of_the_mesh(device, inside, monkeypatch):
+    """And the rank's number on its machine stays what it is."""
+    import deepspeed
+
+    seen = []
+
+    def initialize(**_):
+        seen.append(os.environ["LOCAL_RANK"])
+        raise InterruptedError
+
+    monkeypatch.setattr(deepspeed, "initialize", initialize)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    with pytest.raises(InterruptedError):
+        Engine(torch.nn.Linear(2, 2), Mesh(device=device), OptimizerConfig(), {}, load_kernels("torch"))
+    assert seen == [inside] and os.environ["LOCAL_RANK"] == "3" and not is_first_on_machine()
+
+
+def timeouts_s(rank: int) -> set[float]:
+    from parallel.mesh import create_mesh
+
+    mesh = create_mesh(expert=2, timeout_s=77.0)
+    groups = [
+        torch.distributed.group.WORLD,
+        mesh.tensor.group,
+        mesh.data.group,
+        mesh.expert.group,
+        mesh.expert_data.group,
+    ]
+    backends = [group._get_backend(torch.device("cpu")) for group in groups]
+    return {backend.options._timeout.total_seconds() for backend in backends}
+
+
+def test_every_group_waits_as_long_as_was_asked_for():
+    assert run_ranks(2, timeouts_s) == [{77.0}, {77.0}]

@@ -107,6 +107,14 @@ def test_all_tokens_to_one_expert(path):
     assert [bool(np.any(expert)) for expert in gradient] == [False, False, False, True]
 
 
+@pytest.mark.parametrize("engine", ["zero0", "zero1", "zero2"])
+def test_locked_experts_on_two_ranks(engine):
+    """Each rank holds half of the experts, and the optimizer none."""
+    job = Job(frozen=("*bank*",), sgd=True)
+    got = run_ranks(2, run_job, dataclasses.replace(job, expert=2, engine=engine))
+    assert_equal_runs(reference(job), got)
+
+
 @pytest.mark.parametrize("engine", ["zero1_bf16", "zero2_bf16"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_bf16_follows_fp32(layout, engine):

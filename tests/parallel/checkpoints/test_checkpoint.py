@@ -26,7 +26,7 @@ from parallel.checkpoints import (
 )
 from parallel.placement import EXPERT_AXIS, TENSOR_AXIS, Cut, Placement
 from tests.helpers.distributed import run_ranks
-from tests.helpers.fragments import fragment
+from tests.helpers.fragments import filled, fragment, named
 from tests.helpers.parity import Job, logical_weights, merged_losses, run_job
 
 
@@ -43,6 +43,39 @@ def test_resume_equals_the_uninterrupted_run_bit_by_bit(tmp_path, layout):
             np.testing.assert_array_equal(left[name], right[name], err_msg=f"{kind} of {name}")
     late = {key: value for key, value in merged_losses(whole).items() if key[0] >= 2}
     assert merged_losses(resumed) == late
+
+
+@pytest.mark.parametrize("engine", ["zero0", "zero1"])
+def test_resume_before_the_first_applied_update(tmp_path, engine):
+    """Every update so far was skipped, so there are no moments to save."""
+    job = Job(steps=2, engine=engine, broken_step=0)
+    (whole,) = run_ranks(1, run_job, job)
+    saved = dataclasses.replace(job, save_to=str(tmp_path), save_at=1)
+    run_ranks(1, run_job, dataclasses.replace(saved, steps=1))
+    (resumed,) = run_ranks(1, run_job, saved)
+    for kind in ("weight", "exp_avg", "exp_avg_sq"):
+        left, right = logical_weights([whole], kind), logical_weights([resumed], kind)
+        assert all(np.array_equal(left[name], right[name]) for name in left)
+
+
+def test_the_loss_scale_goes_on(tmp_path):
+    """An overflow has halved the first scale of 2^12; bf16 has none, and leaves none to fp16."""
+    job = Job(steps=2, engine="zero1_fp16", broken_step=1, save_to=str(tmp_path / "fp16"), save_at=2)
+    (saved,), (resumed,) = run_ranks(1, run_fp16_job, job), run_ranks(1, run_fp16_job, job)
+    assert resumed["losses"] == {} and resumed["loss_scale"] == saved["loss_scale"] == 2.0**11
+    other = dataclasses.replace(job, engine="zero1_bf16")
+    assert run_ranks(1, run_job, other)[0]["loss_scale"] == 1.0
+    other = dataclasses.replace(other, save_to=str(tmp_path / "bf16"))
+    run_ranks(1, run_job, other)
+    assert run_ranks(1, run_fp16_job, dataclasses.replace(other, engine=job.engine))[0]["loss_scale"] == 2.0**12
+
+
+def run_fp16_job(rank: int, job: Job) -> dict:
+    """DeepSpeed refuses fp16 on most processors, which are slow at it and no more."""
+    from deepspeed.accelerator import get_accelerator
+
+    type(get_accelerator()).is_fp16_supported = lambda self: True
+    return run_job(rank, job)
 
 
 @pytest.mark.parametrize("layout", [{"expert": 2}, {"tensor": 2}])
@@ -232,6 +265,21 @@ def growth_of_restoring(rank: int, folder: str, cut: Cut) -> int:
     expected = placement.take(torch.arange(float(1 << 25)).view(64, 1 << 19))
     assert torch.equal(part.tensors["weight"].view(placement.local_shape), expected)
     return growth
+
+
+def test_moments_of_what_was_locked_are_refused_with_the_remedy(tmp_path):
+    """No damage: more is tuned now than when the checkpoint was saved."""
+    save(tmp_path, 1, [filled(0.0), filled_all("v")], {})
+    checkpoint = open_checkpoint(tmp_path / "step_00000001")
+    restore(checkpoint, [filled(1.0), filled_all("v")])
+    with pytest.raises(CheckpointError, match=r"no exp_avg of w, which was locked when it was saved: .* init="):
+        restore(checkpoint, [filled_all("w")])
+    with pytest.raises(CheckpointError, match=r"has no weight of u$"):
+        restore(checkpoint, [filled_all("u")])
+
+
+def filled_all(name: str) -> Fragment:
+    return named(name, filled(0.0, kinds=("weight", "exp_avg", "exp_avg_sq")))
 
 
 def test_weights_of_another_model_are_refused(tmp_path):

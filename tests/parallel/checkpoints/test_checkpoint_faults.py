@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import resource
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from parallel.checkpoints import CheckpointError, Saver, newest, published, restore, save
+from parallel.checkpoints import CheckpointError, Saver, newest, published, restore, save, saving
 from tests.helpers.distributed import run_ranks
 from tests.helpers.fragments import filled, named
 from tests.helpers.runs import ROOT
@@ -206,6 +207,23 @@ def save_with_a_limit(rank: int, folder: str, background: bool) -> str:
     except CheckpointError as error:
         return str(error)
     return "saved"
+
+
+@pytest.mark.parametrize("fault", ["sync_folder", "write_atomically"])
+def test_a_fault_behind_the_rename_does_not_deny_the_checkpoint(tmp_path, monkeypatch, fault):
+    save(tmp_path, 1, [filled(1.0, kinds=KINDS)], {}, keep=1)
+    original = getattr(saving, fault)
+
+    def full(path: Path, *rest: str) -> None:
+        if (tmp_path / "step_00000002").exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        original(path, *rest)
+
+    monkeypatch.setattr(saving, fault, full)
+    with pytest.raises(CheckpointError, match=r"step 2 is complete in .*No space left"):
+        save(tmp_path, 2, [filled(2.0, kinds=KINDS)], {}, keep=1)
+    assert value_of(tmp_path) == 2
+    assert [p.name for p in published(tmp_path)] == ["step_00000002", "step_00000001"]  # `latest` names the older one
 
 
 FULL_DISK = """
