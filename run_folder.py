@@ -20,6 +20,7 @@ from model.convert import load_converted
 from model.objective import Objective
 from parallel.agreement import digest
 from parallel.checkpoints import Checkpoint, CheckpointError, find_checkpoint, load_weights, write_atomically
+from parallel.engine import Engine
 
 CONFIG, VOCABULARY = "config.yaml", "vocabulary.json"
 IDENTITY = ("seed", "slots", "model", "data")
@@ -87,9 +88,14 @@ def _difference(old: Any, new: Any, key: str) -> str | None:
     return next((found for a, b, name in pairs if (found := _difference(a, b, name))), None)
 
 
-def saved_state(consumed: tuple[int, ...], sources: list[Source], optimizer_step: int) -> dict[str, Any]:
+def saved_state(consumed: tuple[int, ...], sources: list[Source], engine: Engine) -> dict[str, Any]:
     """What a checkpoint says besides tensors."""
-    return {"consumed": consumed, "optimizer_step": optimizer_step, "data": _data_sets(sources)}
+    return {
+        "consumed": consumed,
+        "optimizer_step": engine.optimizer_step,
+        "loss_scale": engine.loss_scale,
+        "data": _data_sets(sources),
+    }
 
 
 def _data_sets(sources: list[Source]) -> dict[str, str]:

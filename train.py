@@ -154,7 +154,7 @@ def train(run: RunConfig, guard: RankGuard) -> int:
         if not writing:
             saver.publish()
         if step % run.save_every == 0 or step == run.steps or stopping:
-            saver.save(step, engine.fragments(), saved_state(consumed, sources, engine.optimizer_step))
+            saver.save(step, engine.fragments(), saved_state(consumed, sources, engine))
     saver.publish()
     watchdog.phase("end")
     sinks.close()

@@ -50,7 +50,8 @@ def test_a_checkpoint_of_something_else_is_named(state, name):
 
 def test_a_data_set_that_has_grown_is_named():
     """The order of its samples is another one, so a position says nothing."""
-    saved = checkpoint(json.loads(json.dumps(saved_state((3, 4), TWO_SOURCES, 6))))
+    engine: Any = SimpleNamespace(optimizer_step=6, loss_scale=1.0)
+    saved = checkpoint(json.loads(json.dumps(saved_state((3, 4), TWO_SOURCES, engine))))
     assert position(saved, TWO_SOURCES) == (7, (3, 4))
     with pytest.raises(CheckpointError, match="task b hold other numbers"):
         position(saved, [TWO_SOURCES[0], source("b", 9, 1)])
