@@ -26,9 +26,10 @@ from model.objective import Objective
 from parallel.checkpoints import CheckpointError, find_checkpoint, load_weights
 from parallel.kernels import load_kernels
 from parallel.mesh import Mesh, accept_slurm, create_mesh, destroy_mesh, is_first_on_machine, launched_world_size
+from parallel.preflight import PreflightError
 from run_folder import read_run
 
-USER_ERRORS = (ConfigError, DatasetError, VocabularyFileError, CheckpointError)
+USER_ERRORS = (ConfigError, DatasetError, VocabularyFileError, CheckpointError, PreflightError)
 
 
 def positive(text: str) -> int:
