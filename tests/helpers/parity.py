@@ -89,7 +89,7 @@ def run_job(rank: int, job: Job) -> dict[str, Any]:
         kernels = Kernels(kernels.layer_norm, lambda groups, lr, **_: torch.optim.SGD(groups, lr=lr))
     experts = {"top_k": 1} if job.forced_expert >= 0 else None
     # Logits at the usual scale of 14 magnify the rounding of gradients that cancel, by more or less on different processors.
-    options = {"heads": job.heads, "initial_scale": 4.0, **dict(job.model)}
+    options = {"heads": job.heads, "initial_scale": 1.0, **dict(job.model)}
     objective = Objective(tiny(job.router, experts, **options), VOCABULARY_SIZE, mesh, kernels)
     initialise(objective, 0)
     freeze(objective, job.frozen)
