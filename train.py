@@ -22,7 +22,7 @@ from data.stream import Shard, open_sources, read_vocabulary, schedule_of, shard
 from data.tasks.base import Pixels
 from data.tokenizer import VocabularyFileError
 from describe import describe
-from metrics import FaultLedger, Meter, Sinks, any_rank
+from metrics import FaultLedger, Meter, any_rank
 from model.convert import ConversionError
 from model.initialise import initialise
 from model.noise import derive
@@ -47,6 +47,7 @@ from parallel.preflight import PreflightError, check_build_lock, check_precision
 from parallel.stop_signal import StopSignal
 from plan import plan, render
 from run_folder import check_same_run, identity_on_ranks, load_initial_weights, position, saved_state, write_run_files
+from sinks import Sinks
 
 EXIT_STOPPED = 85
 USER_ERRORS = (

@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("data", "model", "parallel", "evaluation", "benchmarks", "plan")
-ENTRIES = ("train", "evaluate", "command_line", "config", "config_file", "describe", "metrics", "run_folder")
+ENTRIES = ("train", "evaluate", "command_line", "config", "config_file", "describe", "metrics", "run_folder", "sinks")
 ALLOWED = {
     "data": {"data"},
     "parallel": {"parallel"},
@@ -20,7 +20,7 @@ OWNERS = {
     "deepspeed": "parallel",
     "megatron": "parallel",
     "apex": "parallel",
-    "wandb": "metrics",
+    "wandb": "sinks",
     "webdataset": "data",
     "av": "data",
     "requests": "data",

@@ -10,8 +10,8 @@ from data.sources import FetchError, expand, join
 from data.sources.urls import masked, shown
 from data.tokenizer import Tokenizer
 from data.vocabulary import Vocabulary
-from metrics import without_credentials
 from run_folder import check_same_run, write_run_files
+from sinks import without_credentials
 from tests.helpers.runs import ROOT
 
 LISTS = {
