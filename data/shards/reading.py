@@ -5,15 +5,11 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
-import io
-import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
-from webdataset.tariterators import base_plus_ext, group_by_keys, tar_file_iterator
-
 from data.shards.errors import BadSample, BadShard, DatasetError
 from data.shards.files import check_split
 from data.shards.lists import (
@@ -24,7 +20,8 @@ from data.shards.lists import (
     list_of_locations,
     list_of_prefix,
 )
-from data.shards.ranges import COMPRESSED, META, load_ranges
+from data.shards.members import Damage, read_sample
+from data.shards.ranges import load_ranges
 from data.sources import Cache, FetchError, check_url, expand, is_remote, join, local_path, read_small, shown
 
 MAX_SAMPLE_BYTES = 256 << 20
@@ -149,31 +146,14 @@ class ShardSet:
                 found = f"{len(ranges_N2)} samples, its list says {self.listed.samples[shard]}"
                 raise BadShard(f"{self.name(shard)}: {found}{': ' + fault if fault else ''}")
             offset, length = map(int, ranges_N2[index])
-            place = f"{self.describe(shard, index)} at byte {offset}"
-            if length > self.max_sample_bytes:
-                raise BadSample(f"{place}: {length} bytes, more than the limit of {self.max_sample_bytes}", offset)
             try:
-                file.seek(offset)
-                data = file.read(length)
-            except OSError as error:
-                raise BadSample(f"{place}: {error}", offset) from error
-        if len(data) < length:
-            raise BadSample(f"{place}: the file ends {length - len(data)} bytes too early", offset)
-        parsed = _parse(data)
-        place = f"{place}, key {parsed.key!r}"
-        if parsed.damage:
-            raise BadSample(f"{place}: {parsed.damage}", offset)
-        members = _long_named(data, place) if parsed.members is None else parsed.members
-        url = shown(self.location(shard))
-        try:
-            samples = list(group_by_keys({**member, "__url__": url} for member in members))
-        except Exception as error:  # whatever a parser makes of damaged bytes
-            raise BadSample(f"{place}: {error.args[0] if error.args else error!r}", offset) from error
-        if len(samples) != 1:
-            raise BadSample(
-                f"{place}: {len(samples)} samples in the range of one; remove {self.name(shard)}.index.json", offset
-            )
-        return samples[0]
+                if length > self.max_sample_bytes:
+                    raise Damage(f"{length} bytes, more than the limit of {self.max_sample_bytes}")
+                return read_sample(file, offset, length, shown(self.location(shard)))
+            except (Damage, OSError) as error:
+                place = f"{self.describe(shard, index)} at byte {offset}"
+                key = f", key {error.key!r}" if isinstance(error, Damage) and error.key else ""
+                raise BadSample(f"{place}{key}: {error}", offset) from error
 
     @contextlib.contextmanager
     def _opened(self, shard: int) -> Iterator[BinaryIO]:
@@ -184,7 +164,7 @@ class ShardSet:
                 with self.cache.open(location, check_and_index, self._expected_bytes(shard)) as file:
                     yield file
             else:
-                with open(local_path(location), "rb") as file:
+                with open(local_path(location), "rb", buffering=0) as file:
                     yield file
         except FetchError as error:
             raise BadShard(str(error)) from error
@@ -253,50 +233,3 @@ def _read_list(url: str) -> bytes:
         return read_small(url, MAX_LIST_BYTES)
     except OSError as error:
         raise FetchError(f"@{shown(url)}: {error.strerror}") from error
-
-
-def _long_named(data: bytes, place: str) -> Iterator[dict[str, Any]]:
-    """Members whose headers take several blocks, as webdataset reads them. Raises BadSample for those that would be larger than
-    what is there."""
-    with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
-        for member in tar:
-            if member.issparse() or member.size > len(data):
-                raise BadSample(f"{place}: member {member.name!r} is sparse: its size may be anything")
-    return tar_file_iterator(io.BytesIO(data))
-
-
-@dataclasses.dataclass(frozen=True)
-class _Parsed:
-    """key: of the first member; damage: what is wrong, tarfile silently takes a damaged header for the end; members: as webdataset's
-    tar_file_iterator gives them, None where names are longer than a header has room for: then it has to do it."""
-
-    key: str
-    damage: str | None
-    members: list[dict[str, Any]] | None
-
-
-def _parse(data: bytes) -> _Parsed:
-    key, position = "?", 0
-    members: list[dict[str, Any]] | None = []
-    if COMPRESSED.match(data):
-        return _Parsed(key, "compressed data in place of a tar header", None)
-    while position < len(data):
-        try:
-            header = tarfile.TarInfo.frombuf(data[position : position + tarfile.BLOCKSIZE], "utf-8", "surrogateescape")
-        except (tarfile.HeaderError, ValueError) as error:
-            return _Parsed(key, f"tar header at byte {position} of the sample: {error}", None)
-        if position == 0 and header.isreg():
-            key = base_plus_ext(header.name)[0] or header.name
-        if header.type == tarfile.GNUTYPE_SPARSE:
-            return _Parsed(key, f"member {header.name!r} is sparse: its size may be anything", None)
-        extended = header.type in b"xgLK"  # a header for the next one
-        stored = -(-header.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE if header.isreg() or extended else 0
-        start = position + tarfile.BLOCKSIZE
-        position = start + stored
-        if header.size < 0 or position > len(data):
-            return _Parsed(key, f"member {header.name!r} of {header.size} bytes does not fit in the sample", None)
-        if extended:
-            members = None
-        elif members is not None and header.isreg() and not META.match(header.name):
-            members.append({"fname": header.name, "data": data[start : start + header.size]})
-    return _Parsed(key, None, members)
