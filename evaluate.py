@@ -17,8 +17,9 @@ from pathlib import Path
 import torch
 
 from config import EXIT_CONFIG, ConfigError
+from data.opening import open_sources
 from data.shards import DatasetError
-from data.stream import Shard, open_sources
+from data.stream import Shard
 from data.tasks.base import Pixels
 from data.tokenizer import VocabularyFileError
 from evaluation import EVALUATORS, DamagedDataError, Evaluation

@@ -17,7 +17,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from data.batch import Modality
-from data.stream import Fault, MicroBatch
+from data.faults import Fault
+from data.micro_batch import MicroBatch
 from model.config import ModelConfig
 from model.objective import Losses
 from parallel.checkpoints import write_atomically

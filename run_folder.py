@@ -12,8 +12,8 @@ from typing import Any
 
 from config import ConfigError, RunConfig
 from config_file import dump_config, load_config
+from data.opening import Source
 from data.sources import shown
-from data.stream import Source
 from data.tokenizer import Tokenizer
 from data.vocabulary import Vocabulary
 from model.convert import load_converted

@@ -16,9 +16,11 @@ import config as configuration
 from command_line import parse_arguments
 from config import ConfigError, RunConfig
 from config_file import load_config
+from data.faults import shard_faults
+from data.opening import open_sources, read_vocabulary
 from data.prefetch import worker_count
 from data.shards import DatasetError
-from data.stream import Shard, open_sources, read_vocabulary, schedule_of, shard_faults, training_stream
+from data.stream import Shard, schedule_of, training_stream
 from data.tasks.base import Pixels
 from data.tokenizer import VocabularyFileError
 from describe import describe

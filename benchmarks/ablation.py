@@ -22,7 +22,8 @@ import torch
 
 from config import RunConfig
 from config_file import load_config
-from data.stream import Shard, open_sources, read_vocabulary, schedule_of, training_stream
+from data.opening import open_sources, read_vocabulary
+from data.stream import Shard, schedule_of, training_stream
 from data.tasks.base import Pixels
 from evaluation import EVALUATORS, Evaluation
 from model.initialise import initialise

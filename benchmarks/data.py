@@ -34,11 +34,13 @@ import webdataset as wds
 from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from data.allocator import keep_freed_memory
 from data.batch import TaskBatch
 from data.config import DataConfig, TaskConfig
+from data.opening import Source, open_sources, read_vocabulary
 from data.prefetch import worker_context
 from data.shards import DatasetInfo, SplitInfo, write_info, write_shards
-from data.stream import Shard, Source, open_sources, read_vocabulary, schedule_of, training_stream
+from data.stream import Shard, schedule_of, training_stream
 from data.tasks.base import IMAGE_KEYS, VIDEO_KEYS, Pixels, Task
 from data.video import encode_mp4
 
@@ -145,12 +147,13 @@ def ours(source: Source, workers: int) -> Iterator[Any]:
 
 
 class Decoding(IterableDataset):
-    """The number of samples of each batch, after making it out of samples in memory."""
+    """The number of samples of each batch, after making it out of samples in memory; with the allocator set as ours sets it."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
 
     def __iter__(self) -> Iterator[int]:
+        keep_freed_memory()
         shards, task = self.source.shards, self.source.task
         worker = get_worker_info()
         places = [(shard, index) for shard, size in enumerate(shards.sizes) for index in range(size)]

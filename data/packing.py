@@ -1,7 +1,7 @@
 """Anything with tensors in it as one buffer of bytes and a note of what lies where.
 
-A micro-batch has a dozen tensors. Packed, it passes from a worker to its trainer in one piece of shared memory in place of a
-dozen, and on to a device in one transfer.
+A micro-batch has a dozen tensors. Packed, it passes from a worker to its trainer in one piece of memory (data/lending.py), and
+on to a device in one transfer.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import get_worker_info
 
 ALIGNMENT = 64
 """Bytes; tensors start at multiples of it."""
@@ -27,19 +26,27 @@ class Packed:
     note: bytes
 
 
+class Packing:
+    """An item on its way into a buffer. size: bytes that its tensors (on the CPU) need; those that occur twice are kept once."""
+
+    def __init__(self, item: Any) -> None:
+        note = io.BytesIO()
+        pickler = _Pickler(note, protocol=pickle.HIGHEST_PROTOCOL)
+        pickler.dump(item)
+        self.size = pickler.end
+        self._places, self._note = pickler.places, note.getvalue()
+
+    def into(self, buffer_N: Tensor) -> Packed:
+        """With the tensors copied to the buffer's beginning."""
+        for (offset, dtype, shape), tensor in self._places.values():
+            _view(buffer_N, offset, dtype, shape).copy_(tensor)
+        return Packed(buffer_N, self._note)
+
+
 def pack(item: Any) -> Packed:
-    """A copy of the item's tensors (on the CPU) in one buffer; those that occur twice are kept once."""
-    note = io.BytesIO()
-    pickler = _Pickler(note, protocol=pickle.HIGHEST_PROTOCOL)
-    pickler.dump(item)
-    buffer_N = torch.empty(0, dtype=torch.uint8)
-    if get_worker_info() is None:
-        buffer_N = torch.empty(pickler.end, dtype=torch.uint8)
-    else:  # shared from the start, as torch's own collation does: it would be copied once more on the way
-        buffer_N.set_(torch.UntypedStorage._new_shared(pickler.end))
-    for (offset, dtype, shape), tensor in pickler.places.values():
-        _view(buffer_N, offset, dtype, shape).copy_(tensor)
-    return Packed(buffer_N, note.getvalue())
+    """In a buffer of its own."""
+    packing = Packing(item)
+    return packing.into(torch.empty(packing.size, dtype=torch.uint8))
 
 
 def unpack(packed: Packed) -> Any:

@@ -10,9 +10,11 @@ from collections.abc import Iterator
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
+from data.faults import Fault, fault_of
+from data.opening import Source
 from data.shards import BadSample
 from data.sources import Ahead
-from data.stream import Fault, Shard, Source, fault_of, loader_of
+from data.stream import Shard, loader_of
 
 
 @dataclasses.dataclass(frozen=True)

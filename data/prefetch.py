@@ -20,6 +20,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
+from data.lending import Borrower, Loan
 from data.packing import Packed, unpack
 from data.parent import signals_ignored
 
@@ -33,11 +34,13 @@ _U = TypeVar("_U")
 
 
 def handed_over(batches: Iterator[Any], device: str) -> Iterator[Any]:
-    """The batches, with packed ones unpacked, their tensors on `device`."""
+    """The batches, with packed and lent ones unpacked, their tensors on `device`."""
+    borrower = Borrower()
+    received = (borrower(batch) if isinstance(batch, Loan) else batch for batch in batches)
     if device == "cpu":
-        return (unpack(batch) if isinstance(batch, Packed) else batch for batch in batches)
+        return (unpack(batch) if isinstance(batch, Packed) else batch for batch in received)
     copy = CudaCopy(device)
-    return (unpack(packed) for packed in ahead(batches, copy.start, copy.finish))
+    return (unpack(packed) for packed in ahead(received, copy.start, copy.finish))
 
 
 class CudaCopy:

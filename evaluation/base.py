@@ -12,9 +12,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from data.batch import Sequences
+from data.opening import Source
 from data.passes import evaluation_pass
 from data.shards import DatasetError
-from data.stream import Shard, Source
+from data.stream import Shard
 from data.targets import all_words
 from model.objective import Objective
 

@@ -6,9 +6,9 @@ import dataclasses
 import math
 
 from config import RunConfig
+from data.opening import read_vocabulary
 from data.schedule import shares
 from data.shards import DatasetError, read_info
-from data.stream import read_vocabulary
 from data.tokenizer import VocabularyFileError
 from describe import FULL_VOCABULARY, compared_candidates, task_cost
 from model.config import ModelConfig

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from data.micro_batch import MicroBatch
 from data.schedule import Slot
-from data.stream import MicroBatch
 from metrics import Meter
 from model.noise import derive
 from parallel.engine import StepInfo

@@ -17,10 +17,10 @@ from data.inspect.page import Card, Page, Pictures, SegmentView, TaskView, Token
 from data.inspect.run_file import RunFile, read_run_file
 from data.inspect.samples import Decoded, decode
 from data.normalise import pixels
+from data.opening import read_vocabulary
 from data.order import rng
 from data.shards import DatasetError, DatasetInfo, ShardSet, read_info
 from data.shards.ranges import load_ranges
-from data.stream import read_vocabulary
 from data.tasks import NEEDS, make_task
 from data.tasks.base import Pixels, Sample, Task, TaskContext
 from data.tokenizer import END_OF_TEXT, Tokenizer

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+
 from data.shards.errors import BadSample, BadShard, DatasetError
 from data.shards.files import check_split
 from data.shards.lists import (

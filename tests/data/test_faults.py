@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from data.decode import encode_png
+from data.faults import Fault, shard_faults
 from data.shards import DatasetError
 from data.sources import Cache, FetchOptions
-from data.stream import Fault, shard_faults
 from metrics import FaultLedger, TooManyFaultsError
 from tests.helpers.limits import within
 from tests.helpers.shard_server import Deed, ShardServer, serving
@@ -200,7 +200,7 @@ def quick(monkeypatch):
 
 
 def use(monkeypatch, options: FetchOptions) -> None:
-    monkeypatch.setattr("data.stream.Cache", lambda folder, limit: Cache(folder, limit, options))
+    monkeypatch.setattr("data.opening.Cache", lambda folder, limit: Cache(folder, limit, options))
 
 
 SERVED = {

@@ -13,8 +13,9 @@ import pytest
 
 from data.config import DataConfig, TaskConfig
 from data.decode import encode_png
+from data.opening import open_sources, read_vocabulary
 from data.shards import DatasetInfo, SplitInfo, write_info, write_shards
-from data.stream import Shard, open_sources, read_vocabulary, schedule_of, training_stream
+from data.stream import Shard, schedule_of, training_stream
 from data.tasks.base import Pixels
 from data.tokenizer import Tokenizer
 from tests.helpers.limits import within

@@ -14,9 +14,10 @@ from config_file import load_config
 from data.budget import most_tokens, with_batch_size
 from data.config import DataConfig, TaskConfig
 from data.decode import encode_png
+from data.opening import open_sources, read_vocabulary
 from data.schedule import shares
 from data.shards import DatasetError, DatasetInfo, SplitInfo, write_info, write_shards
-from data.stream import open_sources, read_vocabulary, schedule_of
+from data.stream import schedule_of
 from data.tasks.base import Pixels
 from tests.helpers.runs import ROOT
 from tests.helpers.streams import SEED, numbered, opened, streamed, tokenizer, write_numbered

@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 import webdataset
 
+from data.faults import shard_faults
 from data.shards import DatasetError, ShardSet, write_shard, write_shard_list, write_shards
 from data.shards.__main__ import main
 from data.shards.ranges import load_ranges
 from data.shards.reading import RangeCache
 from data.sources import Cache
 from data.sources.cache import NoRoomError
-from data.stream import shard_faults
 from tests.data.test_shards import by_webdataset, foreign_tar, read_all
 from tests.helpers.limits import within
 from tests.helpers.runs import ROOT

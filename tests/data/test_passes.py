@@ -8,9 +8,10 @@ import itertools
 import pytest
 
 from data.config import DataConfig, TaskConfig
+from data.opening import Source
 from data.passes import EvaluationBatch, _Pass, evaluation_pass
 from data.shards import DatasetInfo, SplitInfo, write_info, write_shard, write_shard_list
-from data.stream import Shard, Source
+from data.stream import Shard
 from tests.helpers.streams import opened as opened_set
 from tests.helpers.streams import tokenizer
 

@@ -17,10 +17,11 @@ import psutil
 import pytest
 from hypothesis import strategies as st
 
+from data.opening import Source
 from data.order import EpochOrder
 from data.schedule import Schedule
 from data.shards import ShardSet, write_shard, write_shard_list
-from data.stream import Shard, Source, _Stream
+from data.stream import Shard, _Stream
 from tests.helpers.limits import within
 from tests.helpers.runs import ROOT
 from tests.helpers.streams import labels, numbered, streamed, write_numbered

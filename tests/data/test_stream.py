@@ -11,16 +11,11 @@ import torch
 
 from data.config import DataConfig, TaskConfig
 from data.decode import encode_png
+from data.faults import shard_faults
+from data.opening import open_sources, read_vocabulary
 from data.passes import evaluation_pass
 from data.shards import DatasetError, DatasetInfo, SplitInfo, write_info, write_shards
-from data.stream import (
-    Shard,
-    open_sources,
-    read_vocabulary,
-    schedule_of,
-    shard_faults,
-    training_stream,
-)
+from data.stream import Shard, schedule_of, training_stream
 from data.tasks.base import Pixels
 from data.tokenizer import Tokenizer
 

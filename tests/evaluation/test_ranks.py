@@ -12,7 +12,8 @@ import torch
 import torch.distributed as dist
 
 from config_file import load_config
-from data.stream import Shard, open_sources, read_vocabulary
+from data.opening import open_sources, read_vocabulary
+from data.stream import Shard
 from data.tasks.base import Pixels
 from evaluation import EVALUATORS, Evaluation
 from model.initialise import initialise

@@ -13,8 +13,10 @@ import numpy as np
 
 from data.config import DataConfig, TaskConfig
 from data.decode import encode_png
+from data.micro_batch import MicroBatch
+from data.opening import Source, open_sources
 from data.shards import DatasetInfo, SplitInfo, read_info, write_info, write_shard, write_shard_list
-from data.stream import MicroBatch, Shard, Source, open_sources, schedule_of, training_stream
+from data.stream import Shard, schedule_of, training_stream
 from data.tasks.base import Pixels
 from data.tokenizer import Tokenizer
 from data.vocabulary import Vocabulary

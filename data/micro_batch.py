@@ -1,0 +1,101 @@
+"""One micro-batch out of its samples, with others in place of bad ones."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from data.batch import TaskBatch
+from data.faults import Fault, fault_of
+from data.opening import Source
+from data.order import rng
+from data.schedule import Schedule, Slot
+from data.shards import BadSample
+from data.tasks.base import Sample
+
+MAX_ATTEMPTS = 100
+"""Bad samples in a row before a stream gives up."""
+NEIGHBOURS = 10
+"""So many of the next samples are tried in place of a bad one, then others of the epoch: they may all be of one bad shard."""
+READ_AHEAD_BYTES = 4 << 20
+"""When so much is read, it is decoded before more is."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MicroBatch:
+    """What the loop gets: the batch, and which part of the plan it is."""
+
+    slot: Slot
+    batch: TaskBatch
+    num_samples: int
+    num_tokens: int
+    faults: tuple[Fault, ...]
+
+
+def build_micro_batch(source: Source, slot: Slot, schedule: Schedule) -> MicroBatch:
+    """Samples [start, start + batch size) of the source, decoded and joined."""
+    size = schedule.batch_sizes[slot.task]
+    positions = range(slot.start, slot.start + size)
+    faults: list[Fault] = []
+    examples = [
+        _example(source, position, read, schedule.seed, slot.task, faults)
+        for position, read in zip(positions, _read_ahead(source, positions), strict=True)
+    ]
+    batch = source.task.batch(examples, rng(schedule.seed, slot.task, slot.start, 1))
+    num_tokens = batch.inputs.num_tokens + batch.candidates.num_tokens
+    return MicroBatch(slot, batch, size, num_tokens, tuple(faults))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Read:
+    """Sample `index` of a shard, or what is wrong with it."""
+
+    shard: int
+    index: int
+    content: Sample | BadSample
+
+    @property
+    def num_bytes(self) -> int:
+        return 0 if isinstance(self.content, BadSample) else sum(map(len, self.content.values()))
+
+
+def _read(source: Source, position: int) -> _Read:
+    shard, index = source.order.locate(position)
+    try:
+        return _Read(shard, index, source.shards.read(shard, index))
+    except BadSample as error:
+        return _Read(shard, index, error)
+
+
+def _read_ahead(source: Source, positions: Iterable[int]) -> Iterator[_Read]:
+    """The samples at these positions, several at a time: between one decoding and the next, reading takes twice as long, since
+    decoding leaves none of its code and data in the processor's caches."""
+    group: list[_Read] = []
+    for position in positions:
+        group.append(_read(source, position))
+        if sum(read.num_bytes for read in group) >= READ_AHEAD_BYTES:
+            yield from group
+            group = []
+    yield from group
+
+
+def _example(source: Source, position: int, read: _Read, seed: int, task: int, faults: list[Fault]) -> Any:
+    """Of the sample that was read at this position, or of the first good one in its place."""
+    for attempt in itertools.chain([read], _others(source, position, seed, task)):
+        try:
+            if isinstance(attempt.content, BadSample):
+                raise attempt.content
+            return source.task.example(attempt.content, rng(seed, task, position, 0))
+        except BadSample as error:
+            faults.append(fault_of(source, attempt.shard, attempt.index, error))
+    raise RuntimeError(f"task {source.name}: {MAX_ATTEMPTS} unreadable samples in a row; the last: {faults[-1]}")
+
+
+def _others(source: Source, position: int, seed: int, task: int) -> Iterator[_Read]:
+    """What is tried in place of a bad sample: the next ones of the order, then any of its epoch."""
+    total = source.order.total
+    for number in range(1, MAX_ATTEMPTS):
+        anywhere = position // total * total + int(rng(seed, task, position, number, 2).integers(total))
+        yield _read(source, position + number if number <= NEIGHBOURS else anywhere)
