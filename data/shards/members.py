@@ -14,6 +14,9 @@ from webdataset.tariterators import base_plus_ext, group_by_keys, tar_file_itera
 
 from data.shards.ranges import COMPRESSED, META
 
+_SPARSE = "is sparse: its size may be anything"
+_TOO_LARGE = "does not fit in the sample"
+
 
 class Damage(Exception):
     """What is wrong with a sample's bytes. key: of its first member, where that could be read."""
@@ -58,13 +61,13 @@ def _members(file: BinaryIO, length: int) -> tuple[str, list[dict[str, Any]] | N
         if position == 0 and header.isreg():
             key = base_plus_ext(header.name)[0] or header.name
         if header.type == tarfile.GNUTYPE_SPARSE:
-            raise Damage(f"member {header.name!r} is sparse: its size may be anything", key)
+            raise Damage(f"member {header.name!r} {_SPARSE}", key)
         extended = header.type in b"xgLK"  # a header for the next one
         size = header.size if header.isreg() or extended else 0
         padding = -size % tarfile.BLOCKSIZE
         position += tarfile.BLOCKSIZE + size + padding
         if header.size < 0 or position > length:
-            raise Damage(f"member {header.name!r} of {header.size} bytes does not fit in the sample", key)
+            raise Damage(f"member {header.name!r} of {header.size} bytes {_TOO_LARGE}", key)
         content = _exactly(file, size)
         _exactly(file, padding)
         if extended:
@@ -78,8 +81,10 @@ def _long_named(data: bytes, key: str) -> list[dict[str, Any]]:
     """Members whose headers take several blocks. Raises Damage for those that would be larger than what is there."""
     with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
         for member in tar:
-            if member.issparse() or member.size > len(data):
-                raise Damage(f"member {member.name!r} is sparse: its size may be anything", key)
+            if member.issparse():
+                raise Damage(f"member {member.name!r} {_SPARSE}", key)
+            if member.size > len(data):
+                raise Damage(f"member {member.name!r} of {member.size} bytes {_TOO_LARGE}", key)
     return list(tar_file_iterator(io.BytesIO(data)))
 
 

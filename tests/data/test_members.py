@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from webdataset.tariterators import group_by_keys, tar_file_iterator
 
 from data.shards import BadSample, ShardSet
+from data.shards.members import Damage, read_sample
 
 extensions = st.sampled_from(("txt", "jpg", "JPG", "seg.png", "json", "cls"))
 keys = st.sampled_from(("a", "b/c", "ü", "long" * 40, "__meta__", "d/__meta__"))
@@ -80,7 +81,30 @@ def test_members_of_a_claimed_size_are_refused(tmp_path, form):
         ShardSet.from_urls([str(path)]).read(0, 0)
 
 
+def test_a_size_beside_the_header_is_refused():
+    member = tarfile.TarInfo("a.txt")
+    member.size, member.pax_headers = 512, {"size": str(1 << 30)}
+    content = member.tobuf(tarfile.PAX_FORMAT) + bytes(512)
+    with pytest.raises(Damage, match="'a.txt' of 1073741824 bytes does not fit"):
+        read_sample(io.BytesIO(content), 0, len(content), "u")
+
+
 def _member(name: str, size: int, kind: bytes) -> tarfile.TarInfo:
     member = tarfile.TarInfo(name)
     member.size, member.type = size, kind
     return member
+
+
+def test_reads_may_bring_less_than_was_asked_for(tmp_path):
+    class Dribbling(io.BytesIO):
+        def read(self, size=-1):
+            return super().read(min(size, 100))
+
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as tar:
+        tar.addfile(_member("a.txt", 700, tarfile.REGTYPE), io.BytesIO(b"x" * 700))
+    whole = content.getvalue()[:1536]
+    sample = read_sample(Dribbling(b"before" + whole), 6, len(whole), "u")
+    assert sample == {"__key__": "a", "__url__": "u", "txt": b"x" * 700}
+    with pytest.raises(Damage, match="ends 36 bytes too early"):
+        read_sample(Dribbling(whole[:1500]), 0, len(whole), "u")
