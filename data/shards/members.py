@@ -33,12 +33,12 @@ def read_sample(file: BinaryIO, offset: int, length: int, url: str) -> dict[str,
     """
     file.seek(offset)
     key, members = _members(file, length)
-    if members is None:
-        file.seek(offset)
-        members = _long_named(_exactly(file, length), key)
     try:
+        if members is None:
+            file.seek(offset)
+            members = _long_named(_exactly(file, length), key)
         samples = list(group_by_keys({**member, "__url__": url} for member in members))
-    except Exception as error:  # whatever a parser makes of damaged bytes
+    except Exception as error:  # whatever parsers make of damaged bytes
         raise Damage(str(error.args[0] if error.args else repr(error)), key) from error
     if len(samples) != 1:
         raise Damage(f"{len(samples)} samples in the range of one; remove the shard's .index.json", key)

@@ -85,7 +85,7 @@ def test_a_size_beside_the_header_is_refused():
     member = tarfile.TarInfo("a.txt")
     member.size, member.pax_headers = 512, {"size": str(1 << 30)}
     content = member.tobuf(tarfile.PAX_FORMAT) + bytes(512)
-    with pytest.raises(Damage, match="'a.txt' of 1073741824 bytes does not fit"):
+    with pytest.raises(Damage, match=r"'a\.txt' of 1073741824 bytes does not fit"):
         read_sample(io.BytesIO(content), 0, len(content), "u")
 
 
