@@ -73,11 +73,13 @@ def _read_ahead(source: Source, positions: Iterable[int]) -> Iterator[_Read]:
     """The samples at these positions, several at a time: between one decoding and the next, reading takes twice as long, since
     decoding leaves none of its code and data in the processor's caches."""
     group: list[_Read] = []
+    held = 0
     for position in positions:
         group.append(_read(source, position))
-        if sum(read.num_bytes for read in group) >= READ_AHEAD_BYTES:
+        held += group[-1].num_bytes
+        if held >= READ_AHEAD_BYTES:
             yield from group
-            group = []
+            group, held = [], 0
     yield from group
 
 
