@@ -118,6 +118,12 @@ def take_val(
     splits["val"] = [entry for entry, is_val in zip(train, held, strict=True) if is_val]
     splits["train"] = [entry for entry, is_val in zip(train, held, strict=True) if not is_val]
     failures.setdefault("val", [])
+    if train and len(set(held)) == 1:
+        empty, other = ("train", "smaller") if held[0] else ("val", "larger")
+        raise DatasetError(
+            f"--val-fraction {context.val_fraction:g} of {len(train)} samples leaves {empty} empty: give a {other} one, or "
+            "--val-fraction 0 for train alone"
+        )
 
 
 def split_of(

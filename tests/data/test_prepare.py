@@ -81,6 +81,17 @@ def test_a_split_without_a_sample_is_an_error(tmp_path, capsys):
     assert not (tmp_path / "out" / "dataset.json").exists()
 
 
+@pytest.mark.parametrize(("fraction", "empty", "remedy"), [(0.001, "val", "larger"), (0.999, "train", "smaller")])
+def test_a_held_out_part_of_nothing_or_all_is_refused_before_anything_is_read(
+    tmp_path, capsys, fraction, empty, remedy
+):
+    archive = pack(tmp_path / "a.tar.gz", [(f"x/{i}.jpg", b"no image") for i in range(5)])
+    assert prepare("class-archive", "--train", archive, "--val-fraction", fraction, "--out", tmp_path / "out") == 2
+    expected = f"--val-fraction {fraction} of 5 samples leaves {empty} empty: give a {remedy} one"
+    assert expected in capsys.readouterr().err
+    assert not list((tmp_path / "out").glob("*.tar"))
+
+
 # ----------------------------------------------------------------------------------- workers, kills, same bytes
 
 
