@@ -45,8 +45,8 @@ class Lender:
         packing = Packing(item)
         number, fresh = self._free(ALIGNMENT + packing.size)
         memory_N = self._pieces[number]
-        memory_N[_LENT] = 1
         packed = packing.into(memory_N[ALIGNMENT : ALIGNMENT + packing.size])
+        memory_N[_LENT] = 1
         return Loan(worker.id, number, memory_N if fresh else None, packing.size, packed.note)
 
     def _free(self, size: int) -> tuple[int, bool]:

@@ -66,7 +66,8 @@ def _read(source: Source, position: int) -> _Read:
     try:
         return _Read(shard, index, source.shards.read(shard, index))
     except BadSample as error:
-        return _Read(shard, index, error)
+        error.__cause__ = error.__context__ = None  # their frames hold what was read of the sample, and so do its own
+        return _Read(shard, index, error.with_traceback(None))
 
 
 def _read_ahead(source: Source, positions: Iterable[int]) -> Iterator[_Read]:
@@ -86,9 +87,10 @@ def _read_ahead(source: Source, positions: Iterable[int]) -> Iterator[_Read]:
 def _example(source: Source, position: int, read: _Read, seed: int, task: int, faults: list[Fault]) -> Any:
     """Of the sample that was read at this position, or of the first good one in its place."""
     for attempt in itertools.chain([read], _others(source, position, seed, task)):
+        if isinstance(attempt.content, BadSample):
+            faults.append(fault_of(source, attempt.shard, attempt.index, attempt.content))
+            continue
         try:
-            if isinstance(attempt.content, BadSample):
-                raise attempt.content
             return source.task.example(attempt.content, rng(seed, task, position, 0))
         except BadSample as error:
             faults.append(fault_of(source, attempt.shard, attempt.index, error))

@@ -7,6 +7,7 @@ one. Contents are read right into their places: a sample is mostly one large mem
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 from typing import Any, BinaryIO
 
@@ -36,8 +37,10 @@ def read_sample(file: BinaryIO, offset: int, length: int, url: str) -> dict[str,
     try:
         if members is None:
             file.seek(offset)
-            members = _long_named(_exactly(file, length), key)
+            members = _extended(_exactly(file, length, key), key)
         samples = list(group_by_keys({**member, "__url__": url} for member in members))
+    except (Damage, OSError):
+        raise
     except Exception as error:  # whatever parsers make of damaged bytes
         raise Damage(str(error.args[0] if error.args else repr(error)), key) from error
     if len(samples) != 1:
@@ -47,11 +50,11 @@ def read_sample(file: BinaryIO, offset: int, length: int, url: str) -> dict[str,
 
 def _members(file: BinaryIO, length: int) -> tuple[str, list[dict[str, Any]] | None]:
     """(the first member's key, all members as webdataset's tar_file_iterator gives them) from here on; None in place of members
-    whose names are longer than a header has room for: reading them is left to it. Raises Damage."""
+    with extended headers (long names, times with fractions): taking those apart is left to it. Raises Damage."""
     key, position = "?", 0
     members: list[dict[str, Any]] | None = []
     while position < length:
-        block = _exactly(file, min(tarfile.BLOCKSIZE, length - position))
+        block = _exactly(file, min(tarfile.BLOCKSIZE, length - position), key)
         if position == 0 and COMPRESSED.match(block):
             raise Damage("compressed data in place of a tar header")
         try:
@@ -68,17 +71,20 @@ def _members(file: BinaryIO, length: int) -> tuple[str, list[dict[str, Any]] | N
         position += tarfile.BLOCKSIZE + size + padding
         if header.size < 0 or position > length:
             raise Damage(f"member {header.name!r} of {header.size} bytes {_TOO_LARGE}", key)
-        content = _exactly(file, size)
-        _exactly(file, padding)
         if extended:
             members = None
-        elif members is not None and header.isreg() and not META.match(header.name):
+        if members is None:
+            file.seek(size + padding, os.SEEK_CUR)
+            continue
+        content = _exactly(file, size, key)
+        _exactly(file, padding, key)
+        if header.isreg() and not META.match(header.name):
             members.append({"fname": header.name, "data": content})
     return key, members
 
 
-def _long_named(data: bytes, key: str) -> list[dict[str, Any]]:
-    """Members whose headers take several blocks. Raises Damage for those that would be larger than what is there."""
+def _extended(data: bytes, key: str) -> list[dict[str, Any]]:
+    """Members with headers of several blocks. Raises Damage for those that would be larger than what is there."""
     with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
         for member in tar:
             if member.issparse():
@@ -88,12 +94,12 @@ def _long_named(data: bytes, key: str) -> list[dict[str, Any]]:
     return list(tar_file_iterator(io.BytesIO(data)))
 
 
-def _exactly(file: BinaryIO, size: int) -> bytes:
+def _exactly(file: BinaryIO, size: int, key: str) -> bytes:
     """So many bytes, from a file that may be unbuffered. Raises Damage where it ends before."""
     data = file.read(size)
     while len(data) < size:
         more = file.read(size - len(data))
         if not more:
-            raise Damage(f"the file ends {size - len(data)} bytes too early")
+            raise Damage("the file ends inside the sample", key)
         data += more
     return data

@@ -11,7 +11,7 @@ from data import micro_batch
 from data.micro_batch import MicroBatch, build_micro_batch
 from data.opening import Source
 from data.schedule import Slot
-from data.shards import ShardSet
+from data.shards import BadSample, ShardSet
 from data.stream import schedule_of
 from tests.helpers.streams import SEED, numbered, opened, write_numbered
 
@@ -78,3 +78,11 @@ def test_no_more_is_read_ahead_than_the_limit_and_one_sample(source, monkeypatch
     built(source)
     assert limit <= most < limit + 2 * size
     assert runs[:4] == ["read", "read", "read", "example"]
+
+
+def test_a_bad_sample_does_not_hold_what_was_read_of_it(source):
+    """An exception's frames would: its own and those of its causes."""
+    whole = [micro_batch._read(source, position).content for position in range(16)]
+    bad = [content for content in whole if isinstance(content, BadSample)]
+    assert len(bad) == 1
+    assert bad[0].__traceback__ is bad[0].__cause__ is bad[0].__context__ is None
