@@ -101,5 +101,8 @@ def _others(source: Source, position: int, seed: int, task: int) -> Iterator[_Re
     """What is tried in place of a bad sample: the next ones of the order, then any of its epoch."""
     total = source.order.total
     for number in range(1, MAX_ATTEMPTS):
-        anywhere = position // total * total + int(rng(seed, task, position, number, 2).integers(total))
-        yield _read(source, position + number if number <= NEIGHBOURS else anywhere)
+        if number <= NEIGHBOURS:
+            yield _read(source, position + number)
+        else:
+            offset = int(rng(seed, task, position, number, 2).integers(total))
+            yield _read(source, position // total * total + offset)

@@ -24,7 +24,7 @@ class Damage(Exception):
 
     def __init__(self, reason: str, key: str | None = None) -> None:
         super().__init__(reason)
-        self.reason, self.key = reason, key
+        self.key = key
 
 
 def read_sample(file: BinaryIO, offset: int, length: int, url: str) -> dict[str, bytes | str]:
