@@ -16,21 +16,16 @@ from pathlib import Path
 
 import torch
 
-from config import EXIT_CONFIG, ConfigError
-from data.opening import open_sources
-from data.shards import DatasetError
-from data.stream import Shard
+from data.stream.source import open_data
 from data.tasks.base import Pixels
-from data.tokenizer import VocabularyFileError
 from evaluation import EVALUATORS, DamagedDataError, Evaluation
 from model.objective import Objective
-from parallel.checkpoints import CheckpointError, find_checkpoint, load_weights
+from parallel.checkpoints import find_checkpoint, load_weights
 from parallel.kernels import load_kernels
-from parallel.mesh import Mesh, accept_slurm, create_mesh, destroy_mesh, is_first_on_machine, launched_world_size
-from parallel.preflight import PreflightError
-from run_folder import read_run
-
-USER_ERRORS = (ConfigError, DatasetError, VocabularyFileError, CheckpointError, PreflightError)
+from parallel.launch import accept_slurm, is_first_on_machine, launched_world_size
+from parallel.mesh import Mesh, create_mesh, destroy_mesh
+from run.errors import EXIT_USER, USER_ERRORS, ConfigError
+from run.folder import read_run
 
 
 def positive(text: str) -> int:
@@ -68,9 +63,9 @@ def evaluate(arguments: argparse.Namespace) -> None:
     trained = tuple(by_name[name] for name in wanted)
     evaluated = tuple(dataclasses.replace(task, split=arguments.split, shards=()) for task in trained)
     pixels = Pixels(run.model.image_size, run.model.patch)
-    compared = [task for task in trained if task.kind == "masked_text"]  # with the frequencies of their training words
+    compared = tuple(task for task in trained if EVALUATORS[task.kind].needs_training)
     sources, training_sources = (
-        open_sources(dataclasses.replace(run.data, tasks=tuple(tasks)), vocabulary, pixels, run.seed) if tasks else []
+        open_data(dataclasses.replace(run.data, tasks=tasks), pixels, run.seed, vocabulary).sources if tasks else []
         for tasks in (evaluated, compared)
     )
     training = {source.name: source for source in training_sources}
@@ -95,14 +90,17 @@ def evaluate(arguments: argparse.Namespace) -> None:
             limit=arguments.limit,
             beam=arguments.beam,
             length_penalty=arguments.length_penalty,
-            shard=Shard(ranks.data.rank, ranks.data.size),
+            ranks=ranks.data,
             workers=arguments.workers,
         )
-        metrics = EVALUATORS[source.task.config.kind](evaluation)
-        head = {"task": source.name, "kind": source.task.config.kind, "split": arguments.split, "step": checkpoint.step}
+        kind = source.task.config.kind
+        evaluator = EVALUATORS[kind]
+        metrics = evaluator.evaluate(evaluation)
+        head = {"task": source.name, "kind": kind, "split": arguments.split, "step": checkpoint.step}
         rounded = {key: round(value, 5) if isinstance(value, float) else value for key, value in metrics.items()}
+        tail = {"figure": evaluator.figure, "floor": evaluator.floor, "seconds": round(time.perf_counter() - start, 2)}
         if ranks.is_first:
-            print(json.dumps({**head, **rounded, "seconds": round(time.perf_counter() - start, 2)}), flush=True)
+            print(json.dumps({**head, **rounded, **tail}), flush=True)
     if launched_world_size() > 1:
         destroy_mesh()
 
@@ -114,7 +112,7 @@ def main(argv: list[str] | None = None) -> int:
     except USER_ERRORS as error:
         if is_first_on_machine() or isinstance(error, DamagedDataError):
             print(f"error: {error}", file=sys.stderr)
-        return EXIT_CONFIG
+        return EXIT_USER
     return 0
 
 

@@ -12,68 +12,46 @@ import time
 
 import torch
 
-import config as configuration
-from command_line import parse_arguments
-from config import ConfigError, RunConfig
-from config_file import load_config
-from data.faults import shard_faults
-from data.opening import open_sources, read_vocabulary
-from data.prefetch import worker_count
-from data.shards import DatasetError
-from data.stream import Shard, schedule_of, training_stream
+from data.stream.faults import shard_faults
+from data.stream.share import Share
+from data.stream.source import open_data
+from data.stream.training import schedule_of, training_stream
 from data.tasks.base import Pixels
-from data.tokenizer import VocabularyFileError
-from describe import describe
-from metrics import FaultLedger, Meter, any_rank
-from model.convert import ConversionError
-from model.initialise import initialise
+from data.workers.loader import worker_count
 from model.noise import derive
 from model.objective import Objective
-from model.tuning import TuningError, freeze, tune_prompts
-from parallel.agreement import DisagreementError, check_agreement
-from parallel.checkpoints import CheckpointError, Saver, newest
+from model.tuning import freeze, tune_prompts
+from parallel.checkpoints import Saver
 from parallel.engine import Engine
-from parallel.failures import RankGuard
-from parallel.guards import check_batch, check_replicas
+from parallel.health.failures import RankGuard
+from parallel.health.preflight import check_build_lock, check_precision
+from parallel.health.replicas import check_batch, check_replicas
+from parallel.health.stop_signal import StopSignal, any_rank
 from parallel.kernels import load_kernels
-from parallel.mesh import (
-    accept_slurm,
-    create_mesh,
-    destroy_mesh,
-    is_first_on_machine,
-    launched_rank,
-    launched_ranks_here,
-    launched_world_size,
-)
-from parallel.preflight import PreflightError, check_build_lock, check_precision
-from parallel.stop_signal import StopSignal
+from parallel.launch import accept_slurm, is_first_on_machine, launched_rank, launched_ranks_here, launched_world_size
+from parallel.mesh import create_mesh, destroy_mesh
 from plan import plan, render
-from run_folder import check_same_run, identity_on_ranks, load_initial_weights, position, saved_state, write_run_files
-from sinks import Sinks
-
-EXIT_STOPPED = 85
-USER_ERRORS = (
-    ConfigError,
-    ConversionError,
-    DatasetError,
-    VocabularyFileError,
-    CheckpointError,
-    DisagreementError,
-    TuningError,
-    ModuleNotFoundError,
-    PreflightError,
-)
+from plan.sizes import describe
+from run.command_line import parse_arguments
+from run.config import RunConfig, check_layout
+from run.config_file import load_config
+from run.engine_file import read_engine_file
+from run.errors import EXIT_STOPPED, EXIT_USER, USER_ERRORS
+from run.folder import write_run_files
+from run.ledger import FaultLedger
+from run.meter import Meter
+from run.resume import Resume, check_same_run
+from run.sinks import Sinks
 
 
 def train(run: RunConfig, guard: RankGuard) -> int:
     """Returns the exit code."""
-    configuration.check_layout(run, launched_world_size())
-    deepspeed_config = configuration.deepspeed_config(run)
+    check_layout(run, launched_world_size())
+    deepspeed_config = read_engine_file(run)
     kernels = load_kernels(run.kernels)
-    vocabulary = read_vocabulary(run.data)
-    sources = open_sources(run.data, vocabulary, Pixels(run.model.image_size, run.model.patch), run.seed)
-    check_same_run(run, vocabulary)
-    check_precision(deepspeed_config, run.parallel.engine)
+    data = open_data(run.data, Pixels(run.model.image_size, run.model.patch), run.seed)
+    check_same_run(run, data.vocabulary)
+    check_precision(deepspeed_config, run.parallel.deepspeed)
     check_build_lock()
     if run.threads:
         torch.set_num_threads(run.threads)
@@ -81,42 +59,38 @@ def train(run: RunConfig, guard: RankGuard) -> int:
 
     mesh = create_mesh(run.parallel.tensor, run.parallel.expert, run.parallel.timeout_s, run.parallel.sequence)
     watchdog = guard.start(run.folder, run.parallel.stall_s)
-    differences = check_agreement(identity_on_ranks(run, vocabulary, sources))
-    checkpoint, problems = newest(run.folder / "checkpoints")
-    step, consumed = position(checkpoint, sources)
-    schedule = schedule_of(run.data, run.slots, run.seed, sources)
-    shard = Shard(mesh.data.rank, mesh.data.size)
+    resume = Resume.find(run, data)
+    step, consumed = resume.step, resume.consumed
+    schedule = schedule_of(run.data, run.micro_batches, run.seed, data.sources)
+    share = Share(mesh.data.rank, mesh.data.size)
     workers = worker_count(run.data.workers, launched_ranks_here())
     # Now, so that workers start while the network is built.
-    stream = training_stream(sources, schedule, shard, step, consumed, workers, mesh.device)
+    stream = training_stream(data.sources, schedule, share, step, consumed, workers, mesh.device)
 
-    objective = Objective(run.model, vocabulary.size, mesh, kernels)
-    initialise(objective, run.seed)
-    if run.init and checkpoint is None:
-        load_initial_weights(run, objective)
+    objective = Objective(run.model, data.vocabulary.size, mesh, kernels)
+    resume.initialise(objective)
     if run.optimizer.tune == "prompts":
         tune_prompts(objective)
     freeze(objective, run.optimizer.frozen)
     objective.to(mesh.device)
     engine = Engine(objective, mesh, run.optimizer, deepspeed_config, kernels)
 
-    if checkpoint is not None:
-        engine.restore(checkpoint)
+    resume.restore(engine)
     if mesh.is_first:
-        write_run_files(run, vocabulary)
+        write_run_files(run, data.vocabulary)
         parameters = sum(p.numel() for p in objective.parameters())
         print(
-            f"run {run.folder}: {parameters:,} parameters on this rank, {launched_world_size()} rank(s), vocabulary {vocabulary.size}"
+            f"run {run.folder}: {parameters:,} parameters on this rank, {launched_world_size()} rank(s), vocabulary {data.vocabulary.size}"
         )
-        start = f"resuming at step {step}" if checkpoint else "starting fresh"
-        print(*differences, *problems, start, sep="\n", flush=True)
+        start = f"resuming at step {step}" if resume.checkpoint else "starting fresh"
+        print(*resume.notes, start, sep="\n", flush=True)
 
     ledger = FaultLedger(run.folder, launched_rank(), run.data.max_bad_fraction)
-    ledger.add(0, shard_faults(sources) if mesh.is_first else ())
-    meter = Meter({source.name: source.order.total for source in sources}, run.model, mesh)
+    ledger.add(0, shard_faults(data.sources) if mesh.is_first else ())
+    meter = Meter({source.name: source.order.total for source in data.sources}, run.model, mesh)
     sinks = Sinks(run, step, mesh.is_first)
     saver = Saver(run.folder / "checkpoints", run.keep_checkpoints, run.save_async)
-    micro_batches = run.slots // mesh.data.size
+    micro_batches = run.micro_batches // mesh.data.size
     skipped_in_a_row, stopping = 0, False
 
     while step < run.steps and not stopping:
@@ -131,7 +105,7 @@ def train(run: RunConfig, guard: RankGuard) -> int:
                 if checking:
                     check_batch([("labels", micro.batch.labels_Q), ("read-outs", micro.batch.read_Q2)], mesh)
                 watchdog.phase("forward")
-                losses = engine(micro.batch.to(mesh.device), derive(run.seed, "noise", step, micro.slot.slot))
+                losses = engine(micro.batch.to(mesh.device), derive(run.seed, "noise", step, micro.assignment.number))
                 watchdog.phase("backward")
                 engine.backward(losses.total / micro_batches)
                 meter.add(micro, losses, waited)
@@ -157,7 +131,7 @@ def train(run: RunConfig, guard: RankGuard) -> int:
         if not writing:
             saver.publish()
         if step % run.save_every == 0 or step == run.steps or stopping:
-            saver.save(step, engine.fragments(), saved_state(consumed, sources, engine))
+            saver.save(step, engine.fragments(), resume.state(consumed, engine))
     saver.publish()
     watchdog.phase("end")
     sinks.close()
@@ -185,7 +159,7 @@ def main(argv: list[str] | None = None) -> int:
     except USER_ERRORS as error:
         if is_first_on_machine():
             print(f"error: {error}", file=sys.stderr)
-        return configuration.EXIT_CONFIG
+        return EXIT_USER
 
 
 if __name__ == "__main__":

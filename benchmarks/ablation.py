@@ -20,10 +20,9 @@ from typing import Any
 
 import torch
 
-from config import RunConfig
-from config_file import load_config
-from data.opening import open_sources, read_vocabulary
-from data.stream import Shard, schedule_of, training_stream
+from data.stream.share import Share
+from data.stream.source import open_data
+from data.stream.training import schedule_of, training_stream
 from data.tasks.base import Pixels
 from evaluation import EVALUATORS, Evaluation
 from model.initialise import initialise
@@ -32,6 +31,8 @@ from model.objective import Objective
 from parallel.engine import parameter_groups
 from parallel.kernels import load_kernels
 from parallel.mesh import Mesh
+from run.config import RunConfig
+from run.config_file import load_config
 
 ROOT = Path(__file__).parents[1]
 VARIANTS: dict[str, str] = {
@@ -59,9 +60,9 @@ def run_variant(name: str, seed: int, steps: int, config: str, limit: int) -> di
     torch.set_num_threads(1)
     overrides = [f"model.experts={VARIANTS[name]}", f"steps={steps}", f"seed={seed}", "parallel.expert=1"]
     run = load_config(ROOT / config, [*overrides, "data.workers=0", f"optimizer.warmup_steps={steps // 10}"])
-    vocabulary = read_vocabulary(run.data)
     pixels = Pixels(run.model.image_size, run.model.patch)
-    sources = open_sources(run.data, vocabulary, pixels, run.seed)
+    opened = open_data(run.data, pixels, run.seed)
+    vocabulary, sources = opened.vocabulary, opened.sources
     objective = Objective(run.model, vocabulary.size, Mesh(), load_kernels("torch"))
     initialise(objective, run.seed)
     start = time.perf_counter()
@@ -69,11 +70,13 @@ def run_variant(name: str, seed: int, steps: int, config: str, limit: int) -> di
     seconds = (time.perf_counter() - start) / steps
 
     held_out = tuple(dataclasses.replace(task, split="heldout") for task in run.data.tasks)
-    tests = open_sources(dataclasses.replace(run.data, tasks=held_out), vocabulary, pixels, run.seed)
+    tests = open_data(dataclasses.replace(run.data, tasks=held_out), pixels, run.seed, vocabulary).sources
     objective.eval()
     figures = {}
     for source, training in zip(tests, sources, strict=True):
-        metrics = EVALUATORS[source.task.config.kind](Evaluation(objective, source, training, "cpu", 64, limit))
+        metrics = EVALUATORS[source.task.config.kind].evaluate(
+            Evaluation(objective, source, training, "cpu", 64, limit)
+        )
         figures[source.name] = metrics[FIGURES[source.name]]
     parameters = sum(parameter.numel() for parameter in objective.parameters())
     return {"variant": name, "seed": seed, **figures, "parameters": parameters, "step_s": seconds}
@@ -81,8 +84,8 @@ def run_variant(name: str, seed: int, steps: int, config: str, limit: int) -> di
 
 def train(objective: Objective, run: RunConfig, sources: list) -> None:
     """The training loop of train.py without ranks, checkpoints and reports."""
-    schedule = schedule_of(run.data, run.slots, run.seed, sources)
-    stream = training_stream(sources, schedule, Shard(), 0, (0,) * len(sources), 0)
+    schedule = schedule_of(run.data, run.micro_batches, run.seed, sources)
+    stream = training_stream(sources, schedule, Share(), 0, (0,) * len(sources), 0)
     options = run.optimizer
     groups = [
         {"params": group["params"], "weight_decay": group["weight_decay"]}
@@ -90,10 +93,10 @@ def train(objective: Objective, run: RunConfig, sources: list) -> None:
     ]
     optimizer = torch.optim.AdamW(groups, lr=options.lr, betas=options.betas, eps=options.eps)
     for step in range(run.steps):
-        for _ in range(run.slots):
+        for _ in range(run.micro_batches):
             micro = next(stream)
-            losses = objective(micro.batch, derive(run.seed, "noise", step, micro.slot.slot))
-            (losses.total / run.slots).backward()
+            losses = objective(micro.batch, derive(run.seed, "noise", step, micro.assignment.number))
+            (losses.total / run.micro_batches).backward()
         for group in optimizer.param_groups:
             group["lr"] = options.learning_rate(step, run.steps)
         torch.nn.utils.clip_grad_norm_(objective.parameters(), options.clip)

@@ -34,15 +34,16 @@ import webdataset as wds
 from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from data.allocator import keep_freed_memory
 from data.batch import TaskBatch
 from data.config import DataConfig, TaskConfig
-from data.opening import Source, open_sources, read_vocabulary
-from data.prefetch import worker_context
+from data.decode.video import encode_mp4
 from data.shards import DatasetInfo, SplitInfo, write_info, write_shards
-from data.stream import Shard, schedule_of, training_stream
+from data.stream.share import Share
+from data.stream.source import Source, open_data
+from data.stream.training import schedule_of, training_stream
 from data.tasks.base import IMAGE_KEYS, VIDEO_KEYS, Pixels, Task
-from data.video import encode_mp4
+from data.workers.loader import worker_context
+from data.workers.processes import keep_freed_memory
 
 WAYS = ("read", "webdataset", "ours", "decode")
 SHARDS, CHUNK = 4, 1 << 20
@@ -110,7 +111,7 @@ def write_set(folder: Path, kind: str, items: list[tuple[str, bytes]], size: Siz
         crop_scale=(0.6, 1.0), flip=True,
     )  # fmt: skip
     config = DataConfig(tasks=(task,), vocabulary="restricted")
-    return open_sources(config, read_vocabulary(config), Pixels(size.side, 16), seed=0)[0]
+    return open_data(config, Pixels(size.side, 16), seed=0).sources[0]
 
 
 def example(task: Task, sample: dict[str, Any]) -> Any:
@@ -142,8 +143,8 @@ def webdataset(source: Source, workers: int) -> Iterator[TaskBatch]:
 
 
 def ours(source: Source, workers: int) -> Iterator[Any]:
-    schedule = schedule_of(DataConfig(tasks=(source.task.config,)), slots=1, seed=0)
-    yield from training_stream([source], schedule, Shard(), 0, (0,), workers)
+    schedule = schedule_of(DataConfig(tasks=(source.task.config,)), micro_batches=1, seed=0)
+    yield from training_stream([source], schedule, Share(), 0, (0,), workers)
 
 
 class Decoding(IterableDataset):

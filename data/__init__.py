@@ -1,1 +1,1 @@
-"""Bytes to task batches. Imports nothing of ours outside data/; knows its rank as Shard(index, count)."""
+"""Bytes to task batches. Imports nothing of ours outside data/; knows its rank as Share(index, count)."""

@@ -1,13 +1,10 @@
-"""Options of the data side, checked when made."""
+"""Options of the data side, checked when made; what depends on the kind of a task is checked in data/tasks."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import Literal
 
-from data.mixing import MixConfig
-
-TaskKind = Literal["classification", "text_classification", "masked_text", "captioning", "retrieval"]
 Sampling = Literal["segment", "uniform", "stride"]
 """Of a clip's frames."""
 TEXT_PLACE, SPE_PLACE = "{text}", "<spe>"
@@ -15,10 +12,34 @@ TEXT_PLACE, SPE_PLACE = "{text}", "<spe>"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class MixConfig:
+    """mixup, cutmix   alpha of the Beta distribution of the share; 0 = never (the recipe: 0.8 and 1.0)
+    probability     of mixing a batch
+    cutmix_share    probability of cutmix where both are on
+    """
+
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    probability: float = 1.0
+    cutmix_share: float = 0.5
+
+    @property
+    def is_on(self) -> bool:
+        return self.mixup > 0 or self.cutmix > 0
+
+    def __post_init__(self) -> None:
+        if self.mixup < 0 or self.cutmix < 0:
+            raise ValueError(f"mixup={self.mixup} and cutmix={self.cutmix} must not be negative")
+        if not 0 <= self.probability <= 1 or not 0 <= self.cutmix_share <= 1:
+            raise ValueError(f"probability={self.probability} and cutmix_share={self.cutmix_share} must lie in [0, 1]")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TaskConfig:
     """One task on one data set; images and videos are told apart by the data set's own description.
 
     name             unique; under it the task appears in reports
+    kind             classification, text_classification, masked_text, captioning or retrieval (data/tasks)
     path             data set: a folder, or a URL prefix, that holds dataset.json and shards
     shards           shards in place of the split's own: paths, URLs, {000..099}, globs, @file lists, and pipe: commands
     sampling_weight  relative frequency of the task among micro-batches
@@ -45,7 +66,7 @@ class TaskConfig:
     """
 
     name: str
-    kind: TaskKind
+    kind: str
     path: str
     split: str = "train"
     shards: tuple[str, ...] = ()
@@ -83,13 +104,6 @@ class TaskConfig:
             raise ValueError(
                 f"task {self.name}: frame_stride={self.frame_stride:g} must be positive with frame_sampling=stride, and 0 otherwise"
             )
-        if self.kind == "retrieval" and self.batch_size < 2:
-            raise ValueError(f"task {self.name}: retrieval needs batch_size >= 2, its candidates are the other samples")
-        if self.candidates != "local" and (self.candidates == "global") != (self.kind == "retrieval"):
-            raise ValueError(
-                f"task {self.name}: candidates={self.candidates} does not go with {self.kind}: "
-                "retrieval is local or global, other kinds are local or sharded"
-            )
         if not 0 < self.mask_rate < 1 or not 0 <= self.label_smoothing < 1:
             raise ValueError(f"task {self.name}: mask_rate must lie in (0, 1), label_smoothing in [0, 1)")
         if min(self.mask_shares) < 0 or sum(self.mask_shares) > 1:
@@ -105,8 +119,6 @@ class TaskConfig:
                 f"task {self.name}: rand_augment={self.rand_augment} and color_jitter={self.color_jitter} must not be negative, "
                 f"erase={self.erase} must lie in [0, 1]"
             )
-        if (self.mix.mixup or self.mix.cutmix) and self.kind != "classification":
-            raise ValueError(f"task {self.name}: mix blends class labels, and {self.kind} has none")
         if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             raise ValueError(f"task {self.name}: crop_scale={self.crop_scale} must satisfy 0 < low <= high <= 1")
 
@@ -123,7 +135,7 @@ class DataConfig:
     mixture            weights: a task's share of the micro-batches is its sampling_weight; sizes: sampling_weight times
                        its samples to the power 1 / mixture_temperature (1: as large as the data sets are; high: equal)
     workers            processes a rank that decode ahead; 0 = in the training process; auto = the rank's share of the cores
-                       that the process may use, less one, from 1 to 8 (data/prefetch.py)
+                       that the process may use, less one, from 1 to 8 (data/workers/to_device.py)
     shuffle_window     samples over which order is drawn at random, after the order of shards
     cache_dir          where shards that are not local files are kept; processes of a machine share it
     cache_gib          the most that may be kept there
@@ -158,17 +170,7 @@ class DataConfig:
             raise ValueError(
                 f"task {together[0]}: candidates over data ranks need the same task on all of them: set draw=same or candidates=local"
             )
-        if self.vocabulary_sample and any(
-            t.candidates == "sharded" and t.kind in ("masked_text", "captioning") for t in self.tasks
-        ):
-            raise ValueError(
-                "candidates=sharded needs the whole vocabulary: set vocabulary_sample=0 or candidates=local"
-            )
         if self.mixture_temperature <= 0 or self.cache_gib <= 0:
             raise ValueError(
                 f"mixture_temperature={self.mixture_temperature} and cache_gib={self.cache_gib} must be positive"
             )
-        if self.vocabulary_sample and any(
-            t.label_smoothing for t in self.tasks if t.kind in ("masked_text", "captioning")
-        ):
-            raise ValueError("label_smoothing needs the whole vocabulary: set vocabulary_sample=0 or label_smoothing=0")

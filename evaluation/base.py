@@ -8,16 +8,16 @@ from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from data.batch import Sequences
-from data.opening import Source
-from data.passes import evaluation_pass
 from data.shards import DatasetError
-from data.stream import Shard
-from data.targets import all_words
+from data.stream.evaluation import evaluation_pass
+from data.stream.share import Share
+from data.stream.source import Source
+from data.tasks.candidates import all_words
 from model.objective import Objective
+from parallel.collectives import Axis, gathered_objects
 
 Metrics = dict[str, float | int]
 T = TypeVar("T")
@@ -34,8 +34,7 @@ class Evaluation:
     """One evaluator's input: `limit` samples at most, all if None. `training` is the task's training split, for masked text alone;
     beam and length_penalty are those of captions (the public code: 2 and 0).
 
-    Several ranks, each with the whole network, share the samples: `shard` says which part is this rank's. Then torch.distributed's
-    default group must have these ranks, and every rank gets the figures of all.
+    Several ranks, each with the whole network, share the samples; `ranks` is their axis, and every rank gets the figures of all.
     """
 
     objective: Objective
@@ -46,15 +45,20 @@ class Evaluation:
     limit: int | None = None
     beam: int = 2
     length_penalty: float = 0.0
-    shard: Shard = dataclasses.field(default_factory=Shard)
+    ranks: Axis = dataclasses.field(default_factory=lambda: Axis("data"))
     workers: int = 0
+
+    @property
+    def share(self) -> Share:
+        """This rank's part of the samples."""
+        return Share(self.ranks.rank, self.ranks.size)
 
     def batches(self) -> Iterator[tuple[list, Tensor]]:
         """(examples, valid_B) in shard order; all ranks get as many, and those that are not valid fill up the last ones.
 
         Raises DamagedDataError if a sample is unreadable, since a score over fewer is another score.
         """
-        for batch in evaluation_pass(self.source, self.batch_size, self.limit, self.shard, self.workers):
+        for batch in evaluation_pass(self.source, self.batch_size, self.limit, self.share, self.workers):
             if batch.faults:
                 fault = batch.faults[0]
                 raise DamagedDataError(
@@ -65,7 +69,7 @@ class Evaluation:
     def training_examples(self) -> Iterator[Any]:
         """This rank's part of the training split, each once and unmodified; unreadable ones are left out, as in training."""
         assert self.training is not None
-        for batch in evaluation_pass(self.training, self.batch_size, None, self.shard, self.workers):
+        for batch in evaluation_pass(self.training, self.batch_size, None, self.share, self.workers):
             yield from itertools.compress(batch.examples, batch.valid)
 
     def gathered(self, batches: list[T]) -> list[T]:
@@ -75,11 +79,7 @@ class Evaluation:
 
     def of_all_ranks(self, value: T) -> list[T]:
         """Collective. Every rank's value."""
-        if self.shard.count == 1:
-            return [value]
-        found: list[Any] = [None] * self.shard.count
-        dist.all_gather_object(found, value)
-        return found
+        return gathered_objects(value, self.ranks)
 
 
 @torch.no_grad()

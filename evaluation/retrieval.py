@@ -39,7 +39,7 @@ def _encoded(evaluation: Evaluation, captions: list[str]) -> Tensor:
     chunks = [captions[start : start + CHUNK] for start in range(0, len(captions), CHUNK)]
     own = {
         number: encode_rows(evaluation, task.texts(chunks[number])).cpu()  # type: ignore[attr-defined]
-        for number in range(evaluation.shard.index, len(chunks), evaluation.shard.count)
+        for number in range(evaluation.share.index, len(chunks), evaluation.share.count)
     }
     of_all = {number: rows for part in evaluation.of_all_ranks(own) for number, rows in part.items()}
     return torch.cat([of_all[number] for number in range(len(chunks))]).to(evaluation.device)

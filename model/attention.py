@@ -15,7 +15,7 @@ from model.config import ModelConfig
 from model.layout import SequenceLayout, position_major
 from model.moe.experts import ExpertLinear
 from model.moe.layer import Decision, MergeDecision
-from model.moe.router import Layouts, Passed
+from model.moe.router import Layouts, States
 from model.projection import banks_of, projection
 from model.recompute import computed
 from parallel.mesh import Mesh
@@ -52,12 +52,12 @@ class Attention(nn.Module):
 
     def forward(
         self,
-        xs: Passed,
+        xs: States,
         layouts: Layouts,
         decision: Decision,
         prompts: tuple[Tensor, ...] = (),
         past: KeysValues | None = None,
-    ) -> tuple[Passed, tuple[KeysValues, ...]]:
+    ) -> tuple[States, tuple[KeysValues, ...]]:
         """-> (ys, keys and values of the tokens and prompts of this pass).
 
         prompts: [P, D] for each sequence, or none. past: what the tokens of a single sequence see besides themselves; its

@@ -11,10 +11,10 @@ from model.attention import Attention, KeysValues
 from model.config import ModelConfig
 from model.feed_forward import feed_forward
 from model.moe.layer import Decision, DispatchPath, MergePath, RoutingReport, make_path
-from model.moe.router import Layouts, Passed
+from model.moe.router import Layouts, States
 from model.noise import Key, derive, uniform
 from model.recompute import computed
-from model.residual import WHOLE, Rows
+from model.sequence_rows import WHOLE, Rows
 from parallel.kernels import Kernels
 from parallel.mesh import Mesh
 from parallel.placement import mark_partial
@@ -51,8 +51,8 @@ class Block(nn.Module):
                 mark_partial(parameter)
 
     def forward(
-        self, xs: Passed, layouts: Layouts, noise: Key, past: KeysValues | None = None, rows: Rows = WHOLE
-    ) -> tuple[Passed, tuple[RoutingReport, ...], tuple[KeysValues, ...]]:
+        self, xs: States, layouts: Layouts, noise: Key, past: KeysValues | None = None, rows: Rows = WHOLE
+    ) -> tuple[States, tuple[RoutingReport, ...], tuple[KeysValues, ...]]:
         """-> (xs, reports of the decisions; none in a dense block, keys and values of each sequence).
 
         past: keys and values that the tokens of a single sequence see besides their own, prompts among them. rows: which tokens
@@ -82,14 +82,14 @@ class Block(nn.Module):
             second = self.ffn_path(self.ffn.banks, layouts, derive(noise, "ffn"))
         return first, second
 
-    def _prompts(self, layouts: Layouts) -> Passed:
+    def _prompts(self, layouts: Layouts) -> States:
         """Normalised prompts for each sequence; none where the block has none."""
         if self.prompts is None:
             return ()
         target_prompts = self.prompts if self.target_prompts is None else self.target_prompts
         return tuple(self.attention_norm(target_prompts if lay.is_target else self.prompts) for lay in layouts)
 
-    def _added(self, xs: Passed, branches: Passed, scale_D: Tensor | None, noise: Key, rows: Rows) -> Passed:
+    def _added(self, xs: States, branches: States, scale_D: Tensor | None, noise: Key, rows: Rows) -> States:
         return tuple(
             x + self._scaled(rows.leave(branch), scale_D, derive(noise, index), index, len(branch), rows)
             for index, (x, branch) in enumerate(zip(xs, branches, strict=True))
@@ -104,6 +104,6 @@ class Block(nn.Module):
         return branch * rows.each(keep_B11, index) / (1 - self.drop_path)
 
 
-def _deciding(xs: Passed, rows: Rows) -> Passed:
+def _deciding(xs: States, rows: Rows) -> States:
     """Tokens as a router sees them."""
     return tuple(rows.deciding(x) for x in xs)

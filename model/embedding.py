@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from data.batch import Modality, Segment, Sequences
-from data.normalise import normalised
+from data.visual.normalise import normalised
 from model.config import ModelConfig
 from model.noise import Key, derive, uniform
 from parallel.kernels import Kernels

@@ -13,9 +13,9 @@ from model.block import Block
 from model.config import ModelConfig
 from model.layout import SequenceLayout, position_major
 from model.moe.layer import RoutingReport
-from model.moe.router import Layouts, Passed
+from model.moe.router import Layouts, States
 from model.noise import Key, derive
-from model.residual import WHOLE, CutRows, Rows, WholeRows
+from model.sequence_rows import WHOLE, CutRows, Rows, WholeRows
 from parallel.kernels import Kernels
 from parallel.mesh import Mesh
 
@@ -47,7 +47,7 @@ class Encoder(nn.Module):
             all_new.append(new)
         return x_BLD, tuple(all_new)
 
-    def forward(self, xs: Passed, layouts: Layouts, noise: Key) -> tuple[Passed, tuple[RoutingReport, ...]]:
+    def forward(self, xs: States, layouts: Layouts, noise: Key) -> tuple[States, tuple[RoutingReport, ...]]:
         """All sequences of a pass together -> (xs, reports in the order of the decisions)."""
         if self.merges:
             xs = tuple(position_major(x) for x in xs)

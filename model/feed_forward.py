@@ -10,7 +10,7 @@ from torch.nn.functional import gelu
 from model.config import ModelConfig
 from model.moe.experts import ExpertLinear, ExpertMLP
 from model.moe.layer import Decision, DispatchDecision
-from model.moe.router import Passed
+from model.moe.router import States
 from model.projection import SparseProjection, banks_of, projection
 from model.recompute import Computed, computed, kept
 from parallel.dispatch import Blocks
@@ -31,7 +31,7 @@ class FeedForward(nn.Module):
         """What a decision is for."""
         return banks_of(self.up, self.down)
 
-    def forward(self, xs: Passed, decision: Decision) -> Passed:
+    def forward(self, xs: States, decision: Decision) -> States:
         if isinstance(decision, DispatchDecision) and decision.is_single:
             assert isinstance(self.up, SparseProjection) and isinstance(self.down, SparseProjection)
             return decision.apply(LinearPair(self.up.bank, self.down.bank, self.computed), xs)
@@ -60,7 +60,7 @@ class SparseFeedForward(nn.Module):
         again = computed(config.activation_checkpointing)
         self.experts = ExpertMLP(config.width, config.ffn, config.experts.num_experts, mesh, again)
 
-    def forward(self, xs: Passed, decision: Decision) -> Passed:
+    def forward(self, xs: States, decision: Decision) -> States:
         assert isinstance(decision, DispatchDecision), "whole networks cannot be merged"
         return decision.apply(self.experts, xs)
 

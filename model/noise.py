@@ -1,7 +1,7 @@
 """Random numbers of a forward pass as a function of a key, so that resume, recomputation and any layout draw the same.
 
-A key is derived from (seed, step, slot) by the loop and from names (pass, layer, decision) on the way down. `None` means
-evaluation: no noise, no dropped branch.
+A key is derived from (seed, step, number of the micro-batch) by the loop and from names (pass, layer, decision) on the way
+down. `None` means evaluation: no noise, no dropped branch.
 """
 
 from __future__ import annotations

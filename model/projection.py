@@ -10,7 +10,7 @@ from model.config import ModelConfig
 from model.layout import in_storage_order
 from model.moe.experts import ExpertLinear
 from model.moe.layer import Decision
-from model.moe.router import Passed
+from model.moe.router import States
 from parallel.linear import column_linear, row_linear
 from parallel.mesh import Mesh
 
@@ -22,7 +22,7 @@ class DenseProjection(nn.Module):
         super().__init__()
         self.linear = linear
 
-    def forward(self, xs: Passed, decision: Decision) -> Passed:
+    def forward(self, xs: States, decision: Decision) -> States:
         return tuple(in_storage_order(self.linear, x) for x in xs)
 
 
@@ -33,7 +33,7 @@ class SparseProjection(nn.Module):
         super().__init__()
         self.bank = bank
 
-    def forward(self, xs: Passed, decision: Decision) -> Passed:
+    def forward(self, xs: States, decision: Decision) -> States:
         assert decision is not None, "a sparse projection needs a routing decision"
         return decision.apply(self.bank, xs)
 

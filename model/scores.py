@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 
-import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from parallel.collectives import Axis, copy_to_axis, gathered, reduce_from_axis
+from parallel.collectives import Axis, copy_to_axis, gathered, maximum, reduce_from_axis
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +37,7 @@ class Scores:
         if self.axis.size == 1:  # torch's own rounds less
             return cross_entropy(self.logits_Qc, labels_Q, label_smoothing=smoothing)
         sum_Q = self.logits_Qc.logsumexp(dim=1)
-        highest_Q = sum_Q.detach().clone()
-        dist.all_reduce(highest_Q, op=dist.ReduceOp.MAX, group=self.axis.group)
+        highest_Q = maximum(sum_Q, self.axis)
         log_sum_Q = reduce_from_axis((sum_Q - highest_Q).exp(), self.axis).log() + highest_Q
         place_Q = labels_Q - self.start
         last = self.logits_Qc.shape[1] - 1

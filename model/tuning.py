@@ -8,7 +8,7 @@ from torch import nn
 
 
 class TuningError(ValueError):
-    """The parameters that were named cannot be tuned or locked."""
+    """The parameters that were named cannot be tuned or frozen."""
 
 
 PROMPT_TUNED = ("*prompts", "*.spe_bias", "*norm.*", "head.*", "similarity_weight")
@@ -16,7 +16,7 @@ PROMPT_TUNED = ("*prompts", "*.spe_bias", "*norm.*", "head.*", "similarity_weigh
 
 
 def tune_prompts(module: nn.Module) -> int:
-    """Lock all but the parameters of prompt tuning; returns how many tensors are locked.
+    """Freeze all but the parameters of prompt tuning; returns how many tensors are frozen.
 
     Raises TuningError for a model without prompts.
     """
@@ -32,18 +32,18 @@ def tune_prompts(module: nn.Module) -> int:
 
 
 def freeze(module: nn.Module, patterns: tuple[str, ...]) -> int:
-    """Lock the parameters whose names match a pattern (`tower.*`, `*.router.*`); returns how many tensors.
+    """Freeze the parameters whose names match a pattern (`tower.*`, `*.router.*`); returns how many tensors.
 
     Raises TuningError for a pattern that matches nothing.
     """
     named = dict(module.named_parameters())
-    locked: set[str] = set()
+    frozen: set[str] = set()
     for pattern in patterns:
         matching = fnmatch.filter(named, pattern)
         if not matching:
             parts = sorted({".".join(name.split(".")[:2]) for name in named})
             raise TuningError(f"optimizer.frozen={pattern!r} matches no parameter; there are {', '.join(parts)}")
-        locked.update(matching)
-    for name in locked:
+        frozen.update(matching)
+    for name in frozen:
         named[name].requires_grad_(False)
-    return len(locked)
+    return len(frozen)

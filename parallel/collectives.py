@@ -1,4 +1,4 @@
-"""Differentiable collectives over one axis of the mesh; each has its backward beside it.
+"""Collectives over one axis of the mesh; those that are differentiable have their backward beside them.
 
 On an axis of size 1 every function is the identity, so serial and parallel are the same code. Backward passes *sum*
 over ranks; the one division by the data degree happens in the engine.
@@ -7,11 +7,13 @@ over ranks; the one division by the data degree happens in the engine.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,6 +141,34 @@ def scattered_sum(x: Tensor, axis: Axis) -> Tensor:
     out = x.new_empty(x.shape[1:])
     dist.reduce_scatter_single(out, x.contiguous().flatten(0, 1) if x.dim() > 1 else x.contiguous(), group=axis.group)
     return out
+
+
+def maximum(x: Tensor, axis: Axis) -> Tensor:
+    """The largest over ranks, element by element, without a gradient."""
+    return _reduced(x, axis, dist.ReduceOp.MAX)
+
+
+def total(x: Tensor, axis: Axis) -> Tensor:
+    """The sum over ranks, element by element, without a gradient."""
+    return _reduced(x, axis, dist.ReduceOp.SUM)
+
+
+def _reduced(x: Tensor, axis: Axis, operation: Any) -> Tensor:
+    x = x.detach()
+    if axis.size == 1:
+        return x
+    x = x.clone()
+    dist.all_reduce(x, op=operation, group=axis.group)
+    return x
+
+
+def gathered_objects(value: T, axis: Axis) -> list[T]:
+    """Every rank's value, which is pickled on the way: for a few results, not for tensors of a step."""
+    if axis.size == 1:
+        return [value]
+    found: list[Any] = [None] * axis.size
+    dist.all_gather_object(found, value, group=axis.group)
+    return found
 
 
 class _AllGather(torch.autograd.Function):

@@ -15,7 +15,7 @@ class ParallelConfig:
     sequence  cut the rows of the residual stream over tensor ranks (Megatron's sequence parallelism): norms and residual sums
               hold and compute 1 / tensor of them; with tensor=1 there is nothing to cut
     expert    degree of expert parallelism (DeepSpeed-MoE)
-    engine    DeepSpeed settings: ZeRO stage, precision, buckets
+    deepspeed DeepSpeed settings (ZeRO stage, precision, buckets): the name of a file in ds_configs/, or a path
     timeout_s a collective that waits longer fails
     stall_s   a rank whose phase of a step lasts longer reports where all ranks are, once; 0 = never
     """
@@ -23,7 +23,7 @@ class ParallelConfig:
     tensor: int = 1
     sequence: bool = False
     expert: int = 1
-    engine: str = "ds_configs/zero1.json"
+    deepspeed: str = "zero1"
     timeout_s: float = 1800.0
     stall_s: float = 600.0
 

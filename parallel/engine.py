@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from parallel.checkpoints import Checkpoint, Fragment, restore
 from parallel.config import OptimizerConfig
 from parallel.kernels import Kernels
-from parallel.memory import Memory, Piece, WholeMemory, ZeroMemory, owns_copy
-from parallel.mesh import MegatronUnit, Mesh, local_rank_of
+from parallel.launch import local_rank_of
+from parallel.mesh import MegatronUnit, Mesh
 from parallel.norms import GradientNorms, clip_gradients, gradient_norms
+from parallel.optimizer_state import OptimizerState, PartitionedState, Piece, WholeState, owns_copy
 from parallel.placement import EXPERT_AXIS, has_partial_gradient, placement_of
-from parallel.rows import sum_gradients
+from parallel.sequence_parallel import sum_gradients
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Engine:
                 dist_init_required=False,
             )
         self._is_partitioned = self._engine.zero_optimization_stage() > 0
-        self._memory: Memory = (ZeroMemory if self._is_partitioned else WholeMemory)(self._optimizer, mesh)
+        self._state: OptimizerState = (PartitionedState if self._is_partitioned else WholeState)(self._optimizer, mesh)
 
     def __call__(self, *args: Any) -> Any:
         return self._engine(*args)
@@ -98,7 +99,7 @@ class Engine:
         norms = gradient_norms(self._named_pieces(), self.mesh.device, self.loss_scale)
         finite = math.isfinite(norms.total)
         if finite:
-            clip_gradients(self._memory.pieces(), norms.total, self._clip)
+            clip_gradients(self._state.pieces(), norms.total, self._clip)
         elif not self._is_partitioned:
             self._engine.zero_grad()
             return StepInfo(norms, lr, applied=False)
@@ -111,7 +112,7 @@ class Engine:
     @property
     def optimizer_step(self) -> int:
         """Updates applied so far, as Adam's bias correction counts them."""
-        return self._memory.updates
+        return self._state.updates
 
     @property
     def loss_scale(self) -> float:
@@ -141,15 +142,15 @@ class Engine:
         updates = checkpoint.state["optimizer_step"]
         if updates:  # before the first one there were no moments to save
             # The moments that the first step would create, so that there is something to write into.
-            self._memory.prepare_restore(updates)
+            self._state.prepare_restore(updates)
         restore(checkpoint, self.fragments())
-        self._memory.finish_restore()
+        self._state.finish_restore()
         scale = float(checkpoint.state.get("loss_scale", 1.0))
         if scale != 1.0 and self._engine.fp16_enabled() and self._engine.dynamic_loss_scale():
             self._optimizer.loss_scale = scale
 
     def _named_pieces(self) -> Iterator[tuple[str, Piece]]:
-        for piece in self._memory.pieces():
+        for piece in self._state.pieces():
             yield self._names[piece.parameter], piece
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from parallel.collectives import Axis
-from parallel.rows import only_first
+from parallel.sequence_parallel import only_first
 
 
 def layer_config(tensor_size: int) -> ModelParallelConfig:

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import torch
 import torch.distributed as dist
 
-from parallel.memory import Piece
+from parallel.optimizer_state import Piece
 
 FAMILIES = ("dense", "experts", "routers")
 

@@ -13,8 +13,6 @@ import dataclasses
 import re
 from typing import Any
 
-from config import RunConfig
-from describe import build_on_meta
 from model.config import ModelConfig
 from model.tuning import freeze, tune_prompts
 from parallel.collectives import Axis
@@ -22,6 +20,8 @@ from parallel.engine import parameter_groups
 from parallel.mesh import Mesh
 from parallel.norms import family_of
 from parallel.placement import EXPERT_AXIS
+from plan.sizes import build_on_meta
+from run.config import RunConfig
 
 FP32 = 4
 INDEX = 8
@@ -37,7 +37,7 @@ TENSOR_CUT = re.compile(
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class Degrees:
     """Ranks on each axis; world = tensor x data, expert divides data. sequence: tensor ranks cut the rows of the residual stream."""
 
     tensor: int
@@ -81,7 +81,7 @@ def precision_of(engine: dict[str, Any]) -> Precision:
 
 
 @dataclasses.dataclass(frozen=True)
-class Split:
+class Amounts:
     """One quantity of a rank by family; padding belongs to DeepSpeed's groups."""
 
     dense: int = 0
@@ -93,11 +93,11 @@ class Split:
     def total(self) -> int:
         return self.dense + self.experts + self.routers + self.padding
 
-    def times(self, factor: int) -> Split:
-        return Split(self.dense * factor, self.experts * factor, self.routers * factor, self.padding * factor)
+    def times(self, factor: int) -> Amounts:
+        return Amounts(self.dense * factor, self.experts * factor, self.routers * factor, self.padding * factor)
 
-    def __add__(self, other: Split) -> Split:
-        return Split(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
+    def __add__(self, other: Amounts) -> Amounts:
+        return Amounts(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,15 +105,15 @@ class Group:
     """An optimizer group on one rank, in numbers: what it holds by family (padding included), and over how many ranks
     ZeRO cuts it."""
 
-    numbers: Split
+    numbers: Amounts
     ranks: int
     is_expert: bool
 
     @property
-    def partition(self) -> Split:
+    def partition(self) -> Amounts:
         """This rank's part; families share it by size, as the cut does not heed them."""
         held = self.numbers
-        cut = Split(held.dense // self.ranks, held.experts // self.ranks, held.routers // self.ranks)
+        cut = Amounts(held.dense // self.ranks, held.experts // self.ranks, held.routers // self.ranks)
         return dataclasses.replace(cut, padding=held.total // self.ranks - cut.total)
 
 
@@ -122,10 +122,10 @@ class Parameters:
     """A rank's parameters, in numbers: optimizer groups, and what is not tuned."""
 
     groups: tuple[Group, ...]
-    frozen: Split
+    frozen: Amounts
 
 
-def parameters_of(run: RunConfig, layout: Layout, vocabulary_size: int, padded: bool = True) -> Parameters:
+def parameters_of(run: RunConfig, layout: Degrees, vocabulary_size: int, padded: bool = True) -> Parameters:
     """Built on the meta device with this rank's experts; what tensor ranks cut is divided afterwards."""
     no_group = object()  # of a mesh on which nothing is sent
     mesh = Mesh(expert=Axis(EXPERT_AXIS, layout.expert, 0, no_group))
@@ -133,16 +133,16 @@ def parameters_of(run: RunConfig, layout: Layout, vocabulary_size: int, padded: 
     if run.optimizer.tune == "prompts":
         tune_prompts(objective)
     freeze(objective, run.optimizer.frozen)
-    numbers: dict[Any, Split] = {}
-    frozen = Split()
+    numbers: dict[Any, Amounts] = {}
+    frozen = Amounts()
     for name, parameter in objective.named_parameters():
         size = parameter.numel() // (layout.tensor if TENSOR_CUT.search(name) else 1)
-        numbers[parameter] = dataclasses.replace(Split(), **{family_of(name): size})
+        numbers[parameter] = dataclasses.replace(Amounts(), **{family_of(name): size})
         if not parameter.requires_grad:
             frozen += numbers[parameter]
     groups = []
     for group in parameter_groups(objective, run.optimizer.weight_decay, mesh):
-        held = sum((numbers[parameter] for parameter in group["params"]), Split())
+        held = sum((numbers[parameter] for parameter in group["params"]), Amounts())
         ranks = layout.expert_data if group["moe"] else layout.data
         padding = -held.total % (ALIGNMENT * ranks) if padded else 0
         groups.append(Group(dataclasses.replace(held, padding=padding), ranks, group["moe"]))
@@ -188,12 +188,12 @@ def sparse_linears(model: ModelConfig, tensor: int) -> tuple[tuple[Linear, ...],
     return (attention_linears(model, tensor), ffn) if model.experts.unit == "linear" else (ffn,)
 
 
-def optimizer_of(parameters: Parameters, precision: Precision) -> Split:
+def optimizer_of(parameters: Parameters, precision: Precision) -> Amounts:
     """fp32 masters and two moments of this rank's part. DeepSpeed keeps masters beside fp32 weights too, but without ZeRO."""
     if precision.stage:
-        return sum((group.partition for group in parameters.groups), Split()).times(OPTIMIZER)
+        return sum((group.partition for group in parameters.groups), Amounts()).times(OPTIMIZER)
     masters = 0 if precision.value == FP32 else FP32
-    return sum((group.numbers for group in parameters.groups), Split()).times(2 * FP32 + masters)
+    return sum((group.numbers for group in parameters.groups), Amounts()).times(2 * FP32 + masters)
 
 
 def reduction_of(parameters: Parameters, precision: Precision) -> int:

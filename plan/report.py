@@ -11,9 +11,8 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from config import ConfigError, RunConfig, check_layout, deepspeed_config
 from plan.activations import Activations, activations_of, exchange_buffers
-from plan.memory import Layout, Precision, Split, optimizer_of, parameters_of, precision_of, reduction_of
+from plan.memory import Amounts, Degrees, Precision, optimizer_of, parameters_of, precision_of, reduction_of
 from plan.tasks import TaskLoad, shares_of, task_loads, vocabulary_size_of
 from plan.traffic import (
     Collective,
@@ -27,6 +26,9 @@ from plan.traffic import (
     sent_in_all,
     tensor_traffic,
 )
+from run.config import RunConfig, check_layout
+from run.engine_file import read_engine_file
+from run.errors import ConfigError
 
 GIB = 1 << 30
 Change = Callable[[RunConfig, Precision], tuple[RunConfig, Precision]]
@@ -38,9 +40,9 @@ class Memory:
     task's pass. reduction: buffers of gradient reduction and update, when activations are gone. host: of the optimizer
     where it is offloaded."""
 
-    weights: Split
-    gradients: Split
-    optimizer: Split
+    weights: Amounts
+    gradients: Amounts
+    optimizer: Amounts
     activations: Activations
     exchange: int
     reduction: int
@@ -71,7 +73,7 @@ class Traffic:
 @dataclasses.dataclass(frozen=True)
 class Plan:
     name: str
-    layout: Layout
+    layout: Degrees
     precision: Precision
     micro_batches: int
     merges: bool | None
@@ -87,7 +89,7 @@ def plan(run: RunConfig, world: int, device_memory_gib: float = 80.0) -> Plan:
     if world < 1:
         raise ConfigError(f"--world={world}: must be at least 1")
     check_layout(run, world)
-    precision = precision_of(deepspeed_config(run))
+    precision = precision_of(read_engine_file(run))
     layout = layout_of(run, world)
     vocabulary_size, note = vocabulary_size_of(run)
     shares, shares_note = shares_of(run)
@@ -109,7 +111,7 @@ def plan(run: RunConfig, world: int, device_memory_gib: float = 80.0) -> Plan:
         raised = "start more ranks and raise parallel.expert, or " if more else ""
         notes.append(
             "ZeRO saves nothing on experts: each is held once (edp = data / expert = 1); "
-            f"{raised}offload the optimizer in {run.parallel.engine}: zero_optimization.offload_optimizer={{device: cpu}} and "
+            f"{raised}offload the optimizer in {run.parallel.deepspeed}: zero_optimization.offload_optimizer={{device: cpu}} and "
             "zero_force_ds_cpu_optimizer=false"
         )
     device_memory = round(device_memory_gib * GIB)
@@ -118,7 +120,7 @@ def plan(run: RunConfig, world: int, device_memory_gib: float = 80.0) -> Plan:
         name=run.name,
         layout=layout,
         precision=precision,
-        micro_batches=run.slots // layout.data,
+        micro_batches=run.micro_batches // layout.data,
         merges=not run.model.experts.decides_per_token if sparse else None,
         memory=memory,
         traffic=traffic_of(run, layout, precision, tasks, vocabulary_size),
@@ -128,12 +130,12 @@ def plan(run: RunConfig, world: int, device_memory_gib: float = 80.0) -> Plan:
     )
 
 
-def layout_of(run: RunConfig, world: int) -> Layout:
-    return Layout(run.parallel.tensor, run.parallel.expert, world // run.parallel.tensor, run.parallel.sequence)
+def layout_of(run: RunConfig, world: int) -> Degrees:
+    return Degrees(run.parallel.tensor, run.parallel.expert, world // run.parallel.tensor, run.parallel.sequence)
 
 
 def memory_of(
-    run: RunConfig, layout: Layout, precision: Precision, tasks: tuple[TaskLoad, ...], vocabulary_size: int
+    run: RunConfig, layout: Degrees, precision: Precision, tasks: tuple[TaskLoad, ...], vocabulary_size: int
 ) -> Memory:
     value = precision.value
     parameters = parameters_of(run, layout, vocabulary_size, padded=precision.stage > 0)
@@ -146,7 +148,7 @@ def memory_of(
         for task in tasks
     ]
     activations, exchange, largest_task = max(peaks, key=lambda found: found[0].peak + found[1])
-    held = sum((group.numbers for group in parameters.groups), Split())
+    held = sum((group.numbers for group in parameters.groups), Amounts())
     return Memory(
         weights=(held + parameters.frozen).times(value),
         gradients=dataclasses.replace(held, padding=0).times(value),
@@ -160,11 +162,11 @@ def memory_of(
 
 
 def traffic_of(
-    run: RunConfig, layout: Layout, precision: Precision, tasks: tuple[TaskLoad, ...], vocabulary_size: int
+    run: RunConfig, layout: Degrees, precision: Precision, tasks: tuple[TaskLoad, ...], vocabulary_size: int
 ) -> Traffic:
     """A step: its micro-batches are a mean over tasks by their share."""
     model, value = run.model, precision.value
-    micro_batches = run.slots // layout.data
+    micro_batches = run.micro_batches // layout.data
     parameters = parameters_of(run, layout, vocabulary_size)
 
     def averaged(passes: Sequence[tuple[Collective, ...]]) -> tuple[Collective, ...]:
@@ -227,7 +229,7 @@ def _remedies(
 
 def _changes(run: RunConfig, world: int, precision: Precision) -> Iterator[tuple[str, Change]]:
     if precision.stage < 2:
-        yield "ZeRO-2 (parallel.engine=ds_configs/zero2.json)", lambda r, p: (r, dataclasses.replace(p, stage=2))
+        yield "ZeRO-2 (parallel.deepspeed=zero2)", lambda r, p: (r, dataclasses.replace(p, stage=2))
     if run.model.num_decisions:
         for expert in range(run.parallel.expert + 1, run.model.experts.num_experts + 1):
             yield f"parallel.expert={expert}", functools.partial(_with_parallel, "expert", expert)

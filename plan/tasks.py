@@ -5,20 +5,18 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from config import RunConfig
-from data.opening import read_vocabulary
-from data.schedule import shares
 from data.shards import DatasetError, read_info
-from data.tokenizer import VocabularyFileError
-from describe import FULL_VOCABULARY, compared_candidates, task_cost
+from data.stream.schedule import shares
+from data.stream.source import read_vocabulary
+from data.tasks import kind_of
+from data.text.tokenizer import VocabularyFileError
 from model.config import ModelConfig
-
-WORDS = ("masked_text", "captioning")
-"""Kinds of tasks whose candidates are words, all equally long."""
+from plan.sizes import FULL_VOCABULARY, compared_candidates, task_cost
+from run.config import RunConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class Passed:
+class States:
     """Sequences that go through an encoder: rows of equal length. visual: patches of a row. reads: read-outs of all rows, of
     candidates: those that are compared, also where other ranks encode them.
     masked: not everyone sees everyone, or texts of several lengths."""
@@ -50,13 +48,13 @@ class TaskLoad:
 
     name: str
     share: float
-    sequences: tuple[Passed, Passed]
+    sequences: tuple[States, States]
     losses: int
     counted: bool
     symmetric: bool = False
     scope: str = "local"
 
-    def passes(self, data: int) -> tuple[Passed, Passed]:
+    def passes(self, data: int) -> tuple[States, States]:
         """Inputs and candidates of one of so many data ranks."""
         inputs, candidates = self.sequences
         if self.scope == "sharded":
@@ -71,14 +69,15 @@ def task_loads(run: RunConfig, vocabulary_size: int, shares: tuple[float, ...]) 
     loads = []
     for task, share in zip(run.data.tasks, shares, strict=True):
         cost = task_cost(task, run.model, vocabulary_size, run.data.word_end)
+        answers = kind_of(task).answers
         number = compared_candidates(task, cost, run.data.vocabulary_sample)
         rows = cost.rows
         texts = cost.tokens > 1 + cost.visual_tokens
-        inputs = Passed(rows, cost.tokens, cost.visual_tokens, rows * cost.reads, masked=texts)
+        inputs = States(rows, cost.tokens, cost.visual_tokens, rows * cost.reads, masked=texts)
         length = cost.candidates[1] if cost.candidates else 0
-        candidates = Passed(number, length, 0, number, masked=task.kind not in WORDS)
-        symmetric = task.kind == "retrieval"
-        losses = 1 + symmetric + bool(task.mix.mixup or task.mix.cutmix)
+        candidates = States(number, length, 0, number, masked=answers != "words")
+        symmetric = answers == "pairs"
+        losses = 1 + symmetric + task.mix.is_on
         counted = cost.candidates is not None
         loads.append(TaskLoad(task.name, share, (inputs, candidates), losses, counted, symmetric, task.candidates))
     return tuple(loads)
@@ -107,7 +106,7 @@ def vocabulary_size_of(run: RunConfig) -> tuple[int, str]:
         return FULL_VOCABULARY, "vocabulary: the whole one, as the data sets that restrict it are not there"
 
 
-def towers_of(model: ModelConfig, sequences: tuple[Passed, ...]) -> list[tuple[ModelConfig, tuple[Passed, ...]]]:
+def towers_of(model: ModelConfig, sequences: tuple[States, ...]) -> list[tuple[ModelConfig, tuple[States, ...]]]:
     """Which sequences go through which tower."""
     text = model.text_tower_config()
     if text is None:
@@ -122,7 +121,7 @@ def sent_copies(model: ModelConfig, tokens: int) -> int:
     return min(pairs, math.ceil(pairs * experts.capacity_factor)) if experts.capacity_factor else pairs
 
 
-def groups_of(sequences: tuple[Passed, ...]) -> int:
+def groups_of(sequences: tuple[States, ...]) -> int:
     """Condition groups of a pass."""
     return sum(s.groups for s in sequences)
 

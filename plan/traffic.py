@@ -13,8 +13,8 @@ from __future__ import annotations
 import dataclasses
 
 from model.config import ModelConfig
-from plan.memory import FP32, INDEX, Layout, Parameters, Precision, sparse_linears
-from plan.tasks import Passed, TaskLoad, chosen_peers, groups_of, sent_copies, towers_of
+from plan.memory import FP32, INDEX, Degrees, Parameters, Precision, sparse_linears
+from plan.tasks import States, TaskLoad, chosen_peers, groups_of, sent_copies, towers_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Collective:
         return self.handed * others * (2 if self.kind == "all-reduce" else 1) // self.ranks
 
 
-THREE_GROUPS = (Passed(1, 3, 1, 1, True), Passed(1, 2, 0, 1, False))
+THREE_GROUPS = (States(1, 3, 1, 1, True), States(1, 2, 0, 1, False))
 """A caption: its picture, its words, and the words to choose from."""
 
 
@@ -46,7 +46,7 @@ def sent_in_all(collectives: tuple[Collective, ...]) -> int:
     return sum(collective.sent for collective in collectives)
 
 
-def gradient_traffic(parameters: Parameters, layout: Layout, precision: Precision) -> tuple[Collective, ...]:
+def gradient_traffic(parameters: Parameters, layout: Degrees, precision: Precision) -> tuple[Collective, ...]:
     """Once a step. DeepSpeed all-reduces its buckets under stages 1 and 2 alike and lets each rank keep its part."""
     found = []
     for what, is_expert, ranks in (("dense", False, layout.data), ("experts", True, layout.expert_data)):
@@ -72,7 +72,7 @@ def stops_early(model: ModelConfig) -> bool:
 
 
 def tensor_traffic(
-    model: ModelConfig, sequences: tuple[Passed, ...], layout: Layout, value: int
+    model: ModelConfig, sequences: tuple[States, ...], layout: Degrees, value: int
 ) -> tuple[Collective, ...]:
     """One micro-batch. All-reduces: two results a block forward, two gradients of inputs backward; looked-up words; gradients
     of the gates' weights. Where rows are cut, an all-gather before and a reduce-scatter after each branch of a block stand
@@ -87,7 +87,7 @@ def tensor_traffic(
     )
 
 
-def row_gradients(model: ModelConfig, layout: Layout, value: int) -> Collective:
+def row_gradients(model: ModelConfig, layout: Degrees, value: int) -> Collective:
     """Once a step: the gradients of what acts on a part of the rows (norms, LayerScale, prompts)."""
     prompts = model.prompts.length + model.prompts.target_length if model.prompts else 0
     towers = [tower for tower in (model, model.text_tower_config()) if tower]
@@ -95,7 +95,7 @@ def row_gradients(model: ModelConfig, layout: Layout, value: int) -> Collective:
     return Collective("gradients of norms", "all-reduce", layout.tensor, numbers * value * layout.cuts_rows)
 
 
-def _row_exchanges(model: ModelConfig, sequences: tuple[Passed, ...], layout: Layout) -> tuple[int, int]:
+def _row_exchanges(model: ModelConfig, sequences: tuple[States, ...], layout: Degrees) -> tuple[int, int]:
     """-> numbers that all ranks together give to all-gathers, and that one rank gives to reduce-scatters."""
     gathers = scatters = 0
     for tower, mine in towers_of(model, sequences):
@@ -127,7 +127,7 @@ def _gathers_again(model: ModelConfig, layer: int) -> int:
     return attention + (pools if sent else True)
 
 
-def _all_reduced(model: ModelConfig, sequences: tuple[Passed, ...], layout: Layout, value: int) -> int:
+def _all_reduced(model: ModelConfig, sequences: tuple[States, ...], layout: Degrees, value: int) -> int:
     total = 0
     for tower, mine in towers_of(model, sequences):
         tokens = sum(s.tokens for s in mine)
@@ -151,7 +151,7 @@ def _all_reduced(model: ModelConfig, sequences: tuple[Passed, ...], layout: Layo
 
 
 def scores_traffic(
-    model: ModelConfig, sequences: tuple[Passed, ...], layout: Layout, losses: int, symmetric: bool
+    model: ModelConfig, sequences: tuple[States, ...], layout: Degrees, losses: int, symmetric: bool
 ) -> tuple[Collective, ...]:
     """One micro-batch's scores, where tensor ranks share the candidates: three numbers of each read-out and cross-entropy, gradients
     of the compared features and of the scale; the likeliest candidate of each rank, for reports."""
@@ -165,7 +165,7 @@ def scores_traffic(
     )
 
 
-def candidates_traffic(model: ModelConfig, task: TaskLoad, layout: Layout) -> tuple[Collective, ...]:
+def candidates_traffic(model: ModelConfig, task: TaskLoad, layout: Degrees) -> tuple[Collective, ...]:
     """One micro-batch of a task whose candidates are those of all data ranks: features forward, their gradients backward."""
     inputs, candidates = task.passes(layout.data)
     features = 0
@@ -177,7 +177,7 @@ def candidates_traffic(model: ModelConfig, task: TaskLoad, layout: Layout) -> tu
     )
 
 
-def _gate_gradients(model: ModelConfig, tokens: int, groups: int, layout: Layout) -> int:
+def _gate_gradients(model: ModelConfig, tokens: int, groups: int, layout: Degrees) -> int:
     """Every tensor rank sees a part of the matrices, so the gradients of the weights that gates give are partial sums."""
     pairs = sparse_linears(model, layout.tensor)
     if model.experts.decides_per_token:
@@ -189,7 +189,7 @@ def _gate_gradients(model: ModelConfig, tokens: int, groups: int, layout: Layout
 
 
 def merge_traffic(
-    model: ModelConfig, sequences: tuple[Passed, ...], layout: Layout, value: int
+    model: ModelConfig, sequences: tuple[States, ...], layout: Degrees, value: int
 ) -> tuple[Collective, ...]:
     """One micro-batch, whatever its tokens: merged weights forward, their gradients backward, decisions. Each group gets its
     matrix from the ranks of its experts, at most as many as it chose."""
@@ -212,7 +212,7 @@ def merge_traffic(
 
 
 def dispatch_traffic(
-    model: ModelConfig, sequences: tuple[Passed, ...], layout: Layout, value: int
+    model: ModelConfig, sequences: tuple[States, ...], layout: Degrees, value: int
 ) -> tuple[Collective, ...]:
     """One micro-batch: rows to their experts and back for each linear (once for whole networks and top-1 FFNs), the same backward."""
     rows = counts = skipped = 0
@@ -241,14 +241,14 @@ def dispatch_traffic(
     )
 
 
-def crossover_tokens(model: ModelConfig, layout: Layout, value: int) -> int:
+def crossover_tokens(model: ModelConfig, layout: Degrees, value: int) -> int:
     """Tokens of a rank's pass (inputs and candidates) above which merging sends fewer bytes than dispatching; 0 where
     nothing is exchanged, or where experts are whole networks and cannot be merged. For one tower and a pass of three groups."""
     if layout.expert == 1 or model.experts.unit == "mlp" or not model.num_decisions:
         return 0
 
     def dispatched(tokens: int) -> int:
-        return sent_in_all(dispatch_traffic(model, (Passed(1, tokens, 1, 1, False),), layout, value))
+        return sent_in_all(dispatch_traffic(model, (States(1, tokens, 1, 1, False),), layout, value))
 
     many = 1 << 20
     fixed = dispatched(0)

@@ -28,7 +28,7 @@ def config(world, tmp_path) -> Path:
     raw["name"] = "tiny"
     raw.update({k: v for k, v in TINY.items() if k != "model"})
     raw["model"] |= TINY["model"]
-    raw["parallel"] = {"engine": str(ROOT / "ds_configs" / "zero1.json")}
+    raw["parallel"] = {"deepspeed": str(ROOT / "ds_configs" / "zero1.json")}
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(raw))
     return path

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 
 import yaml
 
 from benchmarks import ablation, checkpoints, moe_layer, recompute
 from benchmarks import data as data_benchmark
 from data.synthetic import WorldSize, write_demo_world
-
-ROOT = Path(__file__).parents[1]
+from tests.helpers.places import ROOT
 
 
 def test_layer_table(monkeypatch, capsys):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from parallel.mesh import accept_slurm
+from parallel.launch import accept_slurm
 from tests.helpers.runs import LAUNCHER, ROOT, environment, losses, records, train
 
 

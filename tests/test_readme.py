@@ -5,16 +5,16 @@ from __future__ import annotations
 import importlib.util
 import re
 import shlex
-from pathlib import Path
 
 import pytest
 
 import evaluate
 import train
-from config import check_layout, deepspeed_config
-from config_file import load_config
+from run.config import check_layout
+from run.config_file import load_config
+from run.engine_file import read_engine_file
+from tests.helpers.places import ROOT
 
-ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "configs").rglob("*.yaml"))]
 
@@ -53,8 +53,8 @@ def test_command_can_be_run(command, monkeypatch):
         world = int(words[words.index("--num_gpus") + 1]) if "--num_gpus" in words else arguments.world or 1
         run = load_config(arguments.config, arguments.overrides)
         if not arguments.describe:
-            check_layout(run, run.slots if "--hostfile" in words else world)
-        deepspeed_config(run)
+            check_layout(run, run.micro_batches if "--hostfile" in words else world)
+        read_engine_file(run)
     elif "evaluate.py" in words:
         evaluate.parse_arguments(words[words.index("evaluate.py") + 1 :])
     else:

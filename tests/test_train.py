@@ -18,7 +18,7 @@ from tests.helpers.runs import ROOT, command, environment, losses, records, trai
 
 
 def test_launcher_with_experts_on_two_ranks_equals_one_process(config):
-    """Two ranks, EP = 2, different tasks in one step; the same steps by plain python with both slots on one rank."""
+    """Two ranks, EP = 2, different tasks in one step; the same steps by plain python with both micro-batches on one rank."""
     out = train(config, "name=two", "parallel.expert=2", "save_async=true", ranks=2)
     assert "finished at step 6" in out
     train(config, "name=one")
@@ -100,7 +100,7 @@ def test_worker_processes_change_nothing(config):
 def test_another_definition_under_the_same_name_is_refused(config):
     train(config, "steps=3")
     out = train(config, "steps=3", "model.depth=4", expect=2)
-    assert "another model.depth (2, now 4)" in out
+    assert "was started with model.depth=2, now 4" in out
     assert "finished" in train(config, "steps=4", "log_every=2")  # reporting and length may change
 
 
@@ -178,6 +178,6 @@ def test_damaged_data_is_listed_counted_and_passed_by_and_workers_may_change(con
         "reason"
     ]
     out = train(
-        config, "name=strict", path, "steps=9999", "data.tasks.shapes.sampling_weight=1000", "slots=8", expect=1
+        config, "name=strict", path, "steps=9999", "data.tasks.shapes.sampling_weight=1000", "micro_batches=8", expect=1
     )
     assert "samples are unreadable, more than data.max_bad_fraction=0.001" in out

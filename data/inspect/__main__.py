@@ -11,11 +11,11 @@ from tqdm import tqdm
 from data.inspect import gallery, statistics
 from data.inspect.lint import lint
 from data.inspect.problems import Totals
-from data.inspect.processes import default_workers
 from data.inspect.samples import FRAMES
 from data.inspect.targets import find
 from data.shards import DatasetError
 from data.shards.files import replacing
+from data.workers.loader import usable_cores
 
 CLEAN, PROBLEMS, UNUSABLE = 0, 1, 2
 """Exit codes."""
@@ -50,9 +50,7 @@ def _shards_command(command: argparse.ArgumentParser, nargs: str | None) -> argp
     text = "data set folder, or shards of other makers by path, 'glob' or {000..012}"
     command.add_argument("targets" if nargs else "target", nargs=nargs, metavar="FOLDER", help=text)
     command.add_argument("--split", help="this one alone")
-    command.add_argument(
-        "--workers", type=int, default=default_workers(), metavar="N", help="processes (default: cores)"
-    )
+    command.add_argument("--workers", type=int, default=usable_cores(), metavar="N", help="processes (default: cores)")
     command.add_argument(
         "--frames", type=int, default=FRAMES, metavar="N", help=f"frames taken of a clip (default {FRAMES})"
     )

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
-from data.decode import BadSample
 from data.inspect.problems import Problem, shown, tokenizer
 from data.inspect.shard_check import ShardReport
 from data.inspect.targets import ShardFile, Target, open_shard
 from data.shards import DatasetError, DatasetInfo
+from data.shards.errors import BadSample
 from data.shards.files import INFO_FILE, list_name
 from data.shards.lists import parse_list
 from data.shards.ranges import load_ranges
-from data.tokenizer import END_OF_TEXT
+from data.text.tokenizer import END_OF_TEXT
 
 Reports = dict[ShardFile, ShardReport]
 

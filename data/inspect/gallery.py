@@ -12,20 +12,20 @@ import numpy as np
 from data.attributes import attributes
 from data.batch import Modality, Segment, Sequences, TaskBatch
 from data.config import DataConfig, TaskConfig
-from data.decode import BadSample
 from data.inspect.page import Card, Page, Pictures, SegmentView, TaskView, Token, render
 from data.inspect.run_file import RunFile, read_run_file
 from data.inspect.samples import Decoded, decode
-from data.normalise import pixels
-from data.opening import read_vocabulary
-from data.order import rng
+from data.seeding import rng
 from data.shards import DatasetError, DatasetInfo, ShardSet, read_info
+from data.shards.errors import BadSample
 from data.shards.ranges import load_ranges
-from data.tasks import NEEDS, make_task
+from data.stream.source import read_vocabulary
+from data.tasks import TASKS, make_task
 from data.tasks.base import Pixels, Sample, Task, TaskContext
-from data.tokenizer import END_OF_TEXT, Tokenizer
-from data.transform import unpatchify
-from data.vocabulary import UnknownTokenError, Vocabulary
+from data.text.tokenizer import END_OF_TEXT, Tokenizer
+from data.text.vocabulary import UnknownTokenError, Vocabulary
+from data.visual.normalise import pixels
+from data.visual.transform import unpatchify
 
 BIT_NAMES = tuple(inspect.signature(attributes).parameters)
 STANDARD = Pixels(image_size=224, patch=16)
@@ -105,8 +105,8 @@ def _task_of_run(run: RunFile, folder: str, info: DatasetInfo) -> Task:
 def _standard_tasks(folder: str, info: DatasetInfo, tokenizer: Tokenizer) -> list[Task]:
     """Every kind of task that can read the data set, with default options."""
     vocabulary = Vocabulary.full(tokenizer)
-    kinds = [kind for kind, readable in NEEDS.items() if info.kind in readable]
-    configs = [TaskConfig(name=kind, kind=kind, path=folder) for kind in kinds]  # type: ignore[arg-type]
+    kinds = [kind for kind, task in TASKS.items() if info.kind in task.reads]
+    configs = [TaskConfig(name=kind, kind=kind, path=folder) for kind in kinds]
     return [make_task(TaskContext(config, info, vocabulary, STANDARD)) for config in configs]
 
 

@@ -5,19 +5,21 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
+from tqdm import tqdm
+
 from data.inspect.folder_check import check_folder
 from data.inspect.problems import Problem, Totals
-from data.inspect.processes import Died, each
 from data.inspect.samples import FRAMES
-from data.inspect.shard_check import Job, ShardReport, check_shard
+from data.inspect.shard_check import CheckJob, ShardReport, check_shard
 from data.inspect.targets import ShardFile, Target
+from data.workers.pool import Died, each
 
 
 def lint(target: Target, totals: Totals, workers: int, whole: bool, frames: int = FRAMES) -> Iterator[Problem]:
     """Problems of the target that are to be shown, as they are found; counts go to `totals`. whole: all splits are there."""
-    jobs = [Job(shard, frames, totals.max_problems) for shard in target.shards]
+    jobs = [CheckJob(shard, frames, totals.max_problems) for shard in target.shards]
     reports: dict[ShardFile, ShardReport] = {}
-    for job, result in each(check_shard, jobs, workers, target.name):
+    for job, result in tqdm(each(check_shard, jobs, workers), target.name, len(jobs), unit=" shards", disable=None):
         if isinstance(result, Died):
             reason = "the process that read this shard died: a codec crashed on it, or memory ran out"
             result = ShardReport((Problem("error", str(job.shard.path), reason),), 1)

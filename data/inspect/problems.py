@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable
 from typing import Literal
 
-from data.tokenizer import Tokenizer
+from data.text.tokenizer import Tokenizer
 
 SHOWN_TOKENS = 5
 

@@ -11,6 +11,7 @@ import yaml
 
 from data.config import DataConfig, TaskConfig
 from data.shards import DatasetError
+from data.tasks import check_tasks
 from data.tasks.base import Pixels
 
 REMEDY = "give the config.yaml of the run's folder, in which everything is resolved"
@@ -32,10 +33,14 @@ def read_run_file(path: Path, task: str) -> RunFile:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise DatasetError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict) or "base" in raw:
-        raise DatasetError(f"{path}: builds on another file, or is none of a run; {REMEDY}")
+        raise DatasetError(f"{path}: builds on another file, or is not a run's config; {REMEDY}")
     data = _parse(path, "data", DataConfig, raw.get("data"))
     model = raw.get("model") or {}
     pixels = _parse(path, "model", Pixels, {key: model[key] for key in ("image_size", "patch") if key in model})
+    try:
+        check_tasks(data)
+    except ValueError as error:
+        raise DatasetError(f"{path}: {error}; {REMEDY}") from error
     for config in data.tasks:
         if config.name == task:
             return RunFile(data, config, pixels)

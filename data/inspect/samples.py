@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from data.decode import BadSample, decode_image, decode_json, decode_text
+from data.decode.image import decode_image
+from data.decode.text import decode_json, decode_text
+from data.decode.video import decode_video
 from data.shards import DatasetInfo
+from data.shards.errors import BadSample
 from data.tasks.base import IMAGE_KEYS, VIDEO_KEYS, captions_of, label_of
-from data.video import decode_video
 
 FRAMES = 8
 """Frames taken of a clip, spread over its length."""

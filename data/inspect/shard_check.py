@@ -13,20 +13,20 @@ from pathlib import Path
 
 import numpy as np
 
-from data.decode import BadSample
 from data.inspect.problems import Problem, shown, tokenizer
 from data.inspect.samples import decode
 from data.inspect.targets import ShardFile, open_shard
 from data.shards import DatasetError
+from data.shards.errors import BadSample
 from data.shards.files import INFO_FILE, index_path
-from data.shards.ranges import Place, load_ranges, scan
+from data.shards.ranges import SampleRange, load_ranges, scan
 
 _PLACE = re.compile(r"^(?: at byte \d+)?(?:, key (?:'.*?'|\".*?\"))?: ")
 """What the reason of a bad sample says of its place after the shard's name; a problem has it in fields of its own."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class CheckJob:
     """max_problems: more are counted and not kept."""
 
     shard: ShardFile
@@ -50,7 +50,7 @@ class ShardReport:
     token_ids: frozenset[int] = frozenset()
 
 
-def check_shard(job: Job) -> ShardReport:
+def check_shard(job: CheckJob) -> ShardReport:
     """Read and decode every sample of one shard."""
     path = job.shard.path
     found = _Found(str(path), job.max_problems)
@@ -124,7 +124,7 @@ def _index_keys(index: Path) -> list[str | None]:
     return [key if isinstance(key, str) else None for key in keys]
 
 
-def _stale(ranges_N2: np.ndarray, names: Sequence[str | None], places: Sequence[Place], index: str) -> str | None:
+def _stale(ranges_N2: np.ndarray, names: Sequence[str | None], places: Sequence[SampleRange], index: str) -> str | None:
     """How an index that was used differs from the headers of the tar."""
     claimed = [(offset, length) for offset, length in ranges_N2.tolist()]
     if len(claimed) != len(places):

@@ -13,13 +13,14 @@ from typing import Any
 
 import av
 import numpy as np
+from tqdm import tqdm
 
-from data.decode import BadSample
-from data.inspect.processes import Died, each
 from data.inspect.samples import Decoded, decode
 from data.inspect.targets import ShardFile, Target, open_shard
 from data.shards import DatasetError, DatasetInfo
-from data.tokenizer import Tokenizer
+from data.shards.errors import BadSample
+from data.text.tokenizer import Tokenizer
+from data.workers.pool import Died, each
 
 LONGEST = 10
 SHOWN_CLASSES = 40
@@ -71,7 +72,7 @@ class Report:
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class MeasureJob:
     shard: ShardFile
     frames: int
 
@@ -79,15 +80,15 @@ class Job:
 def measure(target: Target, workers: int, frames: int) -> Report:
     """Tallies of all splits of the target."""
     splits = {split: Tally() for split in target.splits}
-    jobs = [Job(shard, frames) for shard in target.shards]
-    for job, result in each(tally_shard, jobs, workers, target.name):
+    jobs = [MeasureJob(shard, frames) for shard in target.shards]
+    for job, result in tqdm(each(tally_shard, jobs, workers), target.name, len(jobs), unit=" shards", disable=None):
         if isinstance(result, Died):
             raise DatasetError(f"{job.shard.path}: the process that read it died; see `python -m data.inspect lint`")
         splits[job.shard.split].add(result)
     return Report(target.name, target.info, splits)
 
 
-def tally_shard(job: Job) -> Tally:
+def tally_shard(job: MeasureJob) -> Tally:
     """Read and decode every sample of one shard."""
     tally = Tally(shards=1, bytes=job.shard.path.stat().st_size)
     info, tokenizer = job.shard.info, _tokenizer()

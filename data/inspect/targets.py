@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data.shards import DatasetError, DatasetInfo, ShardSet, is_complete, read_info
-from data.sources import FetchError, expand_braces
+from data.transport import FetchError, expand_braces
 
 
 @dataclasses.dataclass(frozen=True)

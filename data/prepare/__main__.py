@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,15 +10,16 @@ from typing import Any
 import av
 import PIL
 
-from data.prepare import captions, clip_captions, clips, glue, images, text, vqa, web
 from data.prepare.build import build
 from data.prepare.containers import Limits
-from data.prepare.layout import Layout
+from data.prepare.layout import Command
+from data.prepare.layouts import captions, clip_captions, clips, glue, images, text, vqa, web
 from data.prepare.progress import Plan, input_identity, work_on
 from data.prepare.source import Context
 from data.shards import DatasetError
+from data.workers.loader import usable_cores
 
-LAYOUTS: tuple[Layout, ...] = (
+LAYOUTS: tuple[Command, ...] = (
     *images.LAYOUTS,
     *captions.LAYOUTS,
     *web.LAYOUTS,
@@ -65,11 +65,12 @@ def _run_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--overwrite", action="store_true", help="make a complete folder again, or one begun otherwise"
     )
-    cores = len(os.sched_getaffinity(0))
-    command.add_argument("--workers", type=int, default=cores, metavar="N", help="processes (default: one a core)")
+    command.add_argument(
+        "--workers", type=int, default=usable_cores(), metavar="N", help="processes (default: one per core)"
+    )
 
 
-def _common_arguments(command: argparse.ArgumentParser, layout: Layout) -> None:
+def _common_arguments(command: argparse.ArgumentParser, layout: Command) -> None:
     _run_arguments(command)
     share = 0.05 if layout.name == "text" else 0.0
     text = f"share of train that becomes val, chosen by a hash of the names (default {share:g})"
@@ -84,7 +85,7 @@ def _common_arguments(command: argparse.ArgumentParser, layout: Layout) -> None:
 
 def prepare(arguments: argparse.Namespace) -> None:
     """Make one folder. Raises DatasetError."""
-    layout: Layout = arguments.made_by
+    layout: Command = arguments.made_by
     if not 0 <= arguments.val_fraction < 1:
         raise DatasetError(f"--val-fraction {arguments.val_fraction:g}: must lie in [0, 1)")
     if arguments.shard_size < 1 or arguments.workers < 1 or arguments.max_gib <= 0:

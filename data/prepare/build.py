@@ -13,11 +13,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from data.prepare.pool import run
 from data.prepare.progress import PROGRESS_FILE, SUMMARY_FILE, Done, Plan, Work, shard_path
-from data.prepare.source import Failure, Item, Job, Source, Split, is_text, key_of
+from data.prepare.source import Failure, Item, PublicSet, ShardJob, SplitJobs, is_text, key_of
 from data.shards import DatasetError, DatasetInfo, SplitInfo, write_info, write_shard, write_shard_list
-from data.tokenizer import END_OF_TEXT, Tokenizer
+from data.text.tokenizer import END_OF_TEXT, Tokenizer
+from data.workers.pool import Died, each
 
 EXAMPLES = 3
 """Names that are given for each reason."""
@@ -28,7 +28,7 @@ WORST_SHARDS = 10
 Failures = dict[str, list[Any]]
 
 
-def build(work: Work, source: Source, plan: Plan, workers: int) -> None:
+def build(work: Work, source: PublicSet, plan: Plan, workers: int) -> None:
     """Write the shards that are not done yet, then summary.json and dataset.json.
 
     Raises DatasetError if a split gets no sample.
@@ -41,13 +41,23 @@ def build(work: Work, source: Source, plan: Plan, workers: int) -> None:
         with tqdm(
             desc=f"{work.out.name} {split}", unit=" samples", total=parts.size, initial=known, disable=None
         ) as bar:
-            for done in run(calls, workers):
+            in_processes = 0 if workers == 1 else workers
+            for _, done in each(_result, calls, in_processes, preload=("data.prepare.__main__",)):
+                if isinstance(done, Died):
+                    raise DatasetError(
+                        "a worker process was killed, probably by the out-of-memory killer: rerun the same command to continue, "
+                        "with fewer --workers"
+                    )
                 work.add(dataclasses.replace(done, seconds=time.monotonic() - started))
                 bar.update(done.samples + _count(done.failures))
     _finish(work, source, plan, counts, time.monotonic() - started)
 
 
-def _calls(work: Work, split: str, parts: Split, counts: dict[str, int]) -> Iterator[Callable[[], Done]]:
+def _result(call: Callable[[], Done]) -> Done:
+    return call()
+
+
+def _calls(work: Work, split: str, parts: SplitJobs, counts: dict[str, int]) -> Iterator[Callable[[], Done]]:
     """What is left to do. Enters the number of shards into `counts` at the end."""
     number = -1
     for number, job in enumerate(parts.jobs()):
@@ -56,7 +66,7 @@ def _calls(work: Work, split: str, parts: Split, counts: dict[str, int]) -> Iter
     counts[split] = number + 1
 
 
-def make_shard(out: Path, split: str, number: int, job: Job) -> Done:
+def make_shard(out: Path, split: str, number: int, job: ShardJob) -> Done:
     """Write one shard; in a worker. A shard may be empty: numbers of shards have no gaps."""
     path = shard_path(out, split, number)
     failures: Failures = {}
@@ -105,7 +115,7 @@ def add_failures(failures: Failures, reason: str, count: int, names: Iterable[st
     entry[1] += itertools.islice(names, EXAMPLES - len(entry[1]))
 
 
-def _finish(work: Work, source: Source, plan: Plan, counts: dict[str, int], seconds: float) -> None:
+def _finish(work: Work, source: PublicSet, plan: Plan, counts: dict[str, int], seconds: float) -> None:
     names = itertools.chain(source.classes, *source.synonyms)
     token_ids = {END_OF_TEXT}.union(*(_tokenizer().encode(name) for name in names))
     splits: dict[str, SplitInfo] = {}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from data.prepare.containers import Container, open_container
 from data.prepare.media import Medium, Reduction, is_medium
-from data.prepare.source import Context, Failure, Source
+from data.prepare.source import Context, Failure, PublicSet
 from data.shards import DatasetError
 
 SPLITS = ("train", "val", "test")
@@ -17,7 +17,7 @@ PLACE = "FOLDER|ARCHIVE"
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class Command:
     """One command.
 
     text       one line for the list of commands
@@ -32,7 +32,7 @@ class Layout:
     expects: str
     example: str
     arguments: Callable[[argparse.ArgumentParser], None]
-    source: Callable[[argparse.Namespace, Context], Source]
+    source: Callable[[argparse.Namespace, Context], PublicSet]
     shuffle: bool = False
 
 

@@ -11,12 +11,13 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from data.decode import decode_image, one_line
+from data.decode.image import decode_image
+from data.decode.text import one_line
+from data.decode.video import decode_video
 from data.prepare.containers import Blob
 from data.prepare.reencode import reduce_video
-from data.prepare.source import Context, Failure, Item, Split, split_of, take_val
+from data.prepare.source import Context, Failure, Item, SplitJobs, split_of, take_val
 from data.shards import BadSample
-from data.video import decode_video
 
 IMAGE_SUFFIXES = {".jpg": "jpg", ".jpeg": "jpg", ".png": "png", ".webp": "webp"}
 VIDEO_SUFFIXES = {".mp4": "mp4", ".avi": "avi", ".webm": "webm", ".mkv": "mkv", ".mov": "mov"}
@@ -53,7 +54,7 @@ def media_splits(
     failures: dict[str, list[Failure]],
     reduction: Reduction,
     context: Context,
-) -> dict[str, Split]:
+) -> dict[str, SplitJobs]:
     """The splits of any layout of images or clips. Raises DatasetError."""
     take_val(entries, failures, lambda entry: entry.group or entry.name, context)
     make = functools.partial(make_item, medium, reduction, context.limits.member)

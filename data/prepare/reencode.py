@@ -11,8 +11,8 @@ import numpy as np
 from av.container import InputContainer
 from av.video.reformatter import VideoReformatter
 
+from data.decode.video import MAX_FRAME_PIXELS, quarter_turns, video_stream
 from data.shards import BadSample
-from data.video import MAX_FRAME_PIXELS, quarter_turns, video_stream
 
 CRF = 20
 MAX_RATE = 1000

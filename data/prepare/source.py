@@ -43,7 +43,7 @@ class Failure:
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class ShardJob:
     """One shard. `items` starts its items; it is pickled to a worker.
 
     first  number of its first item in the split, for keys
@@ -56,21 +56,21 @@ class Job:
 
 
 @dataclasses.dataclass(frozen=True)
-class Split:
+class SplitJobs:
     """jobs starts the shards' jobs, in order; failures are those already known from the lists."""
 
-    jobs: Callable[[], Iterator[Job]]
+    jobs: Callable[[], Iterator[ShardJob]]
     size: int
     failures: tuple[Failure, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class PublicSet:
     """A data set to be."""
 
     kind: Any
     classes: tuple[str, ...]
-    splits: dict[str, Split]
+    splits: dict[str, SplitJobs]
     synonyms: tuple[tuple[str, ...], ...] = ()
 
     def __post_init__(self) -> None:
@@ -132,18 +132,18 @@ def split_of(
     name: Callable[[T], str],
     failures: Sequence[Failure],
     context: Context,
-) -> Split:
+) -> SplitJobs:
     """Entries in their final order, `make` turning each into a sample in a worker (both must pickle)."""
     if context.shuffle:
         order = sorted(entries, key=lambda entry: (place_of(f"order {context.seed}", name(entry)), name(entry)))
         entries = order
 
-    def jobs() -> Iterator[Job]:
+    def jobs() -> Iterator[ShardJob]:
         for first in range(0, len(entries), context.shard_size):
             part = entries[first : first + context.shard_size]
-            yield Job(_Items(make, part), first, len(part))
+            yield ShardJob(_Items(make, part), first, len(part))
 
-    return Split(jobs, len(entries), tuple(failures))
+    return SplitJobs(jobs, len(entries), tuple(failures))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@
 Training needs sample i of shard s at once, in an order that is a function of the seed; so a sample is read by
 its byte range and only then handed to webdataset's own tar parser. Shards of other makers have neither list nor index: their
 headers are scanned when the set is opened for the first time; `python -m data.shards FOLDER` does it beforehand. Folders may
-be URLs, and shards anything that data/sources can fetch.
+be URLs, and shards anything that data/transport can fetch.
 """
 
 from data.shards.errors import BadSample, BadShard, DatasetError

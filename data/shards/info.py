@@ -11,7 +11,7 @@ import pydantic
 
 from data.shards.errors import DatasetError
 from data.shards.files import INFO_FILE, replacing
-from data.sources import FetchError, join, read_small, shown
+from data.transport import FetchError, join, read_small, shown
 
 MAX_INFO_BYTES = 256 << 20
 

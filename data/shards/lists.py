@@ -21,7 +21,7 @@ import numpy as np
 from data.shards.errors import DatasetError
 from data.shards.files import check_split, list_name, replacing
 from data.shards.ranges import MAX_INDEX_BYTES, index_of, load_ranges, parse_index, scan
-from data.sources import (
+from data.transport import (
     Cache,
     FetchError,
     TransientError,

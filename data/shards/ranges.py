@@ -21,7 +21,7 @@ META = re.compile(r"__[^/]*__($|/)")  # webdataset skips members with such names
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class SampleRange:
     """The byte range of one sample in its tar: all members with their headers."""
 
     key: str
@@ -65,18 +65,18 @@ def parse_index(content: bytes, tar_bytes: int | None = None) -> tuple[np.ndarra
     return ranges_N2, fault if isinstance(fault, str) else None
 
 
-def index_of(places: list[Place], tar_bytes: int, fault: str | None = None) -> bytes:
+def index_of(places: list[SampleRange], tar_bytes: int, fault: str | None = None) -> bytes:
     """The content of an index file: ASCII, as names in a tar may be no UTF-8."""
     index = {"version": 1, "tar_bytes": tar_bytes, "samples": [dataclasses.asdict(place) for place in places]}
     return json.dumps(index | ({"fault": fault} if fault else {}), separators=(",", ":")).encode("ascii")
 
 
-def scan(path: Path) -> tuple[list[Place], str | None]:
+def scan(path: Path) -> tuple[list[SampleRange], str | None]:
     """The complete samples of a tar, by its headers, and what is wrong with it. Raises OSError where it cannot be read.
 
     A sample is known to be complete when a member of another sample or the tar's end mark follows it.
     """
-    places: list[Place] = []
+    places: list[SampleRange] = []
     size = path.stat().st_size
     end, reason, complete = 0, "no end mark", False
     try:
@@ -91,7 +91,7 @@ def scan(path: Path) -> tuple[list[Place], str | None]:
                 if not member.isreg() or META.match(member.name) or key is None:
                     continue
                 start = places.pop().offset if places and places[-1].key == key else member.offset
-                places.append(Place(key, start, end - start))
+                places.append(SampleRange(key, start, end - start))
             file.seek(end)
             mark = file.read(tarfile.BLOCKSIZE)
             if len(mark) == tarfile.BLOCKSIZE and not any(mark):

@@ -23,7 +23,7 @@ from data.shards.lists import (
 )
 from data.shards.members import Damage, read_sample
 from data.shards.ranges import load_ranges
-from data.sources import Cache, FetchError, check_url, expand, is_remote, join, local_path, read_small, shown
+from data.transport import Cache, FetchError, check_url, expand, is_remote, join, local_path, read_small, shown
 
 MAX_SAMPLE_BYTES = 256 << 20
 RANGES_BYTES = 64 << 20

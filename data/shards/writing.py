@@ -14,7 +14,7 @@ from webdataset.writer import TarWriter
 from data.shards.errors import DatasetError
 from data.shards.files import check_split, index_path, list_name, replacing
 from data.shards.lists import ShardList, ShardRow, write_list
-from data.shards.ranges import META, Place, index_of
+from data.shards.ranges import META, SampleRange, index_of
 
 Content = bytes | str | int | dict[str, Any]
 
@@ -51,7 +51,7 @@ def write_shards(
 def write_shard(path: Path, samples: Iterable[dict[str, Content]]) -> int:
     """One shard and its index, for writers that divide the work; a shard of the same name is replaced. Returns the number of
     samples. The split's list is not touched, see write_shard_list. Raises DatasetError."""
-    places: dict[str, Place] = {}
+    places: dict[str, SampleRange] = {}
     with (
         replacing(path) as file,
         TarWriter(file, user="", group="", mode=0o444, mtime=0, encoder=False) as writer,
@@ -69,7 +69,7 @@ def write_shard(path: Path, samples: Iterable[dict[str, Content]]) -> int:
                 raise DatasetError(f"{path}: key {key!r} has no members")
             start = writer.tarstream.offset
             writer.write(contents)
-            places[key] = Place(key, start, writer.tarstream.offset - start)
+            places[key] = SampleRange(key, start, writer.tarstream.offset - start)
     with replacing(index_path(path)) as file:
         file.write(index_of(list(places.values()), path.stat().st_size))
     return len(places)

@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from data.decode import encode_png
+from data.decode.image import encode_png
+from data.decode.video import encode_mp4
 from data.shards import (
     DatasetError,
     DatasetInfo,
@@ -32,8 +33,7 @@ from data.shards import (
 )
 from data.synthetic import scenes
 from data.synthetic.scenes import MOTIONS, SHAPES, SIDE, Pair, Thing
-from data.tokenizer import END_OF_TEXT, Tokenizer
-from data.video import encode_mp4
+from data.text.tokenizer import END_OF_TEXT, Tokenizer
 
 NUM_FRAMES, FPS = 8, 8
 SPLITS = ("train", "val", "heldout")

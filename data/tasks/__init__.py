@@ -1,15 +1,18 @@
-"""The table of tasks: a new one is a class and a line here."""
+"""The table of tasks: a new kind is a class, a line here, and an evaluator (evaluation/)."""
 
 from __future__ import annotations
 
+import difflib
+
+from data.config import DataConfig, TaskConfig
 from data.shards import DatasetError
-from data.sources import shown
 from data.tasks.base import Task, TaskContext
 from data.tasks.captioning import Captioning
 from data.tasks.classification import Classification
 from data.tasks.masked_text import MaskedText
 from data.tasks.retrieval import Retrieval
 from data.tasks.text_classification import TextClassification
+from data.transport import shown
 
 TASKS: dict[str, type[Task]] = {
     "classification": Classification,
@@ -18,22 +21,41 @@ TASKS: dict[str, type[Task]] = {
     "captioning": Captioning,
     "retrieval": Retrieval,
 }
-NEEDS: dict[str, tuple[str, ...]] = {
-    "classification": ("image_class", "video_class"),
-    "text_classification": ("text_class",),
-    "masked_text": ("text", "image_caption", "video_caption"),
-    "captioning": ("image_caption", "video_caption"),
-    "retrieval": ("image_caption", "video_caption"),
-}
-"""Kinds of data sets that each task can read."""
+
+
+def kind_of(config: TaskConfig) -> type[Task]:
+    """The class of the task's kind. Raises ValueError for an unknown one."""
+    if config.kind not in TASKS:
+        near = difflib.get_close_matches(config.kind, TASKS, n=1, cutoff=0.0)
+        raise ValueError(
+            f"task {config.name}: unknown kind={config.kind!r}; did you mean {near[0]}? There are {', '.join(TASKS)}"
+        )
+    return TASKS[config.kind]
+
+
+def check_tasks(data: DataConfig) -> None:
+    """What follows from the kinds of the tasks. Raises ValueError."""
+    for task in data.tasks:
+        kind = kind_of(task)
+        kind.check(task)
+        if not data.vocabulary_sample or kind.answers != "words":
+            continue
+        if task.candidates == "sharded":
+            raise ValueError(
+                f"task {task.name}: candidates=sharded needs the whole vocabulary: set vocabulary_sample=0 or candidates=local"
+            )
+        if task.label_smoothing:
+            raise ValueError(
+                f"task {task.name}: label_smoothing needs the whole vocabulary: set vocabulary_sample=0 or label_smoothing=0"
+            )
 
 
 def make_task(context: TaskContext) -> Task:
     """Raises DatasetError if the data set is of a kind that the task cannot read."""
     config, kind = context.config, context.info.kind
-    if kind not in NEEDS[config.kind]:
-        kinds = " or ".join(NEEDS[config.kind])
+    task = kind_of(config)
+    if kind not in task.reads:
         raise DatasetError(
-            f"task {config.name}: {config.kind} reads data sets of kind {kinds}, but {shown(config.path)} is {kind}"
+            f"task {config.name}: {config.kind} reads data sets of kind {' or '.join(task.reads)}, but {shown(config.path)} is {kind}"
         )
-    return TASKS[config.kind](context)
+    return task(context)

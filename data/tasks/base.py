@@ -1,4 +1,4 @@
-"""What every task is: a way to turn samples into one TaskBatch.
+"""What every task is: a way to turn samples into one TaskBatch, and the facts about its kind.
 
 `example` decodes one sample (it may raise BadSample), `batch` joins examples. A generator means training (augmentation,
 random masks, sampled words); `None` means evaluation: everything fixed, all candidates.
@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from data.attributes import Attributes
-from data.augment import rand_augment, random_erase
 from data.batch import Modality, Scope, Segment, TaskBatch
 from data.config import TaskConfig
-from data.decode import BadSample, decode_image, decode_json, decode_text
-from data.segments import visual_segment
-from data.shards import DatasetInfo
-from data.transform import patchify, spatial_transform
-from data.video import decode_video
-from data.vocabulary import Vocabulary
+from data.decode.image import decode_image
+from data.decode.text import decode_json, decode_text
+from data.decode.video import decode_video
+from data.shards import DatasetError, DatasetInfo
+from data.shards.errors import BadSample
+from data.tasks.segments import visual_segment
+from data.text.vocabulary import Vocabulary
+from data.visual.augment import rand_augment, random_erase
+from data.visual.transform import patchify, spatial_transform
 
 Sample = dict[str, Any]
 IMAGE_KEYS = ("jpg", "jpeg", "png", "webp")
@@ -57,7 +59,75 @@ class Visual:
 
 
 class Task(abc.ABC):
-    """Subclasses say what an example is."""
+    """Subclasses say what an example is, and as facts of their kind what checks, budgets and plans must know:
+
+    reads         kinds of data sets that it can read (data/shards/info.py)
+    answers       what its candidates are: the class names of the data set, words of the vocabulary, or the other side of the
+                  pairs of the batch
+    has_pictures  whether images or clips are among its inputs
+    """
+
+    reads: ClassVar[tuple[str, ...]]
+    answers: ClassVar[Literal["classes", "words", "pairs"]]
+    has_pictures: ClassVar[bool] = True
+
+    @classmethod
+    def text_tokens(cls, config: TaskConfig) -> int:
+        """Text tokens of an input at the longest."""
+        return 0
+
+    @classmethod
+    def read_outs(cls, config: TaskConfig) -> int:
+        """Tokens of an input that are compared with the candidates, at max_text tokens of text."""
+        return 1
+
+    @classmethod
+    def visual_tokens(cls, config: TaskConfig, patches: int, video: bool) -> int:
+        """Patches of an input; patches: of one image."""
+        return patches * (config.num_frames if video else 1) if cls.has_pictures else 0
+
+    @classmethod
+    def most_tokens(cls, config: TaskConfig, patches: int, video: bool) -> int:
+        """Of one sample: its input at the longest, <SPE> included, and of pairs the candidate that it brings. Candidates that
+        all samples share (classes, words) are not counted."""
+        own_candidate = 1 + config.max_text if cls.answers == "pairs" else 0
+        return 1 + cls.visual_tokens(config, patches, video) + cls.text_tokens(config) + own_candidate
+
+    @classmethod
+    def with_batch_size(cls, config: TaskConfig, patches: int, video: bool) -> TaskConfig:
+        """The options with the batch_size that batch_tokens allow. Raises DatasetError if too few samples fit."""
+        if not config.batch_tokens:
+            return config
+        tokens = cls.most_tokens(config, patches, video)
+        size, least = config.batch_tokens // tokens, cls.least_batch()
+        if size < least:
+            raise DatasetError(
+                f"task {config.name}: batch_tokens={config.batch_tokens} is too little for {least} sample(s) of up to {tokens} "
+                f"tokens: use at least {least * tokens}"
+            )
+        return dataclasses.replace(config, batch_size=size, batch_tokens=0)
+
+    @classmethod
+    def least_batch(cls) -> int:
+        """Samples of a micro-batch at least: pairs are compared with those of the others."""
+        return 2 if cls.answers == "pairs" else 1
+
+    @classmethod
+    def check(cls, config: TaskConfig) -> None:
+        """Raises ValueError for options that do not go with this kind."""
+        if config.batch_size < cls.least_batch():
+            raise ValueError(
+                f"task {config.name}: {config.kind} needs batch_size >= {cls.least_batch()}, its candidates are the other samples"
+            )
+        together = "global" if cls.answers == "pairs" else "sharded"
+        if config.candidates not in ("local", together):
+            raise ValueError(
+                f"task {config.name}: candidates={config.candidates} does not go with {config.kind}: use local or {together}"
+            )
+        if config.mix.is_on and not (cls.answers == "classes" and cls.has_pictures):
+            raise ValueError(
+                f"task {config.name}: mix blends pictures and their class labels, which {config.kind} does not have"
+            )
 
     def __init__(self, context: TaskContext) -> None:
         self.context = context
@@ -122,6 +192,8 @@ class Captioned:
 
 class CaptionedTask(Task):
     """A task on visual samples with captions, of which training takes one at random and evaluation the first."""
+
+    reads = ("image_caption", "video_caption")
 
     def example(self, sample: Sample, generator: np.random.Generator | None) -> Captioned:
         captions = captions_of(sample)

@@ -7,13 +7,24 @@ import torch
 
 from data.attributes import CAPTION_TEXT, CAPTION_VISUAL
 from data.batch import Sequences, TaskBatch, Visibility
-from data.order import rng
-from data.segments import readout_segment, text_segment
-from data.targets import word_targets
+from data.config import TaskConfig
+from data.seeding import rng
 from data.tasks.base import Captioned, CaptionedTask
+from data.tasks.candidates import word_targets
+from data.tasks.segments import readout_segment, text_segment
 
 
 class Captioning(CaptionedTask):
+    answers = "words"
+
+    @classmethod
+    def text_tokens(cls, config: TaskConfig) -> int:
+        return 2 * config.max_text
+
+    @classmethod
+    def read_outs(cls, config: TaskConfig) -> int:
+        return config.max_text
+
     @property
     def default_temperature(self) -> str:
         return "caption"

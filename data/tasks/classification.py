@@ -9,9 +9,9 @@ import torch
 
 from data.attributes import VISUAL_INPUT
 from data.batch import Modality, Sequences, TaskBatch
-from data.mixing import mix
-from data.targets import class_names
 from data.tasks.base import Sample, Task, TaskContext, Visual, label_of
+from data.tasks.candidates import class_names
+from data.visual.mixing import mix
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +21,9 @@ class Labelled:
 
 
 class Classification(Task):
+    reads = ("image_class", "video_class")
+    answers = "classes"
+
     def __init__(self, context: TaskContext) -> None:
         super().__init__(context)
         self.candidates = class_names(context.info.classes, context.vocabulary, context.config.max_text)

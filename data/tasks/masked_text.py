@@ -10,11 +10,13 @@ import torch
 
 from data.attributes import TEXT_INPUT
 from data.batch import Sequences, TaskBatch
-from data.decode import BadSample, decode_text
-from data.order import rng
-from data.segments import text_segment
-from data.targets import word_targets
+from data.config import TaskConfig
+from data.decode.text import decode_text
+from data.seeding import rng
+from data.shards.errors import BadSample
 from data.tasks.base import Sample, Task, captions_of
+from data.tasks.candidates import word_targets
+from data.tasks.segments import text_segment
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +37,18 @@ class Masked:
 
 
 class MaskedText(Task):
+    reads = ("text", "image_caption", "video_caption")
+    answers = "words"
+    has_pictures = False
+
+    @classmethod
+    def text_tokens(cls, config: TaskConfig) -> int:
+        return config.max_text
+
+    @classmethod
+    def read_outs(cls, config: TaskConfig) -> int:
+        return max(1, round(config.mask_rate * config.max_text))
+
     @property
     def default_temperature(self) -> str:
         return "text"

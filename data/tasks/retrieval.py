@@ -7,11 +7,13 @@ import torch
 
 from data.attributes import NAME_TARGET, VISUAL_INPUT
 from data.batch import Sequences, TaskBatch
-from data.segments import text_segment
 from data.tasks.base import Captioned, CaptionedTask
+from data.tasks.segments import text_segment
 
 
 class Retrieval(CaptionedTask):
+    answers = "pairs"
+
     @property
     def default_temperature(self) -> str:
         return "retrieval"

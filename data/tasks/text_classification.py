@@ -9,11 +9,12 @@ import torch
 
 from data.attributes import TEXT_INPUT, WORD_TARGET
 from data.batch import Sequences, TaskBatch
-from data.config import SPE_PLACE, TEXT_PLACE
-from data.decode import BadSample, decode_text
-from data.segments import text_segment
-from data.targets import class_names
+from data.config import SPE_PLACE, TEXT_PLACE, TaskConfig
+from data.decode.text import decode_text
+from data.shards.errors import BadSample
 from data.tasks.base import Sample, Task, TaskContext, label_of
+from data.tasks.candidates import class_names
+from data.tasks.segments import text_segment
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +27,14 @@ class Templated:
 
 
 class TextClassification(Task):
+    reads = ("text_class",)
+    answers = "classes"
+    has_pictures = False
+
+    @classmethod
+    def text_tokens(cls, config: TaskConfig) -> int:
+        return config.max_text
+
     def __init__(self, context: TaskContext) -> None:
         super().__init__(context)
         self.candidates = class_names(context.info.classes, context.vocabulary, context.config.max_text, WORD_TARGET)

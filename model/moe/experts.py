@@ -18,7 +18,7 @@ from parallel.collectives import Axis, copy_to_axis, reduce_from_axis
 from parallel.dispatch import Blocks
 from parallel.mesh import Mesh
 from parallel.placement import EXPERT_AXIS, TENSOR_AXIS, Cut, Placement, place
-from parallel.rows import only_first
+from parallel.sequence_parallel import only_first
 
 
 class ExpertLinear(nn.Module):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from data.batch import Modality
 from model.config import ExpertConfig
 from model.moe.experts import ExpertLinear, Merges, start_merges
-from model.moe.router import GROUP_ROUTERS, TOKEN_ROUTERS, Layouts, Passed
+from model.moe.router import GROUP_ROUTERS, TOKEN_ROUTERS, Layouts, States
 from model.noise import Key
 from parallel.collectives import all_gather
 from parallel.dispatch import Blocks, DispatchPlan, combine, dispatch, dispatch_weights, plan_dispatch
@@ -47,7 +47,7 @@ class MergeDecision:
     layouts: Layouts
     report: RoutingReport
 
-    def apply(self, bank: ExpertLinear, xs: Passed) -> Passed:
+    def apply(self, bank: ExpertLinear, xs: States) -> States:
         """Dense linears over the spans, which are blocks of position-major memory. Once a bank."""
         weight_COI, bias_CO = (merging.total() for merging in self.merges.pop(bank))
         blocks, first = [], 0
@@ -77,7 +77,7 @@ class DispatchDecision:
     layouts: Layouts
     report: RoutingReport
 
-    def apply(self, experts: Grouped, xs: Passed) -> Passed:
+    def apply(self, experts: Grouped, xs: States) -> States:
         """Padded positions come out as zero."""
         flat = [x_BLI.reshape(-1, x_BLI.shape[-1]) for x_BLI in xs]
         rows_RI = dispatch(flat[0] if len(flat) == 1 else torch.cat(flat), self.plan)
@@ -133,7 +133,7 @@ class DispatchPath(nn.Module):
         self.num_experts, self.expert = config.num_experts, mesh.expert
         self.router = TOKEN_ROUTERS[config.router](width, config, num_tasks, kernels)
 
-    def forward(self, xs: Passed, layouts: Layouts, noise: Key) -> DispatchDecision:
+    def forward(self, xs: States, layouts: Layouts, noise: Key) -> DispatchDecision:
         routing = self.router(xs, layouts, noise)
         place_T, num_places = _places(layouts)
         plan = plan_dispatch(routing.expert_ids_TK, routing.kept_TK, self.num_experts, self.expert, place_T, num_places)

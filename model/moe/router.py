@@ -21,7 +21,7 @@ from model.moe.routing import TokenRouting, capacity, kept_choices, scatter_weig
 from model.noise import Key, derive, normal, uniform
 from parallel.kernels import Kernels
 
-Passed = tuple[Tensor, ...]
+States = tuple[Tensor, ...]
 """Hidden states [B, L, D] of sequences that go through the encoder together; a layout belongs to each."""
 Layouts = tuple[SequenceLayout, ...]
 
@@ -108,11 +108,11 @@ class TokenRouter(nn.Module):
     def gate_features(width: int) -> int:
         return width
 
-    def features(self, xs: Passed, layouts: Layouts) -> Tensor:
+    def features(self, xs: States, layouts: Layouts) -> Tensor:
         """-> features_TF of the valid tokens; pads must not take capacity or count in a loss."""
         return torch.cat([_valid(x_BLD, layout) for x_BLD, layout in zip(xs, layouts, strict=True)])
 
-    def forward(self, xs: Passed, layouts: Layouts, noise: Key) -> TokenRouting:
+    def forward(self, xs: States, layouts: Layouts, noise: Key) -> TokenRouting:
         config = self.config
         group_T, num_groups = _routing_groups(layouts, config.group_size)
         with torch.autocast(xs[0].device.type, enabled=False):
@@ -186,7 +186,7 @@ class ContextRouter(TokenRouter):
     def gate_features(width: int) -> int:
         return 2 * width
 
-    def features(self, xs: Passed, layouts: Layouts) -> Tensor:
+    def features(self, xs: States, layouts: Layouts) -> Tensor:
         parts = []
         for x_BLD, layout in zip(xs, layouts, strict=True):
             seen_BL = layout.valid_BL & layout.prefix_L

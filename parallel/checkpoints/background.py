@@ -8,10 +8,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from parallel.checkpoints.agreement import rank_and_world
 from parallel.checkpoints.fragments import CheckpointError, Fragment
 from parallel.checkpoints.manifest import RankPart
 from parallel.checkpoints.saving import Published, begin, owned, publish, save, write
+from parallel.checkpoints.together import rank_and_world
 
 
 class Saver:

@@ -19,11 +19,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from parallel.checkpoints.agreement import on_every_rank, on_first_rank, rank_and_world
 from parallel.checkpoints.fragments import CheckpointError, Fragment
 from parallel.checkpoints.manifest import MANIFEST, MAX_MANIFEST_BYTES, Manifest, StoredFile, parse
-from parallel.checkpoints.overlap import Run, copy_overlap
+from parallel.checkpoints.resharding import Run, copy_overlap
 from parallel.checkpoints.saving import published
+from parallel.checkpoints.together import on_every_rank, on_first_rank, rank_and_world
 from parallel.placement import Placement, placement_of
 
 MAX_MAPPED_BYTES = 1 << 26

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parallel.checkpoints.agreement import on_every_rank, on_first_rank, rank_and_world, to_first_rank
 from parallel.checkpoints.files import sync_folder, write_atomically, write_durably, write_tensors
 from parallel.checkpoints.fragments import CheckpointError, Fragment
 from parallel.checkpoints.manifest import MANIFEST, RankPart, StoredFragment, StoredTensor, dump, merge
+from parallel.checkpoints.together import on_every_rank, on_first_rank, rank_and_world, to_first_rank
 
 LATEST = "latest"
 FOLDER = re.compile(r"step_(\d{8,})")

@@ -11,15 +11,15 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from config_file import load_config
-from data.opening import open_sources, read_vocabulary
-from data.stream import Shard
+from data.stream.source import open_data
 from data.tasks.base import Pixels
 from evaluation import EVALUATORS, Evaluation
 from model.initialise import initialise
 from model.objective import Objective
+from parallel.collectives import Axis
 from parallel.kernels import load_kernels
 from parallel.mesh import Mesh
+from run.config_file import load_config
 from tests.helpers.distributed import run_ranks
 from tests.helpers.runs import LAUNCHER, ROOT, environment, train
 
@@ -28,23 +28,23 @@ LIMIT = 13  # in batches of four: three and one sample, so that on three ranks t
 
 def figures(rank: int, config: str, ranks: int) -> dict[str, dict]:
     run = load_config(config)
-    vocabulary = read_vocabulary(run.data)
     tasks = tuple(dataclasses.replace(task, split="heldout") for task in run.data.tasks)
     pixels = Pixels(run.model.image_size, run.model.patch)
-    training = {source.name: source for source in open_sources(run.data, vocabulary, pixels, run.seed)}
-    sources = open_sources(dataclasses.replace(run.data, tasks=tasks), vocabulary, pixels, run.seed)
+    opened = open_data(run.data, pixels, run.seed)
+    vocabulary, training = opened.vocabulary, {source.name: source for source in opened.sources}
+    sources = open_data(dataclasses.replace(run.data, tasks=tasks), pixels, run.seed, vocabulary).sources
     objective = Objective(run.model, vocabulary.size, Mesh(), load_kernels("torch"))
     initialise(objective, run.seed)
     objective.eval()
     if ranks > 1:
         dist.init_process_group("gloo")
+    axis = Axis("data", ranks, rank, dist.group.WORLD if ranks > 1 else None)
     found = {}
     for source in sources:
         kind = source.task.config.kind
         other = training[source.name] if kind == "masked_text" else None
-        found[source.name] = EVALUATORS[kind](
-            Evaluation(objective, source, other, "cpu", 4, LIMIT, shard=Shard(rank, ranks))
-        )
+        evaluation = Evaluation(objective, source, other, "cpu", 4, LIMIT, ranks=axis)
+        found[source.name] = EVALUATORS[kind].evaluate(evaluation)
     if ranks > 1:
         dist.destroy_process_group()
     return found

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,13 +25,14 @@ from data.attributes import (
 )
 from data.batch import Modality, Segment, Sequences, TaskBatch, Visibility
 from model.config import ExpertConfig, ModelConfig, PromptConfig
-from model.convert import TEMPERATURES, load_logical, to_ours
+from model.exchange.public import TEMPERATURES, load_logical, to_ours
 from model.initialise import initialise
 from model.objective import Objective
 from parallel.kernels import load_kernels
 from parallel.mesh import Mesh
+from tests.helpers.places import SHARED
 
-FOLDER = Path(__file__).parents[2].parent / "shared" / "golden"
+FOLDER = SHARED / "golden"
 needs_reference = pytest.mark.skipif(
     not (FOLDER / "manifest.json").is_file(), reason=f"no numbers of the public code at {FOLDER}"
 )

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.convert import to_ours, to_public
+from model.exchange.public import to_ours, to_public
 from model.moe import router as router_module
 from model.objective import Objective
 from model.tuning import tune_prompts

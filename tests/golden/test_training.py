@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from data.batch import TaskBatch
-from model.convert import load_logical, to_ours, to_public
 from model.embedding import sine_cosine
+from model.exchange.public import load_logical, to_ours, to_public
 from model.objective import Objective
 from parallel.engine import decays
 from tests.golden.reference import HEADS, arrays, batch_of, load, manifest, needs_reference, public_state, tensor

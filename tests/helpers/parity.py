@@ -15,22 +15,21 @@ from data.batch import Scope, TaskBatch
 from parallel.checkpoints import Fragment
 from tests.helpers.batches import BATCHES, VOCABULARY_SIZE, joined, retrieval, sharing
 from tests.helpers.models import tiny
-
-ROOT = Path(__file__).parents[2]
+from tests.helpers.places import ROOT
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class ParityRun:
     """
-    tasks          the task of each slot; with fewer slots than tasks, the steps take them in turn
+    tasks          the task of each micro-batch; with fewer than tasks, the steps take them in turn
     sgd            plain gradient steps, which hide no wrong factor as Adam would
     adam_eps       Adam divides by the root of tiny second moments in its first steps, which magnifies rounding without
                    bound; a large epsilon bounds it, so that equality can be asked for
-    broken_step    the first slot's loss is NaN there
+    broken_step    the first micro-batch's loss is NaN there
     forced_expert  the router sends everything to this one
-    scope          "": each slot has its own candidates. "sharded": slots have inputs of their own and candidates in common.
-                   "global": pairs of all slots are compared, "joined": the same pairs in one batch and slot. Without noise,
-                   which differs from slot to slot
+    scope          "": each micro-batch has its own candidates. "sharded": they have inputs of their own and candidates in common.
+                   "global": pairs of all micro-batches are compared, "joined": the same pairs in one. Without noise,
+                   which differs from one to the next
     model          more options of the model
     """
 
@@ -41,7 +40,7 @@ class Job:
     router: str = "attribute"
     engine: str = "zero1"
     tasks: tuple[str, ...] = ("caption", "text")
-    slots: int = 2
+    micro_batches: int = 2
     lr: float = 1e-2
     steps: int = 3
     sgd: bool = False
@@ -56,20 +55,20 @@ class Job:
     scope: str = ""
     model: tuple[tuple[str, Any], ...] = ()
 
-    def batch(self, step: int, slot: int) -> TaskBatch:
-        task = self.tasks[(step * self.slots + slot) % len(self.tasks)]
+    def batch(self, step: int, number: int) -> TaskBatch:
+        task = self.tasks[(step * self.micro_batches + number) % len(self.tasks)]
         seeds = (10 * step, 10 * step + 1)
         if self.scope == "sharded":
-            return sharing(task, 10 * step + slot, 10 * step)
+            return sharing(task, 10 * step + number, 10 * step)
         if self.scope == "global":
-            return dataclasses.replace(retrieval(seeds[slot]), scope=Scope.GLOBAL)
+            return dataclasses.replace(retrieval(seeds[number]), scope=Scope.GLOBAL)
         if self.scope == "joined":
             return joined(*(retrieval(seed) for seed in seeds))
         return BATCHES[task](step)
 
 
-def run_job(rank: int, job: Job) -> dict[str, Any]:
-    """Losses by slot, norms, this rank's fragments (name, placement, start, values by kind), of the
+def run_job(rank: int, job: ParityRun) -> dict[str, Any]:
+    """Losses by micro-batch, norms, this rank's fragments (name, placement, start, values by kind), of the
     gradients of every step and of weights and moments after the last one, and the loss scale."""
     import logging
 
@@ -114,14 +113,14 @@ def run_job(rank: int, job: Job) -> dict[str, Any]:
     saver = Saver(Path(job.save_to), background=job.save_async)
     losses: dict[tuple[int, int], float] = {}
     norms, gradients = [], []
-    slots = range(mesh.data.rank, job.slots, mesh.data.size)
+    own = range(mesh.data.rank, job.micro_batches, mesh.data.size)
     for step in range(start, job.steps):
         with engine.accumulation():
-            for slot in slots:
-                result = engine(job.batch(step, slot), None if job.scope else 100 * step + slot)
-                broken = step == job.broken_step and slot == 0
-                engine.backward(result.total / len(slots) * (torch.nan if broken else 1.0))
-                losses[step, slot] = result.total.item()
+            for number in own:
+                result = engine(job.batch(step, number), None if job.scope else 100 * step + number)
+                broken = step == job.broken_step and number == 0
+                engine.backward(result.total / len(own) * (torch.nan if broken else 1.0))
+                losses[step, number] = result.total.item()
         gradients.append(_copied(engine.gradients()))
         norms.append(dataclasses.astuple(engine.step(job.lr).norms))
         if job.save_to and step + 1 == job.save_at:

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from data.decode.video import encode_mp4
 from data.prepare.__main__ import main
 from data.shards import ShardSet
-from data.tokenizer import END_OF_TEXT, Tokenizer
-from data.video import encode_mp4
+from data.text.tokenizer import END_OF_TEXT, Tokenizer
 
 
 def jpeg(grey=100, size=(8, 6), kind="JPEG"):

@@ -8,7 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from tests.helpers.places import ROOT
+
 LAUNCHER = Path(sys.executable).with_name("deepspeed")
 TINY = {
     "log_every": 1,

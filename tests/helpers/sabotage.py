@@ -14,7 +14,7 @@ from torch import Tensor
 
 import train
 from parallel.engine import Engine
-from parallel.mesh import launched_rank
+from parallel.launch import launched_rank
 
 SLEEP_S = 9.0
 

@@ -12,14 +12,15 @@ from pathlib import Path
 import numpy as np
 
 from data.config import DataConfig, TaskConfig
-from data.decode import encode_png
-from data.micro_batch import MicroBatch
-from data.opening import Source, open_sources
+from data.decode.image import encode_png
 from data.shards import DatasetInfo, SplitInfo, read_info, write_info, write_shard, write_shard_list
-from data.stream import Shard, schedule_of, training_stream
+from data.stream.micro_batch import MicroBatch
+from data.stream.share import Share
+from data.stream.source import Source, open_data
+from data.stream.training import schedule_of, training_stream
 from data.tasks.base import Pixels
-from data.tokenizer import Tokenizer
-from data.vocabulary import Vocabulary
+from data.text.tokenizer import Tokenizer
+from data.text.vocabulary import Vocabulary
 
 LETTERS = "abcdefghijklmnop"
 SEED, SLOTS = 7, 4
@@ -63,7 +64,7 @@ def tokenizer() -> Tokenizer:
 
 def opened(data: DataConfig) -> Source:
     ids = itertools.chain.from_iterable(read_info(task.path).token_ids for task in data.tasks)
-    return open_sources(data, Vocabulary.restricted(tokenizer(), ids), Pixels(8, 4), SEED)[0]
+    return open_data(data, Pixels(8, 4), SEED, Vocabulary.restricted(tokenizer(), ids)).sources[0]
 
 
 def streamed(
@@ -72,12 +73,12 @@ def streamed(
     start: int = 0,
     consumed: int = 0,
     workers: int = 0,
-    slots: int = 1,
+    micro_batches: int = 1,
     source: Source | None = None,
 ) -> list[MicroBatch]:
     source = source or opened(data)
-    schedule = schedule_of(data, slots, SEED, [source])
-    return list(itertools.islice(training_stream([source], schedule, Shard(), start, (consumed,), workers), number))
+    schedule = schedule_of(data, micro_batches, SEED, [source])
+    return list(itertools.islice(training_stream([source], schedule, Share(), start, (consumed,), workers), number))
 
 
 def labels(micros: list[MicroBatch]) -> list[int]:
@@ -89,10 +90,12 @@ def main() -> None:
     data = numbered(folder)
     source = opened(data)
     schedule = schedule_of(data, SLOTS, SEED, [source])
-    shard = Shard(int(rank), int(ranks))
+    share = Share(int(rank), int(ranks))
     with open(out, "a", buffering=1) as file:
-        for micro in training_stream([source], schedule, shard, int(start), (int(consumed),), int(workers)):
-            file.write(json.dumps([micro.slot.step, micro.slot.slot, micro.batch.labels_Q.tolist()]) + "\n")
+        for micro in training_stream([source], schedule, share, int(start), (int(consumed),), int(workers)):
+            file.write(
+                json.dumps([micro.assignment.step, micro.assignment.number, micro.batch.labels_Q.tolist()]) + "\n"
+            )
 
 
 if __name__ == "__main__":

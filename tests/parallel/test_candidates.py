@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from tests.helpers.distributed import run_ranks
-from tests.helpers.parity import Job, logical_gradients, logical_weights, merged_losses, run_job
+from tests.helpers.parity import ParityRun, logical_gradients, logical_weights, merged_losses, run_job
 from tests.parallel.test_parity import assert_close, assert_equal_runs, reference
 
 LAYOUTS = {
@@ -26,7 +26,7 @@ LAYOUTS = {
 def test_sharded_candidates_equal_one_process(layout, task, router):
     """3, 7 and 9 candidates on two ranks: the last rank's part is padded."""
     ranks, options = LAYOUTS[layout]
-    job = Job(router=router, scope="sharded", tasks=(task,), sgd=True, lr=1e-3)
+    job = ParityRun(router=router, scope="sharded", tasks=(task,), sgd=True, lr=1e-3)
     assert_equal_runs(reference(job), run_ranks(ranks, run_job, dataclasses.replace(job, **options)))
 
 
@@ -34,8 +34,8 @@ def test_sharded_candidates_equal_one_process(layout, task, router):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_global_negatives_equal_one_large_batch(layout, router):
     ranks, options = LAYOUTS[layout]
-    job = Job(router=router, scope="global", sgd=True, lr=1e-3)
-    (expected,) = reference(dataclasses.replace(job, scope="joined", slots=1))
+    job = ParityRun(router=router, scope="global", sgd=True, lr=1e-3)
+    (expected,) = reference(dataclasses.replace(job, scope="joined", micro_batches=1))
     got = run_ranks(ranks, run_job, dataclasses.replace(job, **options))
     losses, whole = merged_losses(got), merged_losses([expected])
     for step in range(job.steps):

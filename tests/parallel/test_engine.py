@@ -12,7 +12,7 @@ from parallel.mesh import Mesh
 from tests.helpers.batches import BATCHES
 from tests.helpers.distributed import run_ranks
 from tests.helpers.models import make, tiny
-from tests.helpers.parity import Job, logical_gradients, logical_weights, run_job
+from tests.helpers.parity import ParityRun, logical_gradients, logical_weights, run_job
 
 
 def test_matrices_of_linears_and_experts_decay_and_nothing_else():
@@ -35,7 +35,7 @@ def test_groups_hold_every_parameter_once():
 
 def test_a_step_reaches_every_parameter():
     """With all tasks in one step nothing stays as it was, but for what had no gradient and no decay."""
-    job = Job(tasks=tuple(BATCHES), slots=len(BATCHES), steps=1, router="token")
+    job = ParityRun(tasks=tuple(BATCHES), micro_batches=len(BATCHES), steps=1, router="token")
     (before,), (after,) = (run_ranks(1, run_job, dataclasses.replace(job, steps=steps)) for steps in (0, 1))
     gradients = logical_gradients([after], 0)
     old, new = logical_weights([before]), logical_weights([after])

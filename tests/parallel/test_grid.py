@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.helpers.distributed import run_ranks
-from tests.helpers.parity import Job, logical_weights, merged_losses, run_job
+from tests.helpers.parity import ParityRun, logical_weights, merged_losses, run_job
 from tests.parallel.test_parity import assert_equal_runs, reference
 
 GRID = {  # ranks, layout: data = expert x expert_data
@@ -42,7 +42,7 @@ def marked(*values):
     return pytest.param(*values, marks=() if values in QUICK else pytest.mark.parity)
 
 
-def alone(job: Job) -> list[dict]:
+def alone(job: ParityRun) -> list[dict]:
     """The same job in one process."""
     return reference(dataclasses.replace(job, tensor=1, expert=1, engine="zero1"))
 
@@ -53,7 +53,7 @@ def alone(job: Job) -> list[dict]:
 def test_gradient_steps_equal_one_process(layout, router, engine):
     """Three plain gradient steps with four tasks at a time: the update is the gradient, so every wrong factor shows."""
     ranks, options = GRID[layout]
-    job = Job(router=router, engine=engine, tasks=TASKS, slots=4, sgd=True, **options)
+    job = ParityRun(router=router, engine=engine, tasks=TASKS, micro_batches=4, sgd=True, **options)
     assert_equal_runs(alone(job), run_ranks(ranks, run_job, job))
 
 
@@ -64,7 +64,7 @@ def test_gradient_steps_equal_one_process(layout, router, engine):
 def test_adam_steps_equal_one_process(layout, router, engine):
     """With clipping and weight decay."""
     ranks, options = GRID[layout]
-    job = Job(router=router, engine=engine, tasks=TASKS, slots=4, adam_eps=1e-2, lr=1e-3, **options)
+    job = ParityRun(router=router, engine=engine, tasks=TASKS, micro_batches=4, adam_eps=1e-2, lr=1e-3, **options)
     assert_equal_runs(alone(job), run_ranks(ranks, run_job, job))
 
 
@@ -93,7 +93,9 @@ QUICK_MOVES = {("tensor 2, expert 2", "one"), ("expert 2", "tensor 2"), ("one", 
 )
 def test_save_on_one_layout_and_go_on_with_another(tmp_path, first, second):
     """Weights and moments are the saved ones bit for bit; the next losses are those of the uninterrupted run."""
-    job = Job(steps=6, tasks=TASKS, slots=4, heads=4, adam_eps=1e-2, lr=1e-3, save_to=str(tmp_path), save_at=3)
+    job = ParityRun(
+        steps=6, tasks=TASKS, micro_batches=4, heads=4, adam_eps=1e-2, lr=1e-3, save_to=str(tmp_path), save_at=3
+    )
     ranks, layout = (LAYOUTS | LARGE)[first]
     saved = run_ranks(ranks, run_job, dataclasses.replace(job, steps=3, **layout))
     ranks, layout = (LAYOUTS | LARGE)[second]

@@ -52,8 +52,8 @@ def test_tensor_parallel_linears_and_table():
 
 
 def sparse_pair(rank: int, axis: str, path: str, groups: tuple[int, ...]) -> dict:
-    """Two banks in a row on this rank's own tokens; `groups` says how many tokens each data rank has. path "merge 0, 3": slot 0
-    chose expert 0 alone, and slot 1 expert 3."""
+    """Two banks in a row on this rank's own tokens; `groups` says how many tokens each data rank has. path "merge 0, 3": group 0
+    chose expert 0 alone, and group 1 expert 3."""
     from model.layout import Span
     from model.moe.experts import ExpertLinear, start_merges
     from model.moe.layer import DispatchDecision, MergeDecision, RoutingReport
@@ -76,14 +76,14 @@ def sparse_pair(rank: int, axis: str, path: str, groups: tuple[int, ...]) -> dic
                 parameter.copy_(placement.take(torch.randn(placement.shape, generator=generator)))
     outputs, input_gradients, gate_gradients = {}, {}, {}
     own = range(mesh.data.rank, len(groups), mesh.data.size)
-    for slot in own:
-        generator = torch.Generator().manual_seed(derive(3, slot))
-        x = torch.randn(1, groups[slot], WIDTH, generator=generator).requires_grad_()
-        ids = torch.randint(0, 4, (groups[slot], 1), generator=generator)
-        weights = torch.rand(groups[slot] if path == "token" else 1, 4, generator=generator)
-        layouts = (plain_layout(torch.ones(1, groups[slot], dtype=torch.bool), Span(0, groups[slot], 0)),)
+    for part in own:
+        generator = torch.Generator().manual_seed(derive(3, part))
+        x = torch.randn(1, groups[part], WIDTH, generator=generator).requires_grad_()
+        ids = torch.randint(0, 4, (groups[part], 1), generator=generator)
+        weights = torch.rand(groups[part] if path == "token" else 1, 4, generator=generator)
+        layouts = (plain_layout(torch.ones(1, groups[part], dtype=torch.bool), Span(0, groups[part], 0)),)
         if path.startswith("merge "):
-            chosen = [int(expert) for expert in path.removeprefix("merge ").split(", ")[slot]]
+            chosen = [int(expert) for expert in path.removeprefix("merge ").split(", ")[part]]
             weights *= torch.zeros(4).index_fill(0, torch.tensor(chosen), 1.0)
         weights.requires_grad_()
         if path == "token":
@@ -95,7 +95,7 @@ def sparse_pair(rank: int, axis: str, path: str, groups: tuple[int, ...]) -> dic
         (hidden,) = decision.apply(up, (x,))
         (y,) = decision.apply(down, (torch.tanh(hidden),))
         (y**2).sum().backward()
-        outputs[slot], input_gradients[slot], gate_gradients[slot] = (
+        outputs[part], input_gradients[part], gate_gradients[part] = (
             t.detach().numpy() for t in (y, x.grad, weights.grad)
         )
     gradients = {
@@ -125,9 +125,9 @@ def test_sparse_linears(axis, path, groups):
     serial, *_ = run_ranks(1, sparse_pair, "", path, groups)
     for result in run_ranks(2, sparse_pair, axis, path, groups):
         for key in ("y", "x", "gate"):
-            for slot, value in result[key].items():
+            for part, value in result[key].items():
                 np.testing.assert_allclose(
-                    value, serial[key][slot], rtol=2e-5, atol=2e-5, err_msg=f"{key} of slot {slot}"
+                    value, serial[key][part], rtol=2e-5, atol=2e-5, err_msg=f"{key} of part {part}"
                 )
         for name, (placement, gradient) in result["gradients"].items():
             expected = placement.take(torch.from_numpy(serial["gradients"][name][1])).numpy()

@@ -12,8 +12,8 @@ import torch
 from parallel.config import OptimizerConfig
 from parallel.engine import Engine
 from parallel.kernels import load_kernels
-from parallel.mesh import Mesh, device_number, is_first_on_machine
-from parallel.preflight import PreflightError
+from parallel.launch import PreflightError, device_number, is_first_on_machine
+from parallel.mesh import Mesh
 from tests.helpers.distributed import run_ranks
 
 

@@ -1,6 +1,6 @@
 """Two ranks equal one process: losses, norms, weights and moments by global name, for every axis and both ZeRO stages.
 
-The two slots of a step hold different tasks, so these runs also show that ranks with different tasks do not hang and that
+The two micro-batches of a step hold different tasks, so these runs also show that ranks with different tasks do not hang and that
 together they compute the one-process mixture.
 """
 
@@ -15,13 +15,13 @@ import pytest
 
 from tests.helpers.batches import BATCHES
 from tests.helpers.distributed import run_ranks
-from tests.helpers.parity import Job, logical_gradients, logical_weights, merged_losses, run_job
+from tests.helpers.parity import ParityRun, logical_gradients, logical_weights, merged_losses, run_job
 
 LAYOUTS = {"data": {}, "expert": {"expert": 2}, "tensor": {"tensor": 2}}
 
 
 @functools.cache
-def reference(job: Job) -> list[dict]:
+def reference(job: ParityRun) -> list[dict]:
     return run_ranks(1, run_job, job)
 
 
@@ -54,7 +54,7 @@ def assert_close(expected: dict[str, np.ndarray], got: dict[str, np.ndarray], rt
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_gradient_steps_equal_one_process(layout, router):
     """Three SGD steps: the update is the gradient, so every wrong factor shows."""
-    job = Job(router=router, sgd=True)
+    job = ParityRun(router=router, sgd=True)
     assert_equal_runs(reference(job), run_ranks(2, run_job, dataclasses.replace(job, **LAYOUTS[layout])))
 
 
@@ -62,7 +62,7 @@ def test_gradient_steps_equal_one_process(layout, router):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_adam_steps_equal_one_process(layout, engine):
     """With weight decay and clipping."""
-    job = Job(adam_eps=1e-2, lr=1e-3)
+    job = ParityRun(adam_eps=1e-2, lr=1e-3)
     got = run_ranks(2, run_job, dataclasses.replace(job, engine=engine, **LAYOUTS[layout]))
     assert_equal_runs(reference(job), got)
 
@@ -73,7 +73,7 @@ PAIRS = tuple(task for pair in itertools.permutations(BATCHES, 2) for task in pa
 @pytest.mark.parametrize("router", ["modality", "token", "limoe"])
 def test_every_pair_of_tasks_on_two_ranks(router):
     """All ordered pairs, a step each: every loss and gradient is the one process's."""
-    job = Job(steps=len(PAIRS) // 2, tasks=PAIRS, router=router, sgd=True, lr=1e-3)
+    job = ParityRun(steps=len(PAIRS) // 2, tasks=PAIRS, router=router, sgd=True, lr=1e-3)
     assert_equal_runs(reference(job), run_ranks(2, run_job, dataclasses.replace(job, expert=2)))
 
 
@@ -82,7 +82,9 @@ def test_every_pair_of_tasks_on_two_ranks(router):
 def test_every_pair_of_tasks_for_twenty_steps(router):
     """No hang, and copies stay copies; one of the tasks has no text, another no picture, as inputs."""
     steps = 20 * len(PAIRS) // 2
-    results = run_ranks(2, run_job, Job(expert=2, steps=steps, tasks=PAIRS, router=router, lr=1e-3), timeout_s=300)
+    results = run_ranks(
+        2, run_job, ParityRun(expert=2, steps=steps, tasks=PAIRS, router=router, lr=1e-3), timeout_s=300
+    )
     losses = merged_losses(results)
     assert len(losses) == 2 * steps and np.isfinite(list(losses.values())).all()
     logical_weights(results)
@@ -91,7 +93,7 @@ def test_every_pair_of_tasks_for_twenty_steps(router):
 @pytest.mark.parametrize("path", ["attribute", "token"])
 def test_all_tokens_to_one_expert(path):
     """The other ranks' experts get nothing, step after step; their gradient is zero, not missing."""
-    job = Job(router=path, forced_expert=3, sgd=True)
+    job = ParityRun(router=path, forced_expert=3, sgd=True)
     got = run_ranks(2, run_job, dataclasses.replace(job, expert=2))
     assert_equal_runs(reference(job), got)
     gradient = logical_gradients(got, 0)["tower.encoder.blocks.0.ffn.up.bank.weight"]
@@ -101,7 +103,7 @@ def test_all_tokens_to_one_expert(path):
 @pytest.mark.parametrize("engine", ["zero0", "zero1", "zero2"])
 def test_locked_experts_on_two_ranks(engine):
     """Each rank holds half of the experts, and the optimizer none."""
-    job = Job(frozen=("*bank*",), sgd=True)
+    job = ParityRun(frozen=("*bank*",), sgd=True)
     got = run_ranks(2, run_job, dataclasses.replace(job, expert=2, engine=engine))
     assert_equal_runs(reference(job), got)
 
@@ -110,7 +112,7 @@ def test_locked_experts_on_two_ranks(engine):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_bf16_follows_fp32(layout, engine):
     """Master weights are fp32; losses stay within the rounding of the layers."""
-    job = Job(adam_eps=1e-2, lr=1e-3)
+    job = ParityRun(adam_eps=1e-2, lr=1e-3)
     got = run_ranks(2, run_job, dataclasses.replace(job, engine=engine, **LAYOUTS[layout]))
     expected, losses = merged_losses(reference(job)), merged_losses(got)
     for key, loss in losses.items():
@@ -132,7 +134,7 @@ def test_fp16_finds_its_loss_scale(layout):
     """The first scale overflows; all ranks skip, halve it, and train on."""
     if not fp16_is_supported():
         pytest.skip("DeepSpeed refuses fp16 on this processor, which has no instructions for it")
-    job = Job(engine="zero1_fp16", adam_eps=1e-2, lr=1e-3, steps=6, clip=0, **LAYOUTS[layout])
+    job = ParityRun(engine="zero1_fp16", adam_eps=1e-2, lr=1e-3, steps=6, clip=0, **LAYOUTS[layout])
     got = run_ranks(2, run_job, job)
     totals = [norms[0] for norms in got[0]["norms"]]
     assert not np.isfinite(totals[0]) and np.isfinite(totals[-1])
@@ -143,7 +145,7 @@ def test_fp16_finds_its_loss_scale(layout):
 
 def test_a_gradient_that_is_not_finite_skips_the_update_on_all_ranks():
     """The broken batch is on one rank alone; both must keep their weights, and go on with the next step."""
-    job = Job(expert=2, steps=1, sgd=True)
+    job = ParityRun(expert=2, steps=1, sgd=True)
     before = logical_weights(run_ranks(2, run_job, dataclasses.replace(job, steps=0)))
     broken = run_ranks(2, run_job, dataclasses.replace(job, broken_step=0))
     assert all(not np.isfinite(result["norms"][0][0]) for result in broken)

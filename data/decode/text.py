@@ -1,0 +1,39 @@
+"""Text and JSON of a sample. Input is untrusted: sizes are checked first, and whatever is wrong becomes BadSample."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from data.shards.errors import BadSample
+
+
+def decode_text(data: bytes | str, max_bytes: int = 1 << 20) -> str:
+    """UTF-8 to text without white space around it. Raises BadSample; the empty text is one, too."""
+    if len(data) > max_bytes:
+        raise BadSample(f"text of {len(data)} bytes, more than the limit of {max_bytes}")
+    try:
+        text = (data.decode("utf-8") if isinstance(data, bytes) else data).strip()
+    except UnicodeDecodeError as error:
+        raise BadSample(f"text is no UTF-8: {error}") from error
+    if not text:
+        raise BadSample("the text is empty")
+    return text
+
+
+def decode_json(data: bytes | str, max_bytes: int = 1 << 20) -> dict[str, Any]:
+    """A JSON object. Raises BadSample."""
+    if len(data) > max_bytes:
+        raise BadSample(f"JSON of {len(data)} bytes, more than the limit of {max_bytes}")
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise BadSample(f"JSON: {one_line(error)}") from error
+    if not isinstance(content, dict):
+        raise BadSample(f"JSON: expected an object, found a {type(content).__name__}")
+    return content
+
+
+def one_line(error: Exception) -> str:
+    text = getattr(error, "strerror", None) or str(error)
+    return f"{type(error).__name__}: {' '.join(text.split())[:200]}"

@@ -1,0 +1,76 @@
+"""One exact pass over a data set for evaluation: every sample once, whatever the number of ranks and workers."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Iterator
+
+import numpy as np
+from torch.utils.data import IterableDataset, get_worker_info
+
+from data.shards import BadSample
+from data.stream.faults import Fault, fault_of
+from data.stream.share import Share
+from data.stream.source import Source
+from data.transport import Ahead
+from data.workers.loader import loader_of
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationBatch:
+    """Examples of one task. valid: False for those that only fill up the batch; faults: of what was left out."""
+
+    examples: list
+    valid: tuple[bool, ...]
+    faults: tuple[Fault, ...]
+
+
+def evaluation_pass(
+    source: Source, batch_size: int, limit: int | None = None, share: Share | None = None, workers: int = 0
+) -> Iterator[EvaluationBatch]:
+    """This rank's part of every sample once, in order, without augmentation. Bad ones are reported and left out.
+
+    Batch k of rank r is batch k * ranks + r of the whole: samples [n * batch_size, (n + 1) * batch_size). Every rank gets the same
+    number of batches; where the samples end, they begin anew and are not valid. So the batches are those of a single rank, whose
+    last one is filled up as well. A batch is never larger than all samples together.
+    """
+    total = min(source.order.total, limit or source.order.total)
+    dataset = _Pass(source, min(batch_size, total), total, share or Share())
+    yield from loader_of(dataset, workers)
+
+
+class _Pass(IterableDataset):
+    def __init__(self, source: Source, batch_size: int, total: int, share: Share) -> None:
+        self.source, self.batch_size, self.total, self.share = source, batch_size, total, share
+
+    def __iter__(self) -> Iterator[EvaluationBatch]:
+        worker = get_worker_info()
+        return self.part(worker.id, worker.num_workers) if worker else self.part(0, 1)
+
+    def part(self, worker: int, workers: int) -> Iterator[EvaluationBatch]:
+        """What one worker process builds."""
+        batches = -(-self.total // self.batch_size)
+        ends = np.cumsum(self.source.order.sizes)
+        with contextlib.closing(Ahead()) as ahead:
+            for number in range(worker, -(-batches // self.share.count), workers):
+                yield self._batch(number * self.share.count + self.share.index, ends, ahead)
+
+    def _batch(self, number: int, ends: np.ndarray, ahead: Ahead) -> EvaluationBatch:
+        examples, valid, faults = [], [], []
+        source = self.source
+        for sample in range(number * self.batch_size, (number + 1) * self.batch_size):
+            place = sample % self.total
+            shard = int(np.searchsorted(ends, place, side="right"))
+            index = place - int(ends[shard] - source.order.sizes[shard])
+            if source.shards.is_remote and index == 0:
+                following = range(shard + 1, min(shard + 3, len(ends)))
+                ahead.want([functools.partial(source.shards.fetch, other) for other in following])
+            try:
+                examples.append(source.task.example(source.shards.read(shard, index), None))
+                valid.append(sample < self.total)
+            except BadSample as error:
+                if sample < self.total:
+                    faults.append(fault_of(source, shard, index, error))
+        return EvaluationBatch(examples, tuple(valid), tuple(faults))

@@ -1,0 +1,80 @@
+"""Worker processes of a rank: how many, how they start, and the loader that takes turns with them."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+from collections.abc import Callable
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+from typing import Any, Literal
+
+from torch.utils.data import DataLoader, IterableDataset
+
+from data.workers.processes import end_with_parent, keep_freed_memory, leave_group, signals_ignored
+
+MAX_WORKERS = 8
+"""Of a rank, where their number is `auto`."""
+
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def loader_of(dataset: IterableDataset, workers: int, collate: Callable[[Any], Any] | None = None) -> DataLoader:
+    """What the dataset yields, worker by worker in turn; `collate` is applied where it is made."""
+    return DataLoader(
+        dataset,
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+        multiprocessing_context=worker_context() if workers else None,
+        pin_memory=False,
+        worker_init_fn=_start_worker if workers else None,
+        collate_fn=collate,
+    )
+
+
+def _start_worker(worker: int) -> None:
+    leave_group()
+    end_with_parent()
+    keep_freed_memory()
+
+
+def worker_context() -> ForkServerContext:
+    """How worker processes start: forked from a server that has no decoder, and has imported the libraries that they need.
+    None of our own modules: the server looks for those where it was started, which may be any folder."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch.utils.data", "av", "PIL.Image", "webdataset"])
+    # A signal to the process group must leave it: were it gone, its workers would count as dead.
+    with signals_ignored():
+        forkserver.ensure_running()
+    return context
+
+
+def worker_count(workers: int | Literal["auto"], ranks_here: int) -> int:
+    """Worker processes of a rank. auto: the cores of this rank's share without the one that the trainer keeps busy, but one
+    at least (while a rank waits for others, its core is free) and MAX_WORKERS at most. `ranks_here`: on this machine."""
+    if workers != "auto":
+        return workers
+    return min(MAX_WORKERS, max(1, usable_cores() // ranks_here - 1))
+
+
+def usable_cores(cgroup: Path = _CGROUP) -> int:
+    """Cores that this process may use: its affinity, and what a container's quota of CPU time amounts to (rounded down, at
+    least one)."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, int(min(cores, _quota(cgroup))))
+
+
+def _quota(cgroup: Path) -> float:
+    """Cores' worth of CPU time a period, by cgroup 2 or 1; inf without a limit."""
+    try:
+        if (cgroup / "cpu.max").exists():
+            quota, period = (cgroup / "cpu.max").read_text().split()
+        else:
+            quota, period = ((cgroup / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        return math.inf if quota == "max" or int(quota) <= 0 else int(quota) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):
+        return math.inf

@@ -1,0 +1,155 @@
+"""The run configuration: composes the packages' own options, checks the layout, derives DeepSpeed's dictionary.
+
+Every number has one owner: batch size, learning rate and clipping are set here, `ds_configs/*.json` hold engine
+settings alone. All errors are `ConfigError` with one line; the entry points end with exit code 2 on it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Literal
+
+from data.config import DataConfig
+from data.tasks import check_tasks, kind_of
+from model.config import ModelConfig
+from parallel.config import OptimizerConfig, ParallelConfig
+from parallel.kernels import KernelName
+from run.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrackingConfig:
+    """Where metrics go besides the progress bar and metrics.jsonl.
+
+    wandb     offline: files below the run folder, to be sent later with `wandb sync`; online; disabled
+    """
+
+    wandb: Literal["offline", "online", "disabled"] = "offline"
+    project: str = "sparse-generalists"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything about one run.
+
+    name               the run's folder is <runs>/<name>; repeating a command resumes there
+    init               what a fresh run's weights start from: a run folder (its newest checkpoint), or a .safetensors file that
+                       `python -m model.exchange.public to-ours` wrote
+    init_only          patterns of the names of parameters to take from there; all others start fresh
+    steps              optimizer steps of the whole run
+    micro_batches      of one step over all data ranks together; each rank runs micro_batches / data ranks of them one after
+                       another, so the same step is computed on any number of ranks
+    log_every          steps between two lines of metrics
+    save_every         steps between two checkpoints; the last step is always saved
+    save_async         a save copies what the rank owns to host memory and a thread writes it while training goes on; needs
+                       12 bytes of host memory for each parameter that a rank owns, until they are written
+    keep_checkpoints   older checkpoints are removed
+    max_skipped_steps  consecutive updates that may be skipped for non-finite gradients
+    check_every        steps between two checks that copies of parameters and batches are equal on the ranks that share them;
+                       0 = never
+    threads            CPU threads of a rank; 0 leaves the choice to OMP_NUM_THREADS and torch
+    """
+
+    name: str
+    runs: str = "runs"
+    seed: int = 0
+    init: str = ""
+    init_only: tuple[str, ...] = ("*",)
+    steps: int = 1000
+    micro_batches: int = 2
+    kernels: KernelName = "torch"
+    log_every: int = 10
+    save_every: int = 200
+    save_async: bool = False
+    keep_checkpoints: int = 2
+    max_skipped_steps: int = 10
+    check_every: int = 200
+    threads: int = 0
+    data: DataConfig
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)
+    tracking: TrackingConfig = dataclasses.field(default_factory=TrackingConfig)
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
+            raise ValueError(f"name={self.name!r}: letters, digits, dot, dash and underscore only, it names a folder")
+        for key in ("steps", "micro_batches", "log_every", "save_every", "keep_checkpoints"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key}={getattr(self, key)}: must be at least 1")
+        if self.threads < 0 or self.seed < 0 or self.check_every < 0:
+            raise ValueError("threads, seed and check_every must not be negative")
+        if self.optimizer.warmup_steps > self.steps:
+            raise ValueError(
+                f"optimizer.warmup_steps={self.optimizer.warmup_steps} is longer than the run of steps={self.steps}"
+            )
+        if self.optimizer.tune == "prompts" and self.model.prompts is None:
+            raise ValueError("optimizer.tune=prompts needs model.prompts, for instance {length: 10}")
+        check_tasks(self.data)
+        for task in self.data.tasks:
+            temperature = task.temperature
+            if temperature and temperature not in self.model.temperatures:
+                raise ValueError(
+                    f"task {task.name}: temperature={temperature!r} is not among model.temperatures={list(self.model.temperatures)}"
+                )
+            if task.max_text > self.model.max_text:
+                raise ValueError(
+                    f"task {task.name}: max_text={task.max_text} is above model.max_text={self.model.max_text}"
+                )
+            if task.num_frames > self.model.max_frames:
+                raise ValueError(
+                    f"task {task.name}: num_frames={task.num_frames} is above model.max_frames={self.model.max_frames}"
+                )
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.runs) / self.name
+
+
+def check_layout(config: RunConfig, world_size: int) -> None:
+    """Refuse an impossible layout before any process group or data is touched."""
+    parallel, model = config.parallel, config.model
+    tensor, expert = parallel.tensor, parallel.expert
+    if world_size % tensor:
+        raise ConfigError(f"parallel.tensor={tensor} does not divide the {world_size} ranks that were started")
+    data_ranks = world_size // tensor
+    if data_ranks % expert:
+        raise ConfigError(
+            f"parallel.expert={expert} does not divide the {data_ranks} data ranks (world {world_size} / tensor {tensor}); "
+            f"possible: {[n for n in range(1, data_ranks + 1) if data_ranks % n == 0]}"
+        )
+    if config.micro_batches % data_ranks:
+        raise ConfigError(
+            f"micro_batches={config.micro_batches} per step must be a multiple of the {data_ranks} data ranks"
+        )
+    sparse = model.num_decisions > 0
+    if expert > 1 and not sparse:
+        raise ConfigError(
+            f"parallel.expert={expert} needs experts, but model.experts.placement={model.experts.placement} has none"
+        )
+    if sparse and model.experts.num_experts % expert:
+        raise ConfigError(
+            f"model.experts.num_experts={model.experts.num_experts} does not divide by parallel.expert={expert}"
+        )
+    for name in ("heads", "ffn"):
+        for key, shape in (("model", model), ("model.text_tower", model.text_tower)):
+            if shape is not None and getattr(shape, name) % tensor:
+                raise ConfigError(f"{key}.{name}={getattr(shape, name)} does not divide by parallel.tensor={tensor}")
+    texts = [task.name for task in config.data.tasks if not kind_of(task).has_pictures]
+    if model.text_tower and texts and tensor * expert > 1:
+        raise ConfigError(
+            f"task {texts[0]} is text alone: with model.text_tower it leaves the other tower out, and ranks with other tasks "
+            "would wait for it; use parallel.tensor=1 and parallel.expert=1"
+        )
+    if tensor > 64 or 64 % tensor:
+        raise ConfigError(
+            f"parallel.tensor={tensor} does not divide the token table's 64-row blocks: use a power of two up to 64"
+        )
+
+
+def neighbours(path: Path) -> str:
+    """The files of the same kind beside a path, for messages."""
+    found = sorted(p.name for p in path.parent.glob(f"*{path.suffix}")) if path.parent.is_dir() else []
+    return ", ".join(found) or f"no {path.suffix} files in {path.parent}"

@@ -1,0 +1,176 @@
+"""Reading and writing run configurations: strict YAML, `base:` files, key=value overrides.
+
+Every mistake is a ConfigError of one line that names the file, the key, the value and the nearest valid name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import re
+import types
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pydantic
+import yaml
+
+from model.moe.presets import ROUTING
+from run.config import RunConfig, neighbours
+from run.errors import ConfigError
+
+MAX_BASES = 8
+"""Files that build on one another; more is taken for a circle."""
+
+
+def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
+    """YAML file plus `a.b=value` overrides; list elements are numbered or named (`data.tasks.shapes.batch_size=8`)."""
+    path = Path(path)
+    raw = {**_read(path, MAX_BASES)}
+    raw.setdefault("name", path.stem)
+    for override in overrides:
+        _override(raw, override)
+    return parse_config(raw, str(path))
+
+
+def _read(path: Path, bases: int) -> dict[str, Any]:
+    """The file's keys over those of its `base`, a path beside it."""
+    try:
+        raw = yaml.load(path.read_text(), _Loader)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}; there are {neighbours(path)}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: the top level must be a mapping of keys, got {type(raw).__name__}")
+    base = raw.pop("base", None)
+    if base is None:
+        return raw
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: base must be the name of a file, got {base!r}")
+    if not bases:
+        raise ConfigError(
+            f"{path}: more than {MAX_BASES} files build on one another through base: do they form a circle?"
+        )
+    below = _read(path.parent / base, bases - 1)
+    below.pop("name", None)
+    return _merged(below, raw)
+
+
+def _merged(below: Any, above: Any) -> Any:
+    """Mappings key by key, lists of named elements name by name, all else from above."""
+    if isinstance(below, dict) and isinstance(above, dict):
+        return {**below, **{key: _merged(below.get(key), value) for key, value in above.items()}}
+    if _is_named(below) and _is_named(above):
+        changes = {item["name"]: item for item in above}
+        kept = [_merged(item, changes.pop(item["name"], {})) for item in below]
+        return kept + list(changes.values())
+    return above
+
+
+def _is_named(node: Any) -> bool:
+    return isinstance(node, list) and bool(node) and all(isinstance(i, dict) and "name" in i for i in node)
+
+
+def parse_config(raw: dict[str, Any], origin: str) -> RunConfig:
+    """Strict: no unknown key, no wrong type, no conversion but int to float."""
+    raw = _with_presets(raw, origin)
+    unknown = next(_unknown_keys(RunConfig, raw, ""), None)
+    if unknown:
+        raise ConfigError(f"{origin}: {unknown}")
+    try:
+        return pydantic.TypeAdapter(RunConfig).validate_json(json.dumps(raw), strict=True)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
+        given = "" if first["type"] in ("value_error", "missing") else f", got {first['input']!r}"
+        raise ConfigError(f"{origin}: {where + ': ' if where else ''}{message}{given}") from error
+
+
+def dump_config(config: RunConfig) -> str:
+    """The resolved configuration as YAML that `load_config` reads back."""
+    return yaml.safe_dump(json.loads(json.dumps(dataclasses.asdict(config))), sort_keys=False)
+
+
+def _with_presets(raw: dict[str, Any], origin: str) -> dict[str, Any]:
+    """Fill in what follows from other keys: routing presets below explicit keys, names of tasks for the task routers."""
+    model = raw.get("model") or {}
+    if not isinstance(model, dict):
+        return raw
+    experts = model.get("experts")
+    if isinstance(experts, dict) and "preset" in experts:
+        name = experts["preset"]
+        if name not in ROUTING:
+            near = difflib.get_close_matches(str(name), ROUTING, n=1, cutoff=0.0)
+            raise ConfigError(f"{origin}: unknown model.experts.preset={name!r}; did you mean {near[0]}?")
+        explicit = {key: value for key, value in experts.items() if key != "preset"}
+        model = {**model, "experts": _merged(ROUTING[name], explicit)}
+    tasks = raw["data"].get("tasks") if isinstance(raw.get("data"), dict) else None
+    if isinstance(tasks, list) and all(isinstance(task, dict) for task in tasks):
+        model = {"tasks": [task.get("name") for task in tasks], **model}
+    return {**raw, "model": model}
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's floats: PyYAML alone reads 1e-3 as a string."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def _unknown_keys(kind: Any, raw: Any, prefix: str) -> Iterator[str]:
+    """One message for every key that its options class does not have."""
+    origin = typing.get_origin(kind)
+    if origin in (typing.Union, types.UnionType):
+        for option in typing.get_args(kind):
+            yield from _unknown_keys(option, raw, prefix)
+    elif origin is tuple and isinstance(raw, list):
+        for index, item in enumerate(raw):
+            yield from _unknown_keys(typing.get_args(kind)[0], item, f"{prefix}{index}.")
+    elif dataclasses.is_dataclass(kind) and isinstance(raw, dict):
+        hints = typing.get_type_hints(kind)
+        for key, value in raw.items():
+            if key not in hints:
+                near = difflib.get_close_matches(str(key), hints, n=1, cutoff=0.0)
+                yield f"unknown key {prefix}{key}; did you mean {prefix}{near[0]}?"
+            else:
+                yield from _unknown_keys(hints[key], value, f"{prefix}{key}.")
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    key, sign, text = override.partition("=")
+    if not sign or not key:
+        raise ConfigError(f"override {override!r} must read key=value, for instance model.depth=6")
+    try:
+        value = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {override!r}: the value is not YAML") from error
+    *parents, last = key.split(".")
+    node: Any = raw
+    for part in parents:
+        node = _child(node, part, override)
+    if isinstance(node, list):
+        raise ConfigError(f"override {override!r} must name a key of a list element, for instance {key}.batch_size")
+    node[last] = value
+
+
+def _child(node: Any, part: str, override: str) -> Any:
+    if isinstance(node, list):
+        names = [item.get("name") for item in node if isinstance(item, dict)]
+        if part in names:
+            return node[names.index(part)]
+        if part.isdigit() and int(part) < len(node):
+            return node[int(part)]
+        raise ConfigError(f"override {override!r}: no list element {part!r}; there are {names}")
+    if not isinstance(node, dict):
+        raise ConfigError(f"override {override!r}: {part!r} lies below a value, not below a group of keys")
+    child = node.setdefault(part, {})
+    if child is None:
+        child = node[part] = {}
+    return child

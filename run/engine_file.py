@@ -1,0 +1,93 @@
+"""How DeepSpeed runs a training: one of the files in ds_configs/, checked and completed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from run.config import RunConfig, neighbours
+from run.errors import ConfigError
+
+DS_CONFIGS = Path(__file__).resolve().parents[1] / "ds_configs"
+FP32_NAMES = ("fp32", "float32", "float", "torch.float32")
+"""DeepSpeed's."""
+
+
+def read_engine_file(config: RunConfig) -> dict[str, Any]:
+    """Engine settings from `parallel.deepspeed`, completed with what this configuration owns.
+
+    Gradients are accumulated and scaled by the loop, so DeepSpeed sees one micro-batch a step.
+    """
+    path = _find(config.parallel.deepspeed)
+    engine = _read_engine(path)
+    _check_engine(path, engine)
+    return {
+        **engine,
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # torch's AdamW runs on the CPU too and needs no build
+        "steps_per_print": 1 << 30,
+    }
+
+
+def _find(name: str) -> Path:
+    """A bare name is one of this program's own files; anything else is a path."""
+    if "/" in name or name.endswith(".json"):
+        return Path(name)
+    return DS_CONFIGS / f"{name}.json"
+
+
+def _read_engine(path: Path) -> dict[str, Any]:
+    """A mapping, as are those of its sections that are read here."""
+    try:
+        engine = json.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"parallel.deepspeed: {path}: {error.strerror}; there are {neighbours(path)}") from error
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path} line {error.lineno}: not JSON: {error.msg}") from error
+    if not isinstance(engine, dict):
+        raise ConfigError(f"{path}: the top level must be a mapping of keys, got {json.dumps(engine)[:50]}")
+    found = {key: engine.get(key, {}) for key in ("zero_optimization", "bf16", "fp16", "data_types")}
+    if isinstance(found["zero_optimization"], dict):
+        found["zero_optimization.offload_optimizer"] = found["zero_optimization"].get("offload_optimizer") or {}
+    for key, section in found.items():
+        if not isinstance(section, dict):
+            raise ConfigError(f"{path}: {key} must be a mapping of keys, got {json.dumps(section)[:50]}")
+    return engine
+
+
+def _check_engine(path: Path, engine: dict[str, Any]) -> None:
+    """Refuse keys that belong elsewhere, and settings that DeepSpeed or the training loop cannot do with."""
+    owned = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
+    for key in (*owned, "optimizer", "scheduler"):
+        if key in engine:
+            raise ConfigError(
+                f"{path}: {key} belongs to the run configuration (micro_batches, data.tasks, optimizer): remove it there"
+            )
+    if "bfloat16" in engine:
+        raise ConfigError(f"{path}: bfloat16 is an old name: call it bf16")
+    zero = engine.get("zero_optimization", {})
+    stage = zero.get("stage", 0)
+    if stage == 3:
+        raise ConfigError(
+            f"{path}: ZeRO stage 3 does not work with native experts: use stage 1 or 2, or more expert ranks"
+        )
+    if stage not in (0, 1, 2):
+        raise ConfigError(f"{path}: zero_optimization.stage={stage}: use 0, 1 or 2")
+    low = [name for name in ("bf16", "fp16") if engine.get(name, {}).get("enabled")]
+    if low and stage == 0:
+        raise ConfigError(f"{path}: {low[0]} needs fp32 master weights, which ZeRO stage 1 and 2 keep: use stage 1")
+    for section, key in (("bf16", "check_grad_overflow"), ("zero_optimization", "compute_grad_norm")):
+        if engine.get(section, {}).get(key, True) is not True:
+            raise ConfigError(
+                f"{path}: without {section}.{key} a gradient that is not finite would be applied instead of skipped: remove it there"
+            )
+    accumulated = engine.get("data_types", {}).get("grad_accum_dtype")
+    on_device = (zero.get("offload_optimizer") or {}).get("device", "none") == "none"
+    if "bf16" in low and stage == 1 and on_device and accumulated in FP32_NAMES:
+        raise ConfigError(
+            f"{path}: DeepSpeed cannot add up bf16's gradients in data_types.grad_accum_dtype={accumulated} with ZeRO stage 1: "
+            "use stage 2"
+        )

@@ -1,0 +1,32 @@
+"""The files of a run folder that are not metrics: the resolved configuration and the vocabulary.
+
+runs/<name>/ config.yaml  vocabulary.json  metrics.jsonl  ledger_rank_*.jsonl  wandb_id  wandb/  checkpoints/  health/  errors/
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from data.text.tokenizer import Tokenizer
+from data.text.vocabulary import Vocabulary
+from parallel.checkpoints import write_atomically
+from run.config import RunConfig
+from run.config_file import dump_config, load_config
+from run.errors import ConfigError
+
+CONFIG, VOCABULARY = "config.yaml", "vocabulary.json"
+
+
+def write_run_files(run: RunConfig, vocabulary: Vocabulary) -> None:
+    run.folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(run.folder / CONFIG, dump_config(run))
+    write_atomically(run.folder / VOCABULARY, json.dumps(vocabulary.clip_ids))
+
+
+def read_run(folder: Path) -> tuple[RunConfig, Vocabulary]:
+    """Raises ConfigError if the folder holds no run."""
+    path = folder / VOCABULARY
+    if not path.is_file():
+        raise ConfigError(f"{folder} is not the folder of a run: it has no {VOCABULARY}")
+    return load_config(folder / CONFIG), Vocabulary.restricted(Tokenizer.load(), json.loads(path.read_text()))

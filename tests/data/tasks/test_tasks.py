@@ -1,0 +1,176 @@
+"""Options of tasks: synonyms, templates of text classification, shares of masks, end-of-text after words."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from data.batch import Scope
+from data.config import MixConfig, TaskConfig
+from data.decode.image import encode_png
+from data.shards import DatasetInfo, SplitInfo
+from data.shards.errors import BadSample
+from data.tasks import kind_of, make_task
+from data.tasks.base import Pixels, TaskContext
+from data.tasks.candidates import all_words
+from data.text.tokenizer import Tokenizer
+from data.text.vocabulary import Vocabulary
+
+
+@pytest.fixture(scope="module")
+def vocabulary() -> Vocabulary:
+    return Vocabulary.full(Tokenizer.load())
+
+
+def info(kind: str, classes: tuple[str, ...] = (), **options) -> DatasetInfo:
+    return DatasetInfo(kind=kind, classes=classes, token_ids=(), splits={"train": SplitInfo(1, 1)}, **options)
+
+
+def task(vocabulary: Vocabulary, about: DatasetInfo, **options):
+    config = TaskConfig(name="t", path="nowhere", **options)
+    return make_task(TaskContext(config, about, vocabulary, Pixels(16, 8)))
+
+
+def image(label: int) -> dict:
+    pixels = np.full((16, 16, 3), 40 * label, np.uint8)
+    return {"png": encode_png(pixels), "cls": str(label).encode()}
+
+
+def test_a_name_of_each_class_is_drawn_in_training_alone(vocabulary):
+    about = info("image_class", ("cat", "dog"), synonyms=(("kitten", "puss"), ()))
+    made = task(vocabulary, about, kind="classification")
+    examples = [made.example(image(0), None), made.example(image(1), None)]
+
+    def names(generator) -> list[str]:
+        values = made.batch(examples, generator).candidates.segments[0].values
+        return [vocabulary.decode(row.tolist()).strip() for row in values]
+
+    assert names(None) == ["cat", "dog"]
+    drawn = [names(np.random.default_rng(seed)) for seed in range(40)]
+    assert {first for first, _ in drawn} == {"cat", "kitten", "puss"} and {second for _, second in drawn} == {"dog"}
+    with pytest.raises(ValueError, match="synonyms of 1 classes, but there are 2"):
+        info("image_class", ("cat", "dog"), synonyms=(("kitten",),))
+
+
+def test_candidates_of_all_ranks_are_for_training_alone(vocabulary):
+    made = task(vocabulary, info("image_class", ("cat", "dog")), kind="classification", candidates="sharded")
+    examples = [made.example(image(0), None)]
+    assert made.batch(examples, np.random.default_rng(0)).scope == Scope.SHARDED
+    assert made.batch(examples, None).scope == Scope.LOCAL
+
+
+def test_mixed_batches_carry_both_labels(vocabulary):
+    made = task(vocabulary, info("image_class", ("cat", "dog")), kind="classification", mix=MixConfig(mixup=1.0))
+    examples = [made.example(image(label), None) for label in (0, 1, 1)]
+    batch = made.batch(examples, np.random.default_rng(0))
+    assert batch.second_labels_Q.tolist() == [1, 1, 0] and 0 < batch.second_share < 1
+    assert made.batch(examples, None).second_labels_Q is None
+    with pytest.raises(ValueError, match="class labels, which captioning does not have"):
+        kind_of(config := TaskConfig(name="t", path="p", kind="captioning", mix=MixConfig(mixup=1.0))).check(config)
+
+
+def test_text_is_read_at_the_template_s_place(vocabulary):
+    about = info("text_class", ("bad", "wonderful"))
+    made = task(vocabulary, about, kind="text_classification", template="{text} it was <spe> .", max_text=16)
+    example = made.example({"txt": b"a fine film", "cls": b"1"}, None)
+    assert vocabulary.decode(example.tokens[: example.place]).strip() == "a fine film it was"
+    assert example.tokens[example.place] == vocabulary.spe and example.tokens[-1] == vocabulary.end
+    batch = made.batch([example, made.example({"txt": b"dull", "cls": b"0"}, None)], None)
+    assert batch.read_Q2.tolist() == [[0, 1 + 5], [1, 1 + 3]] and batch.labels_Q.tolist() == [1, 0]
+    assert batch.candidates.num_rows == 2
+    assert batch.candidates.segments[0].attributes == (1, 1, 0, 1, 0, 1, 1, 0)
+
+
+def test_long_text_gives_way_to_the_template(vocabulary):
+    made = task(
+        vocabulary, info("text_class", ("no", "yes")), kind="text_classification", template="<spe> {text} ?", max_text=8
+    )
+    example = made.example({"txt": b"one two three four five six seven eight nine", "cls": b"0"}, None)
+    assert len(example.tokens) <= 8 and example.place == 0
+    assert vocabulary.decode(example.tokens[1:-1]).strip().endswith("?")
+
+
+@pytest.mark.parametrize("text", ["x" * 300, "\u4f60\u597d" * 40, "http://a.example/" + "b/" * 60 + " end"])
+def test_text_without_spaces_is_cut_and_not_lost(vocabulary, text):
+    made = task(
+        vocabulary, info("text_class", ("no", "yes")), kind="text_classification", template="{text} <spe>", max_text=16
+    )
+    example = made.example({"txt": text.encode(), "cls": b"0"}, None)
+    assert 8 < len(example.tokens) <= 16
+    assert example.tokens[:2] == vocabulary.encode(text, 1 << 20)[:2]
+
+
+def test_a_sample_without_its_text_is_a_bad_sample(vocabulary):
+    made = task(vocabulary, info("text_class", ("no", "yes")), kind="text_classification")
+    with pytest.raises(BadSample, match="no member txt"):
+        made.example({"__key__": "a", "cls": b"1"}, None)
+
+
+@pytest.mark.parametrize("template", ["{text}", "<spe>", "{text} {text} <spe>", "{text} <spe> <spe>"])
+def test_templates_need_both_places(template):
+    with pytest.raises(ValueError, match="each once"):
+        TaskConfig(name="t", path="p", kind="text_classification", template=template)
+
+
+@pytest.mark.parametrize(
+    ("shares", "spe", "same"), [((1.0, 0.0), 1.0, 0.0), ((0.0, 0.0), 0.0, 1.0), ((0.5, 0.0), 0.5, 0.5)]
+)
+def test_shares_of_masks(vocabulary, shares, spe, same):
+    made = task(vocabulary, info("text"), kind="masked_text", mask_shares=shares, mask_rate=0.5, max_text=256)
+    text = " ".join(["red", "blue", "green", "square"] * 50).encode()
+    example = made.example({"txt": text}, np.random.default_rng(0))
+    now = np.array(example.tokens)[example.masked]
+    assert (now == vocabulary.spe).mean() == pytest.approx(spe, abs=0.12)
+    assert (now == np.array(example.originals)).mean() == pytest.approx(same, abs=0.12)
+    assert example.original_tokens == vocabulary.encode(text.decode(), 256)
+
+
+def test_words_may_end_as_in_the_public_code():
+    small = Vocabulary.restricted(Tokenizer.load(), Tokenizer.load().encode("red blue"))
+    assert all_words(small).segments[0].values.tolist() == [[0], [1], [small.end]]
+    ended = all_words(small, word_end=True).segments[0].values
+    assert ended.tolist() == [[0, small.end], [1, small.end], [small.end, small.end]]
+
+
+def test_augmentation_is_for_training_alone(vocabulary):
+    options = {"kind": "classification", "rand_augment": (2, 9.0), "erase": 1.0}
+    made = task(vocabulary, info("image_class", ("a", "b", "c")), **options)
+    plain = dataclasses.replace(made.context.config, rand_augment=(0, 0.0), erase=0.0)
+    bare = make_task(dataclasses.replace(made.context, config=plain))
+    assert np.array_equal(made.example(image(2), None).visual.patches, bare.example(image(2), None).visual.patches)
+    first, again = (made.example(image(2), np.random.default_rng(1)).visual.patches for _ in range(2))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, bare.example(image(2), np.random.default_rng(1)).visual.patches)
+
+
+def test_evaluation_hides_words_whatever_the_shares(vocabulary):
+    masks = task(vocabulary, info("text"), kind="masked_text", mask_shares=(0.0, 0.0))
+    example = masks.example({"txt": "a red circle left of a blue square"}, None)
+    assert [example.tokens[place] for place in example.masked] == [vocabulary.spe] * len(example.masked)
+
+
+def test_masked_text_draws_one_caption_a_visit(vocabulary):
+    masks = task(vocabulary, info("image_caption"), kind="masked_text")
+    sample = {"json": b'{"captions": ["red", "blue", "green"]}'}
+
+    def seen(generator):
+        return vocabulary.decode(masks.example(sample, generator).original_tokens).strip()
+
+    assert {seen(np.random.default_rng(seed)) for seed in range(30)} == {"red", "blue", "green"}
+    assert seen(np.random.default_rng(3)) == seen(np.random.default_rng(3)) and seen(None) == "red"
+
+
+@pytest.mark.parametrize(("size", "side"), [(16, 2), (24, 3)])
+def test_one_data_set_at_two_image_sizes(vocabulary, size, side):
+    config = TaskConfig(
+        name="t", path="nowhere", kind="classification", rand_augment=(2, 9), erase=1.0, mix=MixConfig(cutmix=1.0)
+    )
+    pairs = task(vocabulary, info("image_class", ("red", "blue")), kind="classification").context
+    made = make_task(dataclasses.replace(pairs, config=config, pixels=Pixels(size, 8)))
+    batch = made.batch([made.example(image(i), np.random.default_rng(i)) for i in (0, 1)], np.random.default_rng(0))
+    segment = batch.inputs.segments[0]
+    # Only the grid grows: side x side patches of 8 x 8 x 3 values, positions in whole patches whatever the size.
+    assert segment.values.shape == (2, side * side, 192)
+    assert segment.positions[0].tolist() == [[0, row, column] for row in range(side) for column in range(side)]

@@ -1,0 +1,40 @@
+"""How many workers a rank has."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from data.workers import loader
+from data.workers.loader import usable_cores, worker_count
+
+
+@pytest.mark.parametrize(
+    "cores, ranks, workers", [(1, 1, 1), (2, 1, 1), (2, 2, 1), (8, 2, 3), (16, 1, 8), (96, 8, 8), (64, 8, 7)]
+)
+def test_the_number_of_workers_follows_from_the_cores(monkeypatch, cores, ranks, workers):
+    monkeypatch.setattr(loader, "usable_cores", lambda: cores)
+    assert worker_count("auto", ranks) == workers
+    assert worker_count(5, ranks) == 5 and worker_count(0, ranks) == 0
+
+
+def test_containers_limit_cores(monkeypatch, tmp_path):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)), raising=False)
+    assert usable_cores(tmp_path) == 6
+    limit = tmp_path / "cpu.max"
+    for content, cores in (
+        ("max 100000", 6),
+        ("250000 100000", 2),
+        ("50000 100000", 1),
+        ("900000 100000", 6),
+        ("?", 6),
+    ):
+        limit.write_text(content)
+        assert usable_cores(tmp_path) == cores, content
+    limit.unlink()
+    (tmp_path / "cpu").mkdir()
+    for quota, cores in ((-1, 6), (300000, 3)):
+        (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text(f"{quota}\n")
+        (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
+        assert usable_cores(tmp_path) == cores

@@ -1,0 +1,78 @@
+"""Parameter counts against those that the papers and the public code state, FLOPs against torch's own counter."""
+
+from __future__ import annotations
+
+import pytest
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from plan.sizes import count_parameters, describe, flops_of_sequences
+from run.config_file import load_config
+from tests.helpers.batches import BATCHES, VOCABULARY_SIZE
+from tests.helpers.models import make, tiny
+from tests.helpers.places import ROOT
+
+PRESETS = ROOT / "configs" / "presets"
+
+
+@pytest.mark.parametrize(
+    ("preset", "figure", "millions", "tolerance"),
+    [
+        ("uni_perceiver_base", "held", 124, 0.01),
+        ("uni_perceiver_large", "held", 354, 0.01),
+        ("uni_perceiver_moe_base", "deployed", 167, 0.01),
+        ("uni_perceiver_moe_large", "deployed", 505, 0.01),
+        ("limoe_h14", "held", 5600, 0.05),
+        ("limoe_h14", "per_token", 675, 0.05),
+    ],
+)
+def test_stated_parameter_counts(preset, figure, millions, tolerance):
+    count = count_parameters(load_config(PRESETS / f"{preset}.yaml").model)
+    assert getattr(count, figure) / 1e6 == pytest.approx(millions, rel=tolerance)
+
+
+def test_limoe_with_its_own_vocabulary_is_nearer():
+    count = count_parameters(load_config(PRESETS / "limoe_h14.yaml").model, vocabulary_size=32_000)
+    assert count.per_token / 1e6 == pytest.approx(675, rel=0.01)
+
+
+def test_counts_of_a_small_model_by_hand():
+    # Width 16, FFN 32, 4 experts in block 0. A linear in -> out has in * out + out numbers.
+    linears = (16 * 48 + 48) + (16 * 16 + 16) + (16 * 32 + 32) + (32 * 16 + 16)
+    count = count_parameters(tiny("attribute"), VOCABULARY_SIZE)
+    assert count.experts == 4 * linears
+    assert count.per_token == count.held - 3 * linears
+    router = 2 * ((8 * 16 + 16) + 32 + 16 * 4)  # embed, norm, gate; attention pair and FFN pair
+    assert count.deployed == count.held - 2 * linears - router
+    token = count_parameters(tiny("token"), VOCABULARY_SIZE)
+    assert token.per_token == token.held - 2 * linears  # top 2 of 4
+    assert token.deployed == token.held
+
+
+@pytest.mark.parametrize("router", ["none", "token"])
+@pytest.mark.parametrize("task", BATCHES)
+def test_flops_are_those_that_torch_counts(task, router):
+    config = tiny("token", {"placement": "none"} if router == "none" else {})
+    objective = make(config)
+    batch = BATCHES[task]()
+    sequences = batch.inputs
+    with (
+        FlopCounterMode(display=False) as counter,
+        sdpa_kernel(SDPBackend.MATH),
+    ):  # it counts products, not fused kernels
+        objective.encode(sequences, batch.read_Q2)
+    # torch counts what is computed: dense linears also at padded positions, experts and gates at valid ones.
+    visual = sum(s.valid_BL.shape[1] for s in sequences.segments if s.modality)
+    expected = flops_of_sequences(config, 1, sequences.length, visual, 0) * sequences.num_rows
+    expected += 2 * batch.read_Q2.shape[0] * 16 * 16
+    if router == "token":
+        padded = sequences.num_rows * sequences.length - sequences.num_tokens
+        expected -= 2 * padded * (4 * 16 * 16 + 2 * 16 * 32) * 2
+        expected += 2 * 2 * sequences.num_tokens * 16 * 4  # two gates
+    assert counter.get_total_flops() == expected
+
+
+def test_the_page_names_what_matters(capsys):
+    page = describe(load_config(PRESETS / "limoe_h14.yaml"))
+    for part in ("32 experts (FFN), router token, top 1: 9, 11", "dense: 0-8, 10", "5.576 B", "697.56 M", "pairs"):
+        assert part in page, page

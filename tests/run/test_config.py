@@ -1,0 +1,178 @@
+"""Strict configuration: every mistake is one clear line, before any process group or data is touched."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from run.config import check_layout
+from run.config_file import dump_config, load_config, parse_config
+from run.engine_file import read_engine_file
+from run.errors import ConfigError
+from tests.helpers.places import ROOT
+
+DEMO = ROOT / "configs" / "demo.yaml"
+
+
+def error_of(*overrides: str, world: int = 1) -> str:
+    with pytest.raises(ConfigError) as caught:
+        run = load_config(DEMO, overrides)
+        check_layout(run, world)
+        read_engine_file(run)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.name)
+def test_shipped_configurations_load_and_survive_a_round_trip(path, tmp_path):
+    run = load_config(path)
+    written = tmp_path / "again.yaml"
+    written.write_text(dump_config(run))
+    assert load_config(written) == run
+    assert read_engine_file(run)["zero_optimization"]["stage"] == 1
+
+
+def test_overrides():
+    run = load_config(
+        DEMO, ["model.depth=6", "optimizer.lr=1e-3", "data.tasks.shapes.batch_size=8", "data.tasks.1.num_frames=2"]
+    )
+    assert (run.model.depth, run.optimizer.lr) == (6, 0.001)
+    assert (run.data.tasks[0].batch_size, run.data.tasks[1].num_frames) == (8, 2)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["model.dept=6"], "unknown key model.dept; did you mean model.depth?"),
+        (["data.tasks.shapes.batchsize=6"], "did you mean data.tasks.0.batch_size?"),
+        (["model.depth=six"], "model.depth"),
+        (["model.depth=6.5"], "6.5"),
+        (["seed=true"], "seed"),
+        (["model.heads=5"], "width=96 does not divide by heads=5"),
+        (["steps=0"], "steps=0"),
+        (["name=../x"], "name='../x'"),
+        (["kernels=cuda"], "kernels"),
+        (["data.tasks.none.batch_size=1"], "no list element 'none'"),
+        (["data.tasks=[]"], "name at least one task"),
+        (["depth"], "must read key=value"),
+        (["optimizer.warmup_steps=10000"], "longer than the run"),
+        (["data.tasks.shapes.temperature=hot"], "temperature='hot'"),
+        (["data.tasks.clips.num_frames=9"], "above model.max_frames=4"),
+        (
+            ["data.tasks.shapes.candidates=global", "data.draw=same"],
+            "candidates=global does not go with classification",
+        ),
+        (
+            ["data.tasks.retrieval.candidates=sharded", "data.draw=same"],
+            "candidates=sharded does not go with retrieval: use local or global",
+        ),
+        (["data.tasks.retrieval.candidates=global"], "set draw=same or candidates=local"),
+        (
+            ["data.tasks.sentences.candidates=sharded", "data.draw=same", "data.vocabulary_sample=8"],
+            "the whole vocabulary",
+        ),
+        (["parallel.deepspeed=ds_configs/none.json"], "zero1.json"),
+        (["model.activation_checkpointing=selective", "model.chunks=2"], "computed again as a whole"),
+        (["model.activation_checkpointing=some"], "selective"),
+        (["parallel.sequence=2"], "parallel.sequence"),
+        (
+            ["model.text_tower={width: 100, depth: 2, heads: 3, ffn: 64}"],
+            "text_tower: width=100 does not divide by heads=3",
+        ),
+        (["optimizer.betas=[0.9, 1.0]"], "betas=[0.9, 1.0] and eps=1e-06: betas must lie in [0, 1)"),
+        (["optimizer.betas=[-0.1, 0.9]"], "betas=[-0.1, 0.9]"),
+        (["optimizer.eps=0"], "eps above 0"),
+    ],
+)
+def test_mistakes_are_one_line(overrides, expected, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert expected in error_of(*overrides, "parallel.expert=1")
+
+
+@pytest.mark.parametrize(
+    ("world", "overrides", "expected"),
+    [
+        (2, ["parallel.expert=3"], "parallel.expert=3 does not divide the 2 data ranks"),
+        (4, ["parallel.expert=4", "model.experts.num_experts=6", "micro_batches=4"], "num_experts=6 does not divide"),
+        (4, ["parallel.tensor=2", "model.heads=1"], "model.heads=1 does not divide by parallel.tensor=2"),
+        (2, ["micro_batches=3"], "micro_batches=3"),
+        (2, ["model.experts.placement=none"], "needs experts"),
+        (3, ["parallel.tensor=2"], "does not divide the 3 ranks"),
+    ],
+)
+def test_impossible_layouts(world, overrides, expected, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert expected in error_of(*overrides, world=world)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('{"zero_optimization": {"stage": 3}}', "ZeRO stage 3 does not work with native experts"),
+        ('{"zero_optimization": {"stage": 4}}', "use 0, 1 or 2"),
+        ('{"bf16": {"enabled": true}}', "bf16 needs fp32 master weights"),
+        (
+            '{"zero_optimization": {"stage": 1}, "gradient_clipping": 1}',
+            "gradient_clipping belongs to the run configuration",
+        ),
+        ("{", "line 1: not JSON"),
+        ("[]", "engine.json: the top level must be a mapping of keys, got []"),
+        ('{"bf16": true}', "engine.json: bf16 must be a mapping of keys, got true"),
+        ('{"zero_optimization": null}', "zero_optimization must be a mapping of keys, got null"),
+        ('{"zero_optimization": {"offload_optimizer": true}}', "zero_optimization.offload_optimizer must be a mapping"),
+        ('{"bfloat16": {"enabled": true}}', "bfloat16 is an old name: call it bf16"),
+        (
+            '{"zero_optimization": {"stage": 1}, "bf16": {"enabled": true, "check_grad_overflow": false}}',
+            "without bf16.check_grad_overflow a gradient that is not finite would be applied",
+        ),
+        (
+            '{"zero_optimization": {"stage": 2, "compute_grad_norm": false}}',
+            "without zero_optimization.compute_grad_norm a gradient that is not finite would be applied",
+        ),
+        (
+            '{"zero_optimization": {"stage": 1}, "bf16": {"enabled": true}, "data_types": {"grad_accum_dtype": "fp32"}}',
+            "data_types.grad_accum_dtype=fp32 with ZeRO stage 1: use stage 2",
+        ),
+    ],
+)
+def test_engine_files(text, expected, tmp_path):
+    engine = tmp_path / "engine.json"
+    engine.write_text(text)
+    assert expected in error_of(f"parallel.deepspeed={engine}", "parallel.expert=1")
+
+
+def test_bf16_may_add_up_gradients_in_fp32_where_deepspeed_can(tmp_path):
+    engine = tmp_path / "engine.json"
+    for zero in ({"stage": 2}, {"stage": 1, "offload_optimizer": {"device": "cpu"}}):
+        settings = {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}, "zero_optimization": zero}
+        engine.write_text(json.dumps(settings))
+        assert settings.items() <= read_engine_file(load_config(DEMO, [f"parallel.deepspeed={engine}"])).items()
+
+
+def test_not_a_mapping(tmp_path):
+    path = tmp_path / "list.yaml"
+    path.write_text("- 1\n")
+    with pytest.raises(ConfigError, match="must be a mapping"):
+        load_config(path)
+    with pytest.raises(ConfigError, match="data"):
+        parse_config({"name": "x"}, "here")
+
+
+def test_exit_code_and_message_of_the_program(tmp_path):
+    path = tmp_path / "bad.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(DEMO.read_text()) | {"stepz": 3}))
+    done = subprocess.run(
+        [sys.executable, "train.py", "--config", str(path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.strip() == f"error: {path}: unknown key stepz; did you mean steps?"
