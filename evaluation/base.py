@@ -15,7 +15,6 @@ from data.shards import DatasetError
 from data.stream.evaluation import evaluation_pass
 from data.stream.share import Share
 from data.stream.source import Source
-from data.tasks.candidates import all_words
 from model.objective import Objective
 from parallel.collectives import Axis, gathered_objects
 
@@ -96,5 +95,5 @@ def encode_vocabulary(evaluation: Evaluation) -> tuple[Tensor, Tensor]:
     """(words_CD features of every word and end-of-text, tokens_C the token of each)."""
     vocabulary = evaluation.source.task.vocabulary
     tokens = [vocabulary.candidate_token(candidate) for candidate in range(vocabulary.num_candidates)]
-    words = all_words(vocabulary, evaluation.source.task.context.word_end)
-    return encode_rows(evaluation, words), torch.tensor(tokens, device=evaluation.device)
+    words = evaluation.source.task.words  # type: ignore[attr-defined]
+    return encode_rows(evaluation, words.all), torch.tensor(tokens, device=evaluation.device)

@@ -5,18 +5,19 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
+from data.shards.access import CachedAccess, LocalAccess
 from data.shards.errors import BadSample, BadShard, DatasetError
 from data.shards.files import check_split
 from data.shards.lists import (
     MAX_LIST_BYTES,
     ShardList,
-    check_and_index,
     list_of_folder,
     list_of_locations,
     list_of_prefix,
@@ -108,9 +109,17 @@ class ShardSet:
         """Of local shards."""
         return tuple(Path(local_path(self.location(shard))) for shard in range(len(self.listed.names)))
 
-    @property
+    @functools.cached_property
     def is_remote(self) -> bool:
+        """Whether any shard is read through the cache."""
         return is_remote(self.base) if self.base is not None else any(map(is_remote, self.locations))
+
+    @functools.cached_property
+    def _access(self) -> LocalAccess | CachedAccess:
+        if not self.is_remote:
+            return LocalAccess()
+        assert self.cache is not None
+        return CachedAccess(self.cache)
 
     def location(self, shard: int) -> str:
         """Path or URL; not for messages."""
@@ -128,9 +137,7 @@ class ShardSet:
 
     def fetch(self, shard: int) -> None:
         """Have a remote shard in the cache, unless another process is about to. Raises FetchError."""
-        location = self.location(shard)
-        if self.cache is not None and is_remote(location) and not self.cache.has(location):
-            self.cache.fetch(location, check_and_index, self._expected_bytes(shard), wait=False)
+        self._access.fetch(self.location(shard), self._expected_bytes(shard))
 
     def describe(self, shard: int, index: int) -> str:
         """Where a sample stands, for messages. Does not touch the shard."""
@@ -158,15 +165,9 @@ class ShardSet:
 
     @contextlib.contextmanager
     def _opened(self, shard: int) -> Iterator[BinaryIO]:
-        location = self.location(shard)
         try:
-            if is_remote(location):
-                assert self.cache is not None
-                with self.cache.open(location, check_and_index, self._expected_bytes(shard)) as file:
-                    yield file
-            else:
-                with open(local_path(location), "rb", buffering=0) as file:
-                    yield file
+            with self._access.open(self.location(shard), self._expected_bytes(shard)) as file:
+                yield file
         except FetchError as error:
             raise BadShard(str(error)) from error
         except OSError as error:
@@ -176,11 +177,7 @@ class ShardSet:
         """(ranges, what is wrong) of a shard that is open."""
 
         def load() -> tuple[np.ndarray, str | None]:
-            location, expected = self.location(shard), int(self.listed.bytes[shard])
-            path = Path(local_path(location))
-            if is_remote(location):
-                assert self.cache is not None
-                path = self.cache.path(location)
+            expected, path = int(self.listed.bytes[shard]), self._access.path(self.location(shard))
             found = path.stat().st_size
             ranges_N2, fault = load_ranges(path)
             if found > expected:  # not merely cut off: its samples are others than the list's

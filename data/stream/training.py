@@ -54,7 +54,9 @@ def training_stream(
     """Micro-batches of this data rank from `start_step` on, without end, their tensors on `device`. Workers start at once."""
     dataset = _Stream(sources, schedule, share, start_step, consumed)
     packs = workers or device != "cpu"
-    return handed_over(iter(loader_of(dataset, workers, Lender() if packs else None)), device)
+    kept = [candidates for source in sources for candidates in source.task.kept_candidates]
+    batches = iter(loader_of(dataset, workers, Lender(kept) if packs else None))
+    return handed_over(batches, device, [candidates.to(device) for candidates in kept])
 
 
 class _Stream(IterableDataset):

@@ -13,13 +13,14 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from data.attributes import Attributes
-from data.batch import Modality, Scope, Segment, TaskBatch
+from data.batch import Modality, Scope, Segment, Sequences, TaskBatch
 from data.config import TaskConfig
 from data.decode.image import decode_image
 from data.decode.text import decode_json, decode_text
 from data.decode.video import decode_video
 from data.shards import DatasetError, DatasetInfo
 from data.shards.errors import BadSample
+from data.tasks.candidates import WordCandidates
 from data.tasks.segments import visual_segment
 from data.text.vocabulary import Vocabulary
 from data.visual.augment import rand_augment, random_erase
@@ -135,6 +136,11 @@ class Task(abc.ABC):
         self.modality = modality_of(context.info)
 
     @property
+    def kept_candidates(self) -> tuple[Sequences, ...]:
+        """Candidates that its batches share: they are built once, and workers do not send them."""
+        return ()
+
+    @property
     def temperature(self) -> str:
         return self.config.temperature or self.default_temperature
 
@@ -179,6 +185,20 @@ class Task(abc.ABC):
 
     def visual_segment(self, visuals: list[Visual], attributes: Attributes) -> Segment:
         return visual_segment([v.patches for v in visuals], [v.positions for v in visuals], self.modality, attributes)
+
+
+class WordTask(Task):
+    """A task whose candidates are the words of the vocabulary, all of them or a sample."""
+
+    answers = "words"
+
+    def __init__(self, context: TaskContext) -> None:
+        super().__init__(context)
+        self.words = WordCandidates(context.vocabulary, context.word_end)
+
+    @property
+    def kept_candidates(self) -> tuple[Sequences, ...]:
+        return () if self.context.vocabulary_sample else (self.words.all,)
 
 
 @dataclasses.dataclass(frozen=True)

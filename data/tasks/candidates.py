@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from data.attributes import NAME_TARGET, WORD_TARGET, Attributes
 from data.batch import Sequences
-from data.tasks.segments import text_segment
+from data.tasks.segments import equal_text_segment, text_segment
 from data.text.vocabulary import Vocabulary
 
 
@@ -33,46 +34,50 @@ class WordTargets:
     log_weights_C: Tensor | None
 
 
-def all_words(vocabulary: Vocabulary, word_end: bool = False) -> Sequences:
-    """Every word of the vocabulary and end-of-text, in candidate order."""
-    return _words([vocabulary.candidate_token(c) for c in range(vocabulary.num_candidates)], vocabulary, word_end)
+class WordCandidates:
+    """The vocabulary as candidates. The set of all words is built once and kept.
 
-
-def word_targets(
-    token_ids: Sequence[int],
-    vocabulary: Vocabulary,
-    sample: int,
-    generator: np.random.Generator,
-    word_end: bool = False,
-) -> WordTargets:
-    """Candidates for read-outs that mean `token_ids`.
-
-    With 0 < sample < vocabulary: the distinct words of the batch, and words drawn at random up to `sample` in all. A drawn
-    word stands for 1 / rate words of the vocabulary, which makes the sum over candidates an unbiased estimate of the
-    sum over all.
+    word_end: a word is encoded with end-of-text after it.
     """
-    total = vocabulary.num_candidates
-    right = [vocabulary.candidate(token) for token in token_ids]
-    own = sorted(set(right))
-    if not sample or sample >= total or len(own) >= sample:
-        if sample and len(own) >= sample:
-            raise ValueError(
-                f"data.vocabulary_sample={sample} leaves no room beside the {len(own)} words of this batch: raise it or lower batch_size"
-            )
-        return WordTargets(all_words(vocabulary, word_end), torch.tensor(right, dtype=torch.long), None)
-    others = np.setdiff1d(np.arange(total), own)
-    drawn = generator.choice(others, size=sample - len(own), replace=False)
-    chosen = [*own, *(int(c) for c in drawn)]
-    index = {candidate: i for i, candidate in enumerate(own)}
-    log_weights_C = torch.zeros(len(chosen))
-    log_weights_C[len(own) :] = math.log(len(others) / len(drawn))
-    return WordTargets(
-        _words([vocabulary.candidate_token(c) for c in chosen], vocabulary, word_end),
-        torch.tensor([index[c] for c in right], dtype=torch.long),
-        log_weights_C,
-    )
 
+    def __init__(self, vocabulary: Vocabulary, word_end: bool = False) -> None:
+        self.vocabulary, self.word_end = vocabulary, word_end
 
-def _words(token_ids: Sequence[int], vocabulary: Vocabulary, word_end: bool) -> Sequences:
-    rows = [[token, vocabulary.end] if word_end else [token] for token in token_ids]
-    return Sequences(segments=(text_segment(rows, WORD_TARGET),))
+    @functools.cached_property
+    def all(self) -> Sequences:
+        """Every word of the vocabulary and end-of-text, in candidate order."""
+        return self._of(np.arange(self.vocabulary.num_candidates))
+
+    def targets(self, token_ids: Sequence[int], sample: int, generator: np.random.Generator) -> WordTargets:
+        """Candidates for read-outs that mean `token_ids`.
+
+        With 0 < sample < vocabulary: the distinct words of the batch, and words drawn at random up to `sample` in all. A drawn
+        word stands for 1 / rate words of the vocabulary, which makes the sum over candidates an unbiased estimate of the
+        sum over all.
+        """
+        total = self.vocabulary.num_candidates
+        right = [self.vocabulary.candidate(token) for token in token_ids]
+        own = sorted(set(right))
+        if not sample or sample >= total or len(own) >= sample:
+            if sample and len(own) >= sample:
+                raise ValueError(
+                    f"data.vocabulary_sample={sample} leaves no room beside the {len(own)} words of this batch: raise it or lower "
+                    "batch_size"
+                )
+            return WordTargets(self.all, torch.tensor(right, dtype=torch.long), None)
+        others = np.setdiff1d(np.arange(total), own)
+        drawn = generator.choice(others, size=sample - len(own), replace=False)
+        index = {candidate: i for i, candidate in enumerate(own)}
+        log_weights_C = torch.zeros(sample)
+        log_weights_C[len(own) :] = math.log(len(others) / len(drawn))
+        return WordTargets(
+            self._of(np.concatenate([own, drawn]).astype(np.int64)),
+            torch.tensor([index[c] for c in right], dtype=torch.long),
+            log_weights_C,
+        )
+
+    def _of(self, candidates_C: np.ndarray) -> Sequences:
+        end = self.vocabulary.end
+        tokens_C = np.where(candidates_C == self.vocabulary.num_candidates - 1, end, candidates_C)
+        columns = [tokens_C, np.full_like(tokens_C, end)] if self.word_end else [tokens_C]
+        return Sequences(segments=(equal_text_segment(np.stack(columns, axis=1), WORD_TARGET),))

@@ -9,14 +9,11 @@ from data.attributes import CAPTION_TEXT, CAPTION_VISUAL
 from data.batch import Sequences, TaskBatch, Visibility
 from data.config import TaskConfig
 from data.seeding import rng
-from data.tasks.base import Captioned, CaptionedTask
-from data.tasks.candidates import word_targets
+from data.tasks.base import Captioned, CaptionedTask, WordTask
 from data.tasks.segments import readout_segment, text_segment
 
 
-class Captioning(CaptionedTask):
-    answers = "words"
-
+class Captioning(CaptionedTask, WordTask):
     @classmethod
     def text_tokens(cls, config: TaskConfig) -> int:
         return 2 * config.max_text
@@ -41,7 +38,7 @@ class Captioning(CaptionedTask):
         read_Q2 = queries.valid_BL.nonzero() + torch.tensor([0, first_query])
         sample = 0 if generator is None else self.context.vocabulary_sample
         tokens = [token for e in examples for token in e.tokens]
-        targets = word_targets(tokens, self.vocabulary, sample, generator or rng(0), self.context.word_end)
+        targets = self.words.targets(tokens, sample, generator or rng(0))
         return TaskBatch(
             task=self.config.name,
             inputs=Sequences(segments=(visual, words, queries)),

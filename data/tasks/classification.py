@@ -29,6 +29,10 @@ class Classification(Task):
         self.candidates = class_names(context.info.classes, context.vocabulary, context.config.max_text)
 
     @property
+    def kept_candidates(self) -> tuple[Sequences, ...]:
+        return (self.candidates,)
+
+    @property
     def default_temperature(self) -> str:
         return "video" if self.modality == Modality.VIDEO else "image"
 

@@ -14,8 +14,7 @@ from data.config import TaskConfig
 from data.decode.text import decode_text
 from data.seeding import rng
 from data.shards.errors import BadSample
-from data.tasks.base import Sample, Task, captions_of
-from data.tasks.candidates import word_targets
+from data.tasks.base import Sample, WordTask, captions_of
 from data.tasks.segments import text_segment
 
 
@@ -36,9 +35,8 @@ class Masked:
         return tokens
 
 
-class MaskedText(Task):
+class MaskedText(WordTask):
     reads = ("text", "image_caption", "video_caption")
-    answers = "words"
     has_pictures = False
 
     @classmethod
@@ -80,7 +78,7 @@ class MaskedText(Task):
         read = [(row, 1 + position) for row, e in enumerate(examples) for position in e.masked]
         sample = 0 if generator is None else self.context.vocabulary_sample
         originals = [token for e in examples for token in e.originals]
-        targets = word_targets(originals, self.vocabulary, sample, generator or rng(0), self.context.word_end)
+        targets = self.words.targets(originals, sample, generator or rng(0))
         return TaskBatch(
             task=self.config.name,
             inputs=Sequences(segments=(text_segment([e.tokens for e in examples], TEXT_INPUT),)),

@@ -30,6 +30,19 @@ def text_segment(
     )
 
 
+def equal_text_segment(tokens_BL: np.ndarray, attributes: Attributes) -> Segment:
+    """Token ids of rows that are equally long."""
+    rows, length = tokens_BL.shape
+    return Segment(
+        modality=Modality.TEXT,
+        values=torch.from_numpy(tokens_BL),
+        positions=torch.arange(length).expand(rows, length),
+        valid_BL=torch.ones(rows, length, dtype=torch.bool),
+        visibility=Visibility.PREFIX,
+        attributes=attributes,
+    )
+
+
 def readout_segment(lengths: Sequence[int], spe: int, attributes: Attributes) -> Segment:
     """<SPE> queries at positions 0 .. length-1 of each row (the second half of the double-token layout)."""
     return text_segment([[spe] * length for length in lengths], attributes, Visibility.READOUT)

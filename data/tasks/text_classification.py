@@ -41,6 +41,10 @@ class TextClassification(Task):
         self._before, self._after = context.config.template.split(SPE_PLACE)
 
     @property
+    def kept_candidates(self) -> tuple[Sequences, ...]:
+        return (self.candidates,)
+
+    @property
     def default_temperature(self) -> str:
         return "text"
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import pickle
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -27,11 +28,14 @@ class Packed:
 
 
 class Packing:
-    """An item on its way into a buffer. size: bytes that its tensors (on the CPU) need; those that occur twice are kept once."""
+    """An item on its way into a buffer. size: bytes that its tensors (on the CPU) need; those that occur twice are kept once.
 
-    def __init__(self, item: Any) -> None:
+    kept: objects that the other side has as well; of these, only the number is sent.
+    """
+
+    def __init__(self, item: Any, kept: Sequence[Any] = ()) -> None:
         note = io.BytesIO()
-        pickler = _Pickler(note, protocol=pickle.HIGHEST_PROTOCOL)
+        pickler = _Pickler(note, kept)
         pickler.dump(item)
         self.size = pickler.end
         self._places, self._note = pickler.places, note.getvalue()
@@ -43,26 +47,27 @@ class Packing:
         return Packed(buffer_N, self._note)
 
 
-def pack(item: Any) -> Packed:
+def pack(item: Any, kept: Sequence[Any] = ()) -> Packed:
     """In a buffer of its own."""
-    packing = Packing(item)
+    packing = Packing(item, kept)
     return packing.into(torch.empty(packing.size, dtype=torch.uint8))
 
 
-def unpack(packed: Packed) -> Any:
+def unpack(packed: Packed, kept: Sequence[Any] = ()) -> Any:
     """The item again; its tensors are views of the buffer, where that lies."""
-    return _Unpickler(packed).load()
+    return _Unpickler(packed, kept).load()
 
 
 class _Pickler(pickle.Pickler):
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
+    def __init__(self, note: io.BytesIO, kept: Sequence[Any]) -> None:
+        super().__init__(note, protocol=pickle.HIGHEST_PROTOCOL)
+        self.numbers = {id(value): number for number, value in enumerate(kept)}
         self.end = 0
         self.places: dict[int, tuple[tuple[int, torch.dtype, tuple[int, ...]], Tensor]] = {}
 
     def persistent_id(self, value: Any) -> Any:
         if not isinstance(value, Tensor):
-            return None
+            return self.numbers.get(id(value))
         if id(value) not in self.places:  # the tensor is held there, so that its id stays its own
             start = -(-self.end // ALIGNMENT) * ALIGNMENT
             self.end = start + value.numel() * value.element_size()
@@ -71,12 +76,12 @@ class _Pickler(pickle.Pickler):
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, packed: Packed) -> None:
+    def __init__(self, packed: Packed, kept: Sequence[Any]) -> None:
         super().__init__(io.BytesIO(packed.note))
-        self.buffer_N = packed.buffer_N
+        self.buffer_N, self.kept = packed.buffer_N, kept
 
-    def persistent_load(self, place: Any) -> Tensor:
-        return _view(self.buffer_N, *place)
+    def persistent_load(self, place: Any) -> Any:
+        return self.kept[place] if isinstance(place, int) else _view(self.buffer_N, *place)
 
 
 def _view(buffer_N: Tensor, offset: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -35,14 +36,16 @@ class Loan:
 class Lender:
     """Packs items, in a worker process into memory that it lends. There are as many pieces as were ever out at one time."""
 
-    def __init__(self) -> None:
+    def __init__(self, kept: Sequence[Any] = ()) -> None:
+        """kept: see Packing."""
+        self._kept = kept
         self._pieces: list[Tensor] = []
 
     def __call__(self, item: Any) -> Packed | Loan:
         worker = get_worker_info()
         if worker is None:
-            return pack(item)
-        packing = Packing(item)
+            return pack(item, self._kept)
+        packing = Packing(item, self._kept)
         number, fresh = self._free(ALIGNMENT + packing.size)
         memory_N = self._pieces[number]
         packed = packing.into(memory_N[ALIGNMENT : ALIGNMENT + packing.size])

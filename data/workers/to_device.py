@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -23,14 +23,14 @@ _T = TypeVar("_T")
 _U = TypeVar("_U")
 
 
-def handed_over(batches: Iterator[Any], device: str) -> Iterator[Any]:
-    """The batches, with packed and lent ones unpacked, their tensors on `device`."""
+def handed_over(batches: Iterator[Any], device: str, kept: Sequence[Any] = ()) -> Iterator[Any]:
+    """The batches, with packed and lent ones unpacked, their tensors on `device`. kept: what packing left out; on `device`, too."""
     borrower = Borrower()
     received = (borrower(batch) if isinstance(batch, Loan) else batch for batch in batches)
     if device == "cpu":
-        return (unpack(batch) if isinstance(batch, Packed) else batch for batch in received)
+        return (unpack(batch, kept) if isinstance(batch, Packed) else batch for batch in received)
     copy = CudaCopy(device)
-    return (unpack(packed) for packed in ahead(received, copy.start, copy.finish))
+    return (unpack(packed, kept) for packed in ahead(received, copy.start, copy.finish))
 
 
 class CudaCopy:

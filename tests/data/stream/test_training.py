@@ -85,6 +85,16 @@ def test_ranks_and_workers_change_nothing(folders):
     assert [fact for pair in zip(*ranks, strict=True) for fact in pair] == alone
 
 
+def test_workers_do_not_send_what_all_batches_share(folders):
+    """Class names and words: the very objects that the trainer's tasks hold come with every batch."""
+    data = config(folders)
+    sources = open_data(data, Pixels(8, 4), seed=3).sources
+    micros = training_stream(sources, schedule_of(data, 2, 3), Share(), 0, (0, 0), 1)
+    shared = {source.name: source.task.kept_candidates[0] for source in sources}
+    for micro in itertools.islice(micros, 8):
+        assert micro.batch.candidates is shared[micro.batch.task]
+
+
 def test_resume_goes_on_exactly(folders):
     data = config(folders)
     consumed = (0, 0)

@@ -19,7 +19,7 @@ from data.attributes import (
 )
 from data.batch import Modality
 from data.seeding import rng
-from data.tasks.candidates import all_words, word_targets
+from data.tasks.candidates import WordCandidates
 from data.tasks.segments import readout_segment, text_segment, visual_segment
 from data.text.tokenizer import SPE, Tokenizer
 from data.text.vocabulary import UnknownTokenError, Vocabulary
@@ -103,9 +103,9 @@ def test_restricted_vocabulary(vocabulary):
 
 
 def test_all_words_as_candidates(vocabulary):
-    words = all_words(vocabulary)
+    words = WordCandidates(vocabulary).all
     assert words.segments[0].values[:, 0].tolist() == [0, 1, 2, 3, 4, 5, 6, vocabulary.end]
-    targets = word_targets([2, vocabulary.end], vocabulary, 0, rng(0))
+    targets = WordCandidates(vocabulary).targets([2, vocabulary.end], 0, rng(0))
     assert targets.labels_Q.tolist() == [2, 7] and targets.log_weights_C is None
 
 
@@ -113,7 +113,7 @@ def test_sampled_words_estimate_the_whole_sum_without_bias(vocabulary):
     scores = torch.linspace(-1, 1, vocabulary.num_candidates)
     estimates = []
     for seed in range(400):
-        targets = word_targets([2, 5, 2], vocabulary, 5, rng(seed))
+        targets = WordCandidates(vocabulary).targets([2, 5, 2], 5, rng(seed))
         tokens = targets.candidates.segments[0].values[:, 0].tolist()
         assert len(tokens) == 5 and tokens[:2] == [2, 5] and targets.labels_Q.tolist() == [0, 1, 0]
         assert targets.log_weights_C is not None
@@ -126,4 +126,4 @@ def test_sampled_words_estimate_the_whole_sum_without_bias(vocabulary):
 
 def test_a_sample_too_small_for_the_batch_is_an_error(vocabulary):
     with pytest.raises(ValueError, match="vocabulary_sample=3"):
-        word_targets([0, 1, 2, 3], vocabulary, 3, rng(0))
+        WordCandidates(vocabulary).targets([0, 1, 2, 3], 3, rng(0))

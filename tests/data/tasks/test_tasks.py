@@ -14,7 +14,7 @@ from data.shards import DatasetInfo, SplitInfo
 from data.shards.errors import BadSample
 from data.tasks import kind_of, make_task
 from data.tasks.base import Pixels, TaskContext
-from data.tasks.candidates import all_words
+from data.tasks.candidates import WordCandidates
 from data.text.tokenizer import Tokenizer
 from data.text.vocabulary import Vocabulary
 
@@ -129,8 +129,8 @@ def test_shares_of_masks(vocabulary, shares, spe, same):
 
 def test_words_may_end_as_in_the_public_code():
     small = Vocabulary.restricted(Tokenizer.load(), Tokenizer.load().encode("red blue"))
-    assert all_words(small).segments[0].values.tolist() == [[0], [1], [small.end]]
-    ended = all_words(small, word_end=True).segments[0].values
+    assert WordCandidates(small).all.segments[0].values.tolist() == [[0], [1], [small.end]]
+    ended = WordCandidates(small, word_end=True).all.segments[0].values
     assert ended.tolist() == [[0, small.end], [1, small.end], [small.end, small.end]]
 
 

@@ -46,3 +46,13 @@ def test_a_batch():
     assert len(seen) > 5 and all(torch.equal(a, b) for a, b in zip(seen, there, strict=True))
     assert len({tensor.untyped_storage().data_ptr() for tensor in there}) == 1
     assert dataclasses.replace(again, weight=2.0).weight == 2.0
+
+
+def test_what_the_other_side_keeps_is_not_sent():
+    kept = [classification().candidates, {"table": torch.arange(1000)}]
+    packed = pack({"own": torch.ones(2), "shared": kept[1], "again": kept[1], "first": kept[0]}, kept)
+    assert packed.buffer_N.numel() == 2 * 4  # the two numbers of its own
+    there = [kept[0], {"table": torch.zeros(1)}]
+    found = unpack(packed, there)
+    assert found["shared"] is there[1] and found["again"] is there[1] and found["first"] is there[0]
+    assert found["own"].tolist() == [1, 1]
