@@ -6,7 +6,6 @@ configuration or data cannot be used, 85 stopped by a signal after saving.
 
 from __future__ import annotations
 
-import logging
 import sys
 import time
 
@@ -20,7 +19,7 @@ from data.tasks.base import Pixels
 from data.workers.loader import worker_count
 from model.noise import derive
 from model.objective import Objective
-from model.tuning import freeze, tune_prompts
+from model.tuning import choose_trained
 from parallel.checkpoints import Saver
 from parallel.engine import Engine
 from parallel.health.failures import RankGuard
@@ -35,10 +34,12 @@ from plan.sizes import describe
 from run.command_line import parse_arguments
 from run.config import RunConfig, check_layout
 from run.config_file import load_config
+from run.console import end_line, legend, start_lines
 from run.engine_file import read_engine_file
 from run.errors import EXIT_STOPPED, EXIT_USER, USER_ERRORS
 from run.folder import write_run_files
 from run.ledger import FaultLedger
+from run.library_log import keep_library_messages
 from run.meter import Meter
 from run.resume import Resume, check_same_run
 from run.sinks import Sinks
@@ -57,8 +58,11 @@ def train(run: RunConfig, guard: RankGuard) -> int:
         torch.set_num_threads(run.threads)
     stop = StopSignal()
 
+    if launched_rank() == 0:
+        print(f"loading DeepSpeed and megatron-core, then {launched_world_size()} rank(s) meet", flush=True)
     mesh = create_mesh(run.parallel.tensor, run.parallel.expert, run.parallel.timeout_s, run.parallel.sequence)
     watchdog = guard.start(run.folder, run.parallel.stall_s)
+    keep_library_messages(run.folder, launched_rank())
     resume = Resume.find(run, data)
     step, consumed = resume.step, resume.consumed
     schedule = schedule_of(run.data, run.micro_batches, run.seed, data.sources)
@@ -69,27 +73,20 @@ def train(run: RunConfig, guard: RankGuard) -> int:
 
     objective = Objective(run.model, data.vocabulary.size, mesh, kernels)
     resume.initialise(objective)
-    if run.optimizer.tune == "prompts":
-        tune_prompts(objective)
-    freeze(objective, run.optimizer.frozen)
+    choose_trained(objective, run.optimizer.tune, run.optimizer.frozen)
     objective.to(mesh.device)
     engine = Engine(objective, mesh, run.optimizer, deepspeed_config, kernels)
 
     resume.restore(engine)
     if mesh.is_first:
         write_run_files(run, data.vocabulary)
-        parameters = sum(p.numel() for p in objective.parameters())
-        print(
-            f"run {run.folder}: {parameters:,} parameters on this rank, {launched_world_size()} rank(s), vocabulary {data.vocabulary.size}"
-        )
-        start = f"resuming at step {step}" if resume.checkpoint else "starting fresh"
-        print(*resume.notes, start, sep="\n", flush=True)
+        print(*start_lines(run, resume, schedule, objective, mesh), legend(run), sep="\n", flush=True)
 
     ledger = FaultLedger(run.folder, launched_rank(), run.data.max_bad_fraction)
     ledger.add(0, shard_faults(data.sources) if mesh.is_first else ())
     meter = Meter({source.name: source.order.total for source in data.sources}, run.model, mesh)
     sinks = Sinks(run, step, mesh.is_first)
-    saver = Saver(run.folder / "checkpoints", run.keep_checkpoints, run.save_async)
+    saver = Saver(run.folder / "checkpoints", run.keep_checkpoints, run.save_async, sinks.tell)
     micro_batches = run.micro_batches // mesh.data.size
     skipped_in_a_row, stopping = 0, False
 
@@ -136,7 +133,7 @@ def train(run: RunConfig, guard: RankGuard) -> int:
     watchdog.phase("end")
     sinks.close()
     if mesh.is_first:
-        print(f"{'stopped' if stopping else 'finished'} at step {step}; results in {run.folder}", flush=True)
+        print(end_line(run, step), flush=True)
     destroy_mesh()
     return EXIT_STOPPED if stopping and step < run.steps else 0
 
@@ -144,7 +141,6 @@ def train(run: RunConfig, guard: RankGuard) -> int:
 def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(sys.argv[1:] if argv is None else argv, description=str(__doc__))
     accept_slurm()
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     try:
         run = load_config(arguments.config, arguments.overrides)
         if arguments.describe:

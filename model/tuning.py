@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+from typing import Literal
 
 from torch import nn
 
@@ -13,6 +14,13 @@ class TuningError(ValueError):
 
 PROMPT_TUNED = ("*prompts", "*.spe_bias", "*norm.*", "head.*", "similarity_weight")
 """What prompt tuning trains (papers.md 1.10): prompts, the bias of <SPE>, LayerNorms outside the routers, the linear head."""
+
+
+def choose_trained(module: nn.Module, tune: Literal["all", "prompts"], frozen: tuple[str, ...]) -> None:
+    """Freeze what is not to be trained (OptimizerConfig). Raises TuningError."""
+    if tune == "prompts":
+        tune_prompts(module)
+    freeze(module, frozen)
 
 
 def tune_prompts(module: nn.Module) -> int:

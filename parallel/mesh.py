@@ -6,6 +6,7 @@ DeepSpeed (so that its gradient rules find them). A `Mesh` is handed to construc
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import os
@@ -109,6 +110,8 @@ def create_mesh(tensor: int = 1, expert: int = 1, timeout_s: float = 1800.0, seq
     os.environ.setdefault("LOCAL_RANK", "0")
     os.environ.setdefault("WORLD_SIZE", "1")
 
+    # What DeepSpeed would find by itself, and warn of where it finds no GPU.
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     with warnings.catch_warnings(action="ignore"):  # megatron-core reports every optional library that it did not find
         import deepspeed
         from deepspeed.utils import groups
@@ -123,7 +126,7 @@ def create_mesh(tensor: int = 1, expert: int = 1, timeout_s: float = 1800.0, seq
         dist.init_process_group("nccl" if cuda else "gloo", timeout=timeout)
     # DeepSpeed takes 69 MB of shared memory a rank for an all-reduce that we never call, where it knows from LOCAL_SIZE that all
     # ranks are on one machine, and leaves them behind when it ends.
-    with replaced_variable("LOCAL_SIZE", None):
+    with replaced_variable("LOCAL_SIZE", None), contextlib.redirect_stdout(None):  # it prints that it has built an op
         deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", verbose=False)
     parallel_state.initialize_model_parallel(tensor_model_parallel_size=tensor)
 

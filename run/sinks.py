@@ -18,6 +18,7 @@ from data.transport import shown
 from parallel.checkpoints import write_atomically
 from run.config import RunConfig
 from run.config_file import dump_config
+from run.console import Console
 from run.meter import Record
 
 
@@ -25,36 +26,6 @@ class Sink(Protocol):
     def write(self, record: Record) -> None: ...
 
     def close(self) -> None: ...
-
-
-class Console:
-    """A bar on a terminal, a line elsewhere."""
-
-    def __init__(self, total_steps: int, start_step: int) -> None:
-        self.total = total_steps
-        self._bar = None
-        if sys.stderr.isatty():
-            from tqdm import tqdm
-
-            self._bar = tqdm(total=total_steps, initial=start_step, unit="step", dynamic_ncols=True)
-
-    def write(self, record: Record) -> None:
-        losses = "  ".join(f"{k[5:]} {v:.3f}" for k, v in record.items() if k.startswith("loss/"))
-        if self._bar is not None:
-            self._bar.update(record["step"] - self._bar.n)
-            self._bar.set_postfix_str(f"{losses}  wait {record['data_wait']:.0%}")
-            return
-        minutes, seconds = divmod(int(record["eta_s"]), 60)
-        print(
-            f"step {record['step']}/{self.total}  {losses}  |  {record['samples_per_s']:.0f} samples/s  "
-            f"{record['tokens_per_s']:.0f} tokens/s  wait {record['data_wait']:.1%}  norm {record['grad_norm']:.2f}  "
-            f"lr {record['lr']:.1e}  eta {minutes}:{seconds:02d}",
-            flush=True,
-        )
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
 
 
 class JsonLines:
@@ -140,7 +111,7 @@ def without_credentials(config: RunConfig) -> RunConfig:
 
 
 def _numbered(key: str, value: Any) -> Record:
-    """Lists as one entry an element: wandb draws numbers alone."""
+    """Lists as one entry per element: wandb draws numbers alone."""
     if not isinstance(value, list):
         return {key: value}
     flat: Record = {}
@@ -154,14 +125,20 @@ class Sinks:
 
     def __init__(self, config: RunConfig, start_step: int, is_first: bool) -> None:
         self._sinks: list[Sink] = []
-        if is_first:
-            self._sinks = [Console(config.steps, start_step), JsonLines(config.folder / "metrics.jsonl", start_step)]
+        self._console = Console(config, start_step) if is_first else None
+        if self._console is not None:
+            self._sinks = [self._console, JsonLines(config.folder / "metrics.jsonl", start_step)]
             if config.tracking.wandb != "disabled":
                 self._sinks.append(Wandb(config, config.folder))
 
     def write(self, record: Record) -> None:
         for sink in self._sinks:
             sink.write(record)
+
+    def tell(self, line: str) -> None:
+        """Something that happened, for the console alone."""
+        if self._console is not None:
+            self._console.tell(line)
 
     def close(self) -> None:
         for sink in self._sinks:

@@ -11,6 +11,8 @@ import sys
 import time
 from pathlib import Path
 
+import torch
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -24,8 +26,6 @@ def run(*command: str, capture: bool = False) -> str:
 
 def ranks() -> int:
     """Two ranks on a CPU; with GPUs no more ranks than there are of them."""
-    import torch
-
     return min(2, torch.cuda.device_count()) if torch.cuda.is_available() else 2
 
 
@@ -35,12 +35,15 @@ def main() -> None:
     overrides = parser.parse_args().overrides
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
-    start = time.perf_counter()
     count = ranks()
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed warns that it has found no other
+    start = time.perf_counter()
     bin_folder = Path(sys.executable).parent
     run(sys.executable, "-m", "data.synthetic", "--out", "data_demo")  # leaves complete data sets alone
     run(
         str(bin_folder / "deepspeed"),
+        "-q",  # the launcher tells errors alone
         f"--num_gpus={count}",
         "train.py",
         "--config=configs/demo.yaml",

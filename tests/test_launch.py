@@ -29,7 +29,7 @@ def assert_one_run(config: Path, name: str, processes: list[subprocess.Popen]) -
     """Two nodes ended well, with the losses of one process."""
     outputs = [process.communicate(timeout=300)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
-    assert "2 rank(s)" in outputs[0] and "finished at step 6" in outputs[0]
+    assert "ranks       2 (cpu)" in outputs[0] and "finished at step 6" in outputs[0]
     train(config, "name=one")
     for two, one in zip(losses(config, name), losses(config, "one"), strict=True):
         for key in one:
@@ -78,7 +78,7 @@ def test_srun_starts_ranks_too(config: Path):
     ]  # fmt: skip
     outputs = [process.communicate(timeout=300)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
-    assert "2 rank(s)" in outputs[0] and "finished at step 3" in outputs[0]
+    assert "ranks       2 (cpu)" in outputs[0] and "finished at step 3" in outputs[0]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,6 @@ from typing import Any
 from parallel.checkpoints.fragments import CheckpointError, Fragment
 from parallel.checkpoints.manifest import RankPart
 from parallel.checkpoints.saving import Published, begin, owned, publish, save, write
-from parallel.checkpoints.together import rank_and_world
 
 
 class Saver:
@@ -22,8 +21,11 @@ class Saver:
     one left, so at most one snapshot is held. Until a save is published the one before it is the newest.
     """
 
-    def __init__(self, root: Path, keep: int = 2, background: bool = False) -> None:
-        self.root, self.keep = root, keep
+    def __init__(
+        self, root: Path, keep: int = 2, background: bool = False, tell: Callable[[str], None] = lambda line: None
+    ) -> None:
+        """tell: is given a line on every rank for each save."""
+        self.root, self.keep, self._tell = root, keep, tell
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint") if background else None
         self._pending: tuple[int, dict[str, Any], Future[RankPart]] | None = None
         self._waited_s = 0.0
@@ -37,7 +39,7 @@ class Saver:
         if self._pool is None:
             start = time.perf_counter()
             done = save(self.root, step, fragments, state, self.keep)
-            _report(done, time.perf_counter() - start)
+            self._report(done, time.perf_counter() - start)
             return
         self.publish()
         start = time.perf_counter()
@@ -63,12 +65,8 @@ class Saver:
         except Exception as error:  # it must not be lost, and the other ranks must not wait
             part = CheckpointError(f"the thread that writes failed: {type(error).__name__}: {error}")
         done = publish(self.root, step, part, state, self.keep)
-        _report(done, self._waited_s + time.perf_counter() - start)
+        self._report(done, self._waited_s + time.perf_counter() - start)
 
-
-def _report(done: Published, waited_s: float) -> None:
-    if rank_and_world()[0] == 0:
-        print(
-            f"checkpoint {done.folder.name}: {done.bytes / 2**20:,.1f} MiB, training waited {waited_s:.2f} s",
-            flush=True,
-        )
+    def _report(self, done: Published, waited_s: float) -> None:
+        size = f"{done.bytes / 2**20:,.1f} MiB"
+        self._tell(f"saved {done.folder.name}: {size}, training waited {waited_s:.2f} s")

@@ -59,7 +59,7 @@ def test_a_killed_rank_is_named_and_the_run_goes_on(config: Path):
     assert re.search(r"rank 0 stopped at step 5 \(\w+\): rank 1 \(pid \d+ on .*\) is gone without a report", out), out
     assert "Traceback" not in out
     out = train(config, "parallel.expert=2", "save_every=2", ranks=2)
-    assert "resuming at step 4" in out and "finished at step 6" in out
+    assert "continues at step 4" in out and "finished at step 6" in out
     assert [record["step"] for record in records(config)] == list(range(1, 7))
 
 

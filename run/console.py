@@ -1,0 +1,106 @@
+"""What a person reads while a run goes on: how it starts, a progress line, how it ended."""
+
+from __future__ import annotations
+
+import math
+import sys
+import textwrap
+
+from tqdm import tqdm
+
+from data.stream.schedule import Schedule
+from data.tasks import kind_of
+from model.objective import Objective
+from parallel.mesh import Mesh
+from parallel.placement import placement_of
+from run.config import RunConfig
+from run.meter import Record
+from run.resume import Resume
+
+
+def start_lines(run: RunConfig, resume: Resume, schedule: Schedule, objective: Objective, mesh: Mesh) -> list[str]:
+    """What was loaded, what is trained and on what."""
+    checkpoint = resume.checkpoint
+    start = f"continues at step {resume.step:,} from {checkpoint.folder}" if checkpoint else "starts"
+    init = f", weights from {run.init}" if run.init and checkpoint is None else ""
+    ranks = mesh.data.size * mesh.tensor.size
+    lines = [
+        *resume.notes,
+        f"run {run.folder} {start}{init}; {run.steps:,} steps in all",
+        f"  ranks       {ranks} ({mesh.device.partition(':')[0]}): data {mesh.data.size}, tensor {mesh.tensor.size}, "
+        f"experts over {mesh.expert.size}; DeepSpeed settings {run.parallel.deepspeed}",
+        f"  parameters  {_parameters(objective)}; vocabulary of {resume.data.vocabulary.size:,} tokens",
+        f"  step        {run.micro_batches} micro-batches, {run.micro_batches // mesh.data.size} on each data rank",
+    ]
+    width = max(10, *(len(source.name) for source in resume.data.sources))
+    for source, weight in zip(resume.data.sources, schedule.weights, strict=True):
+        task = source.task.config
+        lines.append(
+            f"  {source.name:<{width}}  {task.kind}, {source.order.total:,} samples, {task.batch_size} per micro-batch, "
+            f"{weight / sum(schedule.weights):.0%} of the micro-batches"
+        )
+    return lines
+
+
+def _parameters(objective: Objective) -> str:
+    """Logical parameters of all ranks together, and how many of them are trained."""
+    sizes = [(math.prod(placement_of(p).shape), p.requires_grad) for p in objective.parameters()]
+    total, trained = sum(size for size, _ in sizes), sum(size for size, trains in sizes if trains)
+    here = sum(parameter.numel() for parameter in objective.parameters())
+    part = f" ({here:,} on this rank)" if here != total else ""
+    return f"{total:,}{part}, {'all' if trained == total else f'{trained:,}'} trained"
+
+
+def legend(run: RunConfig) -> str:
+    """What the progress line shows, said once."""
+    pairs = [task.name for task in run.data.tasks if kind_of(task).answers == "pairs"]
+    both = f" ({', '.join(pairs)}: the sum of both directions)" if pairs else ""
+    text = (
+        f"Each line: mean loss per task in nats since the last line{both}; samples and tokens per second on all ranks; wait: share "
+        "of the time without data; norm: of the gradient before clipping; lr: learning rate; eta: minutes:seconds left"
+    )
+    return textwrap.fill(text, 110, subsequent_indent="  ")
+
+
+class Console:
+    """One line that is redrawn on a terminal, a new line each time elsewhere."""
+
+    def __init__(self, run: RunConfig, start_step: int) -> None:
+        self.total = run.steps
+        self._bar = None
+        if sys.stderr.isatty():
+            bar = "step {n_fmt}/{total_fmt} |{bar:12}| {elapsed}<{remaining}{postfix}"
+            self._bar = tqdm(total=run.steps, initial=start_step, bar_format=bar, dynamic_ncols=True)
+            self._bar.set_postfix_str("waiting for the first samples")
+        else:
+            print("waiting for the first samples", flush=True)
+
+    def write(self, record: Record) -> None:
+        losses = "  ".join(f"{key[5:]} {value:.3f}" for key, value in record.items() if key.startswith("loss/"))
+        rates = f"{record['samples_per_s']:.0f} samples/s  {record['tokens_per_s']:.0f} tokens/s"
+        state = f"wait {record['data_wait']:.1%}  norm {record['grad_norm']:.2f}  lr {record['lr']:.1e}"
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"{losses} | {rates}  {state}", refresh=False)
+            self._bar.update(record["step"] - self._bar.n)
+            return
+        minutes, seconds = divmod(int(record["eta_s"]), 60)
+        print(
+            f"step {record['step']}/{self.total}  {losses} | {rates}  {state}  eta {minutes}:{seconds:02d}", flush=True
+        )
+
+    def tell(self, line: str) -> None:
+        """A line that stays, above the one that is redrawn."""
+        if self._bar is not None:
+            self._bar.write(line)
+        else:
+            print(line, flush=True)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def end_line(run: RunConfig, step: int) -> str:
+    if step < run.steps:
+        return f"stopped at step {step:,} and saved; start the same command again to continue"
+    return f"finished at step {step:,}; next: python evaluate.py --run {run.folder}"

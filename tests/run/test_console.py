@@ -1,0 +1,99 @@
+"""What a person reads: how a run starts, the progress line, and where messages of libraries go."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+
+import pytest
+
+from data.stream.source import open_data
+from data.stream.training import schedule_of
+from data.tasks.base import Pixels
+from model.objective import Objective
+from model.tuning import choose_trained
+from parallel.kernels import load_kernels
+from parallel.mesh import Mesh
+from run.config_file import load_config
+from run.console import Console, end_line, legend, start_lines
+from run.library_log import LIBRARIES, keep_library_messages
+from run.resume import Resume
+
+RECORD = {
+    "step": 3, "loss/shapes": 1.25, "loss/pairs": 2.0, "samples_per_s": 40.4, "tokens_per_s": 1000.0, "data_wait": 0.015,
+    "grad_norm": 0.5, "lr": 1e-3, "eta_s": 125.0,
+}  # fmt: skip
+
+
+def test_the_start_says_what_is_trained_on_what(config):
+    run = load_config(config, ["parallel.expert=1", "optimizer.frozen=['tower.embedding.*']"])
+    data = open_data(run.data, Pixels(run.model.image_size, run.model.patch), run.seed)
+    objective = Objective(run.model, data.vocabulary.size, Mesh(), load_kernels("torch"))
+    choose_trained(objective, run.optimizer.tune, run.optimizer.frozen)
+    resume = Resume(run, data, None, 0, (0,) * 5, ("environment differs: OMP_NUM_THREADS",))
+    lines = start_lines(run, resume, schedule_of(run.data, 2, 0, data.sources), objective, Mesh())
+    total = sum(p.numel() for p in objective.parameters())
+    trained = sum(p.numel() for p in objective.parameters() if p.requires_grad)
+    assert trained < total and lines[0] == "environment differs: OMP_NUM_THREADS"
+    page = "\n".join(lines)
+    assert f"run {run.folder} starts; 6 steps in all" in page
+    assert f"{total:,}, {trained:,} trained; vocabulary of {data.vocabulary.size}" in page
+    # Weights of the demo: 5, 3, 1, 1, 1.5 of 11.5.
+    assert "shapes      classification, 48 samples, 4 per micro-batch, 43% of the micro-batches" in page
+    assert len(lines) == 5 + 5
+
+
+def test_the_legend_names_tasks_whose_loss_has_two_directions(config):
+    assert "(retrieval: the sum of both directions)" in legend(load_config(config))
+
+
+def test_elsewhere_than_on_a_terminal_each_record_is_a_line(config, capsys):
+    console = Console(load_config(config), 0)
+    console.write(RECORD)
+    console.tell("saved step_00000003")
+    console.close()
+    assert capsys.readouterr().out.splitlines() == [
+        "waiting for the first samples",
+        "step 3/6  shapes 1.250  pairs 2.000 | 40 samples/s  1000 tokens/s  wait 1.5%  norm 0.50  lr 1.0e-03  eta 2:05",
+        "saved step_00000003",
+    ]
+
+
+def test_on_a_terminal_one_line_is_redrawn(config, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    console = Console(load_config(config), 2)
+    console.write(RECORD)
+    console.tell("saved step_00000003")
+    console.close()
+    out, drawn = capsys.readouterr()
+    assert "step 2/6" in drawn and "waiting for the first samples" in drawn
+    assert "step 3/6" in drawn and "shapes 1.250  pairs 2.000 | 40 samples/s" in drawn and drawn.count("\n") <= 2
+    assert "saved step_00000003" in out
+
+
+@pytest.mark.parametrize(("step", "said"), [(6, "finished at step 6; next: python evaluate.py --run"), (4, "stopped")])
+def test_the_end_says_what_to_do_next(config, step, said):
+    assert end_line(load_config(config), step).startswith(said)
+
+
+def test_messages_of_libraries_go_to_a_file_and_errors_to_the_console_too(tmp_path, capsys):
+    loggers = [logging.getLogger(), *map(logging.getLogger, LIBRARIES)]
+    before = [list(logger.handlers) for logger in loggers]
+    try:
+        path = keep_library_messages(tmp_path, 3)
+        assert not path.exists()  # nothing was said yet
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            logging.captureWarnings(True)
+            warnings.warn("use another function", FutureWarning, stacklevel=1)
+        logging.getLogger("DeepSpeed").warning("a remark")
+        logging.getLogger("megatron.core").error("a failure")
+    finally:
+        logging.captureWarnings(False)
+        for logger, handlers in zip(loggers, before, strict=True):
+            logger.handlers = handlers
+    kept, said = path.read_text(), capsys.readouterr()
+    assert path == tmp_path / "logs" / "rank_00003.log"
+    assert all(text in kept for text in ("use another function", "a remark", "a failure"))
+    assert "a failure" in said.err and "a remark" not in said.err + said.out and "use another" not in said.err
