@@ -11,7 +11,7 @@ import json
 import re
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +26,14 @@ MAX_BASES = 8
 """Files that build on one another; more is taken for a circle."""
 
 
-def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """YAML file plus `a.b=value` overrides; list elements are numbered or named (`data.tasks.shapes.batch_size=8`)."""
     path = Path(path)
     raw = {**_read(path, MAX_BASES)}
     raw.setdefault("name", path.stem)
     for override in overrides:
         _override(raw, override)
-    return parse_config(raw, str(path))
+    return parse_config(raw, str(path), overrides)
 
 
 def _read(path: Path, bases: int) -> dict[str, Any]:
@@ -75,20 +75,49 @@ def _is_named(node: Any) -> bool:
     return isinstance(node, list) and bool(node) and all(isinstance(i, dict) and "name" in i for i in node)
 
 
-def parse_config(raw: dict[str, Any], origin: str) -> RunConfig:
-    """Strict: no unknown key, no wrong type, no conversion but int to float."""
-    raw = _with_presets(raw, origin)
-    unknown = next(_unknown_keys(RunConfig, raw, ""), None)
+def parse_config(raw: dict[str, Any], file: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """Strict: no unknown key, no wrong type, no conversion but int to float. file, overrides: where it came from, for messages."""
+    raw = _with_presets(raw, file, overrides)
+    unknown = next(_unknown_keys(RunConfig, raw, ()), None)
     if unknown:
-        raise ConfigError(f"{origin}: {unknown}")
+        parts, near = unknown
+        key, other = (_dotted(raw, (*parts[:-1], name)) for name in (parts[-1], near))
+        raise ConfigError(f"{_origin(raw, key, file, overrides)}: unknown key {key}; did you mean {other}?")
     try:
         return pydantic.TypeAdapter(RunConfig).validate_json(json.dumps(raw), strict=True)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
+        where = _dotted(raw, first["loc"])
         message = first["msg"].removeprefix("Value error, ")
         given = "" if first["type"] in ("value_error", "missing") else f", got {first['input']!r}"
+        origin = _origin(raw, where, file, overrides)
         raise ConfigError(f"{origin}: {where + ': ' if where else ''}{message}{given}") from error
+
+
+def _dotted(raw: Any, parts: Sequence[str | int]) -> str:
+    """The key as a user writes it: elements of lists by their names, where they have one."""
+    names, node = [], raw
+    for part in parts:
+        if isinstance(node, list) and str(part).isdigit() and int(part) < len(node):
+            node = node[int(part)]
+            names.append(str(node.get("name", part) if isinstance(node, dict) else part))
+        elif isinstance(node, list):
+            node = next((item for item in node if isinstance(item, dict) and item.get("name") == part), None)
+            names.append(str(part))
+        else:
+            node = node.get(part) if isinstance(node, dict) else None
+            names.append(str(part))
+    return ".".join(names)
+
+
+def _origin(raw: Any, key: str, file: str, overrides: Sequence[str]) -> str:
+    """Who said it: the command line where an override set the key, the file with the overrides below the key, or the file."""
+    keys = {override: _dotted(raw, override.partition("=")[0].split(".")) for override in overrides}
+    setting = [override for override, own in keys.items() if f"{key}.".startswith(f"{own}.")]
+    if setting:
+        return f"command line, {setting[-1]}"
+    below = [override for override, own in keys.items() if not key or own.startswith(f"{key}.")]
+    return f"{file} with {' '.join(below)}" if below else file
 
 
 def dump_config(config: RunConfig) -> str:
@@ -96,7 +125,7 @@ def dump_config(config: RunConfig) -> str:
     return yaml.safe_dump(json.loads(json.dumps(dataclasses.asdict(config))), sort_keys=False)
 
 
-def _with_presets(raw: dict[str, Any], origin: str) -> dict[str, Any]:
+def _with_presets(raw: dict[str, Any], file: str, overrides: Sequence[str]) -> dict[str, Any]:
     """Fill in what follows from other keys: routing presets below explicit keys, names of tasks for the task routers."""
     model = raw.get("model") or {}
     if not isinstance(model, dict):
@@ -106,6 +135,7 @@ def _with_presets(raw: dict[str, Any], origin: str) -> dict[str, Any]:
         name = experts["preset"]
         if name not in ROUTING:
             near = difflib.get_close_matches(str(name), ROUTING, n=1, cutoff=0.0)
+            origin = _origin(raw, "model.experts.preset", file, overrides)
             raise ConfigError(f"{origin}: unknown model.experts.preset={name!r}; did you mean {near[0]}?")
         explicit = {key: value for key, value in experts.items() if key != "preset"}
         model = {**model, "experts": _merged(ROUTING[name], explicit)}
@@ -124,23 +154,23 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _unknown_keys(kind: Any, raw: Any, prefix: str) -> Iterator[str]:
-    """One message for every key that its options class does not have."""
+def _unknown_keys(kind: Any, raw: Any, parents: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """(key, the nearest name beside it) of every key that its options class does not have."""
     origin = typing.get_origin(kind)
     if origin in (typing.Union, types.UnionType):
         for option in typing.get_args(kind):
-            yield from _unknown_keys(option, raw, prefix)
+            yield from _unknown_keys(option, raw, parents)
     elif origin is tuple and isinstance(raw, list):
         for index, item in enumerate(raw):
-            yield from _unknown_keys(typing.get_args(kind)[0], item, f"{prefix}{index}.")
+            yield from _unknown_keys(typing.get_args(kind)[0], item, (*parents, index))
     elif dataclasses.is_dataclass(kind) and isinstance(raw, dict):
         hints = typing.get_type_hints(kind)
         for key, value in raw.items():
             if key not in hints:
                 near = difflib.get_close_matches(str(key), hints, n=1, cutoff=0.0)
-                yield f"unknown key {prefix}{key}; did you mean {prefix}{near[0]}?"
+                yield (*parents, key), near[0]
             else:
-                yield from _unknown_keys(hints[key], value, f"{prefix}{key}.")
+                yield from _unknown_keys(hints[key], value, (*parents, key))
 
 
 def _override(raw: dict[str, Any], override: str) -> None:

@@ -49,7 +49,19 @@ def test_overrides():
     ("overrides", "expected"),
     [
         (["model.dept=6"], "unknown key model.dept; did you mean model.depth?"),
-        (["data.tasks.shapes.batchsize=6"], "did you mean data.tasks.0.batch_size?"),
+        (["data.tasks.shapes.batchsize=6"], "did you mean data.tasks.shapes.batch_size?"),
+        (["data.tasks.1.batch_size=x"], "command line, data.tasks.1.batch_size=x: data.tasks.clips.batch_size: "),
+        (["model.depth=2", "model.depth=six"], "command line, model.depth=six: model.depth: "),
+        (
+            ["model.experts={num_expert: 3}"],
+            "command line, model.experts={num_expert: 3}: unknown key model.experts.num_expert",
+        ),
+        (
+            ["model.experts.preset=switsh"],
+            "command line, model.experts.preset=switsh: unknown model.experts.preset='switsh'",
+        ),
+        (["model.heads=5", "steps=900"], "demo.yaml with model.heads=5: model: width=96 does not divide"),
+        (["steps=7"], "demo.yaml with steps=7 parallel.expert=1: optimizer.warmup_steps=80 is longer"),
         (["model.depth=six"], "model.depth"),
         (["model.depth=6.5"], "6.5"),
         (["seed=true"], "seed"),
