@@ -56,7 +56,7 @@ FIGURES = {
 
 
 def run_variant(name: str, seed: int, steps: int, config: str, limit: int) -> dict[str, Any]:
-    """Train and evaluate one variant; figures by task, parameters and seconds a step."""
+    """Train and evaluate one variant; figures by task, parameters and seconds per step."""
     torch.set_num_threads(1)
     overrides = [f"model.experts={VARIANTS[name]}", f"steps={steps}", f"seed={seed}", "parallel.expert=1"]
     run = load_config(ROOT / config, [*overrides, "data.workers=0", f"optimizer.warmup_steps={steps // 10}"])
@@ -105,7 +105,7 @@ def train(objective: Objective, run: RunConfig, sources: list) -> None:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """Mean and standard deviation over seeds, one row a variant."""
+    """Mean and standard deviation over seeds, one row per variant."""
     lines = [
         "| variant | parameters | "
         + " | ".join(f"{task} {figure}" for task, figure in FIGURES.items())

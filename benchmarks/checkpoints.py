@@ -49,7 +49,7 @@ def fragments(rank: int, ranks: int, layers: int, width: int, columns: bool) -> 
 
 
 def work(seconds: float) -> float:
-    """Products a second, in place of training."""
+    """Products per second, in place of training."""
     a, count, start = torch.rand(256, 256), 0, time.perf_counter()
     while time.perf_counter() - start < seconds:
         a @ a

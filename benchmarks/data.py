@@ -51,7 +51,7 @@ SHARDS, CHUNK = 4, 1 << 20
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """samples of a set (an epoch), samples a micro-batch, frames of a clip, side of the square in pixels."""
+    """samples of a set (an epoch), samples per micro-batch, frames of a clip, side of the square in pixels."""
 
     samples: int
     batch: int

@@ -161,7 +161,7 @@ def table(
 ) -> str:
     """Ratios are medians of the ratios to the dense pass of the same round."""
     lines = [
-        f"{ranks} rank(s), {rows} x {size.length} = {rows * size.length} tokens a rank",
+        f"{ranks} rank(s), {rows} x {size.length} = {rows * size.length} tokens per rank",
         f"  {'block':<40}{'ms':>8}{'x dense':>9}{'from - to':>14}{'kept':>7}{'peak MiB':>10}",
     ]
     dense = [seconds for seconds, _ in results[DENSE]]
@@ -188,7 +188,7 @@ def main() -> None:
     for name, value in defaults.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument(
-        "--rows", type=int, nargs="+", default=[16], help="rows a rank; several for a sweep over tokens"
+        "--rows", type=int, nargs="+", default=[16], help="rows per rank; several for a sweep over tokens"
     )
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
     options = parser.parse_args()

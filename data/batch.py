@@ -176,7 +176,7 @@ class TaskBatch(_Movable):
         if self.labels_Q.shape != (num_read,):
             raise ValueError(f"{num_read} read-outs need as many labels, got {tuple(self.labels_Q.shape)}")
         if self.symmetric and num_read != num_candidates:
-            raise ValueError(f"a symmetric loss needs one candidate a read-out, got {num_read} and {num_candidates}")
+            raise ValueError(f"a symmetric loss needs one candidate per read-out, got {num_read} and {num_candidates}")
         if self.second_labels_Q is not None and self.second_labels_Q.shape != (num_read,):
             raise ValueError(
                 f"{num_read} read-outs need as many second labels, got {tuple(self.second_labels_Q.shape)}"

@@ -131,10 +131,10 @@ class DataConfig:
     vocabulary_sample  candidates of a step that score the vocabulary: the batch's own words and random others, their
                        weights corrected so that the softmax is unbiased; 0 = every word
     word_end           a word of the vocabulary is encoded with end-of-text after it, as the public code does
-    draw               mixed: every micro-batch draws its own task (the papers' sampling); same: one draw a step
+    draw               mixed: every micro-batch draws its own task (the papers' sampling); same: one draw per step
     mixture            weights: a task's share of the micro-batches is its sampling_weight; sizes: sampling_weight times
                        its samples to the power 1 / mixture_temperature (1: as large as the data sets are; high: equal)
-    workers            processes a rank that decode ahead; 0 = in the training process; auto = the rank's share of the cores
+    workers            processes per rank that decode ahead; 0 = in the training process; auto = the rank's share of the cores
                        that the process may use, less one, from 1 to 8 (data/workers/to_device.py)
     shuffle_window     samples over which order is drawn at random, after the order of shards
     cache_dir          where shards that are not local files are kept; processes of a machine share it

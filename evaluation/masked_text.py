@@ -13,7 +13,7 @@ from evaluation.base import Evaluation, Metrics, encode_vocabulary
 
 @torch.no_grad()
 def evaluate(evaluation: Evaluation) -> Metrics:
-    """loss, unigram_loss and unigram_entropy in nats a masked token.
+    """loss, unigram_loss and unigram_entropy in nats per masked token.
 
     unigram_loss      the loss of the training text's word frequencies (one added to each count): a model without context
     unigram_entropy   the entropy of the training text's word frequencies

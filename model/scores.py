@@ -1,6 +1,6 @@
 """How alike read-outs and candidates are, and the cross-entropy over candidates.
 
-Tensor ranks hold the same features; each scores a part of the candidates, and the softmax is put together from one number a
+Tensor ranks hold the same features; each scores a part of the candidates, and the softmax is put together from one number per
 read-out and rank. On one rank the part is the whole.
 Legend: Q read-outs, C candidates, c candidates of this tensor rank, W width of the compared features.
 """

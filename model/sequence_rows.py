@@ -2,7 +2,7 @@
 
     WholeRows  [B, L, D] on every rank. `axis`: the ranks whose sums layers leave to the block, of size 1 where layers
                communicate themselves
-    CutRows    each sequence's tokens in their order in memory, [P, D] a rank: norms, residual sums, LayerScale and dropped
+    CutRows    each sequence's tokens in their order in memory, [P, D] per rank: norms, residual sums, LayerScale and dropped
                branches work on the own rows
 Both are used alike: take, then for each branch enter and leave, and at the end give.
 Legend: B rows of a batch, L positions, D width, P tokens of a rank.

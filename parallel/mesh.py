@@ -124,7 +124,7 @@ def create_mesh(tensor: int = 1, expert: int = 1, timeout_s: float = 1800.0, seq
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         dist.init_process_group("nccl" if cuda else "gloo", timeout=timeout)
-    # DeepSpeed takes 69 MB of shared memory a rank for an all-reduce that we never call, where it knows from LOCAL_SIZE that all
+    # DeepSpeed takes 69 MB of shared memory per rank for an all-reduce that we never call, where it knows from LOCAL_SIZE that all
     # ranks are on one machine, and leaves them behind when it ends.
     with replaced_variable("LOCAL_SIZE", None), contextlib.redirect_stdout(None):  # it prints that it has built an op
         deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", verbose=False)

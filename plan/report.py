@@ -259,8 +259,8 @@ def render(plan: Plan) -> str:
     kinds = {4: "fp32", 2: "bf16 or fp16"}[plan.precision.value]
     lines = [
         f"{plan.name}: {layout.tensor * layout.data} ranks = tensor {layout.tensor} x data {layout.data}, expert {layout.expert} "
-        f"(each held {layout.expert_data} times); ZeRO-{plan.precision.stage}, {kinds}, {plan.micro_batches} micro-batch(es) a step",
-        f"memory of a rank, {name}      {'dense':>9}{'experts':>9}{'routers':>9}{'padding':>9}{'total':>9}",
+        f"(each held {layout.expert_data} times); ZeRO-{plan.precision.stage}, {kinds}, {plan.micro_batches} micro-batch(es) per step",
+        f"memory per rank, {name}      {'dense':>9}{'experts':>9}{'routers':>9}{'padding':>9}{'total':>9}",
     ]
     where = "optimizer, on the host" if memory.offloaded else "optimizer (fp32 + 2)"
     for title, split in (("weights", memory.weights), ("gradients", memory.gradients), (where, memory.optimizer)):
@@ -280,11 +280,11 @@ def render(plan: Plan) -> str:
     fits = "fits in" if memory.total <= plan.device_memory else "DOES NOT FIT in"
     lines.append(f"  {'peak':<25}{memory.total / unit:45.3f}   {fits} {plan.device_memory / GIB:g} GiB")
     lines += [f"    {remedy}" for remedy in plan.remedies]
-    lines.append(f"sent by a rank in a step, {name}")
+    lines.append(f"sent per rank and step, {name}")
     sent = (*traffic.step, *traffic.tensor, *traffic.candidates)
     lines += [_line(collective, unit) for collective in sent if collective.handed]
     if plan.merges is not None:
-        lines.append(f"expert exchange in a step of {traffic.tokens:,} tokens a pass (mean over tasks), {name}")
+        lines.append(f"expert exchange in a step of {traffic.tokens:,} tokens per pass (mean over tasks), {name}")
         for title, path, used in (
             ("merge", traffic.merge, plan.merges),
             ("dispatch", traffic.dispatch, not plan.merges),

@@ -152,7 +152,7 @@ def describe(run: RunConfig) -> str:
         lines.append(
             f"  deployed, merged       {_millions(count.deployed)}   (a copy for visual, a copy for text tokens)"
         )
-    lines.append("forward GFLOPs a sample (training takes three times as many, four with activation checkpointing)")
+    lines.append("forward GFLOPs per sample (training takes three times as many, four with activation checkpointing)")
     for task in run.data.tasks:
         cost = task_cost(task, model, vocabulary_size, run.data.word_end)
         if cost.candidates is None:

@@ -1,6 +1,6 @@
 """Bytes that one rank sends in a step, by collective.
 
-    once a step:      gradients (dense over data ranks, experts over the ranks that hold the same), ZeRO's weights
+    once per step:      gradients (dense over data ranks, experts over the ranks that hold the same), ZeRO's weights
     each micro-batch: tensor ranks' exchange of rows or sums of them, candidates of all data ranks, and the expert exchange: weights
                       (merge) or tokens (dispatch)
 
@@ -47,7 +47,7 @@ def sent_in_all(collectives: tuple[Collective, ...]) -> int:
 
 
 def gradient_traffic(parameters: Parameters, layout: Degrees, precision: Precision) -> tuple[Collective, ...]:
-    """Once a step. DeepSpeed all-reduces its buckets under stages 1 and 2 alike and lets each rank keep its part."""
+    """Once per step. DeepSpeed all-reduces its buckets under stages 1 and 2 alike and lets each rank keep its part."""
     found = []
     for what, is_expert, ranks in (("dense", False, layout.data), ("experts", True, layout.expert_data)):
         groups = [group for group in parameters.groups if group.is_expert == is_expert]
@@ -88,7 +88,7 @@ def tensor_traffic(
 
 
 def row_gradients(model: ModelConfig, layout: Degrees, value: int) -> Collective:
-    """Once a step: the gradients of what acts on a part of the rows (norms, LayerScale, prompts)."""
+    """Once per step: the gradients of what acts on a part of the rows (norms, LayerScale, prompts)."""
     prompts = model.prompts.length + model.prompts.target_length if model.prompts else 0
     towers = [tower for tower in (model, model.text_tower_config()) if tower]
     numbers = sum(t.depth * t.width * (4 + (2 if t.layer_scale else 0) + prompts) for t in towers)

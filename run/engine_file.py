@@ -17,7 +17,7 @@ FP32_NAMES = ("fp32", "float32", "float", "torch.float32")
 def read_engine_file(config: RunConfig) -> dict[str, Any]:
     """Engine settings from `parallel.deepspeed`, completed with what this configuration owns.
 
-    Gradients are accumulated and scaled by the loop, so DeepSpeed sees one micro-batch a step.
+    Gradients are accumulated and scaled by the loop, so DeepSpeed sees one micro-batch per step.
     """
     path = _find(config.parallel.deepspeed)
     engine = _read_engine(path)

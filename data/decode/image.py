@@ -38,7 +38,7 @@ def decode_image(data: bytes, max_pixels: int = 64_000_000) -> np.ndarray:
     except BadSample:
         raise
     except UnidentifiedImageError as error:  # its own words hold an address in memory
-        raise BadSample(f"image of {len(data)} bytes: no JPEG, PNG or WebP") from error
+        raise BadSample(f"image of {len(data)} bytes: not a JPEG, PNG or WebP") from error
     except Exception as error:  # Pillow's plugins raise nearly every built-in type
         raise BadSample(f"image of {len(data)} bytes: {one_line(error)}") from error
 

@@ -15,7 +15,7 @@ def decode_text(data: bytes | str, max_bytes: int = 1 << 20) -> str:
     try:
         text = (data.decode("utf-8") if isinstance(data, bytes) else data).strip()
     except UnicodeDecodeError as error:
-        raise BadSample(f"text is no UTF-8: {error}") from error
+        raise BadSample(f"text is not valid UTF-8: {error}") from error
     if not text:
         raise BadSample("the text is empty")
     return text

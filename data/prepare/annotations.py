@@ -30,7 +30,7 @@ def text_lines(path: Path, max_bytes: int) -> Iterator[str]:
                     raise DatasetError(f"{path}: more than {max_bytes} bytes")
                 yield line.decode("utf-8").rstrip("\r\n")
     except UnicodeDecodeError as error:
-        raise DatasetError(f"{path}: line {number} is no UTF-8 ({error})") from error
+        raise DatasetError(f"{path}: line {number} is not valid UTF-8 ({error})") from error
     except (OSError, EOFError, zlib.error) as error:
         raise DatasetError(f"{path}: cannot be read after line {number} ({error})") from error
 
@@ -109,7 +109,7 @@ def rows(path: Path, limits: Limits, width: int) -> Iterator[list[str]]:
 
 
 def name_list(path: Path, limits: Limits) -> list[str]:
-    """Names of files, one a line; what follows a space or tab is left out. Raises DatasetError."""
+    """Names of files, one per line; what follows a space or tab is left out. Raises DatasetError."""
     names = [line.split()[0] for line in text_lines(path, limits.annotations) if line.strip()]
     for name in names:
         check_name(path, name)

@@ -54,7 +54,7 @@ def given_splits(arguments: argparse.Namespace, splits: tuple[str, ...] = SPLITS
 
 def list_arguments(command: argparse.ArgumentParser, medium: Medium, suffix: str) -> None:
     for split in SPLITS:
-        text = f"names of the {split} {medium}s, one a line, with or without {suffix} (default: all are train)"
+        text = f"names of the {split} {medium}s, one per line, with or without {suffix} (default: all are train)"
         command.add_argument(f"--{split}-list", type=Path, metavar="FILE", help=text)
 
 
@@ -67,7 +67,7 @@ def reduction_arguments(command: argparse.ArgumentParser, medium: Medium) -> Non
     text = f"reduce larger {medium}s to this many pixels"
     command.add_argument("--resize", type=int, metavar="SHORT_SIDE", help=text)
     if medium == "video":
-        command.add_argument("--fps", type=float, metavar="N", help="reduce faster videos to N frames a second")
+        command.add_argument("--fps", type=float, metavar="N", help="reduce faster videos to N frames per second")
 
 
 def reduction_of(arguments: argparse.Namespace) -> Reduction:

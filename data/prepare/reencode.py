@@ -46,7 +46,7 @@ def _reduce(source: InputContainer, short_side: int | None, fps: float | None, m
     width, height = stream.codec_context.width, stream.codec_context.height
     rate = Fraction(stream.average_rate or stream.guessed_rate or 25)
     if not 0 < rate <= MAX_RATE or not 0 < width * height <= MAX_FRAME_PIXELS:
-        raise BadSample(f"video of {width} x {height} pixels with {float(rate):g} frames a second")
+        raise BadSample(f"video of {width} x {height} pixels with {float(rate):g} frames per second")
     scale = min(1.0, short_side / min(width, height)) if short_side else 1.0
     new_rate = min(rate, Fraction(fps).limit_denominator(1001)) if fps else rate
     if scale == 1.0 and new_rate == rate:

@@ -279,7 +279,7 @@ def _kept_path(cache: Cache | None, names: Iterable[str]) -> Path | None:
 
 
 def _keep(shards: ShardList, path: Path | None) -> None:
-    """Only an aid: where it cannot be written, the next start counts again. A list without a sample may soon be wrong."""
+    """Optional: where it cannot be written, the next start counts again. A list without a sample may soon be wrong."""
     if path is None or not shards.samples.any():
         return
     try:

@@ -28,7 +28,7 @@ from data.transport import Cache, FetchError, check_url, expand, is_remote, join
 
 MAX_SAMPLE_BYTES = 256 << 20
 RANGES_BYTES = 64 << 20
-"""Byte ranges that a process keeps in memory, 16 bytes a sample."""
+"""Byte ranges that a process keeps in memory, 16 bytes per sample."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

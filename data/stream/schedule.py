@@ -39,7 +39,7 @@ class Assignment:
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """weights: relative frequency of each task; batch_sizes: samples a micro-batch."""
+    """weights: relative frequency of each task; batch_sizes: samples per micro-batch."""
 
     weights: tuple[float, ...]
     batch_sizes: tuple[int, ...]

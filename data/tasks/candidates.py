@@ -20,7 +20,7 @@ from data.text.vocabulary import Vocabulary
 def class_names(
     names: Sequence[str], vocabulary: Vocabulary, max_text: int, attributes: Attributes = NAME_TARGET
 ) -> Sequences:
-    """One candidate a class: its name and end-of-text, no template (papers.md 1.5)."""
+    """One candidate per class: its name and end-of-text, no template (papers.md 1.5)."""
     rows = [vocabulary.encode(name, max_text) for name in names]
     return Sequences(segments=(text_segment(rows, attributes),))
 

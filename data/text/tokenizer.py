@@ -96,7 +96,7 @@ class Tokenizer:
         return _WORDS.findall(_clean(text))
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of the ids, a space after every word; bytes that are no UTF-8 become U+FFFD.
+        """Text of the ids, a space after every word; bytes that are not valid UTF-8 become U+FFFD.
 
         Raises ValueError for ids outside the vocabulary.
         """

@@ -91,7 +91,7 @@ def folder_of(url: str) -> str:
 def expand(names: Iterable[str], read: Callable[[str], bytes], allow_pipe: bool = False) -> list[str]:
     """Every shard that the names mean, in their order. Raises FetchError.
 
-    {000..012} and {a,b} expand everywhere, * ? [] match local files. @LIST is a file or URL with a name a line (# starts a
+    {000..012} and {a,b} expand everywhere, * ? [] match local files. @LIST is a file or URL with a name per line (# starts a
     comment), read by `read`; relative names in it are below its folder. A list may not hold commands, nor leave its
     folder by '..', nor, if it is remote, name local files.
     """

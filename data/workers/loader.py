@@ -69,7 +69,7 @@ def usable_cores(cgroup: Path = _CGROUP) -> int:
 
 
 def _quota(cgroup: Path) -> float:
-    """Cores' worth of CPU time a period, by cgroup 2 or 1; inf without a limit."""
+    """Cores' worth of CPU time per period, by cgroup 2 or 1; inf without a limit."""
     try:
         if (cgroup / "cpu.max").exists():
             quota, period = (cgroup / "cpu.max").read_text().split()

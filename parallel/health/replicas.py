@@ -1,6 +1,6 @@
 """Checks that copies are copies: parameters of ranks that must agree, batches of tensor ranks.
 
-Sums of the raw bits are compared, so a difference in one bit of one element shows; a few bytes a tensor travel.
+Sums of the raw bits are compared, so a difference in one bit of one element shows; a few bytes per tensor travel.
 """
 
 from __future__ import annotations

@@ -94,9 +94,7 @@ def _folder(name: str) -> str | None:
 
 def _imagenet_arguments(command: argparse.ArgumentParser) -> None:
     split_arguments(command, ("FOLDER|ARCHIVE",), ("train", "val"))
-    text = (
-        "classes of a flat val folder: lines 'NAME CLASS', LOC_val_solution.csv, or one synset a line in order of names"
-    )
+    text = "classes of a flat val folder: lines 'NAME CLASS', LOC_val_solution.csv, or one synset per line in order of names"
     command.add_argument("--val-labels", type=Path, metavar="FILE", help=text)
     text = "lines 'n01440764 tench, Tinca tinca': the first name is the class's, the others become synonyms"
     command.add_argument("--synsets", type=Path, metavar="FILE", help=text)
@@ -185,7 +183,7 @@ def read_val_labels(path: Path, container: Container, synsets: tuple[str, ...], 
         if all(len(word) == 1 for word in words):
             return _in_order(path, [word[0] for word in words], container, numbers)
         if any(len(word) != 2 for word in words):
-            raise DatasetError(f"{path}: expected lines 'NAME CLASS' or one synset a line")
+            raise DatasetError(f"{path}: expected lines 'NAME CLASS' or one synset per line")
         pairs = [(name, label) for name, label in words]
     return {
         by_stem[stem]: number_of(f"image {name[:80]}", label)

@@ -216,7 +216,7 @@ def test_damage_is_named_with_its_place(capsys, pictures, damage, line):
         ("video_class", "cls", b"2", "class 2 of 2"),
         ("video_class", "cls", b"dog", "no class index"),
         ("video_class", "mp4", b"\0" * 900, "video of 900 bytes"),
-        ("text", "txt", b"\xff\xfe", "text is no UTF-8"),
+        ("text", "txt", b"\xff\xfe", "text is not valid UTF-8"),
         ("text", "txt", b" \n", "the text is empty"),
     ],
 )

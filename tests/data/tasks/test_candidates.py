@@ -62,7 +62,7 @@ def test_text_segment_by_hand():
     [
         ({"labels_Q": torch.tensor([0])}, "as many labels"),
         ({"labels_Q": torch.tensor([0, 1, 99])}, "label 99 of 7"),
-        ({"symmetric": True}, "one candidate a read-out"),
+        ({"symmetric": True}, "one candidate per read-out"),
         ({"label_smoothing": 0.1}, "sampled candidates"),
         ({"second_labels_Q": torch.tensor([0]), "second_share": 0.3}, "as many second labels"),
         ({"second_labels_Q": torch.tensor([0, 1, 99]), "second_share": 0.3}, "label 99 of 7"),
