@@ -124,7 +124,7 @@ def _apply(node: ast.AST) -> None:
         node.value = (not node.value) if isinstance(node.value, bool) else node.value + 1  # type: ignore[operator]
     elif isinstance(node, ast.If | ast.While | ast.IfExp):
         node.test = ast.UnaryOp(ast.Not(), node.test)
-    elif isinstance(node, ast.Expr) or isinstance(node, ast.Return):
+    elif isinstance(node, ast.Expr | ast.Return):
         node.value = ast.Constant(None)
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 import torch
-from torch.nn.functional import log_softmax, normalize
+from torch.nn.functional import cross_entropy, log_softmax, normalize
 
 from data.batch import Sequences
 from model.embedding import interpolated, sine_cosine
+from model.scores import Scores
+from parallel.collectives import Axis
 from parallel.kernels import load_kernels
 from tests.helpers.batches import BATCHES, captioning, masked_text, retrieval
 from tests.helpers.models import make, tiny
@@ -141,3 +144,43 @@ def test_apex_asked_for_and_missing_is_a_clear_error():
             load_kernels("apex")
     else:
         assert load_kernels("apex").layer_norm(8) is not None
+
+
+def test_the_weight_scales_what_is_optimised_and_not_what_is_reported():
+    objective, batch = make(), masked_text()
+    plain, double = objective(batch), objective(dataclasses.replace(batch, weight=2.5))
+    torch.testing.assert_close(double.total, 2.5 * plain.total)
+    torch.testing.assert_close(double.loss, plain.loss)
+
+
+def test_label_smoothing_by_hand():
+    # Two candidates with logits ln 3 and 0: probabilities 3/4 and 1/4. A label of candidate 0, smoothed by 0.2, is
+    # (0.9, 0.1): -(0.9 ln 0.75 + 0.1 ln 0.25).
+    scores = Scores(torch.tensor([[math.log(3.0), 0.0]]), 0, 2, Axis("tensor"))
+    expected = -(0.9 * math.log(0.75) + 0.1 * math.log(0.25))
+    assert scores.cross_entropy(torch.tensor([0]), 0.2).item() == pytest.approx(expected, rel=1e-6)
+    assert scores.cross_entropy(torch.tensor([0])).item() == pytest.approx(-math.log(0.75), rel=1e-6)
+
+
+@pytest.mark.parametrize("task", ["image", "retrieval"])
+def test_the_smoothing_of_the_batch_reaches_the_loss(task):
+    objective, batch = make(), dataclasses.replace(BATCHES[task](), label_smoothing=0.0)
+    q, _ = objective.encode(batch.inputs, batch.read_Q2)
+    c, _ = objective.encode_candidates(batch.candidates)
+    logits = objective.logits(q, c, batch.temperature)
+    expected = cross_entropy(logits, batch.labels_Q, label_smoothing=0.3)
+    if batch.symmetric:
+        expected = expected + cross_entropy(logits.T, torch.arange(len(logits)), label_smoothing=0.3)
+    smoothed = objective(dataclasses.replace(batch, label_smoothing=0.3)).loss
+    torch.testing.assert_close(smoothed, expected)
+    assert abs(smoothed.item() - objective(batch).loss.item()) > 1e-4
+
+
+def test_right_answers_are_counted():
+    objective, batch = make(), masked_text()
+    q, _ = objective.encode(batch.inputs, batch.read_Q2)
+    c, _ = objective.encode_candidates(batch.candidates)
+    best = (objective.logits(q, c, "text") + batch.candidate_log_weights_C).argmax(dim=1)
+    right = dataclasses.replace(batch, labels_Q=best)
+    wrong = dataclasses.replace(batch, labels_Q=(best + torch.tensor([1, 0, 0])) % c.shape[0])
+    assert (objective(right).correct.item(), objective(wrong).correct.item()) == (3, 2)

@@ -1,18 +1,136 @@
-"""What a run tells about itself."""
+"""Every figure of a log record by hand, from two made steps of two tasks."""
 
 from __future__ import annotations
 
-import torch
+from types import SimpleNamespace
+from typing import Any
 
+import pytest
+import torch
+import torch.distributed as dist
+
+import run.meter
+from data.batch import Modality
+from data.stream.faults import Fault
 from data.stream.micro_batch import MicroBatch
 from data.stream.schedule import Assignment
+from model.config import AuxiliaryConfig, ExpertConfig, ModelConfig
 from model.noise import derive
+from model.objective import Losses
+from parallel.collectives import Axis
 from parallel.engine import StepInfo
 from parallel.mesh import Mesh
 from parallel.norms import GradientNorms
 from run.meter import Meter
 from tests.helpers.batches import retrieval
+from tests.helpers.distributed import run_ranks
 from tests.helpers.models import make, tiny
+
+MODEL = ModelConfig(
+    depth=2,
+    experts=ExpertConfig(num_experts=2, placement="odd", router="token", auxiliary=AuxiliaryConfig(importance=1.0)),
+)
+DECISIONS = MODEL.num_decisions
+SIZES = {"pictures": 100, "words": 40}
+
+
+def fault(sample: int | None, shard: str = "train-000000.tar") -> Fault:
+    return Fault("pictures", shard, sample, None, "damaged")
+
+
+def micro(task: int, samples: int, tokens: int, reads: int, faults: tuple[Fault, ...] = ()) -> MicroBatch:
+    batch: Any = SimpleNamespace(labels_Q=torch.zeros(reads, dtype=torch.long))
+    return MicroBatch(Assignment(0, 0, task, 0), batch, samples, tokens, faults)
+
+
+def losses(loss: float, correct: int, accepted: dict[Modality, list[float]], asked: dict[Modality, float], aux: float):
+    accepted_NME, asked_NM = torch.zeros(DECISIONS, len(Modality), 2), torch.zeros(DECISIONS, len(Modality))
+    for modality, pairs in accepted.items():
+        accepted_NME[0, modality] = torch.tensor(pairs)
+        asked_NM[0, modality] = asked[modality]
+    value = torch.tensor(loss)
+    return Losses(value, value, torch.tensor(correct), accepted_NME, asked_NM, {"importance": torch.tensor(aux)})
+
+
+def two_steps(meter: Meter) -> None:
+    """Step 1: 8 pictures. Step 2: 6 pictures with two bad samples and a bad shard, and 4 texts; its update is left out."""
+    meter.add(micro(0, 8, 80, reads=8), losses(2.0, 2, {Modality.IMAGE: [30, 10]}, {Modality.IMAGE: 40}, 0.5), 0.25)
+    meter.end_step(StepInfo(GradientNorms(9.0, 9.0, 9.0, 9.0), 0.3, True))
+    bad = (fault(3), fault(4), fault(None, "train-000001.tar"))
+    meter.add(micro(0, 6, 60, 6, bad), losses(1.0, 5, {Modality.IMAGE: [10, 0]}, {Modality.IMAGE: 40}, 0.25), 0.5)
+    meter.add(micro(1, 4, 44, reads=10), losses(3.0, 4, {Modality.TEXT: [5, 15]}, {Modality.TEXT: 20}, 0.0), 0.25)
+    meter.end_step(StepInfo(GradientNorms(5.0, 3.0, 4.0, 0.5), 0.1, False))
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that stands still until it is told."""
+    now = SimpleNamespace(value=100.0)
+    monkeypatch.setattr(run.meter.time, "perf_counter", lambda: now.value)
+    return now
+
+
+def test_every_figure_by_hand(clock):
+    meter = Meter(SIZES, MODEL, Mesh())
+    two_steps(meter)
+    clock.value += 4.0
+    record = meter.record(7, 17, (150, 4))
+    assert record.pop("expert_load") == [[45 / 100, 25 / 100], *[[0.0, 0.0]] * (DECISIONS - 1)]
+    # Taken of asked: images 50 of 80, text 20 of 20, each in the first decision alone.
+    assert record.pop("success_by_decision/image") == [0.625, *[0.0] * (DECISIONS - 1)]
+    assert record.pop("success_by_decision/text") == [1.0, *[0.0] * (DECISIONS - 1)]
+    assert record == pytest.approx(
+        {
+            "step": 7, "lr": 0.1, "skipped_steps": 1,
+            "grad_norm": 5.0, "grad_norm/dense": 3.0, "grad_norm/experts": 4.0, "grad_norm/routers": 0.5,
+            "samples": 18, "samples_per_s": 18 / 4, "tokens_per_s": (80 + 60 + 44) / 4,
+            "step_s": 4 / 2, "eta_s": (17 - 7) * 2.0, "data_wait": (0.25 + 0.5 + 0.25) / 4,
+            "faults": 3, "faults/pictures": 3, "bad_shards": 1,
+            "loss/pictures": (2.0 + 1.0) / 2, "loss/words": 3.0,
+            "accuracy/pictures": (2 + 5) / (8 + 6), "accuracy/words": 4 / 10,
+            "epoch/pictures": 1.5, "epoch/words": 0.1, "tokens/pictures": 140, "tokens/words": 44,
+            "auxiliary/importance": (0.5 + 0.25 + 0.0) / 3,
+            "expert_load_max": 0.45, "success/image": 0.625, "success/text": 1.0,
+        }
+    )  # fmt: skip
+
+
+def test_a_record_starts_anew_but_bad_shards_are_counted_since_the_start(clock):
+    meter = Meter(SIZES, MODEL, Mesh())
+    two_steps(meter)
+    clock.value += 4.0
+    meter.record(2, 17, (14, 4))
+    meter.add(micro(1, 2, 10, reads=2), losses(7.0, 1, {}, {}, 0.0), 0.0)
+    meter.end_step(StepInfo(GradientNorms(1.0, 1.0, 1.0, 1.0), 0.2, True))
+    clock.value += 1.0
+    record = meter.record(3, 17, (14, 6))
+    assert (record["samples_per_s"], record["tokens_per_s"], record["step_s"]) == (2.0, 10.0, 1.0)
+    assert (record["loss/words"], record["accuracy/words"], record["faults"], record["skipped_steps"]) == (7, 0.5, 0, 0)
+    assert record["bad_shards"] == 1 and "loss/pictures" not in record and "faults/pictures" not in record
+    assert "success/image" not in record and record["expert_load_max"] == 0
+
+
+def of_rank(rank: int) -> dict[str, Any]:
+    dist.init_process_group("gloo")
+    meter = Meter(SIZES, MODEL, Mesh(data=Axis("data", 2, rank, dist.group.WORLD)))
+    if rank == 0:
+        two_steps(meter)
+    else:
+        meter.add(micro(1, 2, 16, reads=10), losses(1.0, 8, {}, {}, 0.75), 0.0)
+        meter.end_step(StepInfo(GradientNorms(5.0, 3.0, 4.0, 0.5), 0.1, False))
+    record = meter.record(2, 4, (14, 6))
+    dist.destroy_process_group()
+    return record
+
+
+def test_ranks_add_up_and_bad_shards_are_not_counted_twice():
+    first, second = run_ranks(2, of_rank)
+    for record in (first, second):
+        assert (record["samples"], record["faults"], record["bad_shards"]) == (20, 3, 1)
+        assert record["loss/words"] == pytest.approx(2.0) and record["accuracy/words"] == pytest.approx(12 / 20)
+        assert record["auxiliary/importance"] == pytest.approx((0.5 + 0.25 + 0.0 + 0.75) / 4)
+    # One second of waiting in all is half a second on the mean rank, whatever the time that it took.
+    assert first["data_wait"] * 20 / first["samples_per_s"] == pytest.approx(0.5, rel=1e-3)
 
 
 def test_losses_of_routers_without_a_sparse_block_are_zero():

@@ -104,3 +104,12 @@ def test_what_cannot_be():
         MixConfig(mixup=-1)
     with pytest.raises(ValueError, match=r"must lie in \[0, 1\]"):
         MixConfig(probability=2)
+
+
+def test_shares_follow_their_beta_distribution():
+    _, segment = batch()
+    draw = lambda config: [mix(segment, config, np.random.default_rng(seed), SIZE, PATCH)[1] for seed in range(400)]  # noqa: E731
+    shares = np.array(draw(MixConfig(mixup=2.0)))
+    # Beta(2, 2): mean 1/2, variance 1/20. Beta(0.5, 0.5) has variance 1/8.
+    assert shares.mean() == pytest.approx(0.5, abs=0.05) and shares.var() == pytest.approx(0.05, abs=0.01)
+    assert np.var(draw(MixConfig(mixup=0.5))) == pytest.approx(0.125, abs=0.02)

@@ -110,3 +110,80 @@ def test_patches_equal_a_convolution():
 def test_patches_must_fill_the_frame():
     with pytest.raises(ValueError, match=r"12 x 16 pixels .* patches of 5"):
         patchify(noise(), 5)
+
+
+class Draws:
+    """A generator that gives these numbers, whatever it is asked for."""
+
+    def __init__(self, *values):
+        self._values = list(values)
+
+    def uniform(self, low, high, size=None):
+        if size is None:
+            return self._values.pop(0)
+        return np.array([self._values.pop(0) for _ in range(size)])
+
+    def random(self):
+        return self._values.pop(0)
+
+
+def jittered(color, brightness, contrast, saturation, angle, strength=0.5):
+    frames = np.array(color, np.uint8).reshape(1, 1, -1, 3)
+    frames = np.repeat(frames, frames.shape[2], axis=1)  # a square
+    draws = Draws(brightness, contrast, saturation, angle)
+    return spatial_transform(frames, frames.shape[2], draws, flip=False, crop=False, color_jitter=strength)[
+        0, 0
+    ].tolist()
+
+
+def test_jitter_by_hand():
+    assert jittered([[100, 100, 100]], 1.2, 1.0, 1.0, 0.0) == [[120] * 3]
+    # Contrast 1.5 around the mean of 100.
+    assert jittered([[80] * 3, [120] * 3], 1.0, 1.5, 1.0, 0.0) == [[70] * 3, [130] * 3]
+    # Saturation 0 leaves the luminance: 0.299 * 200 + 0.587 * 100 + 0.114 * 50 = 124.2.
+    assert jittered([[200, 100, 50]], 1.0, 1.0, 0.0, 0.0) == [[124] * 3]
+    # Hue turned by 180 degrees: luminance stays, every difference from it changes its sign: 124.2 - (200 - 124.2) ...
+    assert jittered([[200, 100, 50]], 1.0, 1.0, 1.0, np.pi, strength=1.0) == [pytest.approx([48, 148, 198], abs=1)]
+
+
+def test_hue_turns_by_a_share_of_half_a_circle_and_by_no_more():
+    # The draw is an angle between -pi and pi, of which `strength` is used, at most all of it.
+    half = jittered([[200, 100, 50]], 1.0, 1.0, 1.0, np.pi, strength=0.5)
+    assert half == jittered([[200, 100, 50]], 1.0, 1.0, 1.0, np.pi / 2, strength=1.0)
+    assert jittered([[200, 100, 50]], 1.0, 1.0, 1.0, 1.0, strength=2.0) == jittered(
+        [[200, 100, 50]], 1.0, 1.0, 1.0, 1.0, 1.0
+    )
+
+
+def test_jitter_draws_between_one_minus_and_one_plus_its_strength():
+    asked = []
+
+    class Asking(Draws):
+        def uniform(self, low, high, size=None):
+            asked.append((low, high, size))
+            return np.ones(size) if size else 0.0
+
+    spatial_transform(noise(1, 4, 4), 4, Asking(), flip=False, crop=False, color_jitter=0.3)
+    assert asked == [(0.7, 1.3, 3), (-np.pi, np.pi, None)]
+
+
+def test_crops_take_the_drawn_area_shape_and_place():
+    # A frame of 100 x 100: area 0.25, aspect 1 (log 0), left 10, top 30: columns 10 to 59.
+    frames = np.broadcast_to(np.arange(100, dtype=np.uint8)[None, None, :, None], (1, 100, 100, 3))
+    crop = spatial_transform(frames, 50, Draws(0.25, 0.0, 10.0, 30.0), crop_scale=(0.1, 1.0), flip=False)
+    assert (int(crop.min()), int(crop.max())) == (10, 59)
+    # Twice as wide as high: sqrt(0.32 * 2) = 80 columns, 40 rows.
+    rows = np.ascontiguousarray(frames.transpose(0, 2, 1, 3))
+    wide = (0.32, np.log(2.0), 5.0, 30.0)
+    assert np.ptp(spatial_transform(frames, 80, Draws(*wide), crop_scale=(0.1, 1.0), flip=False)) == pytest.approx(
+        79, abs=1
+    )
+    assert np.ptp(spatial_transform(rows, 80, Draws(*wide), crop_scale=(0.1, 1.0), flip=False)) == pytest.approx(
+        39, abs=1
+    )
+
+
+def test_a_drawn_half_mirrors():
+    frames = columns(8, 8)
+    assert spatial_transform(frames, 8, Draws(0.49), crop=False)[0, 0, :, 0].tolist() == [70, 60, 50, 40, 30, 20, 10, 0]
+    assert spatial_transform(frames, 8, Draws(0.5), crop=False)[0, 0, 0, 0] == 0

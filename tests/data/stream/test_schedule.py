@@ -1,4 +1,4 @@
-"""Order and schedule are pure functions: permutations, independent of ranks, continued exactly."""
+"""The schedule is a pure function: independent of ranks, continued exactly."""
 
 from __future__ import annotations
 
@@ -8,34 +8,7 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from data.stream.order import EpochOrder
 from data.stream.schedule import Assignment, Schedule
-
-SIZES = st.lists(st.integers(0, 7), min_size=1, max_size=6).filter(any)
-
-
-@hypothesis.given(sizes=SIZES, window=st.integers(1, 20), seed=st.integers(0, 99))
-def test_an_epoch_is_a_permutation_of_the_data(sizes, window, seed):
-    order = EpochOrder(sizes, seed, window)
-    every = {(shard, index) for shard, size in enumerate(sizes) for index in range(size)}
-    for epoch in range(2):
-        places = [order.locate(epoch * order.total + p) for p in range(order.total)]
-        assert len(places) == len(set(places)) and set(places) == every
-
-
-def test_epochs_differ_and_repeat_for_the_same_seed():
-    def epoch(order, n):
-        return [order.locate(n * 40 + p) for p in range(40)]
-
-    first = EpochOrder([10] * 4, seed=1, window=16)
-    assert epoch(first, 0) != epoch(first, 1)
-    assert epoch(first, 1) == epoch(EpochOrder([10] * 4, seed=1, window=16), 1)
-    assert epoch(first, 0) != epoch(EpochOrder([10] * 4, seed=2, window=16), 0)
-
-
-def test_no_samples_is_an_error():
-    with pytest.raises(ValueError, match="no sample"):
-        EpochOrder([0, 0], 0, 4)
 
 
 def taken(schedule: Schedule, ranks: int, steps: int) -> collections.Counter:
