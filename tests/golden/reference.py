@@ -1,12 +1,16 @@
 """Inputs, weights and outputs of the public Uni-Perceiver code, read into our structures.
 
-The folder lies beside the repository; without it the tests that need it are skipped.
+compact    in the repository (numbers/README.md); made from the full set by tests/golden/compact.py
+full       every case, on machines that have it beside the checkout
 """
 
 from __future__ import annotations
 
 import functools
+import io
 import json
+import lzma
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,22 +36,44 @@ from parallel.kernels import load_kernels
 from parallel.mesh import Mesh
 from tests.helpers.places import SHARED
 
-FOLDER = SHARED / "golden"
-needs_reference = pytest.mark.skipif(
-    not (FOLDER / "manifest.json").is_file(), reason=f"no numbers of the public code at {FOLDER}"
-)
+FULL, COMPACT = SHARED / "golden", Path(__file__).parent / "numbers" / "compact.npz.xz"
 HEADS, PATCH, END, SPE, VOCABULARY_SIZE = 4, 16, 49407, 49410, 49411
 Arrays = dict[str, np.ndarray]
 
 
-@functools.cache
-def manifest() -> dict[str, Any]:
-    return json.loads((FOLDER / "manifest.json").read_text())
+def cases(*names: str) -> list[Any]:
+    """`SET/NAME` of these cases: those in the compact set, and behind the marker `slow` all of the full set where it lies."""
+    found: list[Any] = [f"compact/{name}" for name in names if name in manifest("compact")["cases"]]
+    if (FULL / "manifest.json").is_file():
+        found += [pytest.param(f"full/{name}", marks=pytest.mark.slow) for name in names]
+    return found
 
 
 @functools.cache
-def arrays(name: str) -> Arrays:
-    with np.load(FOLDER / f"{name}.npz", allow_pickle=False) as file:
+def manifest(numbers: str) -> dict[str, Any]:
+    if numbers == "full":
+        return json.loads((FULL / "manifest.json").read_text())
+    return json.loads(bytes(_compact()["manifest"]))
+
+
+def described(case: str) -> dict[str, Any]:
+    numbers, name = case.split("/")
+    return manifest(numbers)["cases"][name]
+
+
+@functools.cache
+def arrays(case: str) -> Arrays:
+    """Of a case, or of another file of the set."""
+    numbers, name = case.split("/")
+    if numbers == "compact":
+        return {key.split("|")[1]: value for key, value in _compact().items() if key.startswith(f"{name}|")}
+    with np.load(FULL / f"{name}.npz", allow_pickle=False) as file:
+        return {key: file[key] for key in file.files}
+
+
+@functools.cache
+def _compact() -> Arrays:
+    with np.load(io.BytesIO(lzma.decompress(COMPACT.read_bytes())), allow_pickle=False) as file:
         return {key: file[key] for key in file.files}
 
 
@@ -57,12 +83,15 @@ def tensor(array: np.ndarray) -> Tensor:
 
 
 @functools.cache
-def public_state(kind: str, extra: str = "") -> dict[str, Tensor]:
-    """All parameters by public name, fp32."""
-    table = tensor(arrays("token_embedding")["token_embed.embeddings.weight"]).float() / 8
+def public_state(model: str, extra: str = "") -> dict[str, Tensor]:
+    """All parameters by public name, fp32. model: for instance compact/moe; there, experts that no case uses are zero."""
+    numbers, kind = model.split("/")
+    table = tensor(arrays(f"{numbers}/token_embedding")["token_embed.embeddings.weight"]).float() / 8
     state = {"token_embed.embeddings.weight": table}
     for name in (f"{kind}_state", *([extra] if extra else [])):
-        state |= {key: tensor(value) for key, value in arrays(name).items()}
+        state |= {key: tensor(value) for key, value in arrays(f"{numbers}/{name}").items()}
+    if kind == "moe":
+        state |= {name: torch.zeros(shape) for name, shape in manifest(numbers).get("zeros", {}).items()}
     return state
 
 
@@ -85,17 +114,17 @@ def model_config(kind: str, prompts: PromptConfig | None = None) -> ModelConfig:
     )
 
 
-def load(kind: str, case: str = "") -> Objective:
+def load(model: str, case: str = "") -> Objective:
     """Our model with the public weights; `case` is that of a prompt-tuned one."""
     prompts, extra = None, ""
     if case:
-        described = manifest()["cases"][case]["prompt"]
-        target = 0 if described["share"] else described["target_length"]
-        prompts = PromptConfig(length=described["length"], target_length=target, classes=described.get("fc_out") or 0)
-        extra = manifest()["cases"][case]["extra_state"].removesuffix(".npz")
-    objective = Objective(model_config(kind, prompts), VOCABULARY_SIZE, Mesh(), load_kernels("torch"))
+        prompt = described(case)["prompt"]
+        target = 0 if prompt["share"] else prompt["target_length"]
+        prompts = PromptConfig(length=prompt["length"], target_length=target, classes=prompt.get("fc_out") or 0)
+        extra = described(case)["extra_state"].removesuffix(".npz")
+    objective = Objective(model_config(model.split("/")[1], prompts), VOCABULARY_SIZE, Mesh(), load_kernels("torch"))
     initialise(objective, 0)
-    load_logical(objective, to_ours(public_state(kind, extra), heads=HEADS, learned_positions=True))
+    load_logical(objective, to_ours(public_state(model, extra), heads=HEADS, learned_positions=True))
     return objective.eval()
 
 
@@ -138,7 +167,7 @@ def words(ids: Tensor) -> Sequences:
 
 
 def batch_of(case: str) -> TaskBatch:
-    described, stored = manifest()["cases"][case], arrays(case)
+    about, stored = described(case), arrays(case)
     task = case.split("_", 1)[1].removeprefix("prompt_")
     if case.endswith("prompt_cls"):
         task = "image_cls"
@@ -189,8 +218,8 @@ def batch_of(case: str) -> TaskBatch:
         read_Q2=read,
         candidates=candidates,
         labels_Q=labels,
-        temperature=TEMPERATURES[described["logit_scale"].removeprefix("logit_scale_")],
+        temperature=TEMPERATURES[about["logit_scale"].removeprefix("logit_scale_")],
         symmetric=symmetric,
-        weight=described["loss_weight"],
-        label_smoothing=described["label_smoothing"],
+        weight=about["loss_weight"],
+        label_smoothing=about["label_smoothing"],
     )

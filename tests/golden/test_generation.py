@@ -18,22 +18,21 @@ from tests.golden.reference import (
     VOCABULARY_SIZE,
     arrays,
     batch_of,
+    cases,
+    described,
     load,
-    manifest,
-    needs_reference,
     tensor,
     visual,
     words,
 )
 
-pytestmark = needs_reference
 CASES = ("moe_beam", "moe_beam_len_penalty", "moe_beam_video", "dense_beam", "moe_prompt_beam")
 
 
 @functools.cache
-def model_and_vocabulary(kind: str, case: str) -> tuple[Objective, Words]:
+def model_and_vocabulary(model: str, case: str) -> tuple[Objective, Words]:
     """`case` is that of a prompt-tuned model, empty for the plain one. The vocabulary is encoded once."""
-    objective = load(kind, case)
+    objective = load(model, case)
     with torch.no_grad():
         features = torch.cat(
             [objective.encode_candidates(words(ids))[0] for ids in torch.arange(VOCABULARY_SIZE).split(8192)]
@@ -41,14 +40,14 @@ def model_and_vocabulary(kind: str, case: str) -> tuple[Objective, Words]:
     return objective, Words(features, torch.arange(VOCABULARY_SIZE), "caption", END, SPE, CAPTION_TEXT, "caption")
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", cases(*CASES))
 def test_captions_are_the_same(case):
-    kind = case.split("_")[0]
-    objective, vocabulary = model_and_vocabulary(kind, "moe_prompt_caption" if "prompt" in case else "")
-    stored, described = arrays(case), manifest()["cases"][case]
+    model = case.split("_")[0]
+    objective, vocabulary = model_and_vocabulary(model, f"{model}_prompt_caption" if "prompt" in case else "")
+    stored, about = arrays(case), described(case)
     pixels = stored.get("in/images", stored.get("in/video"))
     prefix = Sequences(segments=(visual(pixels, CAPTION_VISUAL),))
-    length, penalty = described["max_len"], described["length_penalty_exponent"]
+    length, penalty = about["max_len"], about["length_penalty_exponent"]
     for beam in (1, 2, 3):
         found = beam_search(objective, prefix, vocabulary, beam, length, penalty)
         missing = length - found.tokens_BKT.shape[2]
@@ -58,9 +57,9 @@ def test_captions_are_the_same(case):
         torch.testing.assert_close(log_probs, tensor(stored[f"beam{beam}/log_probs"]), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("case", ["moe_caption", "moe_mlm"])
+@pytest.mark.parametrize("case", cases("moe_caption", "moe_mlm", "dense_caption", "dense_mlm"))
 def test_the_whole_vocabulary(case):
-    objective, vocabulary = model_and_vocabulary("moe", "")
+    objective, vocabulary = model_and_vocabulary(case.split("_")[0], "")
     batch, stored = batch_of(case), arrays(case)
     with torch.no_grad():
         features, _ = objective.encode(batch.inputs, batch.read_Q2)
@@ -68,5 +67,5 @@ def test_the_whole_vocabulary(case):
     if "full_vocab/top5_token" in stored:
         assert np.array_equal(logits.topk(5, dim=1).indices.numpy(), stored["full_vocab/top5_token"])
     targets = tensor(stored["full_vocab/target_token"])
-    expected = manifest()["cases"][case]["full_vocab_cross_entropy"]
+    expected = described(case)["full_vocab_cross_entropy"]
     assert torch.nn.functional.cross_entropy(logits, targets).item() == pytest.approx(expected, abs=1e-4)
