@@ -8,7 +8,21 @@ import pytest
 import yaml
 
 from data.synthetic import WorldSize, write_demo_world
-from tests.helpers.runs import ROOT, TINY
+from tests.helpers.places import ROOT, SHARED
+from tests.helpers.runs import TINY
+
+
+def pytest_collection_modifyitems(config, items):
+    """Tests of data beside the checkout are left out where it is not: they are no part of a clone."""
+    if SHARED.is_dir():
+        return
+    left_out = [item for item in items if item.get_closest_marker("shared")]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
+
+
+def pytest_report_header() -> str | None:
+    return None if SHARED.is_dir() else f"no {SHARED.name}/ beside the checkout: tests of real data are left out"
 
 
 @pytest.fixture(scope="session")

@@ -70,7 +70,7 @@ def test_damaged_images_raise_nothing_else(position, noise):
         decode_image(bytes(data))
 
 
-@pytest.mark.skipif(not ORIGINALS.is_dir(), reason=f"no originals at {ORIGINALS}")
+@pytest.mark.shared
 def test_original_photos():
     with tarfile.open(ORIGINALS / "coco_originals_12.tar") as tar:
         photos = [decode_image(tar.extractfile(m).read()) for m in tar if m.isreg() and m.name.endswith(".jpg")]

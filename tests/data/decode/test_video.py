@@ -403,7 +403,7 @@ def test_encoding_is_deterministic():
     assert len({encode_mp4(clip, fps=8) for _ in range(100)}) == 1
 
 
-@pytest.mark.skipif(not ORIGINALS.is_dir(), reason=f"no originals at {ORIGINALS}")
+@pytest.mark.shared
 def test_originals_of_several_codecs():
     with tarfile.open(ORIGINALS / "video_originals_5.tar") as tar:
         clips = {member.name: tar.extractfile(member).read() for member in tar if member.isreg()}

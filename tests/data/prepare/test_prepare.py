@@ -20,7 +20,7 @@ from data.shards import DatasetError, read_info
 from tests.helpers.places import ROOT
 from tests.helpers.public import content, failures, folder, jpeg, lines, pack, prepare, samples, written
 
-REAL = ROOT.parent / "shared" / "data"
+REAL = SHARED / "data"
 
 
 @pytest.fixture
@@ -223,7 +223,7 @@ def test_the_summary_counts_failures_by_reason(tmp_path, capsys):
     assert prepare("class-folders", "--train", source, "--no-shuffle", "--shard-size", 2, "--out", out) == 0
     found = failures(out)
     (reason, (count, examples)), (other, notes) = found.items()
-    assert reason.startswith("image of N bytes: no JPEG") and "0x" not in reason
+    assert reason.startswith("image of N bytes: not a JPEG") and "0x" not in reason
     assert count == 5 and examples == ["x/bad0.jpg", "x/bad1.jpg", "x/bad2.jpg"]
     assert other == "no image" and notes == (1, ["x/readme.txt"])
     summary = json.loads((out / "summary.json").read_text())
@@ -291,7 +291,7 @@ def test_wrong_arguments(tmp_path, pets, capsys, arguments, message):
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason=f"no real data at {REAL}")
+@pytest.mark.shared
 @pytest.mark.slow
 def test_real_small(tmp_path):
     assert main(["real-small", "--data", str(REAL), "--out", str(tmp_path)]) == 0

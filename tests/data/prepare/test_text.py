@@ -228,7 +228,7 @@ def test_faults_of_glue(tmp_path, capsys, options, files, message):
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.skipif(not (REAL / "text" / "MRPC").is_dir(), reason=f"no real data at {REAL}")
+@pytest.mark.shared
 @pytest.mark.parametrize(
     ("task", "name", "sizes", "ones"),
     [

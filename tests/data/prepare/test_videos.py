@@ -83,7 +83,7 @@ def test_clips_that_cannot_be_reduced():
         reduce_video(data[: len(data) // 2], 8, None)
 
 
-@pytest.mark.skipif(not (REAL / "decode_samples").is_dir(), reason=f"no real data at {REAL}")
+@pytest.mark.shared
 def test_real_clips_of_several_codecs_are_reduced():
     with tarfile.open(REAL / "decode_samples" / "video_originals_5.tar") as tar:
         clips = [tar.extractfile(member).read() for member in tar.getmembers()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import os
 import subprocess
@@ -78,10 +79,9 @@ def folder(tmp_path):
 @pytest.fixture
 def first_word(folder, monkeypatch):
     monkeypatch.syspath_prepend(folder)
-    import first_word
-
-    monkeypatch.setitem(TASKS, "first_word", first_word.FirstWord)
-    yield first_word.FirstWord
+    kind = importlib.import_module("first_word").FirstWord
+    monkeypatch.setitem(TASKS, "first_word", kind)
+    yield kind
     del sys.modules["first_word"]
 
 

@@ -18,7 +18,8 @@ from data.text import tokenizer as module
 from data.text.tokenizer import END_OF_TEXT, GEN, MASK, SPE, START_OF_TEXT, Tokenizer, VocabularyFileError
 from tests.helpers.places import ROOT, SHARED
 
-GOLDEN = SHARED / "golden" / "tokenizer.json"
+GOLDEN = ROOT / "tests" / "golden" / "numbers" / "tokenizer.json"
+ALL_GOLDEN = SHARED / "golden" / "tokenizer.json"
 
 
 @functools.cache
@@ -31,9 +32,9 @@ def clip() -> Tokenizer:
     return loaded()
 
 
-@pytest.mark.skipif(not GOLDEN.is_file(), reason=f"no reference encodings at {GOLDEN}")
-def test_equals_the_reference_on_every_row(clip):
-    golden = json.loads(GOLDEN.read_text())
+@pytest.mark.parametrize("path", [GOLDEN, pytest.param(ALL_GOLDEN, marks=pytest.mark.shared)], ids=["compact", "full"])
+def test_equals_the_reference_on_every_row(clip, path):
+    golden = json.loads(path.read_text())
     assert golden["vocab_size"] == clip.vocab_size
     for row in golden["rows"]:
         assert clip.encode(row["text"], specials=True) == row["ids"], row["text"]
