@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 export GLOO_SOCKET_IFNAME ?= $(if $(filter Darwin,$(shell uname -s)),lo0,lo)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow parity check bench bench-data ablation image-check clean
+.PHONY: help setup demo test test-slow parity curves mutants check bench bench-data ablation image-check clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
@@ -27,6 +27,12 @@ test-slow: setup ## the slow tests
 
 parity: setup ## up to eight ranks in every arrangement, and checkpoints from every layout to every other
 	$(PYTHON) -m pytest -m parity $(ARGS)
+
+curves: setup ## 30 steps of two trainings against the losses that are written down: half a minute; ARGS="--write" writes them anew
+	$(PYTHON) scripts/curves.py $(ARGS)
+
+mutants: setup ## mistakes put into the source one at a time, which the tests must see: hours; ARGS="--sample 50" for a part
+	$(PYTHON) scripts/mutate.py $(ARGS)
 
 check: setup ## lint, format, types
 	$(PYTHON) -m ruff check .

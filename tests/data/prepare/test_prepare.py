@@ -17,7 +17,7 @@ import webdataset
 from data.prepare.__main__ import LAYOUTS, main, make_parser
 from data.prepare.progress import PROGRESS_FILE, work_on
 from data.shards import DatasetError, read_info
-from tests.helpers.places import ROOT
+from tests.helpers.places import ROOT, SHARED
 from tests.helpers.public import content, failures, folder, jpeg, lines, pack, prepare, samples, written
 
 REAL = SHARED / "data"
