@@ -41,11 +41,13 @@ class TaskConfig:
     name             unique; under it the task appears in reports
     kind             classification, text_classification, masked_text, captioning or retrieval (data/tasks)
     path             data set: a folder, or a URL prefix, that holds dataset.json and shards
+    split            split of the data set
     shards           shards in place of the split's own: paths, URLs, {000..099}, globs, @file lists, and pipe: commands
     sampling_weight  relative frequency of the task among micro-batches
     loss_weight      factor of the loss
     batch_size       samples of one micro-batch
     batch_tokens     in place of batch_size: as many samples as have so many tokens, if each is as long as can be; 0 = off
+    label_smoothing  share of a label that is spread over all candidates
     temperature      learned logit scale; empty = by task: image, video, text, caption, retrieval
     max_text         tokens of a text, end-of-text included; longer ones are cut
     num_frames       frames of a clip
@@ -59,6 +61,7 @@ class TaskConfig:
                      two need data.draw=same
     template         text classification: the sample's text and <spe>, where the label word is read
     crop_scale       area of random crops in training; (1, 1) and flip=false leave positions in the image alone
+    flip             mirror half of the images and clips in training
     color_jitter     strength of random brightness, contrast, saturation and hue
     rand_augment     operations and magnitude (0 to 10, more goes further); (0, 0) = off
     erase            probability that a random rectangle is replaced by noise
@@ -134,8 +137,9 @@ class DataConfig:
     draw               mixed: every micro-batch draws its own task (the papers' sampling); same: one draw per step
     mixture            weights: a task's share of the micro-batches is its sampling_weight; sizes: sampling_weight times
                        its samples to the power 1 / mixture_temperature (1: as large as the data sets are; high: equal)
+    mixture_temperature  of mixture=sizes
     workers            processes per rank that decode ahead; 0 = in the training process; auto = the rank's share of the cores
-                       that the process may use, less one, from 1 to 8 (data/workers/to_device.py)
+                       that the process may use, less one, from 1 to 8
     shuffle_window     samples over which order is drawn at random, after the order of shards
     cache_dir          where shards that are not local files are kept; processes of a machine share it
     cache_gib          the most that may be kept there

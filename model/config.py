@@ -69,6 +69,8 @@ class ExpertConfig:
                  2N-1, ...; last-N: the last N of layers 1, 3, 5, ... (V-MoE's names)
     noise        in training: vmoe adds N(0, (noise_std / E)^2) to the logits; gumbel adds Gumbel noise that selects, weights
                  staying clean (the code's RSample); jitter scales the gate's input by U[1 - jitter, 1 + jitter]; none
+    noise_std    of vmoe's noise, times the number of experts
+    jitter       of jitter's noise
     renormalise  divide the top-k weights by their sum (released attribute router: yes for k = 2; V-MoE: no)
     pooling      context router: mean over the sequence's PREFIX tokens, or attention over them with a learned query;
                  causal words are left out, or routing would tell earlier words about later ones (ours, unconfirmed)
@@ -169,7 +171,10 @@ class PromptConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextTowerConfig:
-    """Shape of a tower for text alone; experts, placement and all else are those of the model."""
+    """Shape of a tower for text alone; experts, placement and all else are those of the model.
+
+    width, depth, heads, ffn  as of the model
+    """
 
     width: int
     depth: int

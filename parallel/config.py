@@ -45,6 +45,7 @@ class OptimizerConfig:
     min_lr         where the cosine ends
     warmup_steps   steps of the linear rise from zero
     weight_decay   on linear and expert weights alone; embeddings, gates, biases, norms and scales have none
+    betas, eps     of Adam
     clip           largest global gradient norm; 0 turns clipping off
     tune           all parameters, or prompts: those of prompt tuning alone (model.prompts)
     frozen         patterns of the names of parameters that are not tuned, for instance ["tower.*"]

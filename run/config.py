@@ -24,6 +24,7 @@ class TrackingConfig:
     """Where metrics go besides the progress bar and metrics.jsonl.
 
     wandb     offline: files below the run folder, to be sent later with `wandb sync`; online; disabled
+    project   of wandb
     """
 
     wandb: Literal["offline", "online", "disabled"] = "offline"
@@ -35,12 +36,15 @@ class RunConfig:
     """Everything about one run.
 
     name               the run's folder is <runs>/<name>; repeating a command resumes there
+    runs               folder of all runs
+    seed               of weights, order, augmentation and noise
     init               what a fresh run's weights start from: a run folder (its newest checkpoint), or a .safetensors file that
                        `python -m model.exchange.public to-ours` wrote
     init_only          patterns of the names of parameters to take from there; all others start fresh
     steps              optimizer steps of the whole run
     micro_batches      of one step over all data ranks together; each rank runs micro_batches / data ranks of them one after
                        another, so the same step is computed on any number of ranks
+    kernels            torch, or NVIDIA apex's fused LayerNorm and Adam where it is installed
     log_every          steps between two lines of metrics
     save_every         steps between two checkpoints; the last step is always saved
     save_async         a save copies what the rank owns to host memory and a thread writes it while training goes on; needs
