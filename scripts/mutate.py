@@ -21,6 +21,7 @@ import random
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -158,6 +159,7 @@ def main() -> int:
         print(f"{file:<32} {killed[file]:>4} of {tried[file]:>4}")
     total = sum(killed.values()) / max(1, sum(tried.values()))
     print(f"killed {sum(killed.values())} of {sum(tried.values())}: {total:.1%} in {time.monotonic() - start:.0f} s")
+    shutil.rmtree(Path(tempfile.gettempdir()) / f"mutants_{os.getpid()}", ignore_errors=True)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(survivors, indent=1))
     return 0
@@ -191,7 +193,7 @@ def _passes(tree: Path, test: str) -> bool:
 
 def _own_copy() -> Path:
     """This worker's copy of what git tracks."""
-    tree = ROOT / "outputs" / "mutants" / f"worker_{os.getpid()}"
+    tree = Path(tempfile.gettempdir()) / f"mutants_{os.getppid()}" / str(os.getpid())
     if not tree.exists():
         names = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split(
             "\n"

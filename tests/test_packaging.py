@@ -12,6 +12,8 @@ import tomllib
 from importlib import metadata
 from pathlib import Path
 
+import yaml
+
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
@@ -20,7 +22,7 @@ DISTRIBUTION_OF = {"PIL": "pillow", "megatron": "megatron-core", "yaml": "pyyaml
 # In the image alone: its tag stands in [tool.sparse-generalists].
 NOT_FROM_PYPI = {"apex"}
 TARGETS = {
-    *("help", "setup", "demo", "test", "test-slow", "parity", "check"),
+    *("help", "setup", "demo", "test", "test-slow", "parity", "curves", "mutants", "check", "docs"),
     *("bench", "bench-data", "ablation", "image-check", "clean"),
 }
 
@@ -43,12 +45,13 @@ def constraint_lines() -> list[str]:
 
 RUNTIME = pins(PROJECT["project"]["dependencies"])
 PREPARATION = pins(PROJECT["project"]["optional-dependencies"]["prepare"])
+DOCUMENTATION = pins(PROJECT["project"]["optional-dependencies"]["docs"])
 DEVELOPMENT = pins(PROJECT["project"]["optional-dependencies"]["dev"])
 CONSTRAINTS = pins(constraint_lines())
 
 
 def source_files() -> list[Path]:
-    first_parts = {path.name for path in ROOT.iterdir() if not path.name.startswith((".", "runs", "wandb"))}
+    first_parts = {path.name for path in ROOT.iterdir() if not path.name.startswith((".", "runs", "wandb", "outputs", "site"))}
     files = [path for part in sorted(first_parts) for path in (ROOT / part).glob("**/*.py")]
     return [*ROOT.glob("*.py"), *files]
 
@@ -123,3 +126,32 @@ def test_continuous_integration_checks_and_tests() -> None:
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
     assert {"make check", "make test"} <= set(script.read_text().splitlines())
+
+
+def test_the_licence_is_the_same_everywhere() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert PROJECT["project"]["license"] == citation["license"] == "Apache-2.0"
+    assert "Apache License" in (ROOT / "LICENSE").read_text().splitlines()[0]
+    assert all((ROOT / name).is_file() for name in PROJECT["project"]["license-files"])
+    assert "open_clip_torch" in (ROOT / "NOTICE").read_text()
+
+
+def test_the_citation_has_what_its_format_asks_for() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys() and citation["cff-version"] == "1.2.0"
+    assert citation["version"] == PROJECT["project"]["version"]
+    assert f"## {citation['version']}" in (ROOT / "CHANGELOG.md").read_text()
+    assert all({"type", "title", "authors"} <= reference.keys() for reference in citation["references"])
+
+
+def test_checks_before_a_commit_are_those_of_make_check() -> None:
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    recipe = re.search(r"^check:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert recipe
+    lines = [line.strip().replace("$(PYTHON)", ".venv/bin/python") for line in recipe[1].splitlines()]
+    assert [hook["entry"] for hook in hooks] == lines
+
+
+def test_hosted_ci_calls_the_script_of_this_repository_alone() -> None:
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())["jobs"]
+    assert [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step] == ["bash .ci/run"]
