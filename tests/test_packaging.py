@@ -51,7 +51,9 @@ CONSTRAINTS = pins(constraint_lines())
 
 
 def source_files() -> list[Path]:
-    first_parts = {path.name for path in ROOT.iterdir() if not path.name.startswith((".", "runs", "wandb", "outputs", "site"))}
+    first_parts = {
+        path.name for path in ROOT.iterdir() if not path.name.startswith((".", "runs", "wandb", "outputs", "site"))
+    }
     files = [path for part in sorted(first_parts) for path in (ROOT / part).glob("**/*.py")]
     return [*ROOT.glob("*.py"), *files]
 
