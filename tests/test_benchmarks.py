@@ -13,6 +13,7 @@ from data.synthetic import WorldSize, write_demo_world
 from tests.helpers.places import ROOT
 
 
+@pytest.mark.slow
 def test_layer_table(monkeypatch, capsys):
     small = {"width": 16, "heads": 2, "ffn": 32, "rows": 2, "length": 9, "repeats": 1}
     monkeypatch.setattr(sys, "argv", ["moe_layer", *(f"--{key}={value}" for key, value in small.items())])
@@ -34,6 +35,7 @@ def test_recomputation_table(monkeypatch, capsys):
         assert block < selective < none == 1.0, rows[start : start + 3]
 
 
+@pytest.mark.slow
 def test_data_table(monkeypatch, capsys, tmp_path):
     for kind, extension in (("images", "jpg"), ("clips", "mp4")):  # one of each, the smaller the better
         items = getattr(data_benchmark, f"made_{kind}")(1)

@@ -93,6 +93,7 @@ def test_a_signal_saves_and_exits_with_its_own_code(config):
     assert (config.parent / "runs" / "tiny" / "checkpoints" / "latest").read_text() == f"step_{step:08d}"
 
 
+@pytest.mark.slow
 def test_worker_processes_change_nothing(config):
     train(config, "name=none", "steps=3")
     train(config, "name=two", "steps=3", "data.workers=2")
@@ -111,6 +112,7 @@ def test_missing_data_is_one_line(config):
     assert "nowhere" in out and "Traceback" not in out
 
 
+@pytest.mark.slow
 def test_wandb_offline_keeps_its_id(config):
     train(config, "steps=3", "tracking.wandb=offline")
     train(config, "steps=6", "tracking.wandb=offline")
@@ -121,17 +123,23 @@ def test_wandb_offline_keeps_its_id(config):
     assert all(any(segment.glob("*.wandb")) for segment in segments)
 
 
-def test_limoe_reports_its_routing_and_serves_as_a_start(config):
-    """Whole networks as experts on two ranks; then a second run takes the weights, locks a part and tunes the rest."""
-    train(
-        config, "name=limoe", "model.experts={preset: limoe, num_experts: 4}", "parallel.expert=2", "steps=3", ranks=2
-    )
+LIMOE = "model.experts={preset: limoe, num_experts: 4}"
+
+
+def test_limoe_reports_its_routing(config):
+    """Whole networks as experts on two ranks."""
+    train(config, "name=limoe", LIMOE, "parallel.expert=2", "steps=3", ranks=2)
     last = records(config, "limoe")[-1]
     assert {"success/text", "success/image", "auxiliary/importance", "auxiliary/global_text"} <= last.keys()
     assert 0 < last["success/text"] <= 1 and len(last["expert_load"]) == 1
 
+
+@pytest.mark.slow
+def test_a_run_serves_as_a_start(config):
+    """A second run takes the weights, freezes a part and tunes the rest."""
+    train(config, "name=limoe", LIMOE, "steps=3")
     start = config.parent / "runs" / "limoe"
-    options = ("model.experts={preset: limoe, num_experts: 4}", "steps=3", f"init={start}")
+    options = (LIMOE, "steps=3", f"init={start}")
     train(config, "name=tuned", *options, "optimizer.frozen=['tower.embedding.*']")
     first = losses(config, "tuned")[0]
     fresh = losses(config, "limoe")[0]

@@ -15,6 +15,7 @@ from data.shards.errors import BadSample
 from data.tasks import kind_of, make_task
 from data.tasks.base import Pixels, TaskContext
 from data.tasks.candidates import WordCandidates
+from data.tasks.text_classification import _shortened
 from data.text.tokenizer import Tokenizer
 from data.text.vocabulary import Vocabulary
 
@@ -174,3 +175,28 @@ def test_one_data_set_at_two_image_sizes(vocabulary, size, side):
     # Only the grid grows: side x side patches of 8 x 8 x 3 values, positions in whole patches whatever the size.
     assert segment.values.shape == (2, side * side, 192)
     assert segment.positions[0].tolist() == [[0, row, column] for row in range(side) for column in range(side)]
+
+
+@pytest.mark.parametrize("kind", ["masked_text", "captioning"])
+def test_words_are_sampled_in_training_alone_and_smoothed_where_all_are_there(vocabulary, kind):
+    small = Vocabulary.restricted(
+        vocabulary.tokenizer, vocabulary.tokenizer.encode("a red circle on the left of blue squares")
+    )
+    about = info("image_caption")
+    config = TaskConfig(name="t", path="p", kind=kind, max_text=8, label_smoothing=0.2)
+    sample = {"png": encode_png(np.zeros((16, 16, 3), np.uint8)), "json": b'{"captions": ["a red circle"]}'}
+    batches = {}
+    for sampled in (0, 6):
+        made = make_task(TaskContext(config, about, small, Pixels(16, 8), vocabulary_sample=sampled))
+        for generator in (None, np.random.default_rng(0)):
+            batches[sampled, generator is None] = made.batch([made.example(sample, generator)], generator)
+    assert {key: batch.candidates.num_rows for key, batch in batches.items()} == {
+        (0, True): small.num_candidates, (0, False): small.num_candidates, (6, True): small.num_candidates, (6, False): 6,
+    }  # fmt: skip
+    assert [batch.label_smoothing for batch in batches.values()] == [0.2, 0.2, 0.2, 0.0]
+
+
+def test_a_long_text_loses_half_as_many_words_as_tokens_are_too_many():
+    assert _shortened("a b c d e f", 4) == "a b c d"  # two words less
+    assert _shortened("a b", 1) == "a" and _shortened("a b", 100) == "a"
+    assert _shortened("abcdefgh", 4) == "abcdef" and _shortened("ab", 1) == "a"

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.visual.transform import patchify, spatial_transform
+from data.visual.transform import patchify, spatial_transform, unpatchify
 
 
 def noise(frames=1, height=12, width=16, seed=0):
@@ -187,3 +187,8 @@ def test_a_drawn_half_mirrors():
     frames = columns(8, 8)
     assert spatial_transform(frames, 8, Draws(0.49), crop=False)[0, 0, :, 0].tolist() == [70, 60, 50, 40, 30, 20, 10, 0]
     assert spatial_transform(frames, 8, Draws(0.5), crop=False)[0, 0, 0, 0] == 0
+
+
+def test_patches_are_put_together_again():
+    frames = noise(3, 8, 12)
+    assert np.array_equal(unpatchify(*patchify(frames, 4), 4), frames)

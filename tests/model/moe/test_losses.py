@@ -56,6 +56,9 @@ def test_local_entropy_by_hand():
     both = torch.tensor([True, False, True])
     assert local_entropy(probs, both).item() == pytest.approx((math.log(4) + math.log(2)) / 2)
     assert local_entropy(probs, torch.tensor([False, True, False])).item() == 0.0
+    assert local_entropy(probs, torch.tensor([True, False, False])).item() == pytest.approx(
+        math.log(4)
+    )  # a single token
     assert local_entropy(probs, torch.zeros(3, dtype=torch.bool)).item() == 0.0  # a batch without the modality
 
 
