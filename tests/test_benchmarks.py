@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 
+import pytest
 import yaml
 
 from benchmarks import ablation, checkpoints, moe_layer, recompute
