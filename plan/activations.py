@@ -12,7 +12,7 @@ import dataclasses
 
 from model.config import ModelConfig
 from plan.memory import FP32, INDEX, Degrees, Linear, attention_linears, ffn_linears, sparse_linears
-from plan.tasks import States, chosen_peers, groups_of, sent_copies, towers_of
+from plan.tasks import SequenceShape, chosen_peers, groups_of, sent_copies, towers_of
 
 NORM = 2 * FP32
 """Mean and deviation that LayerNorm keeps of a token."""
@@ -39,7 +39,7 @@ class Activations:
 
 
 def activations_of(
-    model: ModelConfig, sequences: tuple[States, ...], layout: Degrees, value: int, losses: int = 1
+    model: ModelConfig, sequences: tuple[SequenceShape, ...], layout: Degrees, value: int, losses: int = 1
 ) -> Activations:
     """sequences: inputs and candidates. losses: cross entropies over the logits."""
     tensor = layout.tensor
@@ -61,7 +61,7 @@ def activations_of(
     return Activations(encoder=embedding + kept, head=head, block=largest, working=max(working, 2 * logits))
 
 
-def exchange_buffers(model: ModelConfig, sequences: tuple[States, ...], layout: Degrees, value: int) -> int:
+def exchange_buffers(model: ModelConfig, sequences: tuple[SequenceShape, ...], layout: Degrees, value: int) -> int:
     """What the largest exchange of a pass holds for a moment beyond `activations_of`, in bytes: a block's sums for peers and
     those that arrive (on one rank, a gradient of merged weights); or one side of the rows that travel."""
     largest = 0
@@ -81,7 +81,7 @@ def exchange_buffers(model: ModelConfig, sequences: tuple[States, ...], layout: 
     return largest
 
 
-def _embedding(model: ModelConfig, s: States, value: int) -> int:
+def _embedding(model: ModelConfig, s: SequenceShape, value: int) -> int:
     """The shared LayerNorm's input, patches, ids and positions, and the mask of the sequence."""
     norm = s.tokens * (model.width * value + NORM)
     patches = s.rows * s.visual * (model.patch_values * value + INDEX)
@@ -89,13 +89,13 @@ def _embedding(model: ModelConfig, s: States, value: int) -> int:
     return norm + patches + ids + (s.rows * s.length**2 if s.masked else 0)
 
 
-def residual_tokens(sequences: tuple[States, ...], layout: Degrees) -> int:
+def residual_tokens(sequences: tuple[SequenceShape, ...], layout: Degrees) -> int:
     """Tokens whose residual stream a rank holds."""
     parts = layout.tensor if layout.cuts_rows else 1
     return sum(-(-s.tokens // parts) for s in sequences)
 
 
-def _block(model: ModelConfig, layer: int, sequences: tuple[States, ...], layout: Degrees, value: int) -> int:
+def _block(model: ModelConfig, layer: int, sequences: tuple[SequenceShape, ...], layout: Degrees, value: int) -> int:
     """All that a block keeps, its input included."""
     n, tensor = sum(s.tokens for s in sequences), layout.tensor
     own = residual_tokens(sequences, layout)
@@ -150,7 +150,7 @@ def _sent(model: ModelConfig, tokens: int) -> int:
     return tokens * (features * FP32 + probabilities + experts.top_k * 4 * INDEX)
 
 
-def _decisions(model: ModelConfig, layer: int, sequences: tuple[States, ...]) -> int:
+def _decisions(model: ModelConfig, layer: int, sequences: tuple[SequenceShape, ...]) -> int:
     """What model/encoder.py keeps of a recomputed block: the results of sorting (values and places)."""
     if not model.experts.is_sparse(layer, model.depth) or not model.experts.decides_per_token:
         return 0
@@ -161,7 +161,9 @@ def _decisions(model: ModelConfig, layer: int, sequences: tuple[States, ...]) ->
     return (tokens * model.experts.num_experts * (INDEX + FP32) + places) * len(sparse_linears(model, 1))
 
 
-def _head(model: ModelConfig, sequences: tuple[States, ...], tensor: int, value: int, losses: int) -> tuple[int, int]:
+def _head(
+    model: ModelConfig, sequences: tuple[SequenceShape, ...], tensor: int, value: int, losses: int
+) -> tuple[int, int]:
     """-> (kept from the read-outs on, one matrix of logits)."""
     inputs, candidates = sequences
     logits = inputs.reads * candidates.reads * FP32 // (tensor if candidates.reads >= tensor else 1)

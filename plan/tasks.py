@@ -16,7 +16,7 @@ from run.config import RunConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class States:
+class SequenceShape:
     """Sequences that go through an encoder: rows of equal length. visual: patches of a row. reads: read-outs of all rows, of
     candidates: those that are compared, also where other ranks encode them.
     masked: not everyone sees everyone, or texts of several lengths."""
@@ -48,13 +48,13 @@ class TaskLoad:
 
     name: str
     share: float
-    sequences: tuple[States, States]
+    sequences: tuple[SequenceShape, SequenceShape]
     losses: int
     counted: bool
     symmetric: bool = False
     scope: str = "local"
 
-    def passes(self, data: int) -> tuple[States, States]:
+    def passes(self, data: int) -> tuple[SequenceShape, SequenceShape]:
         """Inputs and candidates of one of so many data ranks."""
         inputs, candidates = self.sequences
         if self.scope == "sharded":
@@ -73,9 +73,9 @@ def task_loads(run: RunConfig, vocabulary_size: int, shares: tuple[float, ...]) 
         number = compared_candidates(task, cost, run.data.vocabulary_sample)
         rows = cost.rows
         texts = cost.tokens > 1 + cost.visual_tokens
-        inputs = States(rows, cost.tokens, cost.visual_tokens, rows * cost.reads, masked=texts)
+        inputs = SequenceShape(rows, cost.tokens, cost.visual_tokens, rows * cost.reads, masked=texts)
         length = cost.candidates[1] if cost.candidates else 0
-        candidates = States(number, length, 0, number, masked=answers != "words")
+        candidates = SequenceShape(number, length, 0, number, masked=answers != "words")
         symmetric = answers == "pairs"
         losses = 1 + symmetric + task.mix.is_on
         counted = cost.candidates is not None
@@ -106,7 +106,9 @@ def vocabulary_size_of(run: RunConfig) -> tuple[int, str]:
         return FULL_VOCABULARY, "vocabulary: the whole one, as the data sets that restrict it are not there"
 
 
-def towers_of(model: ModelConfig, sequences: tuple[States, ...]) -> list[tuple[ModelConfig, tuple[States, ...]]]:
+def towers_of(
+    model: ModelConfig, sequences: tuple[SequenceShape, ...]
+) -> list[tuple[ModelConfig, tuple[SequenceShape, ...]]]:
     """Which sequences go through which tower."""
     text = model.text_tower_config()
     if text is None:
@@ -121,7 +123,7 @@ def sent_copies(model: ModelConfig, tokens: int) -> int:
     return min(pairs, math.ceil(pairs * experts.capacity_factor)) if experts.capacity_factor else pairs
 
 
-def groups_of(sequences: tuple[States, ...]) -> int:
+def groups_of(sequences: tuple[SequenceShape, ...]) -> int:
     """Condition groups of a pass."""
     return sum(s.groups for s in sequences)
 

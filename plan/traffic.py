@@ -14,7 +14,7 @@ import dataclasses
 
 from model.config import ModelConfig
 from plan.memory import FP32, INDEX, Degrees, Parameters, Precision, sparse_linears
-from plan.tasks import States, TaskLoad, chosen_peers, groups_of, sent_copies, towers_of
+from plan.tasks import SequenceShape, TaskLoad, chosen_peers, groups_of, sent_copies, towers_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Collective:
         return self.handed * others * (2 if self.kind == "all-reduce" else 1) // self.ranks
 
 
-THREE_GROUPS = (States(1, 3, 1, 1, True), States(1, 2, 0, 1, False))
+THREE_GROUPS = (SequenceShape(1, 3, 1, 1, True), SequenceShape(1, 2, 0, 1, False))
 """A caption: its picture, its words, and the words to choose from."""
 
 
@@ -72,7 +72,7 @@ def stops_early(model: ModelConfig) -> bool:
 
 
 def tensor_traffic(
-    model: ModelConfig, sequences: tuple[States, ...], layout: Degrees, value: int
+    model: ModelConfig, sequences: tuple[SequenceShape, ...], layout: Degrees, value: int
 ) -> tuple[Collective, ...]:
     """One micro-batch. All-reduces: two results a block forward, two gradients of inputs backward; looked-up words; gradients
     of the gates' weights. Where rows are cut, an all-gather before and a reduce-scatter after each branch of a block stand
@@ -95,7 +95,7 @@ def row_gradients(model: ModelConfig, layout: Degrees, value: int) -> Collective
     return Collective("gradients of norms", "all-reduce", layout.tensor, numbers * value * layout.cuts_rows)
 
 
-def _row_exchanges(model: ModelConfig, sequences: tuple[States, ...], layout: Degrees) -> tuple[int, int]:
+def _row_exchanges(model: ModelConfig, sequences: tuple[SequenceShape, ...], layout: Degrees) -> tuple[int, int]:
     """-> numbers that all ranks together give to all-gathers, and that one rank gives to reduce-scatters."""
     gathers = scatters = 0
     for tower, mine in towers_of(model, sequences):
@@ -127,7 +127,7 @@ def _gathers_again(model: ModelConfig, layer: int) -> int:
     return attention + (pools if sent else True)
 
 
-def _all_reduced(model: ModelConfig, sequences: tuple[States, ...], layout: Degrees, value: int) -> int:
+def _all_reduced(model: ModelConfig, sequences: tuple[SequenceShape, ...], layout: Degrees, value: int) -> int:
     total = 0
     for tower, mine in towers_of(model, sequences):
         tokens = sum(s.tokens for s in mine)
@@ -151,7 +151,7 @@ def _all_reduced(model: ModelConfig, sequences: tuple[States, ...], layout: Degr
 
 
 def scores_traffic(
-    model: ModelConfig, sequences: tuple[States, ...], layout: Degrees, losses: int, symmetric: bool
+    model: ModelConfig, sequences: tuple[SequenceShape, ...], layout: Degrees, losses: int, symmetric: bool
 ) -> tuple[Collective, ...]:
     """One micro-batch's scores, where tensor ranks share the candidates: three numbers of each read-out and cross-entropy, gradients
     of the compared features and of the scale; the likeliest candidate of each rank, for reports."""
@@ -189,7 +189,7 @@ def _gate_gradients(model: ModelConfig, tokens: int, groups: int, layout: Degree
 
 
 def merge_traffic(
-    model: ModelConfig, sequences: tuple[States, ...], layout: Degrees, value: int
+    model: ModelConfig, sequences: tuple[SequenceShape, ...], layout: Degrees, value: int
 ) -> tuple[Collective, ...]:
     """One micro-batch, whatever its tokens: merged weights forward, their gradients backward, decisions. Each group gets its
     matrix from the ranks of its experts, at most as many as it chose."""
@@ -212,7 +212,7 @@ def merge_traffic(
 
 
 def dispatch_traffic(
-    model: ModelConfig, sequences: tuple[States, ...], layout: Degrees, value: int
+    model: ModelConfig, sequences: tuple[SequenceShape, ...], layout: Degrees, value: int
 ) -> tuple[Collective, ...]:
     """One micro-batch: rows to their experts and back for each linear (once for whole networks and top-1 FFNs), the same backward."""
     rows = counts = skipped = 0
@@ -248,7 +248,7 @@ def crossover_tokens(model: ModelConfig, layout: Degrees, value: int) -> int:
         return 0
 
     def dispatched(tokens: int) -> int:
-        return sent_in_all(dispatch_traffic(model, (States(1, tokens, 1, 1, False),), layout, value))
+        return sent_in_all(dispatch_traffic(model, (SequenceShape(1, tokens, 1, 1, False),), layout, value))
 
     many = 1 << 20
     fixed = dispatched(0)

@@ -22,7 +22,7 @@ from parallel.mesh import Mesh
 from plan.activations import activations_of, exchange_buffers
 from plan.memory import Amounts, Degrees, Group, Parameters, Precision, optimizer_of, parameters_of, precision_of
 from plan.report import plan, render
-from plan.tasks import States, TaskLoad, sent_copies, shares_of
+from plan.tasks import SequenceShape, TaskLoad, sent_copies, shares_of
 from plan.traffic import (
     THREE_GROUPS,
     Collective,
@@ -103,11 +103,11 @@ def captioning(rows: int, side: int, length: int) -> TaskBatch:
 KINDS = {"retrieval": retrieval, "captioning": captioning}
 
 
-def passed(batch: TaskBatch) -> tuple[States, States]:
-    def of(sequences: Sequences, reads: int) -> States:
+def passed(batch: TaskBatch) -> tuple[SequenceShape, SequenceShape]:
+    def of(sequences: Sequences, reads: int) -> SequenceShape:
         visual = sum(s.valid_BL.shape[1] for s in sequences.segments if s.modality)
         masked = any(s.visibility for s in sequences.segments)
-        return States(sequences.num_rows, sequences.length, visual, reads, masked)
+        return SequenceShape(sequences.num_rows, sequences.length, visual, reads, masked)
 
     return of(batch.inputs, len(batch.read_Q2)), of(batch.candidates, batch.candidates.num_rows)
 
@@ -156,7 +156,7 @@ def test_crossover_at_base_size_by_hand():
     layout = Degrees(1, 8, 64)
     crossover = crossover_tokens(model, layout, 4)
     assert crossover == pytest.approx(1975, rel=0.002)
-    sequences = (States(1, crossover, 1, 1, False),)
+    sequences = (SequenceShape(1, crossover, 1, 1, False),)
     merged = sent_in_all(merge_traffic(model, THREE_GROUPS, layout, 4))
     assert sent_in_all(dispatch_traffic(model, sequences, layout, 4)) == pytest.approx(merged, rel=1e-3)
     assert crossover_tokens(model, Degrees(1, 1, 64), 4) == 0
