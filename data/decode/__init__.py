@@ -1,0 +1,1 @@
+"""Bytes of a sample to frames and words. Input is untrusted: whatever is wrong becomes BadSample."""

@@ -1,0 +1,1 @@
+"""CLIP's byte-pair tokens, and the vocabulary of a run."""

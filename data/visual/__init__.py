@@ -1,0 +1,1 @@
+"""Frames to patches: crops, augmentation, mixing of a batch, normalisation."""
