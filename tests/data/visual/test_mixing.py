@@ -12,7 +12,7 @@ from data.attributes import VISUAL_INPUT
 from data.batch import Modality, Segment
 from data.config import MixConfig
 from data.tasks.segments import visual_segment
-from data.visual.mixing import mix
+from data.visual.mixing import _box, mix
 from data.visual.normalise import normalised
 from data.visual.transform import patchify
 from tests.helpers.batches import classification
@@ -113,3 +113,16 @@ def test_shares_follow_their_beta_distribution():
     # Beta(2, 2): mean 1/2, variance 1/20. Beta(0.5, 0.5) has variance 1/8.
     assert shares.mean() == pytest.approx(0.5, abs=0.05) and shares.var() == pytest.approx(0.05, abs=0.01)
     assert np.var(draw(MixConfig(mixup=0.5))) == pytest.approx(0.125, abs=0.02)
+
+
+def test_the_box_has_the_share_of_the_area_and_is_cut_off_at_the_border():
+    class Draws:
+        def __init__(self, *values):
+            self.values = list(values)
+
+        def integers(self, _):
+            return self.values.pop(0)
+
+    assert _box(16, 0.25, Draws(8, 6)) == (4, 12, 2, 10)  # half the side: 8 x 8 around row 8, column 6
+    assert _box(16, 0.25, Draws(1, 15)) == (0, 5, 11, 16)
+    assert _box(16, 1.0, Draws(8, 8)) == (0, 16, 0, 16)

@@ -9,6 +9,7 @@ from data.attributes import TEXT_INPUT, VISUAL_INPUT
 from data.batch import Modality
 from model.config import AuxiliaryConfig, ExpertConfig
 from model.layout import Span
+from model.moe import router as router_module
 from model.moe.layer import DispatchPath, make_path
 from model.moe.router import GROUP_ROUTERS, TOKEN_ROUTERS
 from parallel.kernels import load_kernels
@@ -198,3 +199,24 @@ def test_weighted_losses_are_summed_and_reported_unweighted():
     torch.testing.assert_close(routing.loss.detach(), expected)
     routing.loss.backward()
     assert module.gate.weight.grad.any()
+
+
+@pytest.mark.parametrize(
+    ("noise", "logits"),
+    [
+        # Features (1, 2) through the weights (1, 0) and (0, 1): logits 1 and 2.
+        ("none", [1.0, 2.0]),
+        ("jitter", [1.0 * 1.1, 2.0 * 1.1]),  # a draw of 1 scales by 1 + 0.1 (2 - 1)
+        ("vmoe", [1.0 + 3.0 * 0.8 / 2, 2.0 + 3.0 * 0.8 / 2]),  # a draw of 3 at a deviation of 0.8 / 2 experts
+    ],
+)
+def test_noise_by_hand(noise, logits, monkeypatch):
+    monkeypatch.setattr(router_module, "uniform", lambda key, shape, like: torch.ones(shape))
+    monkeypatch.setattr(router_module, "normal", lambda key, shape, like: torch.full(shape, 3.0))
+    gate = torch.nn.Linear(2, 2, bias=False)
+    gate.weight.data.copy_(torch.eye(2))
+    config = ExpertConfig(num_experts=2, noise=noise, jitter=0.1, noise_std=0.8)
+    probs, selection, clean, noisy = router_module._probabilities(torch.tensor([[1.0, 2.0]]), gate, config, 7)
+    assert clean.tolist() == [[1.0, 2.0]] and selection is None
+    assert noisy[0].tolist() == pytest.approx(logits)
+    assert probs[0].tolist() == pytest.approx(torch.tensor(logits).softmax(0).tolist())
