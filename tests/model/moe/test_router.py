@@ -220,3 +220,14 @@ def test_noise_by_hand(noise, logits, monkeypatch):
     assert clean.tolist() == [[1.0, 2.0]] and selection is None
     assert noisy[0].tolist() == pytest.approx(logits)
     assert probs[0].tolist() == pytest.approx(torch.tensor(logits).softmax(0).tolist())
+
+
+def test_gumbel_noise_by_hand(monkeypatch):
+    """-log(-log u) is 1 for u = exp(-exp(-1)); it ranks the experts, and the clean probabilities weigh."""
+    monkeypatch.setattr(router_module, "uniform", lambda key, shape, like: torch.full(shape, 0.692201))
+    gate = torch.nn.Linear(2, 2, bias=False)
+    gate.weight.data.copy_(torch.eye(2))
+    config = ExpertConfig(num_experts=2, noise="gumbel")
+    probs, selection, _, noisy = router_module._probabilities(torch.tensor([[1.0, 2.0]]), gate, config, 7)
+    assert noisy[0].tolist() == pytest.approx([2.0, 3.0], abs=1e-4) and torch.equal(selection, noisy)
+    assert probs[0].tolist() == pytest.approx(torch.tensor([1.0, 2.0]).softmax(0).tolist())
