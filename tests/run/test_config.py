@@ -158,6 +158,15 @@ def test_engine_files(text, expected, tmp_path):
     assert expected in error_of(f"parallel.deepspeed={engine}", "parallel.expert=1")
 
 
+def test_a_bare_name_is_a_file_of_the_program_wherever_one_stands(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert read_engine_file(load_config(DEMO, ["parallel.deepspeed=zero2"]))["zero_optimization"]["stage"] == 2
+    message = error_of("parallel.deepspeed=zero9", "parallel.expert=1")
+    assert "zero9.json: No such file" in message and "zero1.json, " in message
+    (tmp_path / "own.json").write_text('{"zero_optimization": {"stage": 0}}')
+    assert read_engine_file(load_config(DEMO, ["parallel.deepspeed=own.json"]))["zero_optimization"]["stage"] == 0
+
+
 def test_bf16_may_add_up_gradients_in_fp32_where_deepspeed_can(tmp_path):
     engine = tmp_path / "engine.json"
     for zero in ({"stage": 2}, {"stage": 1, "offload_optimizer": {"device": "cpu"}}):
