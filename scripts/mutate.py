@@ -28,7 +28,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = {
-    "run": ("tests/run", "tests/data/stream/test_faults.py", "tests/data/transport/test_urls.py", "tests/test_train.py"),
+    "run": ("tests/run", "tests/data/stream/test_faults.py", "tests/data/transport/test_urls.py"),
     "data/tasks": ("tests/data/tasks", "tests/run/test_config.py", "tests/model/test_objective.py", "tests/plan/test_sizes.py",
                    "tests/data/stream", "tests/evaluation"),
     "data/visual": ("tests/data/visual", "tests/data/tasks", "tests/golden"),
