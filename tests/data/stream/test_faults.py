@@ -291,3 +291,11 @@ def test_the_threshold_counts_samples_and_not_lines(tmp_path):
     again = FaultLedger(tmp_path, 0, 0.01)
     again.add(10, (fault, Fault("t", "train-000000.tar", 3, 512, "bad")))
     assert [json.loads(line)["sample"] for line in ledger.path.read_text().splitlines()] == [None, 3]
+
+
+def test_the_first_thousand_samples_are_a_grace(tmp_path):
+    fault = Fault("t", "train-000000.tar", 1, 0, "bad")
+    ledger = FaultLedger(tmp_path, 0, 0.01)
+    ledger.add(999, (fault,) * 20)
+    with pytest.raises(TooManyFaultsError, match="20 of 1000 samples"):
+        ledger.add(1, ())

@@ -126,3 +126,20 @@ def test_the_box_has_the_share_of_the_area_and_is_cut_off_at_the_border():
     assert _box(16, 0.25, Draws(8, 6)) == (4, 12, 2, 10)  # half the side: 8 x 8 around row 8, column 6
     assert _box(16, 0.25, Draws(1, 15)) == (0, 5, 11, 16)
     assert _box(16, 1.0, Draws(8, 8)) == (0, 16, 0, 16)
+
+
+def test_the_box_of_cutmix_is_the_partner_s_share():
+    class Draws:
+        def random(self):
+            return 0.0
+
+        def beta(self, a, b):
+            return 0.75
+
+        def integers(self, size):
+            return size // 2
+
+    _, segment = batch()
+    cut, share = mix(segment, MixConfig(cutmix=1.0), Draws(), SIZE, PATCH)
+    assert share == 0.25  # 8 x 8 of 16 x 16
+    assert ((cut.values == segment.values.flip(0)) & (cut.values != segment.values)).float().mean() < 0.26
