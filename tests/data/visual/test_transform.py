@@ -110,6 +110,9 @@ def test_patches_equal_a_convolution():
 def test_patches_must_fill_the_frame():
     with pytest.raises(ValueError, match=r"12 x 16 pixels .* patches of 5"):
         patchify(noise(), 5)
+    for height, width in ((8, 10), (10, 8)):  # one side is enough
+        with pytest.raises(ValueError, match="patches of 4"):
+            patchify(noise(1, height, width), 4)
 
 
 class Draws:
