@@ -231,3 +231,16 @@ def test_gumbel_noise_by_hand(monkeypatch):
     probs, selection, _, noisy = router_module._probabilities(torch.tensor([[1.0, 2.0]]), gate, config, 7)
     assert noisy[0].tolist() == pytest.approx([2.0, 3.0], abs=1e-4) and torch.equal(selection, noisy)
     assert probs[0].tolist() == pytest.approx(torch.tensor([1.0, 2.0]).softmax(0).tolist())
+
+
+def test_entropy_losses_look_at_their_own_modality():
+    """Two visual tokens and two words: the local entropies are the means over either pair, weighted and added up."""
+    weights = AuxiliaryConfig(local_text=2.0, local_visual=0.5)
+    module, x = router("token", noise="none", auxiliary=weights), states(1, 4)
+    found = module((x,), (two_groups(),), None)
+    entropy_T = torch.distributions.Categorical(logits=module.gate(x[0])).entropy()
+    assert found.losses["local_visual"].item() == pytest.approx(entropy_T[:2].mean().item(), rel=1e-5)
+    assert found.losses["local_text"].item() == pytest.approx(entropy_T[2:].mean().item(), rel=1e-5)
+    assert found.loss.item() == pytest.approx(
+        2.0 * entropy_T[2:].mean().item() + 0.5 * entropy_T[:2].mean().item(), rel=1e-5
+    )
