@@ -4,7 +4,7 @@
 #
 #   VENV             where                                       .venv
 #   BASE_PYTHON      interpreter to make it from                 the first 3.11+ found
-#   EXTRAS           optional dependencies to add                dev,docs
+#   EXTRAS           optional dependencies to add                "dev docs"
 #   TORCH_INDEX_URL  index of torch's wheels, for the CPU ones:  pip's own
 #                    https://download.pytorch.org/whl/cpu
 #
@@ -13,7 +13,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 VENV=${VENV:-.venv}
-EXTRAS=${EXTRAS-dev,docs}
+EXTRAS=${EXTRAS-dev docs}
 python=$VENV/bin/python
 stamp=$VENV/.ready                # written last: holds the key of what was installed
 unfinished=$VENV.unfinished       # beside it while at work: holds our process id
