@@ -100,6 +100,7 @@ def test_worker_processes_change_nothing(config):
     assert losses(config, "none") == losses(config, "two")
 
 
+@pytest.mark.slow
 def test_another_definition_under_the_same_name_is_refused(config):
     train(config, "steps=3")
     out = train(config, "steps=3", "model.depth=4", expect=2)

@@ -82,6 +82,7 @@ def test_a_signal_to_one_rank_saves_on_all(config: Path):
     assert (config.parent / "runs" / "tiny" / "checkpoints" / "latest").read_text() == "step_00000002"
 
 
+@pytest.mark.slow
 def test_an_only_rank_fails_as_any_program_does(config: Path):
     code, out, _ = sabotaged(config, "raise:0:3", ranks=1)
     assert code == 1 and out.rstrip().endswith("SabotageError: on purpose")
