@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "tests" / "golden" / "curves"
 STEPS = 30
 TOLERANCE = 5e-5
-"""Relative. Older instruction sets and two threads in place of one differed by 3e-6 at most; training without weight decay differs by 1e-4,
+"""Relative. Two threads in place of one differed by 3e-6 at most; training without weight decay differs by 1e-4,
 one step less of warm-up by 1e-2, another clipping by 3e-3."""
 VARIANTS = {
     "demo": [],

@@ -81,8 +81,9 @@ def test_messages_of_libraries_go_to_a_file_and_errors_to_the_console_too(tmp_pa
     loggers = [logging.getLogger(), *map(logging.getLogger, LIBRARIES)]
     before = [list(logger.handlers) for logger in loggers]
     try:
-        keep_library_messages(tmp_path, 3)
-        path = keep_library_messages(tmp_path, 3)  # as a run that is started again
+        folder = tmp_path / "runs" / "new"  # not there yet
+        keep_library_messages(folder, 3)
+        path = keep_library_messages(folder, 3)  # as a run that is started again
         assert not path.exists()  # nothing was said yet
         with warnings.catch_warnings():
             warnings.simplefilter("always")
@@ -95,6 +96,6 @@ def test_messages_of_libraries_go_to_a_file_and_errors_to_the_console_too(tmp_pa
         for logger, handlers in zip(loggers, before, strict=True):
             logger.handlers = handlers
     kept, said = path.read_text(), capsys.readouterr()
-    assert path == tmp_path / "logs" / "rank_00003.log"
+    assert path == folder / "logs" / "rank_00003.log"
     assert all(text in kept for text in ("use another function", "a remark", "a failure"))
     assert "a failure" in said.err and "a remark" not in said.err + said.out and "use another" not in said.err
