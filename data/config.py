@@ -99,6 +99,10 @@ class TaskConfig:
             raise ValueError(
                 f"task {self.name}: sampling_weight={self.sampling_weight} must be positive; leave the task out instead"
             )
+        if self.loss_weight <= 0:
+            raise ValueError(
+                f"task {self.name}: loss_weight={self.loss_weight} must be positive; leave the task out instead"
+            )
         if self.batch_size < 1 or self.max_text < 2 or self.num_frames < 1 or self.batch_tokens < 0:
             raise ValueError(
                 f"task {self.name}: need batch_size >= 1, batch_tokens >= 0, max_text >= 2, num_frames >= 1"
@@ -174,6 +178,8 @@ class DataConfig:
             raise ValueError(
                 f"task {together[0]}: candidates over data ranks need the same task on all of them: set draw=same or candidates=local"
             )
+        if not 0 <= self.max_bad_fraction <= 1:
+            raise ValueError(f"max_bad_fraction={self.max_bad_fraction} must lie in [0, 1]")
         if self.mixture_temperature <= 0 or self.cache_gib <= 0:
             raise ValueError(
                 f"mixture_temperature={self.mixture_temperature} and cache_gib={self.cache_gib} must be positive"

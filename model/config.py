@@ -244,10 +244,10 @@ class ModelConfig:
             raise ValueError(f"width={self.width}: two-dimensional sine-cosine positions need a multiple of 4")
         if self.image_size % self.patch:
             raise ValueError(f"image_size={self.image_size} does not divide by patch={self.patch}")
-        if self.chunks < 1 or self.space < 0 or self.initial_scale <= 0:
+        if self.chunks < 1 or self.space < 0 or self.initial_scale <= 0 or self.layer_scale < 0:
             raise ValueError(
-                f"chunks={self.chunks}, space={self.space}, initial_scale={self.initial_scale}: "
-                "needs chunks >= 1, space >= 0 and initial_scale > 0"
+                f"chunks={self.chunks}, space={self.space}, initial_scale={self.initial_scale}, layer_scale={self.layer_scale}: "
+                "needs chunks >= 1, space >= 0, initial_scale > 0 and layer_scale >= 0"
             )
         if self.chunks > 1 and self.activation_checkpointing == "selective":
             raise ValueError(

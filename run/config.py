@@ -78,13 +78,16 @@ class RunConfig:
     tracking: TrackingConfig = dataclasses.field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
-            raise ValueError(f"name={self.name!r}: letters, digits, dot, dash and underscore only, it names a folder")
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}", self.name):
+            raise ValueError(
+                f"name={self.name!r}: letters, digits, dot, dash and underscore only, 200 at most: it names a folder"
+            )
         for key in ("steps", "micro_batches", "log_every", "save_every", "keep_checkpoints"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key}={getattr(self, key)}: must be at least 1")
-        if self.threads < 0 or self.seed < 0 or self.check_every < 0:
-            raise ValueError("threads, seed and check_every must not be negative")
+        for key in ("threads", "seed", "check_every", "max_skipped_steps"):
+            if getattr(self, key) < 0:
+                raise ValueError(f"{key}={getattr(self, key)}: must not be negative")
         if self.optimizer.warmup_steps > self.steps:
             raise ValueError(
                 f"optimizer.warmup_steps={self.optimizer.warmup_steps} is longer than the run of steps={self.steps}"

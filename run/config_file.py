@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-import re
 import types
 import typing
 from collections.abc import Iterator, Sequence
@@ -21,6 +20,8 @@ import yaml
 from model.moe.presets import ROUTING
 from run.config import RunConfig, neighbours
 from run.errors import ConfigError
+from run.places import expanded, with_expanded
+from run.strict_text import TextError, not_finite, read_yaml, typed
 
 MAX_BASES = 8
 """Files that build on one another; more is taken for a circle."""
@@ -28,22 +29,25 @@ MAX_BASES = 8
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """YAML file plus `a.b=value` overrides; list elements are numbered or named (`data.tasks.shapes.batch_size=8`)."""
-    path = Path(path)
+    path = expanded(path)
     raw = {**_read(path, MAX_BASES)}
     raw.setdefault("name", path.stem)
     for override in overrides:
         _override(raw, override)
+        raw = typed(RunConfig, raw)
     return parse_config(raw, str(path), overrides)
 
 
 def _read(path: Path, bases: int) -> dict[str, Any]:
     """The file's keys over those of its `base`, a path beside it."""
     try:
-        raw = yaml.load(path.read_text(), _Loader)
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}; there are {neighbours(path)}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+        raw = typed(RunConfig, read_yaml(path.read_bytes()))
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
+        raise ConfigError(
+            f"{path}: {getattr(error, 'strerror', None) or error}; there are {neighbours(path)}"
+        ) from error
+    except TextError as error:
+        raise ConfigError(f"{path}: {error}") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: the top level must be a mapping of keys, got {type(raw).__name__}")
     base = raw.pop("base", None)
@@ -77,6 +81,10 @@ def _is_named(node: Any) -> bool:
 
 def parse_config(raw: dict[str, Any], file: str, overrides: Sequence[str] = ()) -> RunConfig:
     """Strict: no unknown key, no wrong type, no conversion but int to float. file, overrides: where it came from, for messages."""
+    unbounded = not_finite(raw)
+    if unbounded:
+        key = _dotted(raw, unbounded)
+        raise ConfigError(f"{_origin(raw, key, file, overrides)}: {key} must be a finite number")
     raw = _with_presets(raw, file, overrides)
     unknown = next(_unknown_keys(RunConfig, raw, ()), None)
     if unknown:
@@ -84,7 +92,7 @@ def parse_config(raw: dict[str, Any], file: str, overrides: Sequence[str] = ()) 
         key, other = (_dotted(raw, (*parts[:-1], name)) for name in (parts[-1], near))
         raise ConfigError(f"{_origin(raw, key, file, overrides)}: unknown key {key}; did you mean {other}?")
     try:
-        return pydantic.TypeAdapter(RunConfig).validate_json(json.dumps(raw), strict=True)
+        return with_expanded(pydantic.TypeAdapter(RunConfig).validate_json(json.dumps(raw), strict=True))
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         where = _dotted(raw, first["loc"])
@@ -145,15 +153,6 @@ def _with_presets(raw: dict[str, Any], file: str, overrides: Sequence[str]) -> d
     return {**raw, "model": model}
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's floats: PyYAML alone reads 1e-3 as a string."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-
-
 def _unknown_keys(kind: Any, raw: Any, parents: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], str]]:
     """(key, the nearest name beside it) of every key that its options class does not have."""
     origin = typing.get_origin(kind)
@@ -178,9 +177,9 @@ def _override(raw: dict[str, Any], override: str) -> None:
     if not sign or not key:
         raise ConfigError(f"override {override!r} must read key=value, for instance model.depth=6")
     try:
-        value = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override {override!r}: the value is not YAML") from error
+        value = read_yaml(text)
+    except TextError as error:
+        raise ConfigError(f"override {override!r}: {error}") from error
     *parents, last = key.split(".")
     node: Any = raw
     for part in parents:

@@ -8,6 +8,8 @@ from typing import Any
 
 from run.config import RunConfig, neighbours
 from run.errors import ConfigError
+from run.places import is_path
+from run.strict_text import TextError, read_json
 
 DS_CONFIGS = Path(__file__).resolve().parents[1] / "ds_configs"
 FP32_NAMES = ("fp32", "float32", "float", "torch.float32")
@@ -19,7 +21,8 @@ def read_engine_file(config: RunConfig) -> dict[str, Any]:
 
     Gradients are accumulated and scaled by the loop, so DeepSpeed sees one micro-batch per step.
     """
-    path = _find(config.parallel.deepspeed)
+    name = config.parallel.deepspeed
+    path = Path(name) if is_path(name) else DS_CONFIGS / f"{name}.json"
     engine = _read_engine(path)
     _check_engine(path, engine)
     return {
@@ -32,21 +35,14 @@ def read_engine_file(config: RunConfig) -> dict[str, Any]:
     }
 
 
-def _find(name: str) -> Path:
-    """A bare name is one of this program's own files; anything else is a path."""
-    if "/" in name or name.endswith(".json"):
-        return Path(name)
-    return DS_CONFIGS / f"{name}.json"
-
-
 def _read_engine(path: Path) -> dict[str, Any]:
     """A mapping, as are those of its sections that are read here."""
     try:
-        engine = json.loads(path.read_text())
+        engine = read_json(path.read_bytes())
     except OSError as error:
         raise ConfigError(f"parallel.deepspeed: {path}: {error.strerror}; there are {neighbours(path)}") from error
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path} line {error.lineno}: not JSON: {error.msg}") from error
+    except TextError as error:
+        raise ConfigError(f"{path}: {error}") from error
     if not isinstance(engine, dict):
         raise ConfigError(f"{path}: the top level must be a mapping of keys, got {json.dumps(engine)[:50]}")
     found = {key: engine.get(key, {}) for key in ("zero_optimization", "bf16", "fp16", "data_types")}

@@ -14,13 +14,15 @@ from parallel.checkpoints import write_atomically
 from run.config import RunConfig
 from run.config_file import dump_config, load_config
 from run.errors import ConfigError
+from run.places import with_absolute
+from run.strict_text import TextError, read_json
 
 CONFIG, VOCABULARY = "config.yaml", "vocabulary.json"
 
 
 def write_run_files(run: RunConfig, vocabulary: Vocabulary) -> None:
     run.folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(run.folder / CONFIG, dump_config(run))
+    write_atomically(run.folder / CONFIG, dump_config(with_absolute(run)))
     write_atomically(run.folder / VOCABULARY, json.dumps(vocabulary.clip_ids))
 
 
@@ -29,4 +31,11 @@ def read_run(folder: Path) -> tuple[RunConfig, Vocabulary]:
     path = folder / VOCABULARY
     if not path.is_file():
         raise ConfigError(f"{folder} is not the folder of a run: it has no {VOCABULARY}")
-    return load_config(folder / CONFIG), Vocabulary.restricted(Tokenizer.load(), json.loads(path.read_text()))
+    try:
+        clip_ids = read_json(path.read_bytes())
+    except (OSError, TextError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+    tokenizer = Tokenizer.load()
+    if not isinstance(clip_ids, list) or not all(type(i) is int and 0 <= i < tokenizer.vocab_size for i in clip_ids):
+        raise ConfigError(f"{path}: not a list of token numbers below {tokenizer.vocab_size:,}: take it from a copy")
+    return load_config(folder / CONFIG), Vocabulary.restricted(tokenizer, clip_ids)
