@@ -20,12 +20,13 @@ from data.stream.source import open_data
 from data.tasks.base import Pixels
 from evaluation import EVALUATORS, DamagedDataError, Evaluation
 from model.objective import Objective
-from parallel.checkpoints import find_checkpoint, load_weights
+from parallel.checkpoints import load_found
 from parallel.kernels import load_kernels
 from parallel.launch import accept_slurm, is_first_on_machine, launched_world_size
 from parallel.mesh import Mesh, create_mesh, destroy_mesh
 from run.errors import EXIT_USER, USER_ERRORS, ConfigError
 from run.folder import read_run
+from run.places import expanded
 
 
 def positive(text: str) -> int:
@@ -48,18 +49,29 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--workers", type=int, default=0, help="processes of each rank that decode ahead (default: none)"
     )
-    parser.add_argument("--local_rank", type=int, default=0, help="set by the deepspeed launcher")
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help="set by the launcher")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: torch's choice)")
-    return parser.parse_args(argv)
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="options of the data: data.tasks.shapes.path=/new/place where it was moved",
+    )
+    arguments = parser.parse_args(argv)
+    tasks = arguments.tasks or []  # which takes every word behind it
+    arguments.overrides += [word for word in tasks if "=" in word]
+    arguments.tasks = [word for word in tasks if "=" not in word]
+    return arguments
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
-    run, vocabulary = read_run(arguments.run)
+    folder = expanded(arguments.run)
+    run, vocabulary = read_run(folder, arguments.overrides)
     by_name = {task.name: task for task in run.data.tasks}
     wanted = arguments.tasks or list(by_name)
     unknown = [name for name in wanted if name not in by_name]
     if unknown:
-        raise ConfigError(f"{arguments.run} has no task {unknown[0]!r}; its tasks are {', '.join(by_name)}")
+        raise ConfigError(f"{folder} has no task {unknown[0]!r}; its tasks are {', '.join(by_name)}")
     trained = tuple(by_name[name] for name in wanted)
     evaluated = tuple(dataclasses.replace(task, split=arguments.split, shards=()) for task in trained)
     pixels = Pixels(run.model.image_size, run.model.patch)
@@ -70,13 +82,12 @@ def evaluate(arguments: argparse.Namespace) -> None:
     )
     training = {source.name: source for source in training_sources}
 
-    checkpoint = find_checkpoint(arguments.run / "checkpoints", arguments.step)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     ranks = create_mesh() if launched_world_size() > 1 else Mesh(device="cuda" if torch.cuda.is_available() else "cpu")
     device = ranks.device
     objective = Objective(run.model, vocabulary.size, Mesh(), load_kernels(run.kernels))
-    load_weights(checkpoint, objective)
+    checkpoint = load_found(folder / "checkpoints", arguments.step, objective)
     objective.to(device).eval()
 
     for source in sources:

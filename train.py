@@ -41,7 +41,7 @@ from run.folder import write_run_files
 from run.ledger import FaultLedger
 from run.library_log import keep_library_messages
 from run.meter import Meter
-from run.resume import Resume, check_same_run
+from run.resume import Resume, earlier_start
 from run.sinks import Sinks
 
 
@@ -51,7 +51,7 @@ def train(run: RunConfig, guard: RankGuard) -> int:
     deepspeed_config = read_engine_file(run)
     kernels = load_kernels(run.kernels)
     data = open_data(run.data, Pixels(run.model.image_size, run.model.patch), run.seed)
-    check_same_run(run, data.vocabulary)
+    earlier = earlier_start(run, data.vocabulary)
     check_precision(deepspeed_config, run.parallel.deepspeed)
     check_build_lock()
     if run.threads:
@@ -63,7 +63,7 @@ def train(run: RunConfig, guard: RankGuard) -> int:
     mesh = create_mesh(run.parallel.tensor, run.parallel.expert, run.parallel.timeout_s, run.parallel.sequence)
     watchdog = guard.start(run.folder, run.parallel.stall_s)
     keep_library_messages(run.folder, launched_rank())
-    resume = Resume.find(run, data)
+    resume = Resume.find(run, data, earlier)
     step, consumed = resume.step, resume.consumed
     schedule = schedule_of(run.data, run.micro_batches, run.seed, data.sources)
     share = Share(mesh.data.rank, mesh.data.size)

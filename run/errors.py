@@ -7,6 +7,7 @@ from data.text.tokenizer import VocabularyFileError
 from model.exchange.public import ConversionError
 from model.tuning import TuningError
 from parallel.checkpoints import CheckpointError
+from parallel.health.claim import FolderError
 from parallel.health.same_inputs import DisagreementError
 from parallel.launch import PreflightError
 
@@ -26,6 +27,7 @@ USER_ERRORS: tuple[type[Exception], ...] = (
     VocabularyFileError,
     CheckpointError,
     DisagreementError,
+    FolderError,
     TuningError,
     ModuleNotFoundError,
     PreflightError,

@@ -6,6 +6,7 @@ runs/<name>/ config.yaml  vocabulary.json  metrics.jsonl  ledger_rank_*.jsonl  w
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from data.text.tokenizer import Tokenizer
@@ -26,8 +27,13 @@ def write_run_files(run: RunConfig, vocabulary: Vocabulary) -> None:
     write_atomically(run.folder / VOCABULARY, json.dumps(vocabulary.clip_ids))
 
 
-def read_run(folder: Path) -> tuple[RunConfig, Vocabulary]:
-    """Raises ConfigError if the folder holds no run."""
+def read_run(folder: Path, overrides: Sequence[str] = ()) -> tuple[RunConfig, Vocabulary]:
+    """overrides: of options below `data`, as places may have changed. Raises ConfigError if the folder holds no run."""
+    other = [override for override in overrides if not override.startswith("data.")]
+    if other:
+        raise ConfigError(
+            f"{other[0]}: the run is what it is; only data.* may be said anew, as data.tasks.NAME.path=PLACE"
+        )
     path = folder / VOCABULARY
     if not path.is_file():
         raise ConfigError(f"{folder} is not the folder of a run: it has no {VOCABULARY}")
@@ -38,4 +44,4 @@ def read_run(folder: Path) -> tuple[RunConfig, Vocabulary]:
     tokenizer = Tokenizer.load()
     if not isinstance(clip_ids, list) or not all(type(i) is int and 0 <= i < tokenizer.vocab_size for i in clip_ids):
         raise ConfigError(f"{path}: not a list of token numbers below {tokenizer.vocab_size:,}: take it from a copy")
-    return load_config(folder / CONFIG), Vocabulary.restricted(tokenizer, clip_ids)
+    return load_config(folder / CONFIG, overrides), Vocabulary.restricted(tokenizer, clip_ids)

@@ -9,22 +9,17 @@ from typing import Any, Self
 
 from data.stream.source import OpenData
 from data.text.vocabulary import Vocabulary
-from data.transport import shown
 from model.exchange.public import load_converted
 from model.initialise import initialise
 from model.objective import Objective
-from parallel.checkpoints import Checkpoint, CheckpointError, find_checkpoint, load_weights, newest
+from parallel.checkpoints import Checkpoint, CheckpointError, load_found, newest
 from parallel.engine import Engine
 from parallel.health.same_inputs import check_same_inputs, digest
+from run.changes import check_changes, told_changes
 from run.config import RunConfig
 from run.config_file import dump_config
 from run.errors import ConfigError
 from run.folder import CONFIG, read_run
-
-MUST_MATCH = ("seed", "micro_batches", "model", "data")
-"""What must not change when a run is resumed; the layout, the number of steps and all reporting may."""
-MAY_DIFFER = ("data.workers", "data.cache_dir", "data.cache_gib", "data.max_bad_fraction")
-"""Of these, what may change: it does not decide which samples come."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +34,7 @@ class Resume:
     notes: tuple[str, ...]
 
     @classmethod
-    def find(cls, run: RunConfig, data: OpenData) -> Self:
+    def find(cls, run: RunConfig, data: OpenData, earlier: RunConfig | None) -> Self:
         """Collective: all ranks start alike. Raises DisagreementError where they were given different things, and CheckpointError
         for a checkpoint that is not this run's."""
         differences = check_same_inputs(
@@ -51,7 +46,8 @@ class Resume:
         )
         checkpoint, problems = newest(run.folder / "checkpoints")
         step, consumed = _position(checkpoint, data)
-        return cls(run, data, checkpoint, step, consumed, (*differences, *problems))
+        changes = told_changes(earlier, run, step) if earlier and checkpoint else ()
+        return cls(run, data, checkpoint, step, consumed, (*differences, *problems, *changes))
 
     def initialise(self, objective: Objective) -> None:
         """Fresh weights, or those that `init` names; a checkpoint's come later, with `restore`."""
@@ -59,7 +55,7 @@ class Resume:
         if not self.run.init or self.checkpoint is not None:
             return
         if not self.run.init.endswith(".safetensors"):
-            load_weights(find_checkpoint(Path(self.run.init) / "checkpoints"), objective, self.run.init_only)
+            load_found(Path(self.run.init) / "checkpoints", None, objective, self.run.init_only)
         elif self.run.init_only == ("*",):
             load_converted(objective, Path(self.run.init))
         else:
@@ -82,42 +78,17 @@ class Resume:
         }
 
 
-def check_same_run(run: RunConfig, vocabulary: Vocabulary) -> None:
-    """Refuse to resume a run under another definition; the message names the first difference."""
+def earlier_start(run: RunConfig, vocabulary: Vocabulary) -> RunConfig | None:
+    """The configuration that the run was started with, if it has a checkpoint. Raises ConfigError where it was another run."""
     if not (run.folder / CONFIG).is_file() or not (run.folder / "checkpoints" / "latest").is_file():
-        return
+        return None
     old, old_vocabulary = read_run(run.folder)
-    for key in MUST_MATCH:
-        difference = _difference(_plain(getattr(old, key)), _plain(getattr(run, key)), key)
-        if difference:
-            raise ConfigError(f"{run.folder} was started with {difference}: choose another name=, or remove the folder")
+    check_changes(old, run)
     if old_vocabulary.clip_ids != vocabulary.clip_ids:
         raise ConfigError(
             f"{run.folder} was started with another vocabulary: the data sets have changed; choose another name="
         )
-
-
-def _plain(value: Any) -> Any:
-    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
-
-
-def _difference(old: Any, new: Any, key: str) -> str | None:
-    if key in MAY_DIFFER:
-        return None
-    if isinstance(old, dict) and isinstance(new, dict):
-        pairs = [(old.get(name), new.get(name), f"{key}.{name}") for name in sorted(old.keys() | new.keys())]
-    elif isinstance(old, tuple) and isinstance(new, tuple) and len(old) == len(new):
-        pairs = [(a, b, f"{key}.{_label(a, index)}") for index, (a, b) in enumerate(zip(old, new, strict=True))]
-    else:
-        if isinstance(old, str) and isinstance(new, str):
-            old, new = shown(old), shown(new)  # a signature of a URL may change, and must not be printed
-        return None if old == new else f"{key}={old!r}, now {new!r}"
-    return next((found for a, b, name in pairs if (found := _difference(a, b, name))), None)
-
-
-def _label(item: Any, index: int) -> str:
-    """A list element's name, where it has one."""
-    return item["name"] if isinstance(item, dict) and "name" in item else str(index)
+    return old
 
 
 def _position(checkpoint: Checkpoint | None, data: OpenData) -> tuple[int, tuple[int, ...]]:
@@ -138,7 +109,8 @@ def _position(checkpoint: Checkpoint | None, data: OpenData) -> tuple[int, tuple
     changed = sorted(name for name in now if isinstance(before, dict) and before.get(name, now[name]) != now[name])
     if changed:
         raise CheckpointError(
-            f"the shards of task {changed[0]} hold other numbers of samples than when {checkpoint.folder} was written: going on "
-            "would repeat some and leave out others; put the data set back as it was, or choose another name= with init="
+            f"task {changed[0]}: its data set is another one than when {checkpoint.folder} was written (names, samples or bytes of "
+            "shards, or classes): going on would repeat samples and leave out others; put it back, or choose another name= with "
+            "init="
         )
     return checkpoint.step, tuple(checkpoint.state["consumed"])

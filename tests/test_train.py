@@ -28,8 +28,8 @@ def test_launcher_with_experts_on_two_ranks_equals_one_process(config):
         assert two.keys() == one.keys()
         for key in one:
             assert two[key] == pytest.approx(one[key], rel=2e-3), key
-    # Peak 1.5e-3, two steps of warm-up by thirds, then 1e-6 + 0.7495e-3 * (1 + cos(pi n / 4)) for n = 0 .. 3.
-    rates = [5e-4, 1e-3, 1.5e-3, 1.2805e-3, 7.505e-4, 2.205e-4]
+    # Peak 1e-3, two steps of warm-up by thirds, then 1e-6 + 0.4995e-3 * (1 + cos(pi n / 4)) for n = 0 .. 3.
+    rates = [3.3333e-4, 6.6667e-4, 1e-3, 8.5370e-4, 5.005e-4, 1.4730e-4]
     assert [record["lr"] for record in records(config, "two")] == pytest.approx(rates, rel=1e-3)
     last = records(config, "two")[-1]
     assert {"lr", "samples_per_s", "tokens_per_s", "data_wait", "expert_load", "eta_s"} <= last.keys()

@@ -9,7 +9,6 @@ places. Here the permutation is drawn first and any sample of the window is read
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -27,11 +26,6 @@ class EpochOrder:
         self.total = int(self.sizes.sum())
         self._shards_memo: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self._window_memo: dict[tuple[int, int], np.ndarray] = {}
-
-    @property
-    def digest(self) -> str:
-        """A few characters that tell apart lists of sizes, and so orders."""
-        return hashlib.sha256(self.sizes.tobytes()).hexdigest()[:12]
 
     def locate(self, position: int) -> tuple[int, int]:
         """(shard, index in the shard) of stream position `position`."""

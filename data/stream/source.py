@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
+import json
 from pathlib import Path
 
 from data.config import DataConfig
@@ -28,6 +30,14 @@ class Source:
     def name(self) -> str:
         return self.task.config.name
 
+    @property
+    def digest(self) -> str:
+        """A few characters that follow from the samples and their order, and not from where the shards lie."""
+        listed, info = self.shards.listed, self.task.context.info
+        names = [name.partition("?")[0].rpartition("/")[2] for name in listed.names]
+        facts = [names, listed.samples.tolist(), listed.bytes.tolist(), info.kind, info.classes, info.synonyms]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
+
 
 def read_vocabulary(config: DataConfig) -> Vocabulary:
     """The run's vocabulary: all of CLIP's, or the union of what the run's data sets use."""
@@ -47,8 +57,8 @@ class OpenData:
 
     @property
     def digests(self) -> dict[str, str]:
-        """Task -> the numbers of samples of its shards, as a few characters: what the order of samples follows from."""
-        return {source.name: source.order.digest for source in self.sources}
+        """By task."""
+        return {source.name: source.digest for source in self.sources}
 
 
 def open_data(config: DataConfig, pixels: Pixels, seed: int, vocabulary: Vocabulary | None = None) -> OpenData:

@@ -20,6 +20,7 @@ from parallel.checkpoints.fragments import CheckpointError, Fragment
 from parallel.checkpoints.reading import (
     Checkpoint,
     find_checkpoint,
+    load_found,
     load_weights,
     newest,
     open_checkpoint,
@@ -34,6 +35,7 @@ __all__ = [
     "Published",
     "Saver",
     "find_checkpoint",
+    "load_found",
     "load_weights",
     "newest",
     "open_checkpoint",

@@ -22,12 +22,14 @@ from torch import Tensor, nn
 from parallel.checkpoints.fragments import CheckpointError, Fragment
 from parallel.checkpoints.manifest import MANIFEST, MAX_MANIFEST_BYTES, Manifest, StoredFile, parse
 from parallel.checkpoints.resharding import Run, copy_overlap
-from parallel.checkpoints.saving import published
+from parallel.checkpoints.saving import published, step_of
 from parallel.checkpoints.together import on_every_rank, on_first_rank, rank_and_world
 from parallel.placement import Placement, placement_of
 
 MAX_MAPPED_BYTES = 1 << 26
 """Files are mapped into memory to be read; after so many bytes they are opened anew, which lets go of the pages."""
+ATTEMPTS = 20
+"""With one checkpoint after another that a training prunes while it is read."""
 LARGE_PAGE = 1 << 21
 """What the kernel may map for a read of one number."""
 
@@ -69,21 +71,37 @@ def newest(root: Path) -> tuple[Checkpoint | None, list[str]]:
 
     None if nothing was ever saved. Raises CheckpointError if checkpoints exist but none is complete.
     """
-    problems: list[str] = []
-    for folder in on_first_rank(lambda: published(root)):
+    problems: dict[str, str] = {}
+    for _ in range(ATTEMPTS):
+        folders = on_first_rank(lambda: [folder for folder in published(root) if folder.name not in problems])
+        if not folders:
+            break
         try:
-            return open_checkpoint(folder), problems
+            return open_checkpoint(folders[0]), list(problems.values())
         except CheckpointError as error:
-            problems.append(str(error))
+            if not _is_pruned(folders[0]):
+                problems[folders[0].name] = str(error)
     if problems:
-        raise CheckpointError("no complete checkpoint: " + "; ".join(problems))
+        raise CheckpointError("no complete checkpoint: " + "; ".join(problems.values()))
+    if folders:
+        raise _pruned_too_fast(root)
     return None, []
+
+
+def _is_pruned(folder: Path) -> bool:
+    """Collective. Has the training removed it meanwhile, to keep the newest alone?"""
+    return on_first_rank(lambda: not folder.exists())
 
 
 def find_checkpoint(root: Path, step: int | None = None) -> Checkpoint:
     """Collective. The checkpoint of a step, or the newest complete one; a warning for every newer one that is damaged."""
     if step is not None:
-        return open_checkpoint(root / f"step_{step:08d}")
+        folder = root / f"step_{step:08d}"
+        there = on_first_rank(lambda: sorted(map(step_of, published(root))))
+        if step not in there:
+            steps = ", ".join(map(str, there)) or "none yet"
+            raise CheckpointError(f"{root} has no checkpoint of step {step}; there are {steps}")
+        return open_checkpoint(folder)
     checkpoint, problems = newest(root)
     if rank_and_world()[0] == 0:
         for problem in problems:
@@ -160,6 +178,23 @@ def restore(checkpoint: Checkpoint, fragments: Iterable[Fragment]) -> None:
                     reader.fill(tensor, fragment.name, kind, fragment.placement, fragment.start)
 
     on_every_rank(read)
+
+
+def load_found(root: Path, step: int | None, module: nn.Module, only: tuple[str, ...] = ("*",)) -> Checkpoint:
+    """Collective. `load_weights` from the checkpoint of a step, or the newest complete one, beside a training that saves and prunes."""
+    for _ in range(ATTEMPTS):
+        checkpoint = find_checkpoint(root, step)
+        try:
+            load_weights(checkpoint, module, only)
+            return checkpoint
+        except CheckpointError:
+            if not _is_pruned(checkpoint.folder):
+                raise
+    raise _pruned_too_fast(root)
+
+
+def _pruned_too_fast(root: Path) -> CheckpointError:
+    return CheckpointError(f"{root}: checkpoints go faster than they can be read: raise save_every or keep_checkpoints")
 
 
 @torch.no_grad()

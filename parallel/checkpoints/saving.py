@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import re
@@ -110,7 +111,8 @@ def publish(root: Path, step: int, part: RankPart | CheckpointError, state: dict
 
 
 def _publish(root: Path, step: int, parts: list[RankPart | str], state: dict[str, Any], keep: int) -> Published:
-    partial, final, old = partial_folder(root, step), root / f"step_{step:08d}", root / f".replaced_step_{step:08d}"
+    partial, final = partial_folder(root, step), root / f"step_{step:08d}"
+    old = replaced_folder(final)
     try:
         errors = [part for part in parts if isinstance(part, str)]
         if errors:
@@ -139,8 +141,21 @@ def _publish(root: Path, step: int, parts: list[RankPart | str], state: dict[str
     shutil.rmtree(old, ignore_errors=True)
     # Later steps are those that the run went back behind. They are not counted: this one must stay.
     for folder in [p for p in published(root) if step_of(p) <= step][keep:]:
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
     return Published(final, step, len(text) + sum(file.bytes for file in manifest.files.values()))
+
+
+def _remove(folder: Path) -> None:
+    """All at once for those who read beside the training: a folder without some of its files would look damaged."""
+    gone = replaced_folder(folder)
+    with contextlib.suppress(OSError):
+        os.replace(folder, gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def replaced_folder(folder: Path) -> Path:
+    """Where it lies until its files are removed."""
+    return folder.with_name(f".replaced_{folder.name}")
 
 
 def published(root: Path) -> list[Path]:

@@ -27,7 +27,9 @@ from typing import Any, NoReturn, Self
 import psutil
 import torch.distributed as dist
 
+from parallel.health.claim import FolderClaim, FolderError
 from parallel.health.notes import Note, Notes
+from parallel.health.processes import lives, machine, process
 from parallel.health.watchdog import Watchdog
 
 EXIT_FAILURE = 1
@@ -65,22 +67,25 @@ class RankGuard:
         self.watchdog: Watchdog | None = None
         self._peers: list[Peer] = []
         self._processes: dict[int, psutil.Process | None] = {}
+        self._claim: FolderClaim | None = None
         self._noticed: float | None = None
         self._ending = threading.Lock()
 
     def start(self, run_folder: Path, stall_s: float) -> Watchdog:
-        """Collective. From here on the other ranks are told of this one's failure and this one of theirs."""
+        """Collective. From here on the folder is this run's, the other ranks are told of this one's failure and this one of theirs.
+        Raises FolderError on all ranks if another run holds the folder."""
         rank = dist.get_rank()
+        self._claim = _claimed(run_folder)
         if rank == 0:  # nobody writes a note before the exchange below, so these are all of earlier starts
             for name in ("health", "errors"):
                 Notes(run_folder / name, "", rank).remove_all()
-        mine = (secrets.token_hex(8), Peer(rank, socket.gethostname(), _machine(), os.getpid()))
+        mine = (secrets.token_hex(8), Peer(rank, socket.gethostname(), machine(), os.getpid()))
         everyone: list[Any] = [mine] * dist.get_world_size()
         dist.all_gather_object(everyone, mine)
         self._peers = [peer for _, peer in everyone]
         for peer in self._peers:
             if peer.rank != rank and peer.machine and peer.machine == mine[1].machine:
-                self._processes[peer.rank] = _process(peer.pid)
+                self._processes[peer.rank] = process(peer.pid)
         start = everyone[0][0]
         self.errors = Notes(run_folder / "errors", start, rank)
         self.watchdog = Watchdog(Notes(run_folder / "health", start, rank), stall_s, self._look_at_the_others)
@@ -93,16 +98,14 @@ class RankGuard:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.watchdog is None:
-            return
-        if not isinstance(error, Exception):
-            self.watchdog.close()
+        if self.watchdog is None or not isinstance(error, Exception):
+            self._leave()
             return
         self._ending.acquire()  # never released: either this thread ends the process or the watchdog's does
         lost = is_lost_connection(error)
         written = self._note(error, lost)
         if len(self._peers) == 1 or isinstance(error, self.user_errors):
-            self.watchdog.close()
+            self._leave()
             return
         # The launcher sends SIGTERM to the rest as soon as one rank has left; the report must still get out.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -115,6 +118,12 @@ class RankGuard:
             self._let_others_go()
             self._end(self._traceback(error))
         self._end(self._consequence(first, error))
+
+    def _leave(self) -> None:
+        if self.watchdog is not None:
+            self.watchdog.close()
+        if self._claim is not None:
+            self._claim.release()
 
     # -- this rank's failure -------------------------------------------------------------------------------------
 
@@ -150,7 +159,16 @@ class RankGuard:
     # -- others' failures ----------------------------------------------------------------------------------------
 
     def _look_at_the_others(self) -> None:
-        """Runs in the watchdog's thread: ends this process some time after another rank has failed or is gone."""
+        """Runs in the watchdog's thread: ends this process some time after another rank has failed or is gone, and at once where
+        another run has taken the folder, since this one must not write there any more."""
+        taken_by = self._claim.beat() if self._claim is not None else None
+        if taken_by and self._ending.acquire(blocking=False):
+            self._note(
+                FolderError(f"the folder was taken by {taken_by} while this run gave no sign of life"), lost=False
+            )
+            self._end(
+                f"stopped: {self.errors.folder.parent} was taken by {taken_by} while this run gave no sign of life"
+            )
         failed = bool(self.errors.ranks() - {self.errors.rank}) and bool(self.errors.read())
         if not failed and not self._gone():
             return
@@ -175,7 +193,7 @@ class RankGuard:
     def _gone(self) -> list[Peer]:
         """Ranks on this machine whose process has ended without taking its note away."""
         assert self.watchdog is not None
-        dead = [peer for peer in self._peers if peer.rank in self._processes and not self._lives(peer.rank)]
+        dead = [peer for peer in self._peers if peer.rank in self._processes and not lives(self._processes[peer.rank])]
         # In this order: a rank that leaves properly takes its note away before its process ends.
         return [peer for peer in dead if self.watchdog.notes.path(peer.rank).exists()]
 
@@ -186,15 +204,6 @@ class RankGuard:
 
     def _names_of_gone(self) -> list[str]:
         return [f"rank {peer.rank} (pid {peer.pid} on {peer.host})" for peer in self._gone()]
-
-    def _lives(self, rank: int) -> bool:
-        process = self._processes[rank]
-        try:
-            return process is not None and process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return False
-        except psutil.Error:
-            return True
 
     def _consequence(self, first: Note | None, error: Exception | None) -> str:
         """The one line of a rank that leaves because of others."""
@@ -226,6 +235,8 @@ class RankGuard:
             print(text, file=sys.stderr, flush=True)
         assert self.watchdog is not None
         self.watchdog.notes.remove()
+        if self._claim is not None:
+            self._claim.release()
         os._exit(EXIT_FAILURE)
 
 
@@ -238,16 +249,15 @@ def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0][:300]
 
 
-def _machine() -> str:
-    """The same word for processes that see each other's process numbers, also in containers that share a host's name."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + os.readlink("/proc/self/ns/pid")
-    except OSError:
-        return ""
-
-
-def _process(pid: int) -> psutil.Process | None:
-    try:
-        return psutil.Process(pid)
-    except psutil.NoSuchProcess:
-        return None
+def _claimed(folder: Path) -> FolderClaim | None:
+    """Collective. The first rank's claim; None on the others."""
+    claim, refused = None, [""]
+    if dist.get_rank() == 0:
+        try:
+            claim = FolderClaim(folder)
+        except FolderError as error:
+            refused = [str(error)]
+    dist.broadcast_object_list(refused, src=0)
+    if refused[0]:
+        raise FolderError(refused[0])
+    return claim

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from data.stream.order import EpochOrder
 from data.stream.source import OpenData, read_vocabulary
 from data.text.vocabulary import Vocabulary
 from parallel.checkpoints import CheckpointError
+from run.changes import told_changes
 from run.config_file import load_config
 from run.errors import ConfigError
 from run.folder import write_run_files
-from run.resume import Resume, _position, check_same_run
+from run.resume import Resume, _position, earlier_start
 
 
 def opened(**sizes: tuple[int, ...]) -> Any:
-    sources = [SimpleNamespace(name=name, order=EpochOrder(shards, 0, 8)) for name, shards in sizes.items()]
+    sources = [SimpleNamespace(name=name, digest=str(shards)) for name, shards in sizes.items()]
     return OpenData(None, sources)  # type: ignore[arg-type]
 
 
@@ -60,7 +61,7 @@ def test_a_data_set_that_has_grown_is_named():
     resume = Resume(None, TWO, None, 0, (0, 0), ())  # type: ignore[arg-type]
     saved = checkpoint(json.loads(json.dumps(resume.state((3, 4), engine))))
     assert _position(saved, TWO) == (7, (3, 4))
-    with pytest.raises(CheckpointError, match="task b hold other numbers"):
+    with pytest.raises(CheckpointError, match="task b: its data set is another one"):
         _position(saved, opened(a=(5, 5), b=(9, 1)))
 
 
@@ -78,42 +79,28 @@ def started(config):
     return config, vocabulary
 
 
-@pytest.mark.parametrize(
-    ("override", "expected"),
-    [
-        ("model.depth=4", "was started with model.depth=2, now 4: choose another name="),
-        ("seed=7", "was started with seed=0, now 7"),
-        ("micro_batches=4", "was started with micro_batches=2, now 4"),
-        ("data.tasks.clips.batch_size=2", "was started with data.tasks.clips.batch_size=4, now 2"),
-        ("data.shuffle_window=16", "was started with data.shuffle_window=8192, now 16"),
-        ("model.tasks=[a]", "was started with model.tasks="),
-    ],
-)
-def test_what_makes_it_another_run_is_named(started, override, expected):
-    config, vocabulary = started
-    with pytest.raises(ConfigError) as caught:
-        check_same_run(load_config(config, [override]), vocabulary)
-    assert expected in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "override",
-    ["steps=99", "log_every=2", "parallel.expert=1", "data.workers=2", "data.cache_gib=3", "data.cache_dir=/x",
-     "data.max_bad_fraction=0.5", "optimizer.lr=0.1", "tracking.project=other"],
-)  # fmt: skip
-def test_what_may_differ_passes(started, override):
-    config, vocabulary = started
-    check_same_run(load_config(config, [override]), vocabulary)
-
-
 def test_another_vocabulary_is_another_run_and_an_empty_folder_is_none(started):
     config, vocabulary = started
     smaller = Vocabulary.restricted(vocabulary.tokenizer, vocabulary.clip_ids[:3])
     run = load_config(config)
     with pytest.raises(ConfigError, match="started with another vocabulary"):
-        check_same_run(run, smaller)
+        earlier_start(run, smaller)
     (run.folder / "checkpoints" / "latest").unlink()
-    check_same_run(load_config(config, ["model.depth=4"]), smaller)  # nothing to resume yet
+    assert earlier_start(load_config(config, ["model.depth=4"]), smaller) is None  # nothing to resume yet
+
+
+def test_the_same_run_from_another_place(started, tmp_path, monkeypatch):
+    """Data moved, the run folder copied, another working directory: nothing of it makes another run."""
+    config, vocabulary = started
+    run = load_config(config)
+    data = Path(run.data.tasks[0].path).parent
+    (tmp_path / "moved").symlink_to(data)
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(run.folder, tmp_path / "elsewhere" / "copy")
+    moved = [f"data.tasks.{task.name}.path=moved/{Path(task.path).name}" for task in run.data.tasks]
+    again = load_config(config, ["runs=elsewhere", "name=copy", *moved])
+    old = earlier_start(again, vocabulary)
+    assert old is not None and told_changes(old, again, 3) == []
 
 
 def test_initial_weights_are_taken_once(config, tmp_path, monkeypatch):
@@ -121,8 +108,7 @@ def test_initial_weights_are_taken_once(config, tmp_path, monkeypatch):
     asked: list[Any] = []
     monkeypatch.setattr("run.resume.initialise", lambda objective, seed: asked.append(seed))
     monkeypatch.setattr("run.resume.load_converted", lambda objective, path: asked.append(path))
-    monkeypatch.setattr("run.resume.find_checkpoint", lambda folder: folder)
-    monkeypatch.setattr("run.resume.load_weights", lambda folder, objective, only: asked.append((folder, only)))
+    monkeypatch.setattr("run.resume.load_found", lambda root, step, objective, only: asked.append((root, step, only)))
 
     def initialise(overrides: list[str], found: Any = None) -> list[Any]:
         asked.clear()
@@ -131,7 +117,7 @@ def test_initial_weights_are_taken_once(config, tmp_path, monkeypatch):
 
     assert initialise(["seed=5"]) == [5]
     assert initialise(["init=a.safetensors"]) == [0, Path("a.safetensors")]
-    assert initialise(["init=runs/a", "init_only=[tower.*]"]) == [0, (Path("runs/a/checkpoints"), ("tower.*",))]
+    assert initialise(["init=runs/a", "init_only=[tower.*]"]) == [0, (Path("runs/a/checkpoints"), None, ("tower.*",))]
     assert initialise(["init=runs/a"], checkpoint({})) == [0]
     with pytest.raises(ConfigError, match=r"a\.safetensors is taken whole"):
         initialise(["init=a.safetensors", "init_only=[tower.*]"])

@@ -17,7 +17,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from parallel.checkpoints import CheckpointError, Saver, newest, published, restore, save, saving
+from parallel.checkpoints import (
+    CheckpointError,
+    Fragment,
+    Saver,
+    find_checkpoint,
+    load_found,
+    newest,
+    published,
+    restore,
+    save,
+    saving,
+)
+from parallel.placement import placement_of
 from tests.helpers.distributed import run_ranks
 from tests.helpers.fragments import filled, named
 from tests.helpers.runs import ROOT
@@ -377,3 +389,43 @@ def test_an_error_of_the_thread_is_not_lost(tmp_path):
     saver.save(4, [filled(4.0)], {})  # it can be used again
     saver.publish()
     assert newest(tmp_path)[0].step == 4  # type: ignore[union-attr]
+
+
+def test_reading_beside_a_training_that_prunes(tmp_path):
+    """Each save removes the checkpoint before it, as fast as it can; a reader gets whole ones all the same."""
+    module = torch.nn.Linear(400, 100, bias=False)
+
+    def keep_saving() -> None:
+        for step in range(1, 100_000):
+            weight = torch.full((40_000,), float(step))
+            save(
+                tmp_path,
+                step,
+                [Fragment("weight", placement_of(module.weight), 0, True, {"weight": weight})],
+                {},
+                keep=1,
+            )
+            time.sleep(0.005)
+
+    child = fork(keep_saving)
+    try:
+        while not published(tmp_path):
+            time.sleep(0.01)
+        steps = []
+        for _ in range(30):
+            checkpoint = load_found(tmp_path, None, module)
+            assert module.weight.unique().tolist() == [checkpoint.step]
+            steps.append(checkpoint.step)
+        assert steps == sorted(steps) and steps[-1] > steps[0]
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def test_a_step_that_is_not_there_names_those_that_are(tmp_path):
+    for step in (3, 6):
+        save(tmp_path, step, [filled(step, kinds=KINDS)], {})
+    with pytest.raises(CheckpointError, match="has no checkpoint of step 5; there are 3, 6"):
+        find_checkpoint(tmp_path, 5)
+    with pytest.raises(CheckpointError, match="step 5; there are none yet"):
+        find_checkpoint(tmp_path / "new", 5)

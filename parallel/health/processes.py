@@ -1,0 +1,46 @@
+"""Which process is meant, on which machine, and whether it lives."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+
+def machine() -> str:
+    """The same word for processes that see each other's process numbers, also in containers that share a host's name; empty where
+    that cannot be told."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return boot + os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+
+
+def myself() -> dict[str, Any]:
+    """What tells this process from all others, later ones with its number included."""
+    return {
+        "host": socket.gethostname(),
+        "machine": machine(),
+        "pid": os.getpid(),
+        "created": psutil.Process().create_time(),
+    }
+
+
+def process(pid: int) -> psutil.Process | None:
+    try:
+        return psutil.Process(pid)
+    except psutil.NoSuchProcess:
+        return None
+
+
+def lives(found: psutil.Process | None) -> bool:
+    try:
+        return found is not None and found.is_running() and found.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.Error:
+        return True
