@@ -20,7 +20,7 @@ OLD = load_config(DEMO)
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("model.depth=7", "was started with model.depth=4, now 7: choose another name=, with init="),
+        ("model.depth=7", "was started with model.depth=3, now 7: choose another name=, with init="),
         ("model.experts.top_k=1", "was started with model.experts.top_k=2, now 1"),
         (
             "model.text_tower={width: 96, depth: 1, heads: 3, ffn: 64}",
