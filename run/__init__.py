@@ -3,6 +3,6 @@
 command_line, config_file, config, engine_file    what it is told
 folder, resume                                    its folder, and where it starts
 meter, ledger                                     what it measures, and what it could not use
-sinks, console, library_log                       where that goes
+sinks, tracking, console, library_log                 where that goes
 errors                                            exit codes, and errors that a user can cause
 """

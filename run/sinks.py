@@ -5,21 +5,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import json
-import secrets
-import sys
-from collections.abc import Iterator
+import math
+import os
 from pathlib import Path
 from typing import Any, Protocol
 
-from data.transport import shown
 from parallel.checkpoints import write_atomically
+from parallel.health.claim import FolderError
 from run.config import RunConfig
-from run.config_file import dump_config
 from run.console import Console
 from run.meter import Record
+from run.tracking import Wandb, wanted_mode
 
 
 class Sink(Protocol):
@@ -33,91 +30,21 @@ class JsonLines:
 
     def __init__(self, path: Path, start_step: int) -> None:
         if path.exists():
-            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= start_step]
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+            kept = [line for line in lines if _step_of(line) <= start_step]
             write_atomically(path, "".join(line + "\n" for line in kept))
-        self._file = path.open("a", buffering=1)
+        self._file = path.open("a", buffering=1, encoding="utf-8")
 
     def write(self, record: Record) -> None:
-        self._file.write(json.dumps(record) + "\n")
+        try:
+            self._file.write(json.dumps(_with_null(record), allow_nan=False) + "\n")
+        except OSError as error:
+            raise FolderError(
+                f"{self._file.name}: {error.strerror}; the same command resumes from the newest checkpoint"
+            ) from error
 
     def close(self) -> None:
         self._file.close()
-
-
-class Wandb:
-    """One wandb run; a resumed training goes on under the same id, kept in the run folder. Never stops the training: what it raises
-    becomes one warning, and the end of it (its helper process may have got the signal that asks us to stop)."""
-
-    def __init__(self, config: RunConfig, folder: Path) -> None:
-        self._run: Any = None
-        with self._guarded():
-            self._run = self._start(config, folder)
-
-    def write(self, record: Record) -> None:
-        flat: Record = {}
-        for key, value in record.items():
-            flat |= _numbered(key, value)
-        with self._guarded():
-            if self._run is not None:
-                self._run.log(flat)
-
-    def close(self) -> None:
-        with self._guarded():
-            if self._run is not None:
-                self._run.finish()
-
-    @contextlib.contextmanager
-    def _guarded(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:
-            self._run = None
-            print(
-                f"warning: no wandb from here on ({_first_line(error)}); metrics.jsonl has everything", file=sys.stderr
-            )
-
-    @staticmethod
-    def _start(config: RunConfig, folder: Path) -> Any:
-        import wandb
-
-        path = folder / "wandb_id"
-        if not path.exists():
-            write_atomically(path, secrets.token_hex(4))
-        run = wandb.init(
-            project=config.tracking.project,
-            name=config.name,
-            id=path.read_text().strip(),
-            resume="allow",
-            mode=config.tracking.wandb,
-            dir=str(folder),
-            config={"yaml": dump_config(without_credentials(config))},
-            settings=wandb.Settings(silent=True, console="off"),
-        )
-        run.define_metric("*", step_metric="step")
-        return run
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def without_credentials(config: RunConfig) -> RunConfig:
-    """What may leave the machine: URLs without user, password and query, commands without arguments."""
-    tasks = tuple(
-        dataclasses.replace(task, path=shown(task.path), shards=tuple(map(shown, task.shards)))
-        for task in config.data.tasks
-    )
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, tasks=tasks))
-
-
-def _numbered(key: str, value: Any) -> Record:
-    """Lists as one entry per element: wandb draws numbers alone."""
-    if not isinstance(value, list):
-        return {key: value}
-    flat: Record = {}
-    for index, item in enumerate(value):
-        flat |= _numbered(f"{key}/{index}", item)
-    return flat
 
 
 class Sinks:
@@ -128,7 +55,7 @@ class Sinks:
         self._console = Console(config, start_step) if is_first else None
         if self._console is not None:
             self._sinks = [self._console, JsonLines(config.folder / "metrics.jsonl", start_step)]
-            if config.tracking.wandb != "disabled":
+            if wanted_mode(config.tracking.wandb, os.environ) != "disabled":
                 self._sinks.append(Wandb(config, config.folder))
 
     def write(self, record: Record) -> None:
@@ -143,6 +70,15 @@ class Sinks:
     def close(self) -> None:
         for sink in self._sinks:
             sink.close()
+
+
+def _with_null(value: Any) -> Any:
+    """JSON has no word for what is not finite."""
+    if isinstance(value, dict):
+        return {key: _with_null(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_null(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _step_of(line: str) -> float:

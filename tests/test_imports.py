@@ -58,7 +58,7 @@ OWNERS = {
     "megatron": "parallel",
     "apex": "parallel",
     "torch.distributed": "parallel",
-    "wandb": "run.sinks",
+    "wandb": "run.tracking",
     "webdataset": "data",
     "av": "data",
     "requests": "data",

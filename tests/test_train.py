@@ -121,7 +121,7 @@ def test_wandb_offline_keeps_its_id(config):
     train(config, "steps=3", "tracking.wandb=offline")
     train(config, "steps=6", "tracking.wandb=offline")
     folder = config.parent / "runs" / "tiny"
-    run_id = (folder / "wandb_id").read_text()
+    run_id = json.loads((folder / "wandb_run.json").read_text())["id"]
     segments = list((folder / "wandb").glob(f"offline-run-*-{run_id}"))
     assert len(segments) == 2
     assert all(any(segment.glob("*.wandb")) for segment in segments)

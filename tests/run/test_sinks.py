@@ -6,37 +6,9 @@ import json
 
 import pytest
 
+from parallel.health.claim import FolderError
 from run.config_file import load_config
-from run.sinks import JsonLines, Sinks, Wandb, _numbered
-
-
-class Broken:
-    def log(self, record):
-        raise ConnectionResetError("its helper is gone")
-
-    def finish(self):
-        raise ConnectionResetError("its helper is gone")
-
-    def define_metric(self, *names, **options): ...
-
-
-@pytest.mark.parametrize("breaks", ["start", "write", "close"])
-def test_wandb_never_stops_the_training(breaks, config, tmp_path, monkeypatch, capsys):
-    import wandb
-
-    def init(**options):
-        if breaks == "start":
-            raise wandb.UsageError("no key\nmore of it")
-        return Broken()
-
-    monkeypatch.setattr(wandb, "init", init)
-    sink = Wandb(load_config(config), tmp_path)
-    if breaks == "write":
-        sink.write({"step": 1})
-    sink.close()
-    sink.close()
-    said = capsys.readouterr().err
-    assert said.count("warning: no wandb from here on (") == 1 and "more of it" not in said
+from run.sinks import JsonLines, Sinks
 
 
 def test_records_after_the_checkpoint_are_dropped_and_others_stay(tmp_path):
@@ -52,9 +24,19 @@ def test_records_after_the_checkpoint_are_dropped_and_others_stay(tmp_path):
     ]
 
 
-def test_lists_become_numbers_for_wandb():
-    assert _numbered("load", [[0.5, 0.25], [1.0]]) == {"load/0/0": 0.5, "load/0/1": 0.25, "load/1/0": 1.0}
-    assert _numbered("lr", 0.1) == {"lr": 0.1}
+def test_what_is_no_finite_number_is_null(tmp_path):
+    sink = JsonLines(tmp_path / "metrics.jsonl", 0)
+    sink.write({"step": 1, "loss/a": float("nan"), "load": [[float("inf"), 0.5]], "lr": -float("inf"), "name": "NaN"})
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert text == '{"step": 1, "loss/a": null, "load": [[null, 0.5]], "lr": null, "name": "NaN"}\n'
+
+
+def test_a_full_disk_is_one_line(tmp_path):
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    sink = JsonLines.__new__(JsonLines)
+    sink._file = (tmp_path / "metrics.jsonl").open("a", buffering=1)
+    with pytest.raises(FolderError, match=r"metrics.jsonl: No space left on device; the same command resumes"):
+        sink.write({"step": 1})
 
 
 @pytest.mark.parametrize(("mode", "started"), [("disabled", 0), ("offline", 1)])
