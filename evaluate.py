@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
 import time
 from pathlib import Path
@@ -22,11 +21,13 @@ from evaluation import EVALUATORS, DamagedDataError, Evaluation
 from model.objective import Objective
 from parallel.checkpoints import load_found
 from parallel.kernels import load_kernels
-from parallel.launch import accept_slurm, is_first_on_machine, launched_world_size
+from parallel.launch import check_launch, is_first_on_machine, launched_world_size
 from parallel.mesh import Mesh, create_mesh, destroy_mesh
-from run.errors import EXIT_USER, USER_ERRORS, ConfigError
+from run.errors import EXIT_USER, USER_ERRORS, ConfigError, OutputError
 from run.folder import read_run
 from run.places import expanded
+from run.sinks import json_line
+from run.streams import silence
 
 
 def positive(text: str) -> int:
@@ -111,14 +112,23 @@ def evaluate(arguments: argparse.Namespace) -> None:
         rounded = {key: round(value, 5) if isinstance(value, float) else value for key, value in metrics.items()}
         tail = {"figure": evaluator.figure, "floor": evaluator.floor, "seconds": round(time.perf_counter() - start, 2)}
         if ranks.is_first:
-            print(json.dumps({**head, **rounded, **tail}), flush=True)
+            _put(json_line({**head, **rounded, **tail}))
     if launched_world_size() > 1:
         destroy_mesh()
 
 
-def main(argv: list[str] | None = None) -> int:
-    accept_slurm()
+def _put(line: str) -> None:
+    """Raises OutputError: a result that nobody gets is none."""
     try:
+        print(line, flush=True)
+    except OSError as error:
+        silence(sys.stdout)
+        raise OutputError(f"standard output cannot be written: {error.strerror}") from error
+
+
+def main(argv: list[str] | None = None) -> int:
+    try:
+        check_launch()
         evaluate(parse_arguments(sys.argv[1:] if argv is None else argv))
     except USER_ERRORS as error:
         if is_first_on_machine() or isinstance(error, DamagedDataError):

@@ -27,7 +27,7 @@ from parallel.health.preflight import check_build_lock, check_precision
 from parallel.health.replicas import check_batch, check_replicas
 from parallel.health.stop_signal import StopSignal, any_rank
 from parallel.kernels import load_kernels
-from parallel.launch import accept_slurm, is_first_on_machine, launched_rank, launched_ranks_here, launched_world_size
+from parallel.launch import check_launch, is_first_on_machine, launched_rank, launched_ranks_here, launched_world_size
 from parallel.mesh import create_mesh, destroy_mesh
 from plan import plan, render
 from plan.sizes import describe
@@ -36,13 +36,16 @@ from run.config import RunConfig, check_layout
 from run.config_file import load_config
 from run.console import end_line, legend, start_lines
 from run.engine_file import read_engine_file
-from run.errors import EXIT_STOPPED, EXIT_USER, USER_ERRORS
+from run.errors import EXIT_STOPPED, EXIT_USER, USER_ERRORS, DivergedError
 from run.folder import write_run_files
 from run.ledger import FaultLedger
 from run.library_log import keep_library_messages
-from run.meter import Meter
+from run.meter import Meter, has_diverged
 from run.resume import Resume, earlier_start
 from run.sinks import Sinks
+from run.streams import keep_printing
+
+REMEDY = "lower optimizer.lr or look at the data"
 
 
 def train(run: RunConfig, guard: RankGuard) -> int:
@@ -117,13 +120,14 @@ def train(run: RunConfig, guard: RankGuard) -> int:
 
         skipped_in_a_row = 0 if info.applied else skipped_in_a_row + 1
         if skipped_in_a_row > run.max_skipped_steps:
-            raise FloatingPointError(
-                f"step {step}: gradients were not finite for {skipped_in_a_row} steps in a row; lower optimizer.lr or look at the data"
+            raise DivergedError(
+                f"step {step}: gradients were not finite for {skipped_in_a_row} steps in a row; {REMEDY}"
             )
         watchdog.phase("report")
         stopping, writing = any_rank((stop.requested, saver.is_writing), mesh)
         if step % run.log_every == 0 or step == run.steps or stopping:
-            sinks.write(meter.record(step, run.steps, consumed))
+            record = meter.record(step, run.steps, consumed)
+            sinks.write(record)
         watchdog.phase("save")
         if not writing:
             saver.publish()
@@ -132,6 +136,8 @@ def train(run: RunConfig, guard: RankGuard) -> int:
     saver.publish()
     watchdog.phase("end")
     sinks.close()
+    if has_diverged(record, skipped_in_a_row, engine.loss_scale):
+        raise DivergedError(f"step {step}: the run has ended with a loss or a gradient that is not finite; {REMEDY}")
     if mesh.is_first:
         print(end_line(run, step), flush=True)
     destroy_mesh()
@@ -140,8 +146,8 @@ def train(run: RunConfig, guard: RankGuard) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(sys.argv[1:] if argv is None else argv, description=str(__doc__))
-    accept_slurm()
     try:
+        check_launch()
         run = load_config(arguments.config, arguments.overrides)
         if arguments.describe:
             print(describe(run))
@@ -159,4 +165,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    keep_printing()
     sys.exit(main())

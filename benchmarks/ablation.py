@@ -145,7 +145,7 @@ def main() -> None:
     context = multiprocessing.get_context("spawn")
     with (
         concurrent.futures.ProcessPoolExecutor(options.processes, mp_context=context) as pool,
-        options.out.open("w") as file,
+        options.out.open("w", encoding="utf-8") as file,
     ):
         waiting = [
             pool.submit(run_variant, name, seed, options.steps, options.config, options.limit) for name, seed in jobs

@@ -2,14 +2,71 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
+import errno
+import locale
 import os
 import re
+import socket
+import tempfile
 from collections.abc import Iterator
+
+LEFT_OVER = (
+    "left over from another start? unset RANK WORLD_SIZE LOCAL_RANK MASTER_ADDR MASTER_PORT, or start the ranks with deepspeed, "
+    "torchrun or srun"
+)
 
 
 class PreflightError(Exception):
     """This machine cannot start as it is; the message has the remedy."""
+
+
+LAUNCH = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")
+SOCKET_PATH, SOCKET_NAME = 107, len("/pymp-01234567/listener-01234567")
+"""The most that the system takes, and what multiprocessing puts behind the folder of temporary files."""
+
+
+def check_launch() -> None:
+    """Read what the launcher says, whichever it is. Raises PreflightError for what cannot be a start of this program."""
+    accept_slurm()
+    for name in LAUNCH:
+        if not re.fullmatch(r"\d*", os.environ.get(name, "")):
+            raise PreflightError(f"{name}={os.environ[name]} is no number: {LEFT_OVER}")
+        if not os.environ.get(name, "0"):
+            del os.environ[name]
+    rank, world = launched_rank(), launched_world_size()
+    if rank >= world:
+        raise PreflightError(f"RANK={rank} is not below WORLD_SIZE={world}: {LEFT_OVER}")
+    if world > 1 and not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+        raise PreflightError(f"WORLD_SIZE={world}, but no MASTER_ADDR and MASTER_PORT to meet at: {LEFT_OVER}")
+    if codecs.lookup(locale.getpreferredencoding(False)).name == "ascii":
+        raise PreflightError("the locale's encoding is ASCII, with which torch cannot be loaded: set PYTHONUTF8=1")
+    temporary = tempfile.gettempdir()
+    if len(os.fsencode(temporary)) + SOCKET_NAME > SOCKET_PATH:
+        raise PreflightError(
+            f"TMPDIR={temporary} is too long for the sockets of worker processes: name a folder of at most "
+            f"{SOCKET_PATH - SOCKET_NAME} characters, as TMPDIR=/tmp"
+        )
+
+
+def check_port() -> None:
+    """Raises PreflightError on the first rank if another program listens where the ranks of this run are to meet."""
+    # torchrun's agent listens there itself.
+    if launched_rank() or launched_world_size() == 1 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        return
+    port = int(os.environ["MASTER_PORT"])
+    if not 0 < port < 1 << 16:
+        raise PreflightError(f"MASTER_PORT={port} is no port: choose one from 1024 to 65535")
+    try:
+        socket.create_server(("", port)).close()
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise PreflightError(f"MASTER_PORT={port} cannot be used: {error.strerror}; choose another") from error
+        raise PreflightError(
+            f"port {port} is taken, perhaps by another run on this machine: choose another with deepspeed --master_port={port + 1}, "
+            f"torchrun --master-port={port + 1} or MASTER_PORT={port + 1}"
+        ) from error
 
 
 def launched_world_size() -> int:

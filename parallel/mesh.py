@@ -14,7 +14,14 @@ import warnings
 from typing import Any
 
 from parallel.collectives import Axis
-from parallel.launch import device_number, launched_world_size, replaced_variable
+from parallel.launch import (
+    PreflightError,
+    check_port,
+    device_number,
+    launched_rank,
+    launched_world_size,
+    replaced_variable,
+)
 from parallel.placement import EXPERT_AXIS, TENSOR_AXIS
 
 
@@ -123,7 +130,14 @@ def create_mesh(tensor: int = 1, expert: int = 1, timeout_s: float = 1800.0, seq
     if cuda:
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if cuda else "gloo", timeout=timeout)
+        check_port()
+        try:
+            dist.init_process_group("nccl" if cuda else "gloo", timeout=timeout)
+        except dist.DistError as error:
+            place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+            raise PreflightError(
+                f"rank {launched_rank()} did not meet the others at {place}: {str(error).splitlines()[0]}"
+            ) from error
     # DeepSpeed takes 69 MB of shared memory per rank for an all-reduce that we never call, where it knows from LOCAL_SIZE that all
     # ranks are on one machine, and leaves them behind when it ends.
     with replaced_variable("LOCAL_SIZE", None), contextlib.redirect_stdout(None):  # it prints that it has built an op

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from data.shards import DatasetError
 from data.text.tokenizer import VocabularyFileError
+from data.workers.loader import WorkersError
 from model.exchange.public import ConversionError
 from model.tuning import TuningError
 from parallel.checkpoints import CheckpointError
@@ -20,11 +21,22 @@ class ConfigError(Exception):
     """The configuration cannot be used; the message is one line with the key, the value and the remedy."""
 
 
+class DivergedError(Exception):
+    """The loss or its gradient is no finite number any more."""
+
+
+class OutputError(Exception):
+    """Results cannot be printed."""
+
+
 USER_ERRORS: tuple[type[Exception], ...] = (
     ConfigError,
+    DivergedError,
+    OutputError,
     ConversionError,
     DatasetError,
     VocabularyFileError,
+    WorkersError,
     CheckpointError,
     DisagreementError,
     FolderError,

@@ -28,7 +28,7 @@ class FaultLedger:
         self.path = folder / f"ledger_rank_{rank:05d}.jsonl"
         self.max_fraction = max_fraction
         self._samples, self._faults = 0, 0
-        text = self.path.read_text() if self.path.exists() else ""
+        text = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
         if text and not text.endswith("\n"):  # a crash has cut off the last line
             text = text[: text.rfind("\n") + 1]
             write_atomically(self.path, text)
@@ -43,7 +43,7 @@ class FaultLedger:
             if _place_of(entry) not in self._known:
                 self._known.add(_place_of(entry))
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                with self.path.open("a") as file:
+                with self.path.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(entry) + "\n")
         if self._samples >= self.GRACE_SAMPLES and self._faults > self.max_fraction * self._samples:
             raise TooManyFaultsError(

@@ -5,6 +5,7 @@ A log record is a flat dict; run/sinks.py takes it further.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -122,6 +123,12 @@ class Meter:
         record |= _routing_record(routed.view(self._routed_NMX.shape))
         self._reset()
         return record
+
+
+def has_diverged(record: Record, skipped_in_a_row: int, loss_scale: float) -> bool:
+    """Is the last record's loss no finite number, or was the last update left out for a reason other than fp16's search for its scale?"""
+    losses = [value for key, value in record.items() if key.startswith("loss/")]
+    return not all(map(math.isfinite, losses)) or (skipped_in_a_row > 0 and loss_scale == 1.0)
 
 
 def _routing_record(routed_NMX: Tensor) -> Record:

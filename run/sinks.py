@@ -37,7 +37,7 @@ class JsonLines:
 
     def write(self, record: Record) -> None:
         try:
-            self._file.write(json.dumps(_with_null(record), allow_nan=False) + "\n")
+            self._file.write(json_line(record) + "\n")
         except OSError as error:
             raise FolderError(
                 f"{self._file.name}: {error.strerror}; the same command resumes from the newest checkpoint"
@@ -70,6 +70,10 @@ class Sinks:
     def close(self) -> None:
         for sink in self._sinks:
             sink.close()
+
+
+def json_line(record: Record) -> str:
+    return json.dumps(_with_null(record), allow_nan=False)
 
 
 def _with_null(value: Any) -> Any:

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import http.client
 import json
 import os
 import secrets
 import socket
 import sys
 import threading
+import urllib.error
+import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -71,6 +74,11 @@ def _start(config: RunConfig, folder: Path) -> Any:
     mode = wanted_mode(config.tracking.wandb, os.environ)
     if mode == "disabled":
         return None
+    try:
+        (Path(os.environ["HOME"]) / ".cache").mkdir(exist_ok=True)
+    except (KeyError, OSError):  # as in a container: its helper would print what it cannot log there
+        os.environ["XDG_CACHE_HOME"] = str(folder.resolve() / "wandb" / "cache")
+        os.environ.setdefault("WANDB_CONFIG_DIR", str(folder.resolve() / "wandb" / "config"))
     import wandb
 
     if mode == "online" and (missing := _missing(wandb)):
@@ -108,13 +116,16 @@ def _missing(wandb: Any) -> str | None:
 
 def answers(url: str) -> bool:
     """Does a server say anything there, through proxies where the environment names them? At most ANSWER_S."""
-    import requests
-
-    found: list[int] = []
+    found: list[bool] = []
 
     def ask() -> None:
-        with contextlib.suppress(requests.RequestException, OSError):
-            found.append(requests.head(url, timeout=ANSWER_S).status_code)
+        try:
+            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=ANSWER_S).close()
+            found.append(True)
+        except urllib.error.HTTPError:  # says something
+            found.append(True)
+        except (OSError, ValueError, http.client.HTTPException):
+            pass
 
     # A thread of its own, as looking up a name knows no limit.
     thread = threading.Thread(target=ask, daemon=True)

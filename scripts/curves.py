@@ -39,7 +39,7 @@ def trained(name: str, folder: Path) -> Curve:
     ]  # fmt: skip
     command = [sys.executable, "train.py", "--config", "configs/demo.yaml", *options]
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    records = map(json.loads, (folder / name / "metrics.jsonl").read_text().splitlines())
+    records = map(json.loads, (folder / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
     return {r["step"]: {key[5:]: value for key, value in r.items() if key.startswith("loss/")} for r in records}
 
 
@@ -84,10 +84,10 @@ def main() -> int:
             curve, path = trained(variant, Path(folder)), FOLDER / f"{variant}.txt"
             if arguments.write:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(written(curve))
+                path.write_text(written(curve), encoding="utf-8")
                 print(f"{variant}: {len(curve)} steps written to {path.relative_to(ROOT)}")
                 continue
-            largest, wrong = difference(read(path.read_text()), curve)
+            largest, wrong = difference(read(path.read_text(encoding="utf-8")), curve)
             failed |= bool(wrong)
             print(f"{variant}: {wrong or f'{len(curve)} steps as written down'}; largest difference {largest:.1e}")
     return int(failed)

@@ -153,4 +153,4 @@ def draw() -> str:
 
 if __name__ == "__main__":
     PATH.parent.mkdir(parents=True, exist_ok=True)
-    PATH.write_text(draw())
+    PATH.write_text(draw(), encoding="utf-8")

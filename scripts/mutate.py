@@ -56,7 +56,7 @@ class Mutant:
 
 def mutants_of(path: Path) -> Iterator[Mutant]:
     """One for each place where a mistake can be made. Texts, annotations and imports are left alone."""
-    tree = ast.parse(path.read_text())
+    tree = ast.parse(path.read_text(encoding="utf-8"))
     for number, node in enumerate(_places(tree)):
         what = _change(node)
         if what:
@@ -157,7 +157,7 @@ def main() -> int:
     print(f"killed {sum(killed.values())} of {sum(tried.values())}: {total:.1%} in {time.monotonic() - start:.0f} s")
     shutil.rmtree(Path(tempfile.gettempdir()) / f"mutants_{os.getpid()}", ignore_errors=True)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(survivors, indent=1))
+    arguments.out.write_text(json.dumps(survivors, indent=1), encoding="utf-8")
     return 0
 
 
@@ -165,13 +165,13 @@ def try_mutant(mutant: Mutant) -> tuple[Mutant, bool]:
     """In a worker: (mutant, whether the tests see it)."""
     tree = _own_copy()
     file = tree / mutant.file
-    original = file.read_text()
+    original = file.read_text(encoding="utf-8")
     tests = next(tests for place, tests in TESTS.items() if mutant.file.startswith(place))
-    file.write_text(mutant.source)
+    file.write_text(mutant.source, encoding="utf-8")
     try:
         return mutant, not all(_passes(tree, test) for test in tests)
     finally:
-        file.write_text(original)
+        file.write_text(original, encoding="utf-8")
 
 
 def _passes(tree: Path, test: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import pickle
 from collections.abc import Iterator
 
 import numpy as np
@@ -38,7 +39,11 @@ def evaluation_pass(
     """
     total = min(source.order.total, limit or source.order.total)
     dataset = _Pass(source, min(batch_size, total), total, share or Share())
-    yield from loader_of(dataset, workers)
+    if not workers:
+        yield from dataset
+        return
+    # As bytes, which go through a pipe: torch would send each tensor through /dev/shm, which is small in containers.
+    yield from map(pickle.loads, loader_of(dataset, workers, pickle.dumps))
 
 
 class _Pass(IterableDataset):

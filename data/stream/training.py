@@ -55,7 +55,7 @@ def training_stream(
     dataset = _Stream(sources, schedule, share, start_step, consumed)
     packs = workers or device != "cpu"
     kept = [candidates for source in sources for candidates in source.task.kept_candidates]
-    batches = iter(loader_of(dataset, workers, Lender(kept) if packs else None))
+    batches = loader_of(dataset, workers, Lender(kept) if packs else None)
     return handed_over(batches, device, [candidates.to(device) for candidates in kept])
 
 

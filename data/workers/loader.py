@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import multiprocessing
 import os
-from collections.abc import Callable
+import pickle
+from collections.abc import Callable, Iterator
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -22,18 +23,56 @@ MAX_WORKERS = 8
 _CGROUP = Path("/sys/fs/cgroup")
 
 
-def loader_of(dataset: IterableDataset, workers: int, collate: Callable[[Any], Any] | None = None) -> DataLoader:
-    """What the dataset yields, worker by worker in turn; `collate` is applied where it is made."""
-    return DataLoader(
-        dataset,
+class WorkersError(Exception):
+    """This machine cannot start worker processes; the message has the remedy."""
+
+
+def loader_of(dataset: IterableDataset, workers: int, collate: Callable[[Any], Any] | None = None) -> Iterator[Any]:
+    """What the dataset yields, worker by worker in turn; `collate` is applied where it is made. Both travel to workers by value, and
+    nothing of them through /dev/shm, which is small in containers. Raises WorkersError."""
+    loader = DataLoader(
+        _ByValue(dataset) if workers else dataset,
         batch_size=None,
         num_workers=workers,
         prefetch_factor=4 if workers else None,
         multiprocessing_context=worker_context() if workers else None,
         pin_memory=False,
         worker_init_fn=_start_worker if workers else None,
-        collate_fn=collate,
+        collate_fn=_CallByValue(collate) if workers and collate else collate,
     )
+    try:
+        return iter(loader)
+    except OSError as error:
+        raise WorkersError(
+            f"worker processes cannot start: {error.strerror or error}; they need files in TMPDIR and semaphores in /dev/shm (docker run "
+            "--shm-size, --ipc=host) and some open files each (ulimit -n): give them that, or do without (data.workers=0)"
+        ) from error
+
+
+class _ByValue(IterableDataset):
+    """Becomes the dataset itself in the worker. torch's own way puts each of its tensors into shared memory."""
+
+    def __init__(self, dataset: IterableDataset) -> None:
+        self._dataset = dataset
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._dataset)
+
+    def __reduce__(self) -> Any:
+        return pickle.loads, (pickle.dumps(self._dataset),)
+
+
+class _CallByValue:
+    """As `_ByValue`."""
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self._function = function
+
+    def __call__(self, item: Any) -> Any:
+        return self._function(item)
+
+    def __reduce__(self) -> Any:
+        return pickle.loads, (pickle.dumps(self._function),)
 
 
 def _start_worker(worker: int) -> None:

@@ -10,6 +10,7 @@ import signal
 import threading
 from collections.abc import Iterator
 
+STOPPING = (signal.SIGTERM, signal.SIGHUP)
 KEPT_BYTES = 64 << 20
 """At the end of the heap, at most."""
 _LARGEST_IN_HEAP = 32 << 20  # what glibc allows
@@ -24,30 +25,42 @@ def leave_group() -> None:
 
 @contextlib.contextmanager
 def signals_ignored() -> Iterator[None]:
-    """A process started meanwhile ignores SIGTERM. Off the main thread, where Python allows no handlers, nothing changes."""
-    before = signal.getsignal(signal.SIGTERM)
-    if threading.current_thread() is not threading.main_thread() or before is None:
+    """A process started meanwhile ignores what asks the trainer to stop. Off the main thread, where Python allows no handlers, nothing
+    changes."""
+    before = {number: signal.getsignal(number) for number in STOPPING}
+    if threading.current_thread() is not threading.main_thread() or None in before.values():
         yield
         return
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def end_with_parent() -> None:
-    """In a worker process: end when the process that started it is gone, however it ended. The parent of the system is the fork
-    server, which lives as long as its children do, so nobody else looks."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the fork server ignores it
+    """In a worker process: end when the process that started it is gone, however it ended, or sends SIGTERM. The parent of the system
+    is the fork server, which lives as long as its children do, so nobody else looks. A SIGTERM of others is not for workers: launchers
+    send it to all descendants of a trainer that is to save and needs its workers until then."""
     parent = multiprocessing.parent_process()
-    assert parent is not None
+    assert parent is not None and parent.pid is not None
+    # Blocked, so that it can be asked who sent it. Before other threads begin, which take over what is blocked.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the fork server ignores it
 
     def watch() -> None:
         parent.join()
         os._exit(1)
 
-    threading.Thread(target=watch, name="parent watch", daemon=True).start()
+    def listen() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid not in (parent.pid, os.getpid()):
+            pass
+        os._exit(1)
+
+    for target in (watch, listen):
+        threading.Thread(target=target, name=f"parent {target.__name__}", daemon=True).start()
 
 
 def keep_freed_memory() -> None:

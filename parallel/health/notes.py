@@ -30,7 +30,9 @@ class Notes:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             # Not synced to disk as checkpoints are: a note is of use to running ranks alone.
-            temporary.write_text(json.dumps({"rank": self.rank, "start": self.start} | note, indent=1) + "\n")
+            temporary.write_text(
+                json.dumps({"rank": self.rank, "start": self.start} | note, indent=1) + "\n", encoding="utf-8"
+            )
             os.replace(temporary, path)
         except OSError:
             return False
@@ -48,7 +50,7 @@ class Notes:
         notes: dict[int, Note] = {}
         for rank in sorted(self.ranks()):
             with contextlib.suppress(OSError, ValueError):
-                note = json.loads(self.path(rank).read_text())
+                note = json.loads(self.path(rank).read_text(encoding="utf-8"))
                 if note["start"] == self.start:
                     notes[rank] = note
         return notes

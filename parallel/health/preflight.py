@@ -37,8 +37,17 @@ def check_build_lock() -> None:
 
     if torch.cuda.is_available():
         return  # the op serves CPU ranks alone
-    lock = build_folder(BUILT_AT_START) / "lock"
-    if is_stale(lock) and not _is_prebuilt(BUILT_AT_START):
+    try:
+        lock = build_folder(BUILT_AT_START) / "lock"
+        stale = is_stale(lock)
+    except OSError as error:
+        if not _is_prebuilt(BUILT_AT_START):
+            raise PreflightError(
+                f"DeepSpeed must build {BUILT_AT_START}, and {error.filename} cannot be written: {error.strerror}; set HOME, or "
+                "TORCH_EXTENSIONS_DIR, to a folder that can"
+            ) from error
+        return
+    if stale and not _is_prebuilt(BUILT_AT_START):
         raise PreflightError(
             f"{lock} is left over from a build of DeepSpeed's {BUILT_AT_START} that was killed, and every start would wait for it: "
             f"remove it (rm {lock}) and start again"

@@ -3,26 +3,40 @@
 from __future__ import annotations
 
 import signal
+import time
 
 import torch
 import torch.distributed as dist
 
 from parallel.mesh import Mesh
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+ECHO_S = 5.0
+"""Launchers and batch systems pass on a signal that every process of the group has got already."""
+
 
 class StopSignal:
-    """SIGTERM or SIGINT asks for a save at the end of the step; a second one ends at once."""
+    """SIGTERM, SIGINT or SIGHUP asks for a save at the end of the step; once more after ECHO_S ends at once.
+
+    A signal that was ignored when the program began stays so: `nohup` says by it that the terminal may go.
+    """
 
     def __init__(self) -> None:
-        self.requested = False
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._on_signal)
+        self._first: float | None = None
+        for number in SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._on_signal)
+
+    @property
+    def requested(self) -> bool:
+        return self._first is not None
 
     def _on_signal(self, number: int, frame: object) -> None:
-        if self.requested:
+        if self._first is None:
+            self._first = time.monotonic()
+        elif time.monotonic() - self._first > ECHO_S:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
-        self.requested = True
 
 
 def any_rank(flags: tuple[bool, ...], mesh: Mesh) -> tuple[bool, ...]:

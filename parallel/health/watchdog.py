@@ -105,7 +105,7 @@ class Watchdog:
         ]
         print("\n".join(lines), file=sys.stderr, flush=True)
         _dump_stacks(sys.stderr)
-        with stacks.open("w") as file:
+        with stacks.open("w", encoding="utf-8") as file:
             _dump_stacks(file)
 
 

@@ -36,7 +36,7 @@ def expected(i: int) -> list[int]:
 @pytest.fixture
 def loans() -> Iterator[Iterator[Loan]]:
     with within(120):
-        yield iter(loader_of(Counting(), 2, Lender()))
+        yield loader_of(Counting(), 2, Lender())
 
 
 def test_every_item_comes_through_and_few_pieces_do_for_all(loans):

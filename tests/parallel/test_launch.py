@@ -1,0 +1,102 @@
+"""What launchers say, what is left over of them, and ports that are taken."""
+
+from __future__ import annotations
+
+import socket
+import tempfile
+
+import pytest
+
+from parallel.launch import PreflightError, check_launch, check_port
+
+NAMES = (
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "SLURM_PROCID",
+    "TORCHELASTIC_USE_AGENT_STORE",
+)
+TWO = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    for name in NAMES:
+        monkeypatch.delenv(name, raising=False)
+
+    def set_all(**variables: str) -> None:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+
+    return set_all
+
+
+@pytest.mark.parametrize(
+    "variables", [{}, {"RANK": "", "WORLD_SIZE": ""}, {"RANK": "0", "WORLD_SIZE": "1"}, {**TWO, "MASTER_PORT": "29501"}]
+)
+def test_a_start_passes(variables, launched):
+    launched(**variables)
+    check_launch()
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"RANK": "1"}, "RANK=1 is not below WORLD_SIZE=1"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK=2 is not below WORLD_SIZE=2"),
+        ({"WORLD_SIZE": "0"}, "RANK=0 is not below WORLD_SIZE=0"),
+        ({"RANK": "one"}, "RANK=one is no number"),
+        ({"WORLD_SIZE": "-1"}, "WORLD_SIZE=-1 is no number"),
+        ({"LOCAL_RANK": "1.0"}, "LOCAL_RANK=1.0 is no number"),
+        ({**TWO, "MASTER_PORT": "http"}, "MASTER_PORT=http is no number"),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "WORLD_SIZE=2, but no MASTER_ADDR and MASTER_PORT to meet at"),
+        (TWO, "WORLD_SIZE=2, but no MASTER_ADDR and MASTER_PORT to meet at"),
+    ],
+)
+def test_what_is_left_over_of_another_start_is_named(variables, said, launched):
+    launched(**variables)
+    with pytest.raises(PreflightError) as caught:
+        check_launch()
+    assert str(caught.value).startswith(said) and "unset RANK WORLD_SIZE" in str(caught.value)
+
+
+def test_a_folder_of_temporary_files_that_is_too_long_for_sockets(launched, monkeypatch):
+    for length, passes in ((75, True), (76, False)):
+        monkeypatch.setattr(tempfile, "tempdir", "/" + "t" * (length - 1))
+        if passes:
+            check_launch()
+        else:
+            with pytest.raises(
+                PreflightError, match=r"TMPDIR=/t+ is too long .* at most 75 characters, as TMPDIR=/tmp"
+            ):
+                check_launch()
+
+
+def test_a_locale_that_torch_cannot_be_loaded_in(launched, monkeypatch):
+    monkeypatch.setattr("locale.getpreferredencoding", lambda do_setlocale: "ANSI_X3.4-1968")
+    with pytest.raises(PreflightError, match="set PYTHONUTF8=1"):
+        check_launch()
+
+
+def test_a_port_that_is_taken_is_named_with_the_options(launched):
+    with socket.create_server(("", 0)) as server:
+        port = server.getsockname()[1]
+        launched(**TWO, MASTER_PORT=str(port))
+        with pytest.raises(
+            PreflightError, match=f"port {port} is taken.*--master_port={port + 1}.*MASTER_PORT={port + 1}"
+        ):
+            check_port()
+        launched(RANK="1")
+        check_port()  # it is the first rank that listens
+        launched(RANK="0", TORCHELASTIC_USE_AGENT_STORE="True")
+        check_port()  # torchrun listens
+    launched(TORCHELASTIC_USE_AGENT_STORE="False")
+    check_port()
+
+
+def test_a_port_that_is_none(launched):
+    launched(**TWO, MASTER_PORT="80000")
+    with pytest.raises(PreflightError, match="MASTER_PORT=80000 is no port"):
+        check_port()
