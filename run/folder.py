@@ -21,7 +21,8 @@ CONFIG, VOCABULARY = "config.yaml", "vocabulary.json"
 def write_run_files(run: RunConfig, vocabulary: Vocabulary) -> None:
     run.folder.mkdir(parents=True, exist_ok=True)
     write_atomically(run.folder / CONFIG, dump_config(run))
-    write_atomically(run.folder / VOCABULARY, json.dumps(vocabulary.clip_ids))
+    content = {"words": vocabulary.clip_ids[: vocabulary.num_words], "spells": vocabulary.num_spelling > 0}
+    write_atomically(run.folder / VOCABULARY, json.dumps(content))
 
 
 def read_run(folder: Path) -> tuple[RunConfig, Vocabulary]:
@@ -29,4 +30,17 @@ def read_run(folder: Path) -> tuple[RunConfig, Vocabulary]:
     path = folder / VOCABULARY
     if not path.is_file():
         raise ConfigError(f"{folder} is not the folder of a run: it has no {VOCABULARY}")
-    return load_config(folder / CONFIG), Vocabulary.restricted(Tokenizer.load(), json.loads(path.read_text()))
+    return load_config(folder / CONFIG), _vocabulary(path)
+
+
+def _vocabulary(path: Path) -> Vocabulary:
+    """Of the stored file; earlier versions stored a list, without bytes to spell with. Raises ConfigError."""
+    try:
+        content = json.loads(path.read_text())
+        words, spells = (content, False) if isinstance(content, list) else (content["words"], content["spells"])
+        make = Vocabulary.restricted if spells else Vocabulary.closed
+        return make(Tokenizer.load(), words)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{path} is damaged ({type(error).__name__}: {error}): copy it from a backup, or start anew"
+        ) from error

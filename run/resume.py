@@ -91,6 +91,12 @@ def check_same_run(run: RunConfig, vocabulary: Vocabulary) -> None:
         difference = _difference(_plain(getattr(old, key)), _plain(getattr(run, key)), key)
         if difference:
             raise ConfigError(f"{run.folder} was started with {difference}: choose another name=, or remove the folder")
+    words, old_words = (v.clip_ids[: v.num_words] for v in (vocabulary, old_vocabulary))
+    if old_words == words and old_vocabulary.size != vocabulary.size:
+        raise ConfigError(
+            f"{run.folder} was started by an earlier version, whose restricted vocabulary cannot spell words that it lacks: it can be "
+            "evaluated; to train, choose another name="
+        )
     if old_vocabulary.clip_ids != vocabulary.clip_ids:
         raise ConfigError(
             f"{run.folder} was started with another vocabulary: the data sets have changed; choose another name="

@@ -15,7 +15,7 @@ from data.text.vocabulary import Vocabulary
 from parallel.checkpoints import CheckpointError
 from run.config_file import load_config
 from run.errors import ConfigError
-from run.folder import write_run_files
+from run.folder import read_run, write_run_files
 from run.resume import Resume, _position, check_same_run
 
 
@@ -114,6 +114,40 @@ def test_another_vocabulary_is_another_run_and_an_empty_folder_is_none(started):
         check_same_run(run, smaller)
     (run.folder / "checkpoints" / "latest").unlink()
     check_same_run(load_config(config, ["model.depth=4"]), smaller)  # nothing to resume yet
+
+
+def test_a_run_of_an_earlier_version_is_read_and_not_gone_on_with(started):
+    config, vocabulary = started
+    run = load_config(config)
+    earlier = Vocabulary.closed(vocabulary.tokenizer, vocabulary.clip_ids[: vocabulary.num_words])
+    (run.folder / "vocabulary.json").write_text(json.dumps(earlier.clip_ids))
+    read = read_run(run.folder)[1]
+    assert (read.clip_ids, read.num_candidates) == (earlier.clip_ids, vocabulary.num_candidates)
+    with pytest.raises(ConfigError, match=r"earlier version.*can be evaluated; to train, choose another name"):
+        check_same_run(run, vocabulary)
+
+
+def test_the_vocabulary_of_a_run_comes_back(started):
+    config, vocabulary = started
+    run = load_config(config)
+    for kept in (
+        vocabulary,
+        Vocabulary.full(vocabulary.tokenizer),
+        Vocabulary.closed(vocabulary.tokenizer, [320, 736]),
+    ):
+        write_run_files(run, kept)
+        read = read_run(run.folder)[1]
+        assert (read.clip_ids, read.num_words) == (kept.clip_ids, kept.num_words)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "{}", '{"words": 3, "spells": true}', '{"words": ["a"], "spells": true}', "7", "null"]
+)
+def test_a_damaged_vocabulary_is_named(started, content):
+    run = load_config(started[0])
+    (run.folder / "vocabulary.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"vocabulary\.json is damaged"):
+        read_run(run.folder)
 
 
 def test_initial_weights_are_taken_once(config, tmp_path, monkeypatch):
