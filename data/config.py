@@ -54,7 +54,7 @@ class TaskConfig:
     frame_sampling   segment: a random point of each of equal segments; uniform: the same random point of all of them; stride:
                      frames `frame_stride` seconds apart from a random start. Evaluation takes the centres, or the middle window
     frame_stride     seconds
-    mask_rate        share of words masked (masked text)
+    mask_rate        share of words masked (masked text), never all; of letters in scripts without spaces
     mask_shares      of masked words: share that becomes <SPE>, share that becomes a random word; the rest stays
     candidates       local: a micro-batch is compared with its own candidates alone. sharded: class names or the whole vocabulary,
                      of which each data rank encodes a part. global: retrieval among the pairs of all data ranks. The last
@@ -134,7 +134,7 @@ class TaskConfig:
 class DataConfig:
     """What is streamed and how.
 
-    vocabulary         full: all 49,411 CLIP tokens; restricted: the tokens that the data sets' texts use
+    vocabulary         full: all 49,411 CLIP tokens; restricted: those that training texts use, and bytes that spell others
     vocabulary_sample  candidates of a step that score the vocabulary: the batch's own words and random others, their
                        weights corrected so that the softmax is unbiased; 0 = every word
     word_end           a word of the vocabulary is encoded with end-of-text after it, as the public code does

@@ -91,6 +91,11 @@ def encode_rows(evaluation: Evaluation, sequences: Sequences) -> Tensor:
     return torch.cat(parts)
 
 
+def encode_spelling(evaluation: Evaluation) -> Tensor:
+    """Features [bytes, W] of the candidates after those of encode_vocabulary. By themselves, so that those stay as they are."""
+    return encode_rows(evaluation, evaluation.source.task.words.spelling)  # type: ignore[attr-defined]
+
+
 def encode_vocabulary(evaluation: Evaluation) -> tuple[Tensor, Tensor]:
     """(words_CD features of every word and end-of-text, tokens_C the token of each)."""
     vocabulary = evaluation.source.task.vocabulary

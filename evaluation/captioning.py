@@ -7,24 +7,36 @@ import itertools
 import torch
 
 from data.attributes import CAPTION_TEXT
+from data.text.words import words_of
 from evaluation.base import Evaluation, Metrics, encode_vocabulary
-from evaluation.cider import cider_d, words_of
+from evaluation.cider import cider_d
 from model.generate import Words, beam_search
 
 
 @torch.no_grad()
 def evaluate(evaluation: Evaluation) -> Metrics:
     """cider in [0, 10]; shuffled_cider is the same captions against the references of other images: what a model that
-    ignores the image can reach; exact: share of captions equal to one of the references."""
-    captions, references = generate(evaluation)
+    ignores the image can reach; exact: share of captions with the words of one of the references.
+
+    References are scored as the tokenizer gives them back, since no caption can be nearer: words are then those of the reference
+    itself but for what the tokenizer cannot keep (spaces between the letters of scripts with combining marks, for one).
+    """
+    vocabulary = evaluation.source.task.vocabulary
+    captions, texts = generate(evaluation)
+    references = [[vocabulary.copied(text) for text in of_sample] for of_sample in texts]
     shifted = references[1:] + references[:1]
-    exact = [words_of(c) in [words_of(r) for r in refs] for c, refs in zip(captions, references, strict=True)]
+    exact = [_key(c) in map(_key, refs) for c, refs in zip(captions, references, strict=True)]
     return {
         "cider": cider_d(captions, references),
         "shuffled_cider": cider_d(captions, shifted),
         "exact": sum(exact) / len(exact),
         "samples": len(captions),
     }
+
+
+def _key(caption: str) -> list[str] | str:
+    """What two equal captions have in common; of punctuation alone there are no words."""
+    return words_of(caption) or caption.strip()
 
 
 def generate(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:

@@ -1,25 +1,22 @@
 """CIDEr-D: agreement of captions with several references, by TF-IDF weighted n-grams (Vedantam et al., 2015).
 
 Documents are the reference sets of the evaluated images. Values lie in [0, 10]; reports usually show them times 100.
-Words are lower-cased and split at white space with punctuation removed; no stemming, as in the common implementation.
+Words are those of data/text/words.py: the Penn Treebank's for English, as in the common implementation. No stemming.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Sequence
+
+from data.text.words import words_of
 
 MAX_N = 4
 SIGMA = 6.0
 """Width of the Gaussian penalty on the difference of lengths."""
 
 NGrams = Counter[tuple[str, ...]]
-
-
-def words_of(caption: str) -> list[str]:
-    return re.findall(r"[a-z0-9']+", caption.lower())
 
 
 def cider_d(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> float:

@@ -1,4 +1,8 @@
-"""Masked text: accuracy and loss over the whole vocabulary, beside what the word frequencies alone would give."""
+"""Masked text: accuracy and loss over the whole vocabulary, beside what the word frequencies alone would give.
+
+Words that no training text has are scored, too, by the bytes that spell them: these compete with the whole vocabulary and all other
+bytes. Known words compete with known words alone, so their scores do not depend on what else is in the texts.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from collections import Counter
 import torch
 from torch.nn.functional import cross_entropy
 
-from evaluation.base import Evaluation, Metrics, encode_vocabulary
+from evaluation.base import Evaluation, Metrics, encode_spelling, encode_vocabulary
 
 
 @torch.no_grad()
@@ -18,17 +22,29 @@ def evaluate(evaluation: Evaluation) -> Metrics:
     unigram_loss      the loss of the training text's word frequencies (one added to each count): a model without context
     unigram_entropy   the entropy of the training text's word frequencies
     majority          the accuracy of always answering the most frequent masked token
+    spelled_tokens    of the masked tokens, those that are bytes of words which no training text has
     """
     objective, task = evaluation.objective, evaluation.source.task
+    vocabulary = task.vocabulary
     words_CD, _ = encode_vocabulary(evaluation)
+    known = words_CD.shape[0]
+    bytes_CD: torch.Tensor | None = None
     parts: list[tuple[float, int, Counter[int]]] = []
     for examples, valid_B in evaluation.batches():
         batch = task.batch(examples, None).to(evaluation.device)
         features_QD, _ = objective.encode(batch.inputs, batch.read_Q2, task=evaluation.source.name)
         logits_QC = objective.logits(features_QD, words_CD, batch.temperature)
         counted_Q = valid_B.to(evaluation.device)[batch.read_Q2[:, 0]]
-        loss_Q = cross_entropy(logits_QC, batch.labels_Q, reduction="none") * counted_Q
-        right_Q = (logits_QC.argmax(dim=1) == batch.labels_Q) & counted_Q
+        spelled_Q = batch.labels_Q >= known
+        loss_Q = cross_entropy(logits_QC, batch.labels_Q.where(~spelled_Q, 0), reduction="none")
+        best_Q = logits_QC.argmax(dim=1)
+        if spelled_Q.any():
+            bytes_CD = encode_spelling(evaluation) if bytes_CD is None else bytes_CD
+            spelling_QC = objective.logits(features_QD[spelled_Q], bytes_CD, batch.temperature)
+            logits_QC = torch.cat([logits_QC[spelled_Q], spelling_QC], dim=1)
+            loss_Q[spelled_Q] = cross_entropy(logits_QC, batch.labels_Q[spelled_Q], reduction="none")
+            best_Q[spelled_Q] = logits_QC.argmax(dim=1)
+        loss_Q, right_Q = loss_Q * counted_Q, (best_Q == batch.labels_Q) & counted_Q
         parts.append((float(loss_Q.sum()), int(right_Q.sum()), Counter(batch.labels_Q[counted_Q].tolist())))
     losses, rights, labels = zip(*evaluation.gathered(parts), strict=True)
     loss, right = sum(losses), sum(rights)
@@ -36,17 +52,22 @@ def evaluate(evaluation: Evaluation) -> Metrics:
     total = counts.total()
     own: Counter[int] = Counter()
     for example in evaluation.training_examples():
-        own.update(example.original_tokens)
+        own.update(map(vocabulary.candidate, example.original_tokens))
     # In the order of tokens, so that sums are those of a single rank to the last bit.
     seen = Counter(dict(sorted(sum(evaluation.of_all_ranks(own), Counter()).items())))
     frequencies = torch.tensor(list(seen.values()), dtype=torch.float64) / seen.total()
-    smoothed = seen.total() + words_CD.shape[0]
+
+    def surprise(token: int) -> float:
+        candidates = known if token < known else known + vocabulary.num_spelling
+        return -math.log((seen[token] + 1) / (seen.total() + candidates))
+
     return {
         "accuracy": right / total,
         "majority": max(counts.values()) / total,
-        "chance": 1 / words_CD.shape[0],
+        "chance": 1 / known,
         "loss": loss / total,
-        "unigram_loss": -sum(n * math.log((seen[token] + 1) / smoothed) for token, n in counts.items()) / total,
+        "unigram_loss": sum(n * surprise(token) for token, n in counts.items()) / total,
         "unigram_entropy": float(-(frequencies * frequencies.log()).sum()),
         "tokens": total,
+        "spelled_tokens": sum(n for token, n in counts.items() if token >= known),
     }

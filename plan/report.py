@@ -13,7 +13,7 @@ from typing import Any
 
 from plan.activations import Activations, activations_of, exchange_buffers
 from plan.memory import Amounts, Degrees, Precision, optimizer_of, parameters_of, precision_of, reduction_of
-from plan.tasks import TaskLoad, shares_of, task_loads, vocabulary_size_of
+from plan.tasks import TaskLoad, shares_of, task_loads, vocabulary_size_of, word_candidates_of
 from plan.traffic import (
     Collective,
     candidates_traffic,
@@ -93,7 +93,7 @@ def plan(run: RunConfig, world: int, device_memory_gib: float = 80.0) -> Plan:
     layout = layout_of(run, world)
     vocabulary_size, note = vocabulary_size_of(run)
     shares, shares_note = shares_of(run)
-    tasks = task_loads(run, vocabulary_size, shares)
+    tasks = task_loads(run, word_candidates_of(run), shares)
     memory = memory_of(run, layout, precision, tasks, vocabulary_size)
     notes = [text for text in (note, shares_note) if text]
     unknown = [task.name for task in tasks if not task.counted]

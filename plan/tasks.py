@@ -64,11 +64,11 @@ class TaskLoad:
         return inputs, candidates
 
 
-def task_loads(run: RunConfig, vocabulary_size: int, shares: tuple[float, ...]) -> tuple[TaskLoad, ...]:
+def task_loads(run: RunConfig, word_candidates: int, shares: tuple[float, ...]) -> tuple[TaskLoad, ...]:
     """shares: of the tasks among the micro-batches."""
     loads = []
     for task, share in zip(run.data.tasks, shares, strict=True):
-        cost = task_cost(task, run.model, vocabulary_size, run.data.word_end)
+        cost = task_cost(task, run.model, word_candidates, run.data.word_end)
         answers = kind_of(task).answers
         number = compared_candidates(task, cost, run.data.vocabulary_sample)
         rows = cost.rows
@@ -104,6 +104,16 @@ def vocabulary_size_of(run: RunConfig) -> tuple[int, str]:
         return read_vocabulary(run.data).size, ""
     except (DatasetError, VocabularyFileError):
         return FULL_VOCABULARY, "vocabulary: the whole one, as the data sets that restrict it are not there"
+
+
+def word_candidates_of(run: RunConfig) -> int:
+    """Words that masked text and captions are compared with; a restricted vocabulary has bytes besides."""
+    if run.data.vocabulary != "full":
+        try:
+            return read_vocabulary(run.data).num_candidates
+        except (DatasetError, VocabularyFileError):
+            pass
+    return FULL_VOCABULARY
 
 
 def towers_of(

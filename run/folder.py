@@ -25,7 +25,8 @@ CONFIG, VOCABULARY = "config.yaml", "vocabulary.json"
 def write_run_files(run: RunConfig, vocabulary: Vocabulary) -> None:
     run.folder.mkdir(parents=True, exist_ok=True)
     write_atomically(run.folder / CONFIG, dump_config(with_absolute(run)))
-    write_atomically(run.folder / VOCABULARY, json.dumps(vocabulary.clip_ids))
+    content = {"words": vocabulary.clip_ids[: vocabulary.num_words], "spells": vocabulary.num_spelling > 0}
+    write_atomically(run.folder / VOCABULARY, json.dumps(content))
 
 
 def read_run(folder: Path, overrides: Sequence[str] = ()) -> tuple[RunConfig, Vocabulary]:
@@ -38,11 +39,17 @@ def read_run(folder: Path, overrides: Sequence[str] = ()) -> tuple[RunConfig, Vo
     path = folder / VOCABULARY
     if not path.is_file():
         raise ConfigError(f"{folder} is not the folder of a run: it has no {VOCABULARY}")
+    return load_config(folder / CONFIG, overrides), _vocabulary(path)
+
+
+def _vocabulary(path: Path) -> Vocabulary:
+    """Of the stored file; earlier versions stored a list, without bytes to spell with. Raises ConfigError."""
     try:
-        clip_ids = read_json(path.read_bytes())
-    except (OSError, TextError) as error:
-        raise ConfigError(f"{path}: {error}") from error
-    tokenizer = Tokenizer.load()
-    if not isinstance(clip_ids, list) or not all(type(i) is int and 0 <= i < tokenizer.vocab_size for i in clip_ids):
-        raise ConfigError(f"{path}: not a list of token numbers below {tokenizer.vocab_size:,}: take it from a copy")
-    return load_config(folder / CONFIG, overrides), Vocabulary.restricted(tokenizer, clip_ids)
+        content = read_json(path.read_bytes())
+        words, spells = (content, False) if isinstance(content, list) else (content["words"], content["spells"])
+        make = Vocabulary.restricted if spells else Vocabulary.closed
+        return make(Tokenizer.load(), words)
+    except (OSError, TextError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{path} is damaged ({type(error).__name__}: {error}): copy it from a backup, or start anew"
+        ) from error

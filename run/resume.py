@@ -84,6 +84,12 @@ def earlier_start(run: RunConfig, vocabulary: Vocabulary) -> RunConfig | None:
         return None
     old, old_vocabulary = read_run(run.folder)
     check_changes(old, run)
+    words, old_words = (v.clip_ids[: v.num_words] for v in (vocabulary, old_vocabulary))
+    if old_words == words and old_vocabulary.size != vocabulary.size:
+        raise ConfigError(
+            f"{run.folder} was started by an earlier version, whose restricted vocabulary cannot spell words that it lacks: it can be "
+            "evaluated; to train, choose another name="
+        )
     if old_vocabulary.clip_ids != vocabulary.clip_ids:
         raise ConfigError(
             f"{run.folder} was started with another vocabulary: the data sets have changed; choose another name="

@@ -44,7 +44,7 @@ DATA_ALLOWED = {
     "data.workers": set(),
     "data.text": set(),
     "data.shards": {"data.transport"},
-    "data.decode": {"data.config", "data.shards"},
+    "data.decode": {"data.config", "data.shards", "data.text"},
     "data.visual": {"data.config", "data.batch"},
     "data.tasks": {*DATA_BASE, "data.decode", "data.shards", "data.text", "data.transport", "data.visual"},
     "data.stream": {*DATA_BASE, "data.shards", "data.tasks", "data.text", "data.transport", "data.workers"},

@@ -6,10 +6,11 @@ import json
 from typing import Any
 
 from data.shards.errors import BadSample
+from data.text.words import has_word
 
 
 def decode_text(data: bytes | str, max_bytes: int = 1 << 20) -> str:
-    """UTF-8 to text without white space around it. Raises BadSample; the empty text is one, too."""
+    """UTF-8 to text without white space around it. Raises BadSample, also for a text in which nothing can be seen (`&nbsp;`)."""
     if len(data) > max_bytes:
         raise BadSample(f"text of {len(data)} bytes, more than the limit of {max_bytes}")
     try:
@@ -18,6 +19,8 @@ def decode_text(data: bytes | str, max_bytes: int = 1 << 20) -> str:
         raise BadSample(f"text is not valid UTF-8: {error}") from error
     if not text:
         raise BadSample("the text is empty")
+    if not has_word(text):
+        raise BadSample(f"the text {text[:20]!a} has no word")
     return text
 
 

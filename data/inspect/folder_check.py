@@ -12,12 +12,13 @@ import numpy as np
 from data.inspect.problems import Problem, shown, tokenizer
 from data.inspect.shard_check import ShardReport
 from data.inspect.targets import ShardFile, Target, open_shard
-from data.shards import DatasetError, DatasetInfo
+from data.shards import DatasetError, DatasetInfo, is_trained_on
 from data.shards.errors import BadSample
 from data.shards.files import INFO_FILE, list_name
 from data.shards.lists import parse_list
 from data.shards.ranges import load_ranges
 from data.text.tokenizer import END_OF_TEXT
+from data.text.words import has_word
 
 Reports = dict[ShardFile, ShardReport]
 
@@ -43,7 +44,7 @@ def _check_info(target: Target, reports: Reports, whole: bool) -> Iterator[Probl
             says = f"{claimed.samples} samples in {claimed.shards} shards"
             yield Problem("error", where, f"split {split} has {says}; found {samples} in {len(shards)}")
         yield from _check_list(Path(target.name) / list_name(split), shards, reports)
-    yield from _check_names(target.info, where, list(reports.values()), whole)
+    yield from _check_names(target.info, where, reports, whole)
 
 
 def _check_list(path: Path, shards: Sequence[ShardFile], reports: Reports) -> Iterator[Problem]:
@@ -62,13 +63,12 @@ def _check_list(path: Path, shards: Sequence[ShardFile], reports: Reports) -> It
             yield Problem("error", str(path), f"{says}; remove it, or make it anew with `python -m data.shards`")
 
 
-def _check_names(info: DatasetInfo, where: str, reports: Sequence[ShardReport], whole: bool) -> Iterator[Problem]:
+def _check_names(info: DatasetInfo, where: str, reports: Reports, whole: bool) -> Iterator[Problem]:
     """Class names, and the token ids of the folder."""
     named: set[int] = set()
     for name in itertools.chain(info.classes, *info.synonyms):
-        token_ids = set(tokenizer().encode(name))
-        named |= token_ids
-        if not token_ids:
+        named |= set(tokenizer().encode(name))
+        if not has_word(name):
             yield Problem("error", where, f"the class name {name!r} has no word")
     missing = (named | {END_OF_TEXT}) - set(info.token_ids)
     if missing:
@@ -79,10 +79,11 @@ def _check_names(info: DatasetInfo, where: str, reports: Sequence[ShardReport], 
             "error", where, f"token_ids are not sorted ids of CLIP, each once{f': {wrong[0]}' if wrong else ''}"
         )
     unused = set(info.token_ids) - named - {END_OF_TEXT} - set(wrong)
-    unused = unused.difference(*(report.token_ids for report in reports))
+    trained = [report for shard, report in reports.items() if is_trained_on(shard.split, info.splits)]
+    unused = unused.difference(*(report.token_ids for report in trained))
     # Texts that could not be read may have them.
-    if whole and unused and not any(report.num_errors for report in reports):
-        yield Problem("warning", where, f"{len(unused)} token_ids are in no text: {shown(unused)}")
+    if whole and unused and not any(report.num_errors for report in trained):
+        yield Problem("warning", where, f"{len(unused)} token_ids are in no text of training: {shown(unused)}")
 
 
 def _check_keys(target: Target, reports: Reports, limit: int) -> Iterator[Problem]:

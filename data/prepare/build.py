@@ -15,8 +15,17 @@ from tqdm import tqdm
 
 from data.prepare.progress import PROGRESS_FILE, SUMMARY_FILE, Done, Plan, Work, shard_path
 from data.prepare.source import Failure, Item, PublicSet, ShardJob, SplitJobs, is_text, key_of
-from data.shards import DatasetError, DatasetInfo, SplitInfo, write_info, write_shard, write_shard_list
+from data.shards import (
+    DatasetError,
+    DatasetInfo,
+    SplitInfo,
+    is_trained_on,
+    write_info,
+    write_shard,
+    write_shard_list,
+)
 from data.text.tokenizer import END_OF_TEXT, Tokenizer
+from data.text.words import has_word
 from data.workers.pool import Died, each
 
 EXAMPLES = 3
@@ -82,6 +91,9 @@ def make_shard(out: Path, split: str, number: int, job: ShardJob) -> Done:
             if not all(is_text(text) for text in _texts_of(item)):
                 add_failures(failures, "text that cannot be written as UTF-8", 1, [item.name])
                 continue
+            if not all(map(has_word, item.texts)):
+                add_failures(failures, "a text without a word", 1, [item.name])
+                continue
             for text in item.texts:
                 token_ids.update(_tokenizer().encode(text))
             samples += 1
@@ -126,7 +138,8 @@ def _finish(work: Work, source: PublicSet, plan: Plan, counts: dict[str, int], s
             add_failures(failures, failure.reason, 1, [failure.name])
         shards = [work.done[split, number] for number in range(counts[split])]
         for done in shards:
-            token_ids.update(done.token_ids)
+            if is_trained_on(split, source.splits):
+                token_ids.update(done.token_ids)
             for reason, (count, examples) in done.failures.items():
                 add_failures(failures, reason, count, examples)
         samples = sum(done.samples for done in shards)

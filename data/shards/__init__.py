@@ -13,7 +13,7 @@ be URLs, and shards anything that data/transport can fetch.
 
 from data.shards.errors import BadSample, BadShard, DatasetError
 from data.shards.files import clear_dataset
-from data.shards.info import DatasetInfo, SplitInfo, is_complete, read_info, write_info
+from data.shards.info import DatasetInfo, SplitInfo, is_complete, is_trained_on, read_info, write_info
 from data.shards.lists import ShardList, write_shard_list
 from data.shards.reading import ShardSet
 from data.shards.writing import write_shard, write_shards
@@ -28,6 +28,7 @@ __all__ = [
     "SplitInfo",
     "clear_dataset",
     "is_complete",
+    "is_trained_on",
     "read_info",
     "write_info",
     "write_shard",

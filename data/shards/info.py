@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +15,7 @@ from data.shards.files import INFO_FILE, replacing
 from data.transport import FetchError, join, read_small, shown
 
 MAX_INFO_BYTES = 256 << 20
+TRAINING_SPLIT = "train"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +30,8 @@ class DatasetInfo:
 
     classes    names in the order of the `cls` member; empty for kinds without classes
     synonyms   more names of each class, in the order of `classes`; empty: none has more. Training draws one at random
-    token_ids  sorted CLIP ids of all texts of all splits (class names, captions, sentences), and END_OF_TEXT
+    token_ids  sorted CLIP ids of the class names and of the texts (captions, sentences) that training may see, and END_OF_TEXT; see
+               `is_trained_on`
     """
 
     __pydantic_config__ = pydantic.ConfigDict(extra="forbid", strict=True)
@@ -47,6 +50,12 @@ class DatasetInfo:
             raise ValueError(f"synonyms of {len(self.synonyms)} classes, but there are {len(self.classes)}")
         if len(set(self.classes)) != len(self.classes):
             raise ValueError(f"two classes have the same name among {list(self.classes)}")
+
+
+def is_trained_on(split: str, splits: Iterable[str]) -> bool:
+    """Whether words of the split are words of the vocabulary. A vocabulary that knew the texts of evaluation would hide how a model
+    does on new ones. A data set without a split train is trained on as a whole."""
+    return split == TRAINING_SPLIT or TRAINING_SPLIT not in splits
 
 
 def read_info(directory: Path | str) -> DatasetInfo:

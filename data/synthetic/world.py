@@ -28,6 +28,7 @@ from data.shards import (
     SplitInfo,
     clear_dataset,
     is_complete,
+    is_trained_on,
     write_info,
     write_shards,
 )
@@ -78,7 +79,9 @@ def write_demo_world(out: Path | str, seed: int, size: WorldSize) -> None:
         for split_number, split in enumerate(SPLITS):
             count = size.samples(name, split)
             samples = make(split == "heldout", count, np.random.default_rng([seed, number, split_number]))
-            shards = write_shards(folder, split, _numbered(samples, texts))
+            # The vocabulary is that of training; the other splits are there to show what is made of new samples.
+            kept = texts if is_trained_on(split, SPLITS) else set()
+            shards = write_shards(folder, split, _numbered(samples, kept))
             splits[split] = SplitInfo(samples=count, shards=len(shards))
         kind, classes = _KINDS[name]
         ids = {END_OF_TEXT}.union(*(tokenizer.encode(text) for text in [*texts, *classes]))

@@ -23,6 +23,7 @@ from data.shards.errors import BadSample
 from data.tasks.candidates import WordCandidates
 from data.tasks.segments import visual_segment
 from data.text.vocabulary import Vocabulary
+from data.text.words import has_word
 from data.visual.augment import rand_augment, random_erase
 from data.visual.transform import patchify, spatial_transform
 
@@ -239,13 +240,16 @@ def label_of(sample: Sample, info: DatasetInfo) -> int:
 
 
 def captions_of(sample: Sample) -> list[str]:
-    """All captions of a sample: `json` {"captions": [...]} or `txt`."""
+    """The captions of a sample, `json` {"captions": [...]} or `txt`; those without a word are left out where there are others."""
     if "txt" in sample:
         return [decode_text(sample["txt"])]
     captions = decode_json(sample["json"]).get("captions") if "json" in sample else None
-    if not isinstance(captions, list) or not captions or not all(isinstance(c, str) and c.strip() for c in captions):
-        raise BadSample('no caption: needs txt, or json with a list "captions" of non-empty strings')
-    return captions
+    if not isinstance(captions, list) or not all(caption is None or isinstance(caption, str) for caption in captions):
+        raise BadSample('no caption: needs txt, or json with a list "captions" of strings')
+    kept = [caption for caption in captions if caption and has_word(caption)]
+    if not kept:
+        raise BadSample(f"no caption: none of the {len(captions)} in json has a word")
+    return kept
 
 
 def _first(sample: Sample, keys: tuple[str, ...]) -> bytes:

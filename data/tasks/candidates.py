@@ -35,7 +35,7 @@ class WordTargets:
 
 
 class WordCandidates:
-    """The vocabulary as candidates. The set of all words is built once and kept.
+    """The vocabulary as candidates. The set of all words is built once and kept, and so are the bytes that spell others.
 
     word_end: a word is encoded with end-of-text after it.
     """
@@ -48,8 +48,18 @@ class WordCandidates:
         """Every word of the vocabulary and end-of-text, in candidate order."""
         return self._of(np.arange(self.vocabulary.num_candidates))
 
+    @functools.cached_property
+    def spelling(self) -> Sequences:
+        """The bytes that are no words, in candidate order."""
+        first = self.vocabulary.num_candidates
+        return self._of(np.arange(first, first + self.vocabulary.num_spelling))
+
+    @functools.cached_property
+    def with_spelling(self) -> Sequences:
+        return self._of(np.arange(self.vocabulary.num_candidates + self.vocabulary.num_spelling))
+
     def targets(self, token_ids: Sequence[int], sample: int, generator: np.random.Generator) -> WordTargets:
-        """Candidates for read-outs that mean `token_ids`.
+        """Candidates for read-outs that mean `token_ids`: every word, and every byte too if one of them is a byte that is no word.
 
         With 0 < sample < vocabulary: the distinct words of the batch, and words drawn at random up to `sample` in all. A drawn
         word stands for 1 / rate words of the vocabulary, which makes the sum over candidates an unbiased estimate of the
@@ -64,7 +74,8 @@ class WordCandidates:
                     f"data.vocabulary_sample={sample} leaves no room beside the {len(own)} words of this batch: raise it or lower "
                     "batch_size"
                 )
-            return WordTargets(self.all, torch.tensor(right, dtype=torch.long), None)
+            candidates = self.all if max(right) < total else self.with_spelling
+            return WordTargets(candidates, torch.tensor(right, dtype=torch.long), None)
         others = np.setdiff1d(np.arange(total), own)
         drawn = generator.choice(others, size=sample - len(own), replace=False)
         index = {candidate: i for i, candidate in enumerate(own)}
@@ -78,6 +89,6 @@ class WordCandidates:
 
     def _of(self, candidates_C: np.ndarray) -> Sequences:
         end = self.vocabulary.end
-        tokens_C = np.where(candidates_C == self.vocabulary.num_candidates - 1, end, candidates_C)
+        tokens_C = np.array([self.vocabulary.candidate_token(c) for c in candidates_C.tolist()], dtype=np.int64)
         columns = [tokens_C, np.full_like(tokens_C, end)] if self.word_end else [tokens_C]
         return Sequences(segments=(equal_text_segment(np.stack(columns, axis=1), WORD_TARGET),))

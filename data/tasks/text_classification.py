@@ -26,6 +26,10 @@ class Templated:
     label: int
 
 
+_LETTERS_OF_A_TOKEN = 64
+"""Twice what the longest has, so that nothing is encoded which would be cut off again and again."""
+
+
 class TextClassification(Task):
     reads = ("text_class",)
     answers = "classes"
@@ -54,6 +58,7 @@ class TextClassification(Task):
         text = decode_text(sample["txt"])
         # The text gives way to the template, so that <spe> and what follows are never cut off.
         limit = self.config.max_text
+        text = " ".join(text.split())[: limit * _LETTERS_OF_A_TOKEN]
         while True:
             before, after = (self._encode(part, text) for part in (self._before, self._after))
             too_long = len(before) + len(after) + 1 - (limit - 1)

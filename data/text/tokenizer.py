@@ -18,14 +18,16 @@ import heapq
 import html
 import importlib.metadata
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import ftfy
 import regex
 
 NUM_MERGES = 48_894
-START_OF_TEXT, END_OF_TEXT, MASK, GEN, SPE = range(512 + NUM_MERGES, 512 + NUM_MERGES + 5)
+NUM_BYTES = 512
+"""The first ids: every byte, and every byte that ends a word."""
+START_OF_TEXT, END_OF_TEXT, MASK, GEN, SPE = range(NUM_BYTES + NUM_MERGES, NUM_BYTES + NUM_MERGES + 5)
 SPECIALS = {
     "<|startoftext|>": START_OF_TEXT,
     "<|endoftext|>": END_OF_TEXT,
@@ -47,6 +49,9 @@ _WORDS = regex.compile(
     regex.IGNORECASE,
 )
 _CACHED_WORDS = 1 << 16
+_MAX_WORD = 4096
+"""Letters. Longer words (base64 in a web page) are merged in parts, so that time grows with their length and no faster, and their
+first tokens take no more time than those of others; no word of a language is as long, and ids of the parts still make one word."""
 
 
 class VocabularyFileError(RuntimeError):
@@ -83,17 +88,26 @@ class Tokenizer:
         """The tokenizer of the installed vocabulary file. Raises VocabularyFileError."""
         return cls(_read_merges(_vocabulary_path()))
 
-    def encode(self, text: str, specials: bool = False) -> list[int]:
-        """Ids of the text, without start or end. Specials written in the text become their ids only if asked for, as the public
-        code has it; else those of their signs: what data says must not be taken for a mark of ours."""
+    def encode(self, text: str, specials: bool = False, limit: int | None = None) -> list[int]:
+        """Ids of the text, without start or end, at most `limit`. Specials written in the text become their ids only if asked for, as
+        the public code has it; else those of their signs: what data says must not be taken for a mark of ours."""
         ids: list[int] = []
-        for word in self.words(text):
-            ids += [SPECIALS[word]] if specials and word in SPECIALS else self._word_ids(word)
-        return ids
+        for match in _WORDS.finditer(cleaned(text)):
+            if limit is not None and len(ids) >= limit:
+                break
+            word = match[0]
+            if specials and word in SPECIALS:
+                ids.append(SPECIALS[word])
+            else:
+                for part in self._parts(word):
+                    ids += part
+                    if limit is not None and len(ids) >= limit:
+                        break
+        return ids if limit is None else ids[:limit]
 
     def words(self, text: str) -> list[str]:
         """The words that the text is cut into after cleaning."""
-        return _WORDS.findall(_clean(text))
+        return _WORDS.findall(cleaned(text))
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of the ids, a space after every word; bytes that are not valid UTF-8 become U+FFFD.
@@ -102,16 +116,24 @@ class Tokenizer:
         """
         text = bytearray()
         for index in ids:
-            if not 0 <= index < self.vocab_size:
-                raise ValueError(f"token id {index} is outside the vocabulary of {self.vocab_size}")
-            unit = self._units[index]
-            if index >= START_OF_TEXT:
-                text += unit.encode()
-                continue
-            ends = unit.endswith(END_OF_WORD)
-            text += bytes(self._bytes[sign] for sign in (unit[: -len(END_OF_WORD)] if ends else unit))
-            text += b" " if ends else b""
+            text += self.bytes_of(index)
+            text += b" " if index < START_OF_TEXT and self.ends_word(index) else b""
         return text.decode("utf-8", errors="replace")
+
+    def bytes_of(self, token_id: int) -> bytes:
+        """What the token stands for. Raises ValueError for an id outside the vocabulary."""
+        if not 0 <= token_id < self.vocab_size:
+            raise ValueError(f"token id {token_id} is outside the vocabulary of {self.vocab_size}")
+        unit = self._units[token_id]
+        if token_id >= START_OF_TEXT:
+            return unit.encode()
+        return bytes(self._bytes[sign] for sign in unit.removesuffix(END_OF_WORD))
+
+    def spelled(self, token_id: int) -> list[int]:
+        """The same as tokens of one byte each; specials have no bytes."""
+        assert token_id < START_OF_TEXT
+        *signs, last = (self._signs[byte] for byte in self.bytes_of(token_id))
+        return [self._ids[unit] for unit in (*signs, last + END_OF_WORD if self.ends_word(token_id) else last)]
 
     def ends_word(self, token_id: int) -> bool:
         """Whether a word ends with this token; specials are words of their own."""
@@ -129,11 +151,20 @@ class Tokenizer:
             inside = not self.ends_word(index)
         return groups
 
-    def _encode_word(self, word: str) -> tuple[int, ...]:
+    def _parts(self, word: str) -> Iterator[tuple[int, ...]]:
+        """Ids of a word, in parts where it is too long."""
+        if len(word) <= _MAX_WORD:
+            yield self._word_ids(word)
+            return
+        for start in range(0, len(word), _MAX_WORD):
+            end = start + _MAX_WORD
+            yield self._word_ids(word[start:end], end >= len(word))
+
+    def _encode_word(self, word: str, ends: bool = True) -> tuple[int, ...]:
         if word in SPECIALS:
             return tuple(index for piece in regex.findall(_PIECES, word) for index in self._encode_word(piece))
         signs = [self._signs[byte] for byte in word.encode("utf-8")]
-        units = _merge_pairs([*signs[:-1], signs[-1] + END_OF_WORD], self._ranks)
+        units = _merge_pairs([*signs[:-1], signs[-1] + END_OF_WORD] if ends else signs, self._ranks)
         return tuple(self._ids[unit] for unit in units)
 
 
@@ -167,7 +198,7 @@ def _merge_pairs(units: list[str], ranks: Mapping[tuple[str, str], int]) -> list
     return [unit for unit in joined if unit is not None]
 
 
-def _clean(text: str) -> str:
+def cleaned(text: str) -> str:
     """Mojibake repaired, HTML entities resolved, white space single, lower case."""
     # Twice: web text is often escaped twice.
     text = _unescaped(_unescaped(ftfy.fix_text(text)))

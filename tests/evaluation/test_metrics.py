@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from evaluation.cider import cider_d, words_of
+from evaluation.cider import cider_d
 from evaluation.retrieval import recalls
 
 
@@ -38,8 +38,27 @@ def test_cider_by_hand():
     assert score == pytest.approx((2.5 * clipped + 2.5) / 2)
 
 
-def test_words():
-    assert words_of("A red circle, isn't it?") == ["a", "red", "circle", "isn't", "it"]
+@pytest.mark.parametrize(
+    "captions",
+    [
+        ["\u4e00\u53ea\u72d7\u5728\u8349\u5730\u4e0a", "\u4e24\u4e2a\u5b69\u5b50"],
+        [
+            "\u0441\u043e\u0431\u0430\u043a\u0430 \u0431\u0435\u0436\u0438\u0442 \u043f\u043e \u0442\u0440\u0430\u0432\u0435",
+            "\u0434\u0432\u043e\u0435 \u0434\u0435\u0442\u0435\u0439",
+        ],
+        ["\u0643\u0644\u0628 \u064a\u062c\u0631\u064a \u0639\u0644\u0649 \u0627\u0644\u0639\u0634\u0628", "\u0637\u0641\u0644\u0627\u0646"],
+        ["ein M\u00e4dchen l\u00e4uft schnell", "zwei Kinder"],
+        ["28 dogs, it's a light-up T-shirt", "two boys"],
+    ],
+    ids=["Chinese", "Russian", "Arabic", "German", "English"],
+)  # fmt: skip
+def test_cider_tells_captions_of_any_script_apart(captions):
+    references = [[caption] for caption in captions]
+    right, wrong = cider_d(captions, references), cider_d(captions[::-1], references)
+    assert right > 4 and wrong < 0.5
+
+
+def test_captions_and_references_are_not_as_many():
     with pytest.raises(ValueError, match="1 candidates for 2"):
         cider_d(["x"], [["x"], ["y"]])
 

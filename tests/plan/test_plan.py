@@ -22,7 +22,7 @@ from parallel.mesh import Mesh
 from plan.activations import activations_of, exchange_buffers
 from plan.memory import Amounts, Degrees, Group, Parameters, Precision, optimizer_of, parameters_of, precision_of
 from plan.report import plan, render
-from plan.tasks import SequenceShape, TaskLoad, sent_copies, shares_of
+from plan.tasks import SequenceShape, TaskLoad, sent_copies, shares_of, vocabulary_size_of, word_candidates_of
 from plan.traffic import (
     THREE_GROUPS,
     Collective,
@@ -531,6 +531,16 @@ def test_shares_by_sizes_are_those_of_the_data_sets(tmp_path):
         write_info(tmp_path / name, info)
     shares, note = shares_of(run)
     assert shares == pytest.approx((0.25, 0.75)) and not note
+
+
+def test_bytes_of_a_restricted_vocabulary_are_rows_and_no_candidates(tmp_path):
+    run = a_run(tiny())
+    task = dataclasses.replace(run.data.tasks[0], path=str(tmp_path))
+    run = dataclasses.replace(run, data=dataclasses.replace(run.data, tasks=(task,), vocabulary="restricted"))
+    info = DatasetInfo(kind="text", classes=(), token_ids=(736, 1746, 49407), splits={"train": SplitInfo(9, 1)})
+    write_info(tmp_path, info)
+    # Two words and end-of-text; 512 bytes and five specials besides.
+    assert word_candidates_of(run) == 3 and vocabulary_size_of(run) == (2 + 512 + 5, "")
 
 
 def test_a_save_beside_the_training_takes_host_memory():

@@ -16,7 +16,7 @@ from parallel.checkpoints import CheckpointError
 from run.changes import told_changes
 from run.config_file import load_config
 from run.errors import ConfigError
-from run.folder import write_run_files
+from run.folder import read_run, write_run_files
 from run.resume import Resume, _position, earlier_start
 
 
@@ -101,6 +101,40 @@ def test_the_same_run_from_another_place(started, tmp_path, monkeypatch):
     again = load_config(config, ["runs=elsewhere", "name=copy", *moved])
     old = earlier_start(again, vocabulary)
     assert old is not None and told_changes(old, again, 3) == []
+
+
+def test_a_run_of_an_earlier_version_is_read_and_not_gone_on_with(started):
+    config, vocabulary = started
+    run = load_config(config)
+    earlier = Vocabulary.closed(vocabulary.tokenizer, vocabulary.clip_ids[: vocabulary.num_words])
+    (run.folder / "vocabulary.json").write_text(json.dumps(earlier.clip_ids))
+    read = read_run(run.folder)[1]
+    assert (read.clip_ids, read.num_candidates) == (earlier.clip_ids, vocabulary.num_candidates)
+    with pytest.raises(ConfigError, match=r"earlier version.*can be evaluated; to train, choose another name"):
+        earlier_start(run, vocabulary)
+
+
+def test_the_vocabulary_of_a_run_comes_back(started):
+    config, vocabulary = started
+    run = load_config(config)
+    for kept in (
+        vocabulary,
+        Vocabulary.full(vocabulary.tokenizer),
+        Vocabulary.closed(vocabulary.tokenizer, [320, 736]),
+    ):
+        write_run_files(run, kept)
+        read = read_run(run.folder)[1]
+        assert (read.clip_ids, read.num_words) == (kept.clip_ids, kept.num_words)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "{}", '{"words": 3, "spells": true}', '{"words": ["a"], "spells": true}', "7", "null"]
+)
+def test_a_damaged_vocabulary_is_named(started, content):
+    run = load_config(started[0])
+    (run.folder / "vocabulary.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"vocabulary\.json is damaged"):
+        read_run(run.folder)
 
 
 def test_initial_weights_are_taken_once(config, tmp_path, monkeypatch):

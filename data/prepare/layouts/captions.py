@@ -23,6 +23,7 @@ from data.prepare.layout import (
 from data.prepare.media import Entry, Medium, Reduction, caption_members, media_splits
 from data.prepare.source import Context, Failure, PublicSet
 from data.shards import DatasetError
+from data.text.words import has_word
 
 
 def captioned(
@@ -37,7 +38,7 @@ def captioned(
     failures = []
     for name, texts in captions.items():
         blob = container.find(name)
-        kept = [text for text in texts if text.strip()]
+        kept = [text for text in texts if has_word(text)]
         if blob is None:
             failures.append(Failure(name, f"not in {container.path.name}"))
         elif not kept:

@@ -13,6 +13,7 @@ from data.prepare.containers import Limits
 from data.prepare.layout import Command, displayed, name_map_argument
 from data.prepare.source import Context, Failure, Item, PublicSet, split_of, take_val
 from data.shards import DatasetError
+from data.text.words import has_word
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +108,7 @@ def read_rows(path: Path, task: GlueTask, limits: Limits) -> Iterator[Row | Fail
         *parts, label = (cells[column].strip() for column in wanted)
         if label not in numbers:
             yield Failure(name, f"label {label[:40]!r}, expected {', '.join(numbers)}")
-        elif not all(parts):
+        elif not all(map(has_word, parts)):
             yield Failure(name, "an empty text")
         else:
             yield Row(name, tuple(parts), numbers[label])

@@ -19,6 +19,7 @@ from data.prepare.layout import Command, given_splits, reduction_arguments, redu
 from data.prepare.media import IMAGE_SUFFIXES, caption_members, checked_image
 from data.prepare.source import Context, Failure, Item, PublicSet, ShardJob, SplitJobs, place_of
 from data.shards import BadSample, DatasetError
+from data.text.words import has_word
 
 MAX_PARQUET_BYTES = 1 << 30
 _KEPT_FIELDS = ("url", "similarity", "sha256", "width", "height")
@@ -135,7 +136,7 @@ class WebShard:
         try:
             facts = decode_json(blobs["json"].read(self.limits.member)) if "json" in blobs else {}
             caption = decode_text(blobs["txt"].read(self.limits.member)) if "txt" in blobs else facts.get("caption")
-            if not isinstance(caption, str) or not caption.strip():
+            if not isinstance(caption, str) or not has_word(caption):
                 return Failure(name, "no caption")
             data, kept = checked_image(
                 blobs[extension].read(self.limits.member), IMAGE_SUFFIXES[f".{extension}"], self.resize

@@ -51,7 +51,7 @@ def write(folder, tokenizer, kind, splits, classes=(), texts=()):
 def pictures(tmp_path, tokenizer):
     """train: k0 k1 | k2 k3, val: k4"""
     folder = tmp_path / "pictures"
-    texts = ["a red dog 0 1 2 3 4"]
+    texts = ["a red dog 0 1 2 3"]
     return write(folder, tokenizer, "image_caption", {"train": captioned(0, 4), "val": captioned(4, 1)}, texts=texts)
 
 
@@ -195,7 +195,7 @@ def shorten_index(path):
         ),
         (
             lambda p: rewrite(p, replaced("k3.json", b'{"captions": ["&nbsp;"]}')),
-            "key 'k3': the text '&nbsp;' has no word",
+            "key 'k3': no caption: none of the 1 in json has a word",
         ),
         (lambda p: rewrite(p, lambda m: [*m, *m[:2]]), "byte 4096 key 'k2': the key comes twice in the split"),
         (no_index_json, "train-000001.tar.index.json is not used"),
@@ -218,6 +218,8 @@ def test_damage_is_named_with_its_place(capsys, pictures, damage, line):
         ("video_class", "mp4", b"\0" * 900, "video of 900 bytes"),
         ("text", "txt", b"\xff\xfe", "text is not valid UTF-8"),
         ("text", "txt", b" \n", "the text is empty"),
+        ("text", "txt", b"&nbsp;", "the text '&nbsp;' has no word"),
+        ("text", "txt", "\u200b".encode(), r"the text '\u200b' has no word"),
     ],
 )
 def test_bad_members_of_other_kinds(capsys, tmp_path, tokenizer, kind, member, content, reason):
@@ -255,6 +257,27 @@ def test_dataset_json_that_says_otherwise(capsys, pictures, changes, reason):
     assert any("dataset.json: " in line and reason in line for line in lines), lines
 
 
+def test_words_of_evaluation_need_not_be_in_dataset_json_and_those_of_training_must(capsys, tmp_path, tokenizer):
+    splits = {"train": captioned(0, 2), "val": captioned(7, 2)}
+    sound = write(tmp_path / "sound", tokenizer, "image_caption", splits, texts=["a red dog 0 1"])
+    assert lint(capsys, sound)[:2] == (0, ["4 samples in 2 shards: 0 errors, 0 warnings"])
+    # As earlier versions had it: words of evaluation are words of the vocabulary.
+    earlier = write(tmp_path / "earlier", tokenizer, "image_caption", splits, texts=["a red dog 0 1 7 8"])
+    code, lines, _ = lint(capsys, earlier)
+    assert code == 0 and "2 token_ids are in no text of training" in lines[0]
+    lacking = write(tmp_path / "lacking", tokenizer, "image_caption", splits, texts=["a red dog 0"])
+    code, lines, _ = lint(capsys, lacking)
+    assert code == 1 and "train-000000.tar" in lines[0] and "dataset.json lacks token_ids" in lines[0]
+
+
+@pytest.mark.parametrize("extra", ["", "&nbsp;", "\u200b", None])
+def test_one_caption_without_a_word_among_others_is_no_fault(capsys, pictures, extra):
+    captions = json.dumps({"captions": [extra, "a red dog"]}).encode()
+    rewrite(pictures / SHARD, replaced("k2.json", captions))
+    # The other captions of the picture are gone, so a token may be unused.
+    assert lint(capsys, pictures)[0] == 0
+
+
 def test_a_split_without_its_shards(capsys, pictures):
     (pictures / "val-000000.tar").unlink()
     code, lines, _ = lint(capsys, pictures)
@@ -278,7 +301,7 @@ def test_splits_that_share_a_picture_and_unused_tokens_are_warnings(capsys, tmp_
     folder = write(tmp_path / "s", tokenizer, "image_caption", splits, texts=["a red dog 0 1 2 3 cat"])
     code, lines, _ = lint(capsys, folder)
     assert code == 0
-    assert "1 token_ids are in no text" in lines[0] and "'cat '" in lines[0]
+    assert "1 token_ids are in no text of training" in lines[0] and "'cat '" in lines[0]
     assert "1 samples of split val have the content of samples of split train" in lines[1]
     assert lines[1].endswith("val-000000.tar byte 0 key 'other'")
 

@@ -246,6 +246,32 @@ def test_faults_of_flickr_files(tmp_path, capsys, tokens, val, message):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("empty", ["", "  ", "&nbsp;", "\u200b", "\ufeff"])
+def test_captions_without_a_word_are_left_out(tmp_path, empty):
+    archive = pack(tmp_path / "a.tar.gz", [("1.jpg", jpeg(1)), ("2.jpg", jpeg(2))])
+    texts = [{"image": "1.jpg", "captions": [empty]}, {"image": "2.jpg", "captions": [empty, "a dog", empty, "..."]}]
+    out = tmp_path / "out"
+    assert prepare("caption-archive", "--train", archive, lines(tmp_path / "a.jsonl", texts), "--out", out) == 0
+    assert captions(out) == [["a dog", "..."]]
+    assert failures(out) == {"no captions in a.jsonl": (1, ["1.jpg"])}
+
+
+def test_the_vocabulary_is_that_of_training(tmp_path):
+    archives = [pack(tmp_path / f"{n}.tar.gz", [("1.jpg", jpeg(n))]) for n in (1, 2)]
+    lists = [
+        lines(tmp_path / f"{n}.jsonl", [{"image": "1.jpg", "captions": [text]}])
+        for n, text in ((1, "a dog"), (2, "a zebra"))
+    ]
+    for given, expected in (
+        (["--train", archives[0], lists[0], "--val", archives[1], lists[1]], "a dog"),
+        (["--train", archives[0], lists[0], "--test", archives[1], lists[1]], "a dog"),
+        (["--val", archives[0], lists[0], "--test", archives[1], lists[1]], "a dog zebra"),
+    ):
+        out = tmp_path / f"out{expected[-3:]}{len(given)}{given[3]}"
+        assert prepare("caption-archive", *given, "--out", out) == 0
+        assert read_info(out).token_ids == token_ids(expected)
+
+
 def test_caption_archive(tmp_path):
     archive = pack(tmp_path / "a.tar.gz", [("1.jpg", jpeg(1)), ("2.jpg", jpeg(2)), ("3.jpg", jpeg(3))])
     texts = [

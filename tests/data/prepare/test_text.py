@@ -79,6 +79,14 @@ def test_text(tmp_path):
     assert read_info(tmp_path / "x").token_ids == token_ids(*numbers)
 
 
+def test_lines_without_a_word_are_left_out_and_counted(tmp_path):
+    (tmp_path / "a.txt").write_text("&nbsp;\na dog\n\u200b\n...\n")
+    options = ["--unit", "line", "--val-fraction", 0, "--out", tmp_path / "x"]
+    assert prepare("text", "--input", tmp_path / "a.txt", *options) == 0
+    assert texts(tmp_path / "x") == ["a dog", "..."]
+    assert failures(tmp_path / "x") == {"a text without a word": (2, ["a_0000000", "a_0000002"])}
+
+
 def test_blocks_of_val_are_counted_through_small_files(tmp_path):
     numbers = [f"sentence number {n} has a few words ." for n in range(600)]
     books = folder(tmp_path / "books", [(f"{n:03d}.txt", "\n".join(numbers[3 * n : 3 * n + 3])) for n in range(200)])

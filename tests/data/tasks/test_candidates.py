@@ -90,16 +90,54 @@ def test_full_vocabulary_keeps_clip_ids(tokenizer):
 
 
 def test_restricted_vocabulary(vocabulary):
-    assert vocabulary.size == 7 + 5 and vocabulary.num_candidates == 8
+    # Seven words, of which "a" is a byte that ends a word; 511 other bytes; five specials.
+    assert vocabulary.size == 7 + 511 + 5 and vocabulary.num_candidates == 8 and vocabulary.num_spelling == 511
     ids = vocabulary.encode("a blue circle", 8)
     assert max(ids) < vocabulary.size and ids[-1] == vocabulary.end
     assert vocabulary.decode(ids).strip() == "a blue circle"
     assert vocabulary.words(ids) == [[0], [1], [2]]
     assert len(vocabulary.encode("a red circle left of a blue square", 4)) == 4
-    with pytest.raises(UnknownTokenError, match="green"):
-        vocabulary.encode("a green circle", 8)
-    for candidate in range(vocabulary.num_candidates):
+    for candidate in range(vocabulary.num_candidates + vocabulary.num_spelling):
         assert vocabulary.candidate(vocabulary.candidate_token(candidate)) == candidate
+
+
+def test_a_vocabulary_of_an_earlier_version_cannot_spell(tokenizer, vocabulary):
+    closed = Vocabulary.closed(tokenizer, tokenizer.encode("a red circle left of a blue square"))
+    assert closed.size == 7 + 5 and closed.num_candidates == 8 and closed.num_spelling == 0
+    assert closed.encode("a red circle", 8)[:3] == vocabulary.encode("a red circle", 8)[:3]
+    with pytest.raises(UnknownTokenError, match=r"'green '.*restricted vocabulary of 12 tokens.*start a run anew"):
+        closed.encode("a green circle", 8)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a green circle", "zebras!", "28 it's light-up", "M\u00e4dchen", "\u4e00\u53ea\u72d7", "\u0e17\u0e35\u0e48", "\U0001f600",
+     "\u0645\u0631\u062d\u0628\u0627", "\ufffd", "x" * 60, "\ud800"],
+)  # fmt: skip
+def test_any_text_is_spelled(vocabulary, text):
+    ids = vocabulary.encode(text, 1 << 10)
+    assert vocabulary.decode(ids) == vocabulary.copied(text)
+    assert all(0 <= own < vocabulary.size for own in ids) and ids[-1] == vocabulary.end
+    assert vocabulary.encode(text, 4) == [*ids[:3], vocabulary.end][:4]
+    # Known words keep their tokens, and the others are bytes, as many as the text has.
+    assert vocabulary.encode(f"red {text}", 1 << 10)[0] == vocabulary.encode("red", 8)[0]
+    words = vocabulary.words(ids)
+    assert sorted(position for word in words for position in word) == list(range(len(ids) - 1))
+
+
+def test_bytes_are_candidates_where_a_word_needs_them_alone(vocabulary):
+    words = WordCandidates(vocabulary)
+    green = vocabulary.encode("green", 8)[:-1]
+    assert len(green) == 5 and all(own >= vocabulary.num_words for own in green)
+    targets = words.targets([2, *green, vocabulary.end], 0, rng(0))
+    tokens = targets.candidates.segments[0].values[:, 0]
+    assert len(tokens) == 8 + 511 and tokens[targets.labels_Q].tolist() == [2, *green, vocabulary.end]
+    assert words.all.num_rows == 8 and words.targets([2], 0, rng(0)).candidates is words.all
+    assert torch.equal(tokens[:8], words.all.segments[0].values[:, 0])
+    assert torch.equal(tokens[8:], words.spelling.segments[0].values[:, 0])
+    sampled = words.targets([2, *green], 7, rng(0))
+    found = sampled.candidates.segments[0].values[:, 0][sampled.labels_Q]
+    assert found.tolist() == [2, *green] and sampled.candidates.num_rows == 7
 
 
 def test_all_words_as_candidates(vocabulary):

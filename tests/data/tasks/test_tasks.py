@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from data.tasks import kind_of, make_task
 from data.tasks.base import Pixels, TaskContext
 from data.tasks.candidates import WordCandidates
 from data.tasks.text_classification import _shortened
+from data.text import tokenizer
 from data.text.tokenizer import Tokenizer
 from data.text.vocabulary import Vocabulary
 
@@ -200,3 +202,59 @@ def test_a_long_text_loses_half_as_many_words_as_tokens_are_too_many():
     assert _shortened("a b c d e f", 4) == "a b c d"  # two words less
     assert _shortened("a b", 1) == "a" and _shortened("a b", 100) == "a"
     assert _shortened("abcdefgh", 4) == "abcdef" and _shortened("ab", 1) == "a"
+
+
+@pytest.mark.parametrize("kind", ["captioning", "retrieval", "masked_text"])
+@pytest.mark.parametrize(
+    ("captions", "used"),
+    [
+        (["&nbsp;", "red"], ["red"]),
+        (["", "red", " ", "blue"], ["red", "blue"]),
+        ([None, "red"], ["red"]),
+        (["\u200b", "..."], ["..."]),
+        (["\ud800", "red"], ["\ufffd", "red"]),
+    ],
+)
+def test_captions_without_a_word_are_left_out_where_there_are_others(vocabulary, kind, captions, used):
+    made = task(vocabulary, info("image_caption"), kind=kind)
+    sample = {"png": encode_png(np.zeros((16, 16, 3), np.uint8)), "json": json.dumps({"captions": captions}).encode()}
+    seen = set()
+    for generator in (None, *map(np.random.default_rng, range(20))):
+        example = made.example(sample, generator)
+        tokens = example.original_tokens if kind == "masked_text" else example.tokens
+        seen.add(vocabulary.decode(tokens).strip())
+    assert seen == set(used)
+
+
+@pytest.mark.parametrize("kind", ["captioning", "retrieval", "masked_text"])
+@pytest.mark.parametrize(
+    ("members", "reason"),
+    [
+        ({"json": {"captions": ["&nbsp;"]}}, "none of the 1 in json has a word"),
+        ({"json": {"captions": ["", " ", None]}}, "none of the 3 in json has a word"),
+        ({"json": {"captions": []}}, "none of the 0 in json has a word"),
+        ({"json": {"captions": ["red", 5]}}, 'a list "captions" of strings'),
+        ({"json": {"captions": "red"}}, 'a list "captions" of strings'),
+        ({"json": {}}, 'a list "captions" of strings'),
+        ({"txt": "&nbsp;"}, "the text '&nbsp;' has no word"),
+        ({"txt": "\u00ad"}, "has no word"),
+        ({}, "needs txt, or json"),
+    ],
+)
+def test_a_sample_without_a_caption_is_a_bad_sample(vocabulary, kind, members, reason):
+    made = task(vocabulary, info("image_caption"), kind=kind)
+    encoded = {key: value.encode() if key == "txt" else json.dumps(value).encode() for key, value in members.items()}
+    with pytest.raises(BadSample, match=reason):
+        made.example({"png": encode_png(np.zeros((16, 16, 3), np.uint8)), **encoded}, None)
+
+
+def test_a_text_of_a_megabyte_is_classified_in_time(vocabulary, monkeypatch):
+    made = task(vocabulary, info("text_class", ("no", "yes")), kind="text_classification", max_text=16)
+    text = "".join(np.random.default_rng(0).choice(list("abcdefgh"), size=1 << 20))
+    letters: list[int] = []
+    merge = tokenizer._merge_pairs
+    monkeypatch.setattr(
+        tokenizer, "_merge_pairs", lambda units, ranks: letters.append(len(units)) or merge(units, ranks)
+    )
+    example = made.example({"txt": text, "cls": b"1"}, None)
+    assert 8 < len(example.tokens) <= 16 and sum(letters) < len(text) // 4

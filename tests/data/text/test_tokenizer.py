@@ -7,6 +7,8 @@ import importlib.metadata
 import itertools
 import json
 import pickle
+import random
+import string
 import subprocess
 import sys
 
@@ -101,8 +103,46 @@ def test_any_text_can_be_encoded(text):
     assert sorted(p for group in clip.word_groups(ids) for p in group) == list(range(len(ids)))
 
 
-def test_long_runs_of_letters_take_no_minutes(clip):
-    assert len(clip.encode("abcdefghij" * 5_000)) > 1_000
+MEGABYTE = {
+    "random letters": "".join(random.Random(0).choices(string.ascii_letters, k=1 << 20)),
+    "one letter": "a" * (1 << 20),
+    "signs": "!?~" * (1 << 18),
+    "Chinese": "\u4f60\u597d\u5417" * (1 << 17),
+}
+
+
+@pytest.mark.parametrize("word", MEGABYTE.values(), ids=MEGABYTE)
+def test_the_first_tokens_of_a_long_word_take_no_minutes(clip, monkeypatch, word):
+    merged: list[int] = []
+    merge = module._merge_pairs
+    monkeypatch.setattr(module, "_merge_pairs", lambda units, ranks: merged.append(len(units)) or merge(units, ranks))
+    ids = Tokenizer(clip._merges).encode(word, limit=64)
+    # Work is for one part of the word, whose letters have three bytes at most.
+    assert len(merged) == 1 and max(merged) <= 3 * module._MAX_WORD
+    assert ids == clip.encode(word[:2000])[:64]
+
+
+def test_a_long_word_stays_one_word(clip, monkeypatch):
+    monkeypatch.setattr(module, "_MAX_WORD", 8)
+    small = Tokenizer(clip._merges)
+    ids = small.encode("abcdefgh" * 3 + "x dog")
+    assert small.decode(ids) == "abcdefgh" * 3 + "x dog "
+    assert len(small.word_groups(ids)) == 2
+    # Just as long as a part: the same as before.
+    assert small.encode("abcdefgh") == clip.encode("abcdefgh")
+
+
+def test_limits_are_beginnings(clip):
+    ids = clip.encode("a firetruck and a dog")
+    assert [clip.encode("a firetruck and a dog", limit=n) for n in range(8)] == [ids[:n] for n in range(8)]
+
+
+def test_tokens_are_spelled_by_their_bytes(clip):
+    for token in (*range(0, 512, 7), *range(512, START_OF_TEXT, 499)):
+        spelled = clip.spelled(token)
+        assert all(byte < 512 for byte in spelled)
+        assert b"".join(map(clip.bytes_of, spelled)) == clip.bytes_of(token)
+        assert [clip.ends_word(byte) for byte in spelled] == [False] * (len(spelled) - 1) + [clip.ends_word(token)]
 
 
 def test_word_groups_are_the_words(clip):
