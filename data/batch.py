@@ -151,6 +151,8 @@ class TaskBatch(_Movable):
     second_labels_Q          the other right candidate of mixed images, with `second_share` of the loss (mixup, cutmix)
     scope                    whose candidates are compared; not LOCAL needs batches of one task on all data ranks
     symmetric                also pick the right read-out for every candidate (retrieval; needs Q == C)
+    alike_Q2                 [Q, 2] int64, of a symmetric batch: what each row's two sides are, as numbers. Rows with an equal number in
+                             either column are no wrong answers to each other. None: no two rows are alike
     temperature              name of the learned logit scale
     weight                   factor of the loss
     candidate_log_weights_C  log of the number of targets that each candidate stands for: 0 for one of its own; where
@@ -167,6 +169,7 @@ class TaskBatch(_Movable):
     symmetric: bool = False
     weight: float = 1.0
     label_smoothing: float = 0.0
+    alike_Q2: Tensor | None = None
     candidate_log_weights_C: Tensor | None = None
     second_labels_Q: Tensor | None = None
     second_share: float = 0.0
@@ -177,6 +180,14 @@ class TaskBatch(_Movable):
             raise ValueError(f"{num_read} read-outs need as many labels, got {tuple(self.labels_Q.shape)}")
         if self.symmetric and num_read != num_candidates:
             raise ValueError(f"a symmetric loss needs one candidate per read-out, got {num_read} and {num_candidates}")
+        if self.alike_Q2 is not None and (not self.symmetric or self.alike_Q2.shape != (num_read, 2)):
+            raise ValueError(f"alike_Q2 {tuple(self.alike_Q2.shape)} needs a symmetric batch of {num_read} rows")
+        if (
+            self.alike_Q2 is not None
+            and self.labels_Q.device.type == "cpu"
+            and self.labels_Q.tolist() != list(range(num_read))
+        ):
+            raise ValueError("alike_Q2 needs both sides of the pairs in one order: labels 0, 1, 2, ...")
         if self.second_labels_Q is not None and self.second_labels_Q.shape != (num_read,):
             raise ValueError(
                 f"{num_read} read-outs need as many second labels, got {tuple(self.second_labels_Q.shape)}"

@@ -78,12 +78,15 @@ class Objective(nn.Module):
         scores = self._scores(features_QW, candidates_CW, batch.temperature, self.tensor)
         if batch.candidate_log_weights_C is not None:
             scores = scores.plus(batch.candidate_log_weights_C)
+        alike_QC = self._alike_QC(batch)
+        if alike_QC is not None:
+            scores = scores.without(alike_QC)
         loss = scores.cross_entropy(labels_Q, batch.label_smoothing)
         if batch.second_labels_Q is not None:
             other = scores.cross_entropy(batch.second_labels_Q, batch.label_smoothing)
             loss = torch.lerp(loss, other, batch.second_share)
         if batch.symmetric:
-            loss = loss + self._reverse(features_QW, own_CW, batch)
+            loss = loss + self._reverse(features_QW, own_CW, batch, alike_QC)
         extra = sum((report.loss for report in reports), loss.new_zeros(()))
         names = sorted({name for report in reports for name in report.losses})
         num_experts = self.config.experts.num_experts
@@ -125,7 +128,20 @@ class Objective(nn.Module):
         """At the cap the scale gets no gradient, as in the public code."""
         return self.log_scales[temperature].float().exp().clamp(max=MAX_LOGIT_SCALE)
 
-    def _reverse(self, features_QW: Tensor, own_CW: Tensor, batch: TaskBatch) -> Tensor:
+    def _alike_QC(self, batch: TaskBatch) -> Tensor | None:
+        """Which candidates are no wrong answers to which rows, since one of their sides is the row's own; never the right one. Pairs
+        have one order on both sides, so the same holds the other way round."""
+        own_Q2, first = batch.alike_Q2, 0
+        if own_Q2 is None:
+            return None
+        of_all_C2 = own_Q2
+        if batch.scope == Scope.GLOBAL:
+            of_all_C2, first = self._of_all_ranks(own_Q2), self.data.rank * len(own_Q2)
+        rows_Q, rows_C = (torch.arange(len(x), device=x.device) for x in (own_Q2, of_all_C2))
+        alike_QC = (own_Q2[:, None] == of_all_C2[None]).any(dim=2)
+        return alike_QC & (rows_Q[:, None] + first != rows_C[None])
+
+    def _reverse(self, features_QW: Tensor, own_CW: Tensor, batch: TaskBatch, alike_QC: Tensor | None) -> Tensor:
         """The other direction of a symmetric loss: which read-out does each candidate of this batch mean?"""
         back_C = torch.empty_like(batch.labels_Q)
         back_C[batch.labels_Q] = torch.arange(len(back_C), device=back_C.device)
@@ -133,6 +149,8 @@ class Objective(nn.Module):
             back_C = back_C + self.data.rank * len(features_QW)
             features_QW = self._of_all_ranks(features_QW)
         scores = compare(own_CW, features_QW, self._scale(batch.temperature), self.tensor)
+        if alike_QC is not None:
+            scores = scores.without(alike_QC)
         return scores.cross_entropy(back_C, batch.label_smoothing)
 
     def _own_part(self, candidates: Sequences) -> Sequences:

@@ -19,6 +19,8 @@ MAX_ATTEMPTS = 100
 """Bad samples in a row before a stream gives up."""
 NEIGHBOURS = 10
 """So many of the next samples are tried in place of a bad one, then others of the epoch: they may all be of one bad shard."""
+SEARCH = 10_000
+"""So many places are looked at for one that is not in the batch."""
 READ_AHEAD_BYTES = 4 << 20
 """When so much is read, it is decoded before more is."""
 
@@ -39,10 +41,13 @@ def build_micro_batch(source: Source, assignment: Assignment, schedule: Schedule
     size = schedule.batch_sizes[assignment.task]
     positions = range(assignment.start, assignment.start + size)
     faults: list[Fault] = []
-    examples = [
-        _example(source, position, read, schedule.seed, assignment.task, faults)
-        for position, read in zip(positions, _read_ahead(source, positions), strict=True)
-    ]
+    taken = set(map(source.order.locate, positions))
+    examples = []
+    for position, read in zip(positions, _read_ahead(source, positions), strict=True):
+        others = _others(source, position, positions.stop, taken, schedule.seed, assignment.task)
+        examples.append(
+            _example(source, position, itertools.chain([read], others), schedule.seed, assignment.task, faults)
+        )
     batch = source.task.batch(examples, rng(schedule.seed, assignment.task, assignment.start, 1))
     num_tokens = batch.inputs.num_tokens + batch.candidates.num_tokens
     return MicroBatch(assignment, batch, size, num_tokens, tuple(faults))
@@ -61,8 +66,7 @@ class _Read:
         return 0 if isinstance(self.content, BadSample) else sum(map(len, self.content.values()))
 
 
-def _read(source: Source, position: int) -> _Read:
-    shard, index = source.order.locate(position)
+def _read(source: Source, shard: int, index: int) -> _Read:
     try:
         return _Read(shard, index, source.shards.read(shard, index))
     except BadSample as error:
@@ -76,7 +80,7 @@ def _read_ahead(source: Source, positions: Iterable[int]) -> Iterator[_Read]:
     group: list[_Read] = []
     held = 0
     for position in positions:
-        group.append(_read(source, position))
+        group.append(_read(source, *source.order.locate(position)))
         held += group[-1].num_bytes
         if held >= READ_AHEAD_BYTES:
             yield from group
@@ -84,9 +88,11 @@ def _read_ahead(source: Source, positions: Iterable[int]) -> Iterator[_Read]:
     yield from group
 
 
-def _example(source: Source, position: int, read: _Read, seed: int, task: int, faults: list[Fault]) -> Any:
-    """Of the sample that was read at this position, or of the first good one in its place."""
-    for attempt in itertools.chain([read], _others(source, position, seed, task)):
+def _example(
+    source: Source, position: int, attempts: Iterable[_Read], seed: int, task: int, faults: list[Fault]
+) -> Any:
+    """Of the first good one: the sample at this position, or another in its place."""
+    for attempt in attempts:
         if isinstance(attempt.content, BadSample):
             faults.append(fault_of(source, attempt.shard, attempt.index, attempt.content))
             continue
@@ -97,12 +103,23 @@ def _example(source: Source, position: int, read: _Read, seed: int, task: int, f
     raise RuntimeError(f"task {source.name}: {MAX_ATTEMPTS} unreadable samples in a row; the last: {faults[-1]}")
 
 
-def _others(source: Source, position: int, seed: int, task: int) -> Iterator[_Read]:
-    """What is tried in place of a bad sample: the next ones of the order, then any of its epoch."""
+def _others(
+    source: Source, position: int, end: int, taken: set[tuple[int, int]], seed: int, task: int
+) -> Iterator[_Read]:
+    """What is tried in place of a bad sample at `position`: those after the batch's last position, then any of the epoch. None that is in
+    the batch already, as pairs are told apart from each other, unless nothing else is left."""
     total = source.order.total
-    for number in range(1, MAX_ATTEMPTS):
-        if number <= NEIGHBOURS:
-            yield _read(source, position + number)
+    tried = 1
+    for number in itertools.count():
+        if number < NEIGHBOURS:
+            place = source.order.locate(end + number)
         else:
             offset = int(rng(seed, task, position, number, 2).integers(total))
-            yield _read(source, position // total * total + offset)
+            place = source.order.locate(position // total * total + offset)
+        if place in taken and number < SEARCH and len(taken) < total:
+            continue
+        taken.add(place)
+        yield _read(source, *place)
+        tried += 1
+        if tried == MAX_ATTEMPTS:
+            return

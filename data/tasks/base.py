@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import hashlib
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -162,13 +163,13 @@ class Task(abc.ABC):
     def visual(self, sample: Sample, generator: np.random.Generator | None) -> Visual:
         """Decode, augment and cut the sample's image or clip."""
         config, pixels = self.config, self.context.pixels
+        picture = self._picture(sample)
         if self.modality == Modality.VIDEO:
-            clip = _first(sample, VIDEO_KEYS)
             frames_THWC = decode_video(
-                clip, config.num_frames, config.frame_sampling, config.frame_stride, rng=generator
+                picture, config.num_frames, config.frame_sampling, config.frame_stride, rng=generator
             )
         else:
-            frames_THWC = decode_image(_first(sample, IMAGE_KEYS))[None]
+            frames_THWC = decode_image(picture)[None]
         square = spatial_transform(
             frames_THWC,
             pixels.image_size,
@@ -183,6 +184,9 @@ class Task(abc.ABC):
         if generator is not None and config.erase and generator.random() < config.erase:
             square = random_erase(square, generator)
         return Visual(*patchify(square, pixels.patch))
+
+    def _picture(self, sample: Sample) -> bytes:
+        return _first(sample, VIDEO_KEYS if self.modality == Modality.VIDEO else IMAGE_KEYS)
 
     def visual_segment(self, visuals: list[Visual], attributes: Attributes) -> Segment:
         return visual_segment([v.patches for v in visuals], [v.positions for v in visuals], self.modality, attributes)
@@ -204,11 +208,13 @@ class WordTask(Task):
 
 @dataclasses.dataclass(frozen=True)
 class Captioned:
-    """A visual sample with text. tokens: one caption with end-of-text; references: all captions of the sample."""
+    """A visual sample with text. tokens: one caption with end-of-text; references: all captions of the sample; content: a number that
+    tells images (or clips) apart, whatever was cut out of them."""
 
     visual: Visual
     tokens: list[int]
     references: list[str]
+    content: int
 
 
 class CaptionedTask(Task):
@@ -220,7 +226,12 @@ class CaptionedTask(Task):
         captions = captions_of(sample)
         chosen = captions[0 if generator is None else int(generator.integers(len(captions)))]
         tokens = self.vocabulary.encode(chosen, self.config.max_text)
-        return Captioned(self.visual(sample, generator), tokens, captions)
+        return Captioned(self.visual(sample, generator), tokens, captions, number_of(self._picture(sample)))
+
+
+def number_of(content: bytes) -> int:
+    """63 bits that tell contents apart, on all ranks alike."""
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big") >> 1
 
 
 def modality_of(info: DatasetInfo) -> Modality:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from data.attributes import NAME_TARGET, VISUAL_INPUT
-from data.batch import Sequences, TaskBatch
-from data.tasks.base import Captioned, CaptionedTask
+from data.batch import Scope, Sequences, TaskBatch
+from data.tasks.base import Captioned, CaptionedTask, number_of
 from data.tasks.segments import text_segment
 
 
@@ -33,8 +34,17 @@ class Retrieval(CaptionedTask):
             candidates=Sequences(segments=(texts,)),
             labels_Q=rows,
             symmetric=True,
+            alike_Q2=_alike(examples, self.scope(generator)),
             temperature=self.temperature,
             scope=self.scope(generator),
             weight=self.config.loss_weight,
             label_smoothing=self.config.label_smoothing,
         )
+
+
+def _alike(examples: list[Captioned], scope: Scope) -> Tensor | None:
+    """Images by their files, captions by the tokens that the model sees: one image may come with several captions, one caption with
+    several images, and a batch that is larger than the data set has both twice."""
+    alike_Q2 = torch.tensor([(e.content, number_of(str(e.tokens).encode())) for e in examples], dtype=torch.long)
+    distinct = all(len(column.unique()) == len(examples) for column in alike_Q2.T)
+    return None if distinct and scope != Scope.GLOBAL else alike_Q2

@@ -30,15 +30,16 @@ class WorkersError(Exception):
 def loader_of(dataset: IterableDataset, workers: int, collate: Callable[[Any], Any] | None = None) -> Iterator[Any]:
     """What the dataset yields, worker by worker in turn; `collate` is applied where it is made. Both travel to workers by value, and
     nothing of them through /dev/shm, which is small in containers. Raises WorkersError."""
+    both = _ByValue(dataset, collate)
     loader = DataLoader(
-        _ByValue(dataset) if workers else dataset,
+        _Items(both) if workers else dataset,
         batch_size=None,
         num_workers=workers,
         prefetch_factor=4 if workers else None,
         multiprocessing_context=worker_context() if workers else None,
         pin_memory=False,
         worker_init_fn=_start_worker if workers else None,
-        collate_fn=_CallByValue(collate) if workers and collate else collate,
+        collate_fn=_Collate(both) if workers else collate,
     )
     try:
         return iter(loader)
@@ -49,30 +50,34 @@ def loader_of(dataset: IterableDataset, workers: int, collate: Callable[[Any], A
         ) from error
 
 
-class _ByValue(IterableDataset):
-    """Becomes the dataset itself in the worker. torch's own way puts each of its tensors into shared memory."""
+class _ByValue:
+    """Dataset and collate in one pickle, since they may share objects. torch's own way puts each of their tensors into shared memory."""
 
-    def __init__(self, dataset: IterableDataset) -> None:
-        self._dataset = dataset
+    def __init__(self, dataset: IterableDataset, collate: Callable[[Any], Any] | None) -> None:
+        self.dataset, self.collate = dataset, collate
+
+    def __reduce__(self) -> Any:
+        return _unpickled, (pickle.dumps((self.dataset, self.collate)),)
+
+
+def _unpickled(content: bytes) -> _ByValue:
+    return _ByValue(*pickle.loads(content))
+
+
+class _Items(IterableDataset):
+    def __init__(self, both: _ByValue) -> None:
+        self._both = both
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(self._dataset)
-
-    def __reduce__(self) -> Any:
-        return pickle.loads, (pickle.dumps(self._dataset),)
+        return iter(self._both.dataset)
 
 
-class _CallByValue:
-    """As `_ByValue`."""
-
-    def __init__(self, function: Callable[[Any], Any]) -> None:
-        self._function = function
+class _Collate:
+    def __init__(self, both: _ByValue) -> None:
+        self._both = both
 
     def __call__(self, item: Any) -> Any:
-        return self._function(item)
-
-    def __reduce__(self) -> Any:
-        return pickle.loads, (pickle.dumps(self._function),)
+        return item if self._both.collate is None else self._both.collate(item)
 
 
 def _start_worker(worker: int) -> None:

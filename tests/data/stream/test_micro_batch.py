@@ -82,7 +82,7 @@ def test_no_more_is_read_ahead_than_the_limit_and_one_sample(source, monkeypatch
 
 def test_a_bad_sample_does_not_hold_what_was_read_of_it(source):
     """An exception's frames would: its own and those of its causes."""
-    whole = [micro_batch._read(source, position).content for position in range(16)]
+    whole = [micro_batch._read(source, *source.order.locate(position)).content for position in range(16)]
     bad = [content for content in whole if isinstance(content, BadSample)]
     assert len(bad) == 1
     assert bad[0].__traceback__ is bad[0].__cause__ is bad[0].__context__ is None
