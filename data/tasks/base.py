@@ -21,14 +21,13 @@ from data.decode.video import decode_video
 from data.shards import DatasetError, DatasetInfo
 from data.shards.errors import BadSample
 from data.tasks.candidates import WordCandidates
+from data.tasks.members import IMAGE_KEYS, VIDEO_KEYS, found, member
 from data.tasks.segments import visual_segment
 from data.text.vocabulary import Vocabulary
 from data.visual.augment import rand_augment, random_erase
 from data.visual.transform import patchify, spatial_transform
 
 Sample = dict[str, Any]
-IMAGE_KEYS = ("jpg", "jpeg", "png", "webp")
-VIDEO_KEYS = ("mp4", "avi", "webm", "mkv", "mov")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,12 +161,12 @@ class Task(abc.ABC):
         """Decode, augment and cut the sample's image or clip."""
         config, pixels = self.config, self.context.pixels
         if self.modality == Modality.VIDEO:
-            clip = _first(sample, VIDEO_KEYS)
+            clip = member(sample, VIDEO_KEYS)
             frames_THWC = decode_video(
                 clip, config.num_frames, config.frame_sampling, config.frame_stride, rng=generator
             )
         else:
-            frames_THWC = decode_image(_first(sample, IMAGE_KEYS))[None]
+            frames_THWC = decode_image(member(sample, IMAGE_KEYS))[None]
         square = spatial_transform(
             frames_THWC,
             pixels.image_size,
@@ -230,11 +229,11 @@ def modality_of(info: DatasetInfo) -> Modality:
 def label_of(sample: Sample, info: DatasetInfo) -> int:
     """The class number in member `cls`."""
     try:
-        label = int(sample["cls"])
-    except (KeyError, ValueError) as error:
+        label = int(member(sample, ("cls",)))
+    except ValueError as error:
         raise BadSample(f"no class index in member cls: {error}") from error
     if not 0 <= label < len(info.classes):
-        raise BadSample(f"class {label} of {len(info.classes)}")
+        raise BadSample(f"class {label} of {len(info.classes)}: cls counts from 0 in the order of the classes in dataset.json")
     return label
 
 
@@ -244,14 +243,5 @@ def captions_of(sample: Sample) -> list[str]:
         return [decode_text(sample["txt"])]
     captions = decode_json(sample["json"]).get("captions") if "json" in sample else None
     if not isinstance(captions, list) or not captions or not all(isinstance(c, str) and c.strip() for c in captions):
-        raise BadSample('no caption: needs txt, or json with a list "captions" of non-empty strings')
+        raise BadSample(f'no caption: needs txt, or json with a list "captions" of non-empty strings; {found(sample)}')
     return captions
-
-
-def _first(sample: Sample, keys: tuple[str, ...]) -> bytes:
-    for key in keys:
-        if key in sample:
-            return sample[key]
-    raise BadSample(
-        f"none of the members {', '.join(keys)}; found {sorted(k for k in sample if not k.startswith('__'))}"
-    )
