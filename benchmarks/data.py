@@ -41,7 +41,8 @@ from data.shards import DatasetInfo, SplitInfo, write_info, write_shards
 from data.stream.share import Share
 from data.stream.source import Source, open_data
 from data.stream.training import schedule_of, training_stream
-from data.tasks.base import IMAGE_KEYS, VIDEO_KEYS, Pixels, Task
+from data.tasks.base import Pixels, Task
+from data.tasks.members import IMAGE_KEYS, VIDEO_KEYS
 from data.workers.loader import worker_context
 from data.workers.processes import keep_freed_memory
 

@@ -30,6 +30,7 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from data.config import Sampling
+from data.decode.matroska import missing_bytes
 from data.decode.text import one_line
 from data.shards.errors import BadSample
 
@@ -77,6 +78,9 @@ def decode_video(
     """
     if len(data) > max_bytes:
         raise BadSample(f"video of {len(data)} bytes, more than the limit of {max_bytes}")
+    missing = missing_bytes(data)
+    if missing:
+        raise BadSample(f"the video is cut off: at its {len(data)} bytes' end, {missing} or more are missing")
     clock = _Clock(max_wall_s)
     try:
         with _open(data) as container:

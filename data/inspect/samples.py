@@ -12,7 +12,8 @@ from data.decode.text import decode_json, decode_text
 from data.decode.video import decode_video
 from data.shards import DatasetInfo
 from data.shards.errors import BadSample
-from data.tasks.base import IMAGE_KEYS, VIDEO_KEYS, captions_of, label_of
+from data.tasks.base import captions_of, label_of
+from data.tasks.members import IMAGE_KEYS, VIDEO_KEYS, dotted, found, member
 
 FRAMES = 8
 """Frames taken of a clip, spread over its length."""
@@ -43,13 +44,13 @@ def decode(sample: dict[str, Any], info: DatasetInfo | None, frames: int = FRAME
     modality, _, target = info.kind.partition("_") if info else _guess(sample)
     pixels = None
     if modality == "text":
-        source = _member(sample, ("txt",))
+        source = member(sample, ("txt",))
         texts: list[str] = [decode_text(source)]
     elif modality == "image":
-        source, texts = _member(sample, IMAGE_KEYS), []
+        source, texts = member(sample, IMAGE_KEYS), []
         pixels = decode_image(source)[None]
     else:
-        source, texts = _member(sample, VIDEO_KEYS), []
+        source, texts = member(sample, VIDEO_KEYS), []
         pixels = decode_video(source, frames)
     if target == "caption":
         texts = captions_of(sample)
@@ -64,8 +65,13 @@ def _guess(sample: dict[str, Any]) -> tuple[str, str, str]:
     target = "caption" if "txt" in sample else ""
     for modality, keys in (("image", IMAGE_KEYS), ("video", VIDEO_KEYS), ("text", ("txt",))):
         if any(key in sample for key in keys):
+            # Of text alone, a picture may have been meant as well; of a picture, its text or class.
+            others = (*IMAGE_KEYS, *VIDEO_KEYS) if modality == "text" else () if target else ("txt",)
+            hidden = dotted(sample, (*others, *(() if "cls" in sample else ("cls",))))
+            if hidden:
+                raise BadSample(f"member {hidden[0]} is not read; {found(sample)}")
             return modality, "_", "" if modality == "text" else target
-    raise BadSample(f"no image, clip or text among the members; {_found(sample)}")
+    raise BadSample(f"no image, clip or text among the members; {found(sample)}")
 
 
 def _check_members(sample: dict[str, Any]) -> None:
@@ -79,14 +85,3 @@ def _check_members(sample: dict[str, Any]) -> None:
             raise BadSample(f"member cls: {error}") from error
         if number < 0:
             raise BadSample(f"member cls: class {number}")
-
-
-def _member(sample: dict[str, Any], keys: tuple[str, ...]) -> bytes:
-    for key in keys:
-        if key in sample:
-            return sample[key]
-    raise BadSample(f"none of the members {', '.join(keys)}; {_found(sample)}")
-
-
-def _found(sample: dict[str, Any]) -> str:
-    return f"found {sorted(key for key in sample if not key.startswith('__'))}"

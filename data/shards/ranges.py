@@ -8,6 +8,7 @@ import json
 import re
 import tarfile
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from webdataset.tariterators import base_plus_ext
@@ -15,6 +16,8 @@ from webdataset.tariterators import base_plus_ext
 from data.shards.files import index_path
 
 MAX_INDEX_BYTES = 256 << 20
+ZEROS_BYTES = 1 << 20
+"""Looked through at a time behind an end mark; tar leaves up to 10 KiB there."""
 # Streams that start so would be unpacked by tarfile, without limit, before they are parsed.
 COMPRESSED = re.compile(rb"\x1f\x8b\x08|BZh.1AY&SY|\x5d\x00\x00\x80|\xfd7zXZ|\x28\xb5\x2f\xfd")
 META = re.compile(r"__[^/]*__($|/)")  # webdataset skips members with such names
@@ -72,38 +75,119 @@ def index_of(places: list[SampleRange], tar_bytes: int, fault: str | None = None
 
 
 def scan(path: Path) -> tuple[list[SampleRange], str | None]:
-    """The complete samples of a tar, by its headers, and what is wrong with it. Raises OSError where it cannot be read.
+    """The complete samples of a tar, by its headers, and what is wrong with it. Raises OSError where it cannot be read."""
+    found = survey(path)
+    return found.places, found.fault
 
-    A sample is known to be complete when a member of another sample or the tar's end mark follows it.
+
+@dataclasses.dataclass(frozen=True)
+class Survey:
+    """places   the complete samples
+    fault    samples that are lost, and why
+    caution  nothing is lost here, but other readers stop at an end mark and see fewer samples
+    """
+
+    places: list[SampleRange]
+    fault: str | None = None
+    caution: str | None = None
+
+
+def survey(path: Path) -> Survey:
+    """All that the headers of a tar tell. Raises OSError where it cannot be read.
+
+    A sample is known to be complete when a member of another sample or the tar's end mark follows it. `cat a.tar b.tar` puts
+    samples behind an end mark; they are read like the others.
     """
     places: list[SampleRange] = []
     size = path.stat().st_size
-    end, reason, complete = 0, "no end mark", False
+    start, members, caution = 0, 0, None
+    with path.open("rb") as file:
+        while True:
+            part = _part(file, start, size, places)
+            members += part.members
+            if part.reason is not None:
+                break
+            mark = part.end
+            following, zeros = _next_data(file, mark)
+            if following is None:
+                none = None if places or not members else f"none of its {members} members is named KEY.EXTENSION"
+                return Survey(places, none and f"a tar without a sample: {none}", caution)
+            start = following
+            behind = f"{size - start} bytes follow the end mark at byte {mark}"
+            caution = caution or f"{behind}: programs that stop there do not see them; unpack the tars and pack one"
+            if zeros == 1 and places and _starts_otherwise(file, start):
+                places.pop()  # a header of its members may have been there
+    if not places and not members and not start:
+        return Survey([], f"no tar: {_kind_of(path)}")
+    if start and not part.members:
+        return Survey(places, f"{behind} and are no tar; {len(places)} samples are used")
+    return Survey(
+        places, f"cut off or damaged at byte {part.end} of {size} ({part.reason}); {len(places)} samples are used"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """Up to an end mark at byte `end`, or with a reason to the place where it cannot go on."""
+
+    end: int
+    members: int
+    reason: str | None
+
+
+def _part(file: BinaryIO, start: int, size: int, places: list[SampleRange]) -> _Part:
+    """Adds the samples from byte `start` to the next end mark to `places`."""
+    before, end, members, reason, complete = len(places), start, 0, "no end mark", False
     try:
-        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        file.seek(start)
+        with tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 key = base_plus_ext(member.name)[0]
                 if not end <= member.offset < tar.offset <= size:
                     # Cut off inside this member, or sizes that make no sense.
-                    complete = bool(places) and key is not None and key != places[-1].key
+                    complete = len(places) > before and key is not None and key != places[-1].key
                     break
-                end = tar.offset
-                if not member.isreg() or META.match(member.name) or key is None:
+                end, members = tar.offset, members + 1
+                # Links and devices are kept: reading says what they are.
+                if member.isdir() or META.match(member.name) or key is None:
                     continue
-                start = places.pop().offset if places and places[-1].key == key else member.offset
-                places.append(SampleRange(key, start, end - start))
+                again = len(places) > before and places[-1].key == key
+                first = places.pop().offset if again else member.offset
+                places.append(SampleRange(key, first, end - first))
             file.seek(end)
             mark = file.read(tarfile.BLOCKSIZE)
             if len(mark) == tarfile.BLOCKSIZE and not any(mark):
-                return places, None
+                return _Part(end, members, None)
     except (tarfile.TarError, ValueError, KeyError, OverflowError, OSError) as error:
         if isinstance(error, OSError) and error.errno != errno.EINVAL:  # that one is a place which no file has
             raise
         reason = str(error)
-    places = places if complete else places[:-1]
-    if not end:
-        return [], f"no tar: {_kind_of(path)}"
-    return places, f"cut off or damaged at byte {end} of {size} ({reason}); {len(places)} samples are used"
+    if not complete:
+        del places[max(before, len(places) - 1) :]
+    return _Part(end, members, reason)
+
+
+def _next_data(file: BinaryIO, position: int) -> tuple[int | None, int]:
+    """(the next block that is not zero, None if only zeros follow; blocks of zeros before it)."""
+    file.seek(position)
+    start = position
+    while chunk := file.read(ZEROS_BYTES):
+        zeros = len(chunk) - len(chunk.lstrip(b"\0"))
+        position += zeros
+        if zeros < len(chunk):
+            position -= position % tarfile.BLOCKSIZE
+            return position, (position - start) // tarfile.BLOCKSIZE
+    return None, 0
+
+
+def _starts_otherwise(file: BinaryIO, position: int) -> bool:
+    """Whether no header stands there."""
+    file.seek(position)
+    try:
+        tarfile.TarInfo.frombuf(file.read(tarfile.BLOCKSIZE), "utf-8", "surrogateescape")
+    except (tarfile.HeaderError, ValueError):
+        return True
+    return False
 
 
 def _kind_of(path: Path) -> str:

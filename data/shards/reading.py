@@ -15,6 +15,7 @@ import numpy as np
 from data.shards.access import CachedAccess, LocalAccess
 from data.shards.errors import BadSample, BadShard, DatasetError
 from data.shards.files import check_split
+from data.shards.links import LinkTargets
 from data.shards.lists import (
     MAX_LIST_BYTES,
     ShardList,
@@ -22,11 +23,10 @@ from data.shards.lists import (
     list_of_locations,
     list_of_prefix,
 )
-from data.shards.members import Damage, read_sample
+from data.shards.members import MAX_SAMPLE_BYTES, Damage, read_sample
 from data.shards.ranges import load_ranges
 from data.transport import Cache, FetchError, check_url, expand, is_remote, join, local_path, read_small, shown
 
-MAX_SAMPLE_BYTES = 256 << 20
 RANGES_BYTES = 64 << 20
 """Byte ranges that a process keeps in memory, 16 bytes per sample."""
 
@@ -47,6 +47,7 @@ class ShardSet:
     cache: Cache | None = None
     max_sample_bytes: int = MAX_SAMPLE_BYTES
     _ranges: RangeCache = dataclasses.field(default_factory=lambda: RangeCache(RANGES_BYTES), repr=False)
+    _links: LinkTargets = dataclasses.field(default_factory=LinkTargets, repr=False)
 
     @classmethod
     def open(
@@ -157,7 +158,9 @@ class ShardSet:
             try:
                 if length > self.max_sample_bytes:
                     raise Damage(f"{length} bytes, more than the limit of {self.max_sample_bytes}")
-                return read_sample(file, offset, length, shown(self.location(shard)))
+                url = shown(self.location(shard))
+                targets = functools.partial(self._links.of, shard, file)
+                return read_sample(file, offset, length, url, self.max_sample_bytes, targets)
             except (Damage, OSError) as error:
                 place = f"{self.describe(shard, index)} at byte {offset}"
                 key = f", key {error.key!r}" if isinstance(error, Damage) and error.key else ""

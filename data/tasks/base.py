@@ -22,6 +22,7 @@ from data.decode.video import decode_video
 from data.shards import DatasetError, DatasetInfo
 from data.shards.errors import BadSample
 from data.tasks.candidates import WordCandidates
+from data.tasks.members import IMAGE_KEYS, VIDEO_KEYS, found, member
 from data.tasks.segments import visual_segment
 from data.text.vocabulary import Vocabulary
 from data.text.words import has_word
@@ -29,8 +30,6 @@ from data.visual.augment import rand_augment, random_erase
 from data.visual.transform import patchify, spatial_transform
 
 Sample = dict[str, Any]
-IMAGE_KEYS = ("jpg", "jpeg", "png", "webp")
-VIDEO_KEYS = ("mp4", "avi", "webm", "mkv", "mov")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,7 +185,7 @@ class Task(abc.ABC):
         return Visual(*patchify(square, pixels.patch))
 
     def _picture(self, sample: Sample) -> bytes:
-        return _first(sample, VIDEO_KEYS if self.modality == Modality.VIDEO else IMAGE_KEYS)
+        return member(sample, VIDEO_KEYS if self.modality == Modality.VIDEO else IMAGE_KEYS)
 
     def visual_segment(self, visuals: list[Visual], attributes: Attributes) -> Segment:
         return visual_segment([v.patches for v in visuals], [v.positions for v in visuals], self.modality, attributes)
@@ -242,11 +241,13 @@ def modality_of(info: DatasetInfo) -> Modality:
 def label_of(sample: Sample, info: DatasetInfo) -> int:
     """The class number in member `cls`."""
     try:
-        label = int(sample["cls"])
-    except (KeyError, ValueError) as error:
+        label = int(member(sample, ("cls",)))
+    except ValueError as error:
         raise BadSample(f"no class index in member cls: {error}") from error
     if not 0 <= label < len(info.classes):
-        raise BadSample(f"class {label} of {len(info.classes)}")
+        raise BadSample(
+            f"class {label} of {len(info.classes)}: cls counts from 0 in the order of the classes in dataset.json"
+        )
     return label
 
 
@@ -256,17 +257,8 @@ def captions_of(sample: Sample) -> list[str]:
         return [decode_text(sample["txt"])]
     captions = decode_json(sample["json"]).get("captions") if "json" in sample else None
     if not isinstance(captions, list) or not all(caption is None or isinstance(caption, str) for caption in captions):
-        raise BadSample('no caption: needs txt, or json with a list "captions" of strings')
+        raise BadSample(f'no caption: needs txt, or json with a list "captions" of strings; {found(sample)}')
     kept = [caption for caption in captions if caption and has_word(caption)]
     if not kept:
         raise BadSample(f"no caption: none of the {len(captions)} in json has a word")
     return kept
-
-
-def _first(sample: Sample, keys: tuple[str, ...]) -> bytes:
-    for key in keys:
-        if key in sample:
-            return sample[key]
-    raise BadSample(
-        f"none of the members {', '.join(keys)}; found {sorted(k for k in sample if not k.startswith('__'))}"
-    )

@@ -11,9 +11,9 @@ from data.attributes import TEXT_INPUT, WORD_TARGET
 from data.batch import Sequences, TaskBatch
 from data.config import SPE_PLACE, TEXT_PLACE, TaskConfig
 from data.decode.text import decode_text
-from data.shards.errors import BadSample
 from data.tasks.base import Sample, Task, TaskContext, label_of
 from data.tasks.candidates import class_names
+from data.tasks.members import member
 from data.tasks.segments import text_segment
 
 
@@ -53,9 +53,7 @@ class TextClassification(Task):
         return "text"
 
     def example(self, sample: Sample, generator: np.random.Generator | None) -> Templated:
-        if "txt" not in sample:
-            raise BadSample("no member txt")
-        text = decode_text(sample["txt"])
+        text = decode_text(member(sample, ("txt",)))
         # The text gives way to the template, so that <spe> and what follows are never cut off.
         limit = self.config.max_text
         text = " ".join(text.split())[: limit * _LETTERS_OF_A_TOKEN]

@@ -103,6 +103,12 @@ def retrieval(seed: int = 0) -> TaskBatch:
     )
 
 
+def pairs(seed: int, place: int) -> TaskBatch:
+    """Pairs of which some are like those of the batch beside them: image 0 of both, and text 1."""
+    alike_Q2 = [[[0, 4], [1, 5], [2, 6], [3, 7]], [[0, 8], [9, 5], [10, 11], [12, 13]]][place]
+    return dataclasses.replace(retrieval(seed), alike_Q2=torch.tensor(alike_Q2))
+
+
 def sharing(task: str, seed: int, shared_seed: int) -> TaskBatch:
     """A batch of its own with the candidates of another, which every rank encodes a part of."""
     batch, other = BATCHES[task](seed), BATCHES[task](shared_seed)
@@ -131,6 +137,7 @@ def joined(first: TaskBatch, second: TaskBatch) -> TaskBatch:
         candidates=both(first.candidates, second.candidates),
         read_Q2=_rows(2 * rows),
         labels_Q=torch.cat([first.labels_Q, second.labels_Q + rows]),
+        alike_Q2=None if first.alike_Q2 is None else torch.cat([first.alike_Q2, second.alike_Q2]),
     )
 
 

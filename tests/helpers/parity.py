@@ -13,7 +13,7 @@ import torch
 
 from data.batch import Scope, TaskBatch
 from parallel.checkpoints import Fragment
-from tests.helpers.batches import BATCHES, VOCABULARY_SIZE, joined, retrieval, sharing
+from tests.helpers.batches import BATCHES, VOCABULARY_SIZE, joined, pairs, sharing
 from tests.helpers.models import tiny
 from tests.helpers.places import ROOT
 
@@ -61,9 +61,9 @@ class ParityRun:
         if self.scope == "sharded":
             return sharing(task, 10 * step + number, 10 * step)
         if self.scope == "global":
-            return dataclasses.replace(retrieval(seeds[number]), scope=Scope.GLOBAL)
+            return dataclasses.replace(pairs(seeds[number], number), scope=Scope.GLOBAL)
         if self.scope == "joined":
-            return joined(*(retrieval(seed) for seed in seeds))
+            return joined(*(pairs(seed, place) for place, seed in enumerate(seeds)))
         return BATCHES[task](step)
 
 

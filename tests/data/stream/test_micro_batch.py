@@ -86,3 +86,38 @@ def test_a_bad_sample_does_not_hold_what_was_read_of_it(source):
     bad = [content for content in whole if isinstance(content, BadSample)]
     assert len(bad) == 1
     assert bad[0].__traceback__ is bad[0].__cause__ is bad[0].__context__ is None
+
+
+def places_in(source: Source, start: int) -> list[tuple[int, int]]:
+    """Where the examples of a micro-batch come from."""
+    seen: list[tuple[int, int]] = []
+    example, read = type(source.task).example, micro_batch._read
+
+    def reading(source: Source, shard: int, index: int) -> Any:
+        found = read(source, shard, index)
+        if isinstance(found.content, dict):
+            found.content["__place__"] = (shard, index)  # type: ignore[assignment]
+        return found
+
+    def noting(self: Any, sample: Any, generator: Any) -> Any:
+        made = example(self, sample, generator)
+        seen.append(sample["__place__"])
+        return made
+
+    schedule = schedule_of(numbered("", batch_size=BATCH), 1, SEED, [source])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(micro_batch, "_read", reading)
+        patch.setattr(type(source.task), "example", noting)
+        build_micro_batch(source, Assignment(0, 0, 0, start), schedule)
+    return seen
+
+
+@pytest.mark.parametrize("start", [0, 3, 7])
+def test_no_sample_comes_twice_into_a_batch_in_place_of_a_bad_one(source, start):
+    """Inside one epoch of 16 samples, of which two are bad and none is left over but the good ones."""
+    places = places_in(source, start)
+    assert len(places) == BATCH and len(set(places)) == BATCH
+
+
+def test_the_replacement_of_a_sample_follows_from_the_batch_alone(source):
+    assert places_in(source, 0) == places_in(source, 0)

@@ -64,6 +64,28 @@ def test_candidates_of_all_ranks_are_for_training_alone(vocabulary):
     assert made.batch(examples, None).scope == Scope.LOCAL
 
 
+def test_pairs_that_are_alike_are_told(vocabulary):
+    """By the image's file, whatever is cut out of it, and by the caption's tokens, as far as the model sees them."""
+    made = task(vocabulary, info("image_caption"), kind="retrieval", max_text=4, crop_scale=(0.5, 1.0))
+
+    def batch(*samples: tuple[int, str], generator=None):
+        examples = [
+            made.example({"png": image(number)["png"], "txt": text.encode()}, np.random.default_rng(place))
+            for place, (number, text) in enumerate(samples)
+        ]
+        return made.batch(examples, generator)
+
+    assert batch((0, "a"), (1, "b"), (2, "c")).alike_Q2 is None
+    same_image = batch((0, "a"), (1, "b"), (0, "c")).alike_Q2
+    assert same_image is not None
+    assert [len(column.unique()) for column in same_image.T] == [2, 3] and same_image[0, 0] == same_image[2, 0]
+    cut = batch((0, "a red dog runs"), (1, "b"), (2, "A  red dog sits")).alike_Q2
+    assert cut is not None and cut[0, 1] == cut[2, 1] and len(cut[:, 0].unique()) == 3
+    shared = task(vocabulary, info("image_caption"), kind="retrieval", candidates="global")
+    examples = [shared.example({"png": image(n)["png"], "txt": b"%d" % n}, None) for n in range(2)]
+    assert shared.batch(examples, np.random.default_rng(0)).alike_Q2 is not None  # other ranks may have the same
+
+
 def test_mixed_batches_carry_both_labels(vocabulary):
     made = task(vocabulary, info("image_class", ("cat", "dog")), kind="classification", mix=MixConfig(mixup=1.0))
     examples = [made.example(image(label), None) for label in (0, 1, 1)]
