@@ -8,19 +8,21 @@ Legend: Q read-outs, C candidates, c candidates of this tensor rank, W width of 
 from __future__ import annotations
 
 import dataclasses
-import math
 
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from parallel.collectives import Axis, copy_to_axis, gathered, maximum, reduce_from_axis, total
 
+LEFT_OUT = -1e9
+"""Beside logits of 100 at most it adds exactly nothing to a softmax, and unlike -inf it makes no NaN where a rank has nothing else."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
     """Logits [Q, c] of candidates start ... start + c - 1 of `total`; the other ranks of the axis have the others.
 
-    excluded_Qc    candidates that a read-out is not compared with; their logits are -inf. Never the right one
+    excluded_Qc    candidates that a read-out is not compared with; their logits are LEFT_OUT. Never the right one
     """
 
     logits_Qc: Tensor
@@ -40,7 +42,7 @@ class Scores:
     def without(self, excluded_QC: Tensor) -> Scores:
         """Some candidates of some read-outs left out; the same [Q, C] on all ranks of the axis. The last thing to be done to scores."""
         mine_Qc = excluded_QC[:, self.start : self.start + self.logits_Qc.shape[1]]
-        return dataclasses.replace(self, logits_Qc=self.logits_Qc.masked_fill(mine_Qc, -math.inf), excluded_Qc=mine_Qc)
+        return dataclasses.replace(self, logits_Qc=self.logits_Qc.masked_fill(mine_Qc, LEFT_OUT), excluded_Qc=mine_Qc)
 
     def cross_entropy(self, labels_Q: Tensor, smoothing: float = 0.0) -> Tensor:
         """Mean over read-outs of -(1 - s) log p[label] - s mean_C(log p), the same scalar on all ranks of the axis. Candidates that are
