@@ -30,6 +30,8 @@ _PACKERS: dict[bytes, Callable[[Path], Any]] = {
     b"BZh": bz2.open,
     b"\xfd7zXZ": lzma.open,
 }
+TOOLS = {"__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "lost+found", "Thumbs.db", "desktop.ini"}
+"""Names that belong to no data set, besides those that begin with a dot."""
 _PACKING_ERRORS = (tarfile.TarError, zipfile.BadZipFile, OSError, EOFError, zlib.error, lzma.LZMAError, ValueError)
 
 
@@ -152,9 +154,9 @@ def name_fault(name: str) -> str | None:
 
 
 def _is_litter(name: str) -> bool:
-    """What file managers leave behind."""
-    last = name.rpartition("/")[2]
-    return name.startswith("__MACOSX/") or last.startswith("._") or last == ".DS_Store"
+    """What file managers, notebooks and systems leave behind."""
+    parts = PurePosixPath(name).parts
+    return any(part.startswith(".") and part != ".." for part in parts) or not TOOLS.isdisjoint(parts)
 
 
 def _folder(root: Path, limits: Limits) -> Container:

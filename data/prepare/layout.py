@@ -11,6 +11,7 @@ from data.prepare.containers import Container, open_container
 from data.prepare.media import Medium, Reduction, is_medium
 from data.prepare.source import Context, Failure, PublicSet
 from data.shards import DatasetError
+from data.text.tokenizer import Tokenizer
 
 SPLITS = ("train", "val", "test")
 PLACE = "FOLDER|ARCHIVE"
@@ -94,7 +95,16 @@ def displayed(classes: tuple[str, ...], pairs: list[str]) -> tuple[str, ...]:
     unknown = [name for name in names if name not in classes]
     if unknown:
         raise DatasetError(f"no class {unknown[0]!r} to rename; the classes are {', '.join(classes)[:200]}")
-    return tuple(names.get(name, name) for name in classes)
+    shown = tuple(names.get(name, name) for name in classes)
+    tokenizer, first = Tokenizer.load(), dict[tuple[int, ...], str]()
+    for name in shown:
+        other = first.setdefault(tuple(tokenizer.encode(name)), name)
+        if other is not name:
+            raise DatasetError(
+                f"classes {other!r} and {name!r} are one to the model, which sees no letter case and no unusual spaces: put their folders "
+                "together, or tell them apart with --name-map CLASS=NAME"
+            )
+    return shown
 
 
 def open_media(path: Path, medium: Medium, context: Context) -> tuple[Container, list[Failure]]:

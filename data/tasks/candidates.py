@@ -13,6 +13,7 @@ from torch import Tensor
 
 from data.attributes import NAME_TARGET, WORD_TARGET, Attributes
 from data.batch import Sequences
+from data.shards import DatasetError
 from data.tasks.segments import equal_text_segment, text_segment
 from data.text.vocabulary import Vocabulary
 
@@ -23,6 +24,18 @@ def class_names(
     """One candidate per class: its name and end-of-text, no template (papers.md 1.5)."""
     rows = [vocabulary.encode(name, max_text) for name in names]
     return Sequences(segments=(text_segment(rows, attributes),))
+
+
+def check_distinct(names: Sequence[str], vocabulary: Vocabulary, max_text: int, task: str) -> None:
+    """Raises DatasetError if two classes are one to the model: both would be right, and one is scored as wrong."""
+    first: dict[tuple[int, ...], str] = {}
+    for name in names:
+        other = first.setdefault(tuple(vocabulary.encode(name, max_text)), name)
+        if other is not name:
+            raise DatasetError(
+                f"task {task}: classes {other!r} and {name!r} of its data set are one to the model, which sees no letter case and at most "
+                f"max_text={max_text} tokens: raise max_text, or rename one in dataset.json"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

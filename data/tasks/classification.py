@@ -10,7 +10,7 @@ import torch
 from data.attributes import VISUAL_INPUT
 from data.batch import Modality, Sequences, TaskBatch
 from data.tasks.base import Sample, Task, TaskContext, Visual, label_of
-from data.tasks.candidates import class_names
+from data.tasks.candidates import check_distinct, class_names
 from data.visual.mixing import mix
 
 
@@ -26,6 +26,7 @@ class Classification(Task):
 
     def __init__(self, context: TaskContext) -> None:
         super().__init__(context)
+        check_distinct(context.info.classes, context.vocabulary, context.config.max_text, context.config.name)
         self.candidates = class_names(context.info.classes, context.vocabulary, context.config.max_text)
 
     @property

@@ -12,7 +12,7 @@ from data.batch import Sequences, TaskBatch
 from data.config import SPE_PLACE, TEXT_PLACE, TaskConfig
 from data.decode.text import decode_text
 from data.tasks.base import Sample, Task, TaskContext, label_of
-from data.tasks.candidates import class_names
+from data.tasks.candidates import check_distinct, class_names
 from data.tasks.members import member
 from data.tasks.segments import text_segment
 
@@ -41,6 +41,7 @@ class TextClassification(Task):
 
     def __init__(self, context: TaskContext) -> None:
         super().__init__(context)
+        check_distinct(context.info.classes, context.vocabulary, context.config.max_text, context.config.name)
         self.candidates = class_names(context.info.classes, context.vocabulary, context.config.max_text, WORD_TARGET)
         self._before, self._after = context.config.template.split(SPE_PLACE)
 

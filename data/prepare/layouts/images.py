@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import collections
 import re
+import unicodedata
 from pathlib import Path, PurePosixPath
 
 from data.prepare.annotations import read_json, rows, text_lines
@@ -42,13 +43,21 @@ def class_source(arguments: argparse.Namespace, context: Context) -> PublicSet:
     """CLASS/NAME.jpg in a folder or archive for each split."""
     reduction = reduction_of(arguments)
     opened = {split: open_media(path, "image", context) for split, (path,) in given_splits(arguments).items()}
+    class_of = {split: _classes_of(container) for split, (container, _) in opened.items()}
     if arguments.classes:
         classes = read_classes(arguments.classes, context.limits)
     else:
-        classes = _folders(container for container, _ in opened.values())
+        classes = tuple(sorted(set(class_of.get("train", next(iter(class_of.values()))).values())))
+        for split, found in class_of.items():
+            unknown = sorted(set(found.values()) - set(classes))
+            if unknown:
+                raise DatasetError(
+                    f"{opened[split][0].path}: {split} has class {unknown[0]!r}, which train has not ({', '.join(classes)[:80]}): "
+                    "the folder that holds an image is its class; say all classes with --classes"
+                )
     entries, failures = {}, {}
     for split, (container, strange) in opened.items():
-        entries[split], outside = _in_classes(container, classes)
+        entries[split], outside = _in_classes(container, classes, class_of[split])
         failures[split] = strange + outside
     return PublicSet(
         "image_class",
@@ -62,7 +71,7 @@ def read_classes(path: Path, limits: Limits) -> tuple[str, ...]:
     names = read_json(path, limits)
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise DatasetError(f"{path}: expected a JSON list of class names, found {str(names)[:80]}")
-    return tuple(names)
+    return tuple(unicodedata.normalize("NFC", name) for name in names)
 
 
 def _folders(containers) -> tuple[str, ...]:
@@ -70,18 +79,36 @@ def _folders(containers) -> tuple[str, ...]:
     return tuple(sorted(name for name in found if name))
 
 
-def _in_classes(container: Container, classes: tuple[str, ...]) -> tuple[list[Entry], list[Failure]]:
+def _in_classes(
+    container: Container, classes: tuple[str, ...], class_of: dict[str, str]
+) -> tuple[list[Entry], list[Failure]]:
     numbers = {name: number for number, name in enumerate(classes)}
     entries, failures = [], []
     for name, blob in container.blobs.items():
         if not is_medium(name, "image"):
             continue  # counted when the container was opened
-        number = numbers.get(_folder(name) or "")
+        number = numbers.get(class_of.get(name, ""))
         if number is None:
             failures.append(Failure(name, f"not in the folder of a class ({', '.join(classes)[:80]})"))
         else:
             entries.append(Entry(name, blob, {"cls": number}))
     return entries, failures
+
+
+def _classes_of(container: Container) -> dict[str, str]:
+    """Image -> its class, which is the folder that holds it; where that has one name for all, as in CLASS/images/NAME, the one above.
+    Unicode has several spellings of a letter, of which file systems choose one: NFC counts."""
+    folders = {
+        name: PurePosixPath(name).parent.parts for name in container.blobs if is_medium(name, "image") and "/" in name
+    }
+    level = 1
+    while (
+        len({parts[-level] for parts in folders.values()}) == 1
+        and len(set(folders.values())) > 1
+        and all(len(parts) > level for parts in folders.values())
+    ):
+        level += 1
+    return {name: unicodedata.normalize("NFC", parts[-level]) for name, parts in folders.items()}
 
 
 def _folder(name: str) -> str | None:
@@ -125,7 +152,9 @@ def imagenet_source(arguments: argparse.Namespace, context: Context) -> PublicSe
                 if name not in labels
             ]
         else:
-            entries[split], outside = _in_classes(container, synsets)
+            entries[split], outside = _in_classes(
+                container, synsets, {name: _folder(name) or "" for name in container.blobs}
+            )
         failures[split] = strange + outside
     classes, synonyms = name_synsets(synsets, words)
     splits = media_splits("image", entries, failures, reduction, context)
@@ -224,7 +253,8 @@ LAYOUTS = (
     Command(
         "class-folders",
         "any folders CLASS/NAME.jpg to image_class",
-        "CLASS/NAME.jpg (.jpeg, .png, .webp); the folder that holds an image is its class.",
+        "CLASS/NAME.jpg (.jpeg, .png, .webp); the folder that holds an image is its class. Where all of these have one name "
+        "(CLASS/images/NAME.jpg), the one above is.",
         "class-folders --train flowers --val-fraction 0.1 --out datasets/flowers",
         _class_arguments,
         class_source,

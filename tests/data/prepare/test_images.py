@@ -472,3 +472,57 @@ def test_real_flowers(tmp_path):
     assert {name: split.samples for name, split in info.splits.items()} == {"train": 900, "val": 200}
     assert info.classes == tuple(json.loads((flowers / "classes.json").read_text())) and not failures(tmp_path / "out")
     assert decode_image(samples(tmp_path / "out", "val")[0]["jpg"]).shape == (64, 64, 3)
+
+
+# ---------------------------------------------------------------------------------------- which folder is a class
+
+
+def classes_of(tmp_path: Path, *names: str, expect: int = 0, more: tuple[str, ...] = ()) -> tuple[str, ...]:
+    source = folder(tmp_path / "in", [(name, jpeg(10 * number)) for number, name in enumerate(names)])
+    assert prepare("class-folders", "--train", source, *more, "--out", tmp_path / "out") == expect
+    return read_info(tmp_path / "out").classes if not expect else ()
+
+
+@pytest.mark.parametrize(
+    ("names", "classes"),
+    [
+        (("n1/images/a.jpg", "n2/images/b.jpg"), ("n1", "n2")),
+        (("n1/images/raw/a.jpg", "n2/images/raw/b.jpg"), ("n1", "n2")),
+        (("set/cat/a.jpg", "set/dog/b.jpg"), ("cat", "dog")),
+        (("cat/a.jpg", "cat/b.jpg"), ("cat",)),
+        (("cat/a.jpg", "dog/b.jpg", ".ipynb_checkpoints/c.jpg", "cat/.ipynb_checkpoints/d.jpg"), ("cat", "dog")),
+        (
+            ("cat/a.jpg", "dog/b.jpg", "__MACOSX/cat/c.jpg", "@eaDir/d.jpg", ".hidden/e.jpg", ".cache/x/f.jpg"),
+            ("cat", "dog"),
+        ),
+        (("cafe\u0301/a.jpg", "dog/b.jpg"), ("caf\u00e9", "dog")),
+    ],
+)
+def test_the_folder_that_is_a_class(names, classes, tmp_path):
+    assert classes_of(tmp_path, *names) == classes
+
+
+@pytest.mark.parametrize(
+    "names", [("Cat/a.jpg", "cat/b.jpg"), ("a  cat/a.jpg", "a cat/b.jpg"), ("cat/a.jpg", "\uff23\uff21\uff34/b.jpg")]
+)
+def test_classes_that_are_one_to_the_model_are_refused(names, tmp_path, capsys):
+    classes_of(tmp_path, *names, expect=2)
+    assert "are one to the model, which sees no letter case" in capsys.readouterr().err
+    first = names[0].partition("/")[0]
+    assert len(classes_of(tmp_path, *names, more=("--name-map", f"{first}=lion"))) == 2
+
+
+def test_two_spellings_of_one_letter_are_one_class_and_one_label(tmp_path):
+    train = folder(tmp_path / "train", [("caf\u00e9/a.jpg", jpeg()), ("dog/b.jpg", jpeg(9))])
+    val = folder(tmp_path / "val", [("cafe\u0301/c.jpg", jpeg()), ("dog/d.jpg", jpeg(9))])
+    out = tmp_path / "out"
+    assert prepare("class-folders", "--train", train, "--val", val, "--out", out) == 0
+    assert read_info(out).classes == ("caf\u00e9", "dog")
+    assert sorted(sample["cls"] for sample in samples(out, "val")) == [b"0", b"1"]
+
+
+def test_a_class_of_val_that_train_has_not_is_refused(tmp_path, capsys):
+    train = folder(tmp_path / "train", [("cat/a.jpg", jpeg()), ("dog/b.jpg", jpeg(9))])
+    val = folder(tmp_path / "val", [("images/c.jpg", jpeg())])
+    assert prepare("class-folders", "--train", train, "--val", val, "--out", tmp_path / "out") == 2
+    assert "val has class 'images', which train has not (cat, dog)" in capsys.readouterr().err

@@ -11,7 +11,7 @@ import pytest
 from data.batch import Scope
 from data.config import MixConfig, TaskConfig
 from data.decode.image import encode_png
-from data.shards import DatasetInfo, SplitInfo
+from data.shards import DatasetError, DatasetInfo, SplitInfo
 from data.shards.errors import BadSample
 from data.tasks import kind_of, make_task
 from data.tasks.base import Pixels, TaskContext
@@ -55,6 +55,14 @@ def test_a_name_of_each_class_is_drawn_in_training_alone(vocabulary):
     assert {first for first, _ in drawn} == {"cat", "kitten", "puss"} and {second for _, second in drawn} == {"dog"}
     with pytest.raises(ValueError, match="synonyms of 1 classes, but there are 2"):
         info("image_class", ("cat", "dog"), synonyms=(("kitten",),))
+
+
+@pytest.mark.parametrize(
+    ("names", "max_text"), [(("Cat", "cat", "dog"), 8), (("a very long name one", "a very long name two"), 4)]
+)
+def test_classes_that_are_one_to_the_model_are_refused_when_a_data_set_is_opened(vocabulary, names, max_text):
+    with pytest.raises(DatasetError, match=r"task t: classes .* are one to the model"):
+        task(vocabulary, info("image_class", names), kind="classification", max_text=max_text)
 
 
 def test_candidates_of_all_ranks_are_for_training_alone(vocabulary):
