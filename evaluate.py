@@ -37,21 +37,28 @@ def positive(text: str) -> int:
     return number
 
 
+def natural(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise ValueError
+    return number
+
+
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", required=True, type=Path, help="run folder, for instance runs/demo")
     parser.add_argument("--split", default="val", help="split of the data sets to evaluate on (default: val)")
-    parser.add_argument("--step", type=int, help="checkpoint to use (default: the newest complete one)")
+    parser.add_argument("--step", type=natural, help="checkpoint to use (default: the newest complete one)")
     parser.add_argument("--tasks", nargs="+", help="names of tasks (default: all of the run)")
     parser.add_argument("--limit", type=positive, help="samples of each task at most")
     parser.add_argument("--batch-size", type=positive, default=64)
     parser.add_argument("--beam", type=positive, default=2, help="hypotheses of a caption; 1 is greedy (default: 2)")
     parser.add_argument("--length-penalty", type=float, default=0.0, help="captions are ranked by score / words^p")
     parser.add_argument(
-        "--workers", type=int, default=0, help="processes of each rank that decode ahead (default: none)"
+        "--workers", type=natural, default=0, help="processes of each rank that decode ahead (default: none)"
     )
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help="set by the launcher")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: torch's choice)")
+    parser.add_argument("--threads", type=natural, default=0, help="CPU threads (default: torch's choice)")
     parser.add_argument(
         "overrides",
         nargs="*",

@@ -135,6 +135,21 @@ class ExpertConfig:
         if self.random_second and self.top_k != 2:
             raise ValueError(f"random_second is about second choices: it needs top_k=2, not {self.top_k}")
 
+    @property
+    def unreachable(self) -> tuple[str, ...]:
+        """Lines about thresholds of LIMoE's global entropy that so few experts cannot reach: the loss would never be zero."""
+        auxiliary = self.auxiliary
+        pairs = (
+            ("text", auxiliary.global_text, auxiliary.experts_text),
+            ("visual", auxiliary.global_visual, auxiliary.experts_visual),
+        )
+        return tuple(
+            f"model.experts.auxiliary.experts_{name}={experts:g} is above num_experts={self.num_experts}: its threshold, log {experts:g}, "
+            f"cannot be reached, and the loss pulls towards equal use without end; lower it to at most {self.num_experts}"
+            for name, weight, experts in pairs
+            if weight and experts > self.num_experts
+        )
+
     def is_sparse(self, layer: int, depth: int) -> bool:
         """Whether block `layer` (from 0) of `depth` holds experts."""
         kind, _, count = self.placement.partition("-")

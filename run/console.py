@@ -26,6 +26,7 @@ def start_lines(run: RunConfig, resume: Resume, schedule: Schedule, objective: O
     ranks = mesh.data.size * mesh.tensor.size
     lines = [
         *resume.notes,
+        *run.model.experts.unreachable,
         f"run {run.folder} {start}{init}; {run.steps:,} steps in all",
         f"  ranks       {ranks} ({mesh.device.partition(':')[0]}): data {mesh.data.size}, tensor {mesh.tensor.size}, "
         f"experts over {mesh.expert.size}; DeepSpeed settings {run.parallel.deepspeed}",
@@ -38,6 +39,7 @@ def start_lines(run: RunConfig, resume: Resume, schedule: Schedule, objective: O
         lines.append(
             f"  {source.name:<{width}}  {task.kind}, {source.order.total:,} samples, {task.batch_size} per micro-batch, "
             f"{weight / sum(schedule.weights):.0%} of the micro-batches"
+            + (" (a micro-batch has samples twice)" if task.batch_size > source.order.total else "")
         )
     return lines
 

@@ -30,3 +30,16 @@ EXPECTED = {
 @pytest.mark.parametrize("name", ROUTING)
 def test_a_preset_has_the_published_numbers(name):
     assert EXPECTED[name].items() <= ROUTING[name].items()
+
+
+def test_thresholds_that_so_few_experts_cannot_reach_are_told():
+    """LIMoE's threshold is the entropy of S equally used experts."""
+    from model.config import AuxiliaryConfig, ExpertConfig
+
+    def told(**auxiliary: float) -> tuple[str, ...]:
+        return ExpertConfig(router="token", num_experts=4, top_k=1, auxiliary=AuxiliaryConfig(**auxiliary)).unreachable
+
+    assert told(global_text=1.0, global_visual=1.0, experts_text=2.0, experts_visual=4.0) == ()
+    assert told(experts_visual=9.0) == ()  # a loss without a weight
+    (line,) = told(global_visual=1.0, experts_visual=5.0)
+    assert "experts_visual=5 is above num_experts=4" in line and "lower it to at most 4" in line
