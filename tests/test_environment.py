@@ -27,11 +27,17 @@ def run(words: list[str] | str, extra: dict[str, str] | None = None, drop: tuple
     return done.returncode, done.stdout
 
 
+def listen() -> None:
+    """Whoever started the tests may have had signals ignored, as nohup does, and children inherit that."""
+    for number in (signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def started(config: Path, *overrides: str, ranks: int = 1) -> subprocess.Popen[str]:
     """A training of 500 steps, in its second one."""
     process = subprocess.Popen(
         command(config, "steps=500", "save_every=400", *overrides, ranks=ranks), cwd=ROOT, env=environment(),
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, preexec_fn=listen,
     )  # fmt: skip
     assert process.stdout is not None
     for line in process.stdout:
@@ -45,6 +51,7 @@ def files_of(folder: Path) -> dict[Path, tuple[int, int]]:
     return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in found}
 
 
+@pytest.mark.slow
 def test_two_runs_in_one_folder(config: Path):
     """The second ends with 2 and has written nothing; after a kill -9 of the first a start works at once."""
     process = started(config)
@@ -61,6 +68,7 @@ def test_two_runs_in_one_folder(config: Path):
     assert not (folder / "in_use.json").exists()
 
 
+@pytest.mark.slow
 def test_a_hang_up_saves_as_other_signals_do(config: Path):
     process = started(config)
     os.killpg(process.pid, signal.SIGHUP)
@@ -159,6 +167,7 @@ def test_what_cannot_work_is_one_line(overrides, extra, said, config: Path):
     assert code == 2 and len(errors) == 1 and said in errors[0] and "Traceback" not in out, out
 
 
+@pytest.mark.slow
 def test_evaluation_finds_data_that_was_moved_and_says_which_steps_there_are(config: Path, tmp_path, world):
     """From another working directory, the run folder moved too."""
     train(config, "steps=3", "name=old")

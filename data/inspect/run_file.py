@@ -27,7 +27,7 @@ class RunFile:
 def read_run_file(path: Path, task: str) -> RunFile:
     """`data:` and the pixels of `model:`; the rest of the file is not looked at. Raises DatasetError."""
     try:
-        raw = yaml.safe_load(path.read_text())
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DatasetError(f"{path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

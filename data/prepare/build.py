@@ -178,7 +178,7 @@ def _finish(work: Work, source: PublicSet, plan: Plan, counts: dict[str, int], s
         "splits": report,
         "seconds": round(seconds, 1),
     }
-    (work.out / SUMMARY_FILE).write_text(json.dumps(summary, indent=1) + "\n")
+    (work.out / SUMMARY_FILE).write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     write_info(work.out, info)
     (work.out / PROGRESS_FILE).unlink()
 

@@ -51,7 +51,7 @@ class Work:
 
     def add(self, done: Done) -> None:
         self.done[done.split, done.shard] = done
-        with (self.out / PROGRESS_FILE).open("a") as file:
+        with (self.out / PROGRESS_FILE).open("a", encoding="utf-8") as file:
             file.write(json.dumps(dataclasses.asdict(done)) + "\n")
 
 
@@ -158,7 +158,7 @@ def _plan_of_summary(out: Path) -> Plan | None:
 def _read(progress: Path) -> tuple[Plan | None, dict[tuple[str, int], Done]]:
     plan, done = None, {}
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-        lines = progress.read_text().splitlines()
+        lines = progress.read_text(encoding="utf-8").splitlines()
         plan = json.loads(lines[0])["plan"]
         for line in lines[1:]:
             shard = Done(**json.loads(line))
@@ -169,7 +169,7 @@ def _read(progress: Path) -> tuple[Plan | None, dict[tuple[str, int], Done]]:
 def _write(progress: Path, plan: Plan, done: dict[tuple[str, int], Done]) -> None:
     lines = [json.dumps({"plan": plan}), *(json.dumps(dataclasses.asdict(shard)) for shard in done.values())]
     unfinished = progress.with_name(".prepare.new.tmp")
-    unfinished.write_text("".join(line + "\n" for line in lines))
+    unfinished.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
     os.replace(unfinished, progress)
 
 

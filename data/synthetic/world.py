@@ -100,7 +100,7 @@ def _claim(out: Path, wanted: dict[str, int]) -> None:
             raise DatasetError(f"{note} says {found}, wanted {wanted}: remove {out} or choose another folder")
         return
     out.mkdir(parents=True, exist_ok=True)
-    note.write_text(json.dumps(wanted) + "\n")
+    note.write_text(json.dumps(wanted) + "\n", encoding="utf-8")
 
 
 def _numbered(samples: Iterator[Sample], texts: set[str]) -> Iterator[Sample]:

@@ -190,7 +190,7 @@ class Cache:
 
     def _reserve(self, url: str, part: Path, known: Known, needed: int) -> None:
         """Make room for `needed` bytes of this shard by removing those that were read longest ago."""
-        with (self.folder / "lock").open("w") as lock:
+        with (self.folder / "lock").open("w", encoding="utf-8") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             others = [entry for entry in self._entries() if entry.path != part]
             total = sum(entry.size for entry in others) + needed
@@ -267,13 +267,13 @@ def _state_path(part: Path) -> Path:
 def _write_state(part: Path, known: Known, reserved: int) -> None:
     state = {"validator": known.validator, "total": known.total, "reserved": reserved}
     unfinished = part.with_suffix(".json.tmp")
-    unfinished.write_text(json.dumps(state))
+    unfinished.write_text(json.dumps(state), encoding="utf-8")
     os.replace(unfinished, _state_path(part))
 
 
 def _read_state(part: Path) -> Known:
     try:
-        state = json.loads(_state_path(part).read_text())
+        state = json.loads(_state_path(part).read_text(encoding="utf-8"))
         return Known(state["validator"], state["total"])
     except (OSError, ValueError, KeyError, TypeError):
         return Known()
@@ -281,6 +281,6 @@ def _read_state(part: Path) -> Known:
 
 def _reserved(part: Path) -> int:
     try:
-        return int(json.loads(_state_path(part).read_text())["reserved"])
+        return int(json.loads(_state_path(part).read_text(encoding="utf-8"))["reserved"])
     except (OSError, ValueError, KeyError, TypeError):
         return 0

@@ -17,6 +17,8 @@ from tests.helpers.places import ROOT
 @pytest.fixture
 def handlers():
     before = {number: signal.getsignal(number) for number in SIGNALS}
+    for number in SIGNALS:  # whoever started the tests may have had them ignored
+        signal.signal(number, signal.SIG_DFL)
     yield before
     for number, handler in before.items():
         signal.signal(number, handler)
