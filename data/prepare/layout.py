@@ -99,7 +99,7 @@ def displayed(classes: tuple[str, ...], pairs: list[str]) -> tuple[str, ...]:
     tokenizer, first = Tokenizer.load(), dict[tuple[int, ...], str]()
     for name in shown:
         other = first.setdefault(tuple(tokenizer.encode(name)), name)
-        if other is not name:
+        if other != name:  # equal ones are told where the set is made
             raise DatasetError(
                 f"classes {other!r} and {name!r} are one to the model, which sees no letter case and no unusual spaces: put their folders "
                 "together, or tell them apart with --name-map CLASS=NAME"
