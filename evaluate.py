@@ -17,7 +17,7 @@ import torch
 
 from data.stream.source import open_data
 from data.tasks.base import Pixels
-from evaluation import EVALUATORS, DamagedDataError, Evaluation
+from evaluation import EVALUATORS, DamagedDataError, Evaluation, check_complete
 from model.objective import Objective
 from parallel.checkpoints import load_found
 from parallel.kernels import load_kernels
@@ -88,6 +88,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
         open_data(dataclasses.replace(run.data, tasks=tasks), pixels, run.seed, vocabulary).sources if tasks else []
         for tasks in (evaluated, compared)
     )
+    for source in sources:
+        check_complete(source)
     training = {source.name: source for source in training_sources}
 
     if arguments.threads:

@@ -11,7 +11,7 @@ import time
 
 import torch
 
-from data.stream.faults import shard_faults
+from data.stream.faults import TooManyFaultsError, losses_of
 from data.stream.share import Share
 from data.stream.source import open_data
 from data.stream.training import schedule_of, training_stream
@@ -54,6 +54,7 @@ def train(run: RunConfig, guard: RankGuard) -> int:
     deepspeed_config = read_engine_file(run)
     kernels = load_kernels(run.kernels)
     data = open_data(run.data, Pixels(run.model.image_size, run.model.patch), run.seed)
+    losses = losses_of(data.sources, run.data.max_bad_fraction)
     earlier = earlier_start(run, data.vocabulary)
     check_precision(deepspeed_config, run.parallel.deepspeed)
     check_build_lock()
@@ -83,11 +84,10 @@ def train(run: RunConfig, guard: RankGuard) -> int:
     resume.restore(engine)
     if mesh.is_first:
         write_run_files(run, data.vocabulary)
-        print(*start_lines(run, resume, schedule, objective, mesh), legend(run), sep="\n", flush=True)
+        print(*start_lines(run, resume, schedule, objective, mesh, losses), legend(run), sep="\n", flush=True)
 
-    ledger = FaultLedger(run.folder, launched_rank(), run.data.max_bad_fraction)
-    ledger.add(0, shard_faults(data.sources) if mesh.is_first else ())
-    meter = Meter({source.name: source.order.total for source in data.sources}, run.model, mesh)
+    ledger = FaultLedger(run.folder, launched_rank(), run.data.max_bad_fraction, losses)
+    meter = Meter(losses, run.model, mesh)
     sinks = Sinks(run, step, mesh.is_first)
     saver = Saver(run.folder / "checkpoints", run.keep_checkpoints, run.save_async, sinks.tell)
     micro_batches = run.micro_batches // mesh.data.size
@@ -101,7 +101,7 @@ def train(run: RunConfig, guard: RankGuard) -> int:
                 before = time.perf_counter()
                 micro = next(stream)
                 waited = time.perf_counter() - before
-                ledger.add(micro.num_samples, micro.faults)
+                ledger.add(micro.batch.task, micro.num_samples, micro.faults)
                 if checking:
                     check_batch([("labels", micro.batch.labels_Q), ("read-outs", micro.batch.read_Q2)], mesh)
                 watchdog.phase("forward")
@@ -159,7 +159,7 @@ def main(argv: list[str] | None = None) -> int:
         with RankGuard(USER_ERRORS) as guard:
             return train(run, guard)
     except USER_ERRORS as error:
-        if is_first_on_machine():
+        if is_first_on_machine() or isinstance(error, TooManyFaultsError):
             print(f"error: {error}", file=sys.stderr)
         return EXIT_USER
 

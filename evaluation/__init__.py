@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 
 from evaluation import captioning, classification, masked_text, retrieval
-from evaluation.base import DamagedDataError, Evaluation, Metrics
+from evaluation.base import DamagedDataError, Evaluation, Metrics, check_complete
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,4 +28,4 @@ EVALUATORS: dict[str, Evaluator] = {
     "retrieval": Evaluator(retrieval.evaluate, "image_to_text_r1", "image_to_text_chance"),
 }
 
-__all__ = ["EVALUATORS", "DamagedDataError", "Evaluation", "Evaluator", "Metrics"]
+__all__ = ["EVALUATORS", "DamagedDataError", "Evaluation", "Evaluator", "Metrics", "check_complete"]

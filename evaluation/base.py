@@ -13,6 +13,7 @@ from torch import Tensor
 from data.batch import Sequences
 from data.shards import DatasetError
 from data.stream.evaluation import evaluation_pass
+from data.stream.faults import loss_of
 from data.stream.share import Share
 from data.stream.source import Source
 from model.objective import Objective
@@ -61,7 +62,7 @@ class Evaluation:
             if batch.faults:
                 fault = batch.faults[0]
                 raise DamagedDataError(
-                    f"cannot evaluate on damaged data: task {fault.task}, {fault.shard} sample {fault.sample}: {fault.reason}"
+                    f"cannot evaluate on damaged data: task {fault.task}, {fault.place}: {fault.reason}"
                 )
             yield batch.examples, torch.tensor(batch.valid)
 
@@ -79,6 +80,16 @@ class Evaluation:
     def of_all_ranks(self, value: T) -> list[T]:
         """Collective. Every rank's value."""
         return gathered_objects(value, self.ranks)
+
+
+def check_complete(source: Source) -> None:
+    """Raises DatasetError if samples of the split are known to be missing: a score over what is left is another score."""
+    loss = loss_of(source)
+    if loss.samples or (loss.faults and not loss.is_exact):
+        raise DatasetError(
+            f"cannot evaluate on a part of the data: task {source.name}: {loss.text}; "
+            f"`python -m data.inspect lint {source.task.config.path}` lists what is wrong"
+        )
 
 
 @torch.no_grad()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import sys
 import textwrap
+from collections.abc import Mapping
 
 from tqdm import tqdm
 
+from data.stream.faults import Loss
 from data.stream.schedule import Schedule
 from data.tasks import kind_of
 from model.objective import Objective
@@ -18,7 +20,9 @@ from run.meter import Record
 from run.resume import Resume
 
 
-def start_lines(run: RunConfig, resume: Resume, schedule: Schedule, objective: Objective, mesh: Mesh) -> list[str]:
+def start_lines(
+    run: RunConfig, resume: Resume, schedule: Schedule, objective: Objective, mesh: Mesh, losses: Mapping[str, Loss]
+) -> list[str]:
     """What was loaded, what is trained and on what."""
     checkpoint = resume.checkpoint
     start = f"continues at step {resume.step:,} from {checkpoint.folder}" if checkpoint else "starts"
@@ -41,6 +45,8 @@ def start_lines(run: RunConfig, resume: Resume, schedule: Schedule, objective: O
             f"{weight / sum(schedule.weights):.0%} of the micro-batches"
             + (" (a micro-batch has samples twice)" if task.batch_size > source.order.total else "")
         )
+        if losses[source.name].samples:
+            lines.append(f"  {'':<{width}}  {losses[source.name].text}")
     return lines
 
 
@@ -80,7 +86,8 @@ class Console:
     def write(self, record: Record) -> None:
         losses = "  ".join(f"{key[5:]} {value:.3f}" for key, value in record.items() if key.startswith("loss/"))
         rates = f"{record['samples_per_s']:.0f} samples/s  {record['tokens_per_s']:.0f} tokens/s"
-        state = f"wait {record['data_wait']:.1%}  norm {record['grad_norm']:.2f}  lr {record['lr']:.1e}"
+        bad = f"{record['faults']} bad samples replaced  " if record["faults"] else ""
+        state = f"{bad}wait {record['data_wait']:.1%}  norm {record['grad_norm']:.2f}  lr {record['lr']:.1e}"
         if self._bar is not None:
             self._bar.set_postfix_str(f"{losses} | {rates}  {state}", refresh=False)
             self._bar.update(record["step"] - self._bar.n)
@@ -105,4 +112,9 @@ class Console:
 def end_line(run: RunConfig, step: int) -> str:
     if step < run.steps:
         return f"stopped at step {step:,} and saved; start the same command again to continue"
-    return f"finished at step {step:,}; next: python evaluate.py --run {run.folder}"
+    bad = (
+        "; what of the data was bad stands in ledger_rank_*.jsonl there"
+        if any(run.folder.glob("ledger_rank_*.jsonl"))
+        else ""
+    )
+    return f"finished at step {step:,}; next: python evaluate.py --run {run.folder}{bad}"

@@ -1,43 +1,59 @@
-"""The list of samples and shards that could not be used."""
+"""The list of samples and shards that could not be used, and the limit of how many that may be."""
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data.stream.faults import Fault
+from data.stream.faults import Fault, Loss, TooManyFaultsError
 from parallel.checkpoints import write_atomically
 from run.meter import Record
 
 
-class TooManyFaultsError(RuntimeError):
-    """More unreadable samples than the run allows."""
-
-
 class FaultLedger:
-    """Every unusable sample and shard once, in `ledger_rank_<n>.jsonl`; the run stops above a share of samples.
+    """Every unusable sample and shard once, in `ledger_rank_<n>.jsonl`; the run stops where a task's share of them is too large.
 
     A line has the fields of Fault: task, shard, sample and offset (null for a whole shard), reason.
     """
 
-    GRACE_SAMPLES = 1000
+    FEW_SAMPLES = 1000
+    """Shares of fewer are shares of so many: one bad sample at the start is no sign of many."""
 
-    def __init__(self, folder: Path, rank: int, max_fraction: float) -> None:
+    def __init__(self, folder: Path, rank: int, max_fraction: float, losses: Mapping[str, Loss]) -> None:
+        """losses: of each task, what was missing at the start; the first rank writes it down."""
         self.path = folder / f"ledger_rank_{rank:05d}.jsonl"
-        self.max_fraction = max_fraction
-        self._samples, self._faults = 0, 0
+        self.max_fraction, self.losses = max_fraction, losses
+        self._samples: collections.Counter[str] = collections.Counter()
+        self._replaced: collections.Counter[str] = collections.Counter()
         text = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
         if text and not text.endswith("\n"):  # a crash has cut off the last line
             text = text[: text.rfind("\n") + 1]
             write_atomically(self.path, text)
         self._known = {_place_of(json.loads(line)) for line in text.splitlines()}
+        if rank == 0:
+            self._write([fault for loss in losses.values() for fault in loss.faults])
 
-    def add(self, num_samples: int, faults: tuple[Fault, ...]) -> None:
-        """Raises TooManyFaultsError, which names the ledger. Faults count as many as samples were replaced for them."""
-        self._samples += num_samples
-        self._faults += len(faults) if num_samples else 0
+    def add(self, task: str, num_samples: int, faults: tuple[Fault, ...]) -> None:
+        """Of one micro-batch; as many faults as samples were replaced for them. Raises TooManyFaultsError."""
+        self._write(faults)
+        self._samples[task] += num_samples
+        self._replaced[task] += len(faults)
+        if not faults:
+            return
+        missing = self.losses[task].samples / self.losses[task].remaining  # per sample that came
+        bad, total = self._replaced[task] + missing * self._samples[task], self._samples[task] * (1 + missing)
+        if bad > self.max_fraction * max(total, self.FEW_SAMPLES):
+            also = " and what was missing at the start" if missing else ""
+            raise TooManyFaultsError(
+                f"task {task}: {self._replaced[task]} of {self._samples[task]} samples were bad{also}; more than "
+                f"data.max_bad_fraction={self.max_fraction:g} allows; the last: {faults[-1].reason}; all are listed in {self.path}"
+            )
+
+    def _write(self, faults: list[Fault] | tuple[Fault, ...]) -> None:
         for fault in faults:
             entry = dataclasses.asdict(fault)
             if _place_of(entry) not in self._known:
@@ -45,11 +61,6 @@ class FaultLedger:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 with self.path.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(entry) + "\n")
-        if self._samples >= self.GRACE_SAMPLES and self._faults > self.max_fraction * self._samples:
-            raise TooManyFaultsError(
-                f"{self._faults} of {self._samples} samples are unreadable, more than data.max_bad_fraction="
-                f"{self.max_fraction}; the list is {self.path}"
-            )
 
 
 def _place_of(entry: Record) -> tuple[Any, ...]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from data.batch import Modality
+from data.stream.faults import Loss
 from data.stream.micro_batch import MicroBatch
 from model.config import ModelConfig
 from model.objective import Losses
@@ -28,10 +29,10 @@ Record = dict[str, Any]
 class Meter:
     """Sums between two log points. Nothing waits for the device until `record`, which all ranks call together."""
 
-    def __init__(self, sizes: dict[str, int], model: ModelConfig, mesh: Mesh) -> None:
-        """sizes: samples of each task's data set."""
-        self.tasks, self.sizes, self.mesh = list(sizes), list(sizes.values()), mesh
-        self._bad_shards: set[tuple[str, str]] = set()
+    def __init__(self, losses: dict[str, Loss], model: ModelConfig, mesh: Mesh) -> None:
+        """losses: by task, what there is of its data set and what was missing at the start."""
+        self.tasks, self.losses, self.mesh = list(losses), list(losses.values()), mesh
+        self._bad_shards = {(fault.task, fault.shard) for loss in self.losses for fault in loss.faults}
         self._decisions, self._experts = model.num_decisions, model.experts.num_experts
         self._auxiliary_names = model.experts.auxiliary.names
         self._reset()
@@ -78,7 +79,8 @@ class Meter:
         """Collective. Totals over data ranks since the last record; `step` counts finished steps.
 
         consumed: samples of each task since the run began; epoch/TASK is their number over the data set's size.
-        faults: samples that had to be replaced; bad_shards: since the start, the most that one rank has met.
+        faults: samples that had to be replaced; bad_shards: since the start, the most that one rank has met; lost_samples, lost_bytes:
+        of all tasks' shards, missing since the start.
         """
         seconds = time.perf_counter() - self._start
         parts = [
@@ -105,16 +107,18 @@ class Meter:
             "samples": int(samples),
             "faults": int(faults),
             "bad_shards": int(bad_shards),
+            "lost_samples": sum(loss.samples for loss in self.losses),
+            "lost_bytes": sum(loss.bytes for loss in self.losses),
             "skipped_steps": self._skipped,
             "eta_s": (total_steps - step) * seconds / self._steps,
         }
-        for name, (count, loss, correct, reads) in zip(self.tasks, tasks.view(-1, 4).tolist(), strict=True):
+        for name, (count, loss_sum, correct, reads) in zip(self.tasks, tasks.view(-1, 4).tolist(), strict=True):
             if count:
-                record[f"loss/{name}"] = loss / count
+                record[f"loss/{name}"] = loss_sum / count
                 record[f"accuracy/{name}"] = correct / reads
-        numbers = zip(self.tasks, self.sizes, consumed, by_task.view(-1, 2).tolist(), strict=True)
-        for name, size, samples_of_task, (faults_of_task, tokens_of_task) in numbers:
-            record[f"epoch/{name}"] = samples_of_task / size
+        numbers = zip(self.tasks, self.losses, consumed, by_task.view(-1, 2).tolist(), strict=True)
+        for name, loss, samples_of_task, (faults_of_task, tokens_of_task) in numbers:
+            record[f"epoch/{name}"] = samples_of_task / loss.remaining
             record[f"tokens/{name}"] = int(tokens_of_task)
             if faults_of_task:
                 record[f"faults/{name}"] = int(faults_of_task)

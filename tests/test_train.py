@@ -192,6 +192,8 @@ def test_damaged_data_is_listed_counted_and_passed_by_and_workers_may_change(con
         "reason"
     ]
     out = train(
-        config, "name=strict", path, "steps=9999", "data.tasks.shapes.sampling_weight=1000", "micro_batches=8", expect=1
+        config, "name=strict", path, "steps=9999", "data.tasks.shapes.sampling_weight=1000", "micro_batches=8", expect=2
     )
-    assert "samples are unreadable, more than data.max_bad_fraction=0.001" in out
+    assert (
+        "samples were bad; more than data.max_bad_fraction=0.001 allows; the last: " in out and "Traceback" not in out
+    )

@@ -8,6 +8,7 @@ import warnings
 
 import pytest
 
+from data.stream.faults import Fault, Loss, losses_of
 from data.stream.source import open_data
 from data.stream.training import schedule_of
 from data.tasks.base import Pixels
@@ -22,7 +23,7 @@ from run.resume import Resume
 
 RECORD = {
     "step": 3, "loss/shapes": 1.25, "loss/pairs": 2.0, "samples_per_s": 40.4, "tokens_per_s": 1000.0, "data_wait": 0.015,
-    "grad_norm": 0.5, "lr": 1e-3, "eta_s": 125.0,
+    "grad_norm": 0.5, "faults": 0, "lr": 1e-3, "eta_s": 125.0,
 }  # fmt: skip
 
 
@@ -32,7 +33,10 @@ def test_the_start_says_what_is_trained_on_what(config):
     objective = Objective(run.model, data.vocabulary.size, Mesh(), load_kernels("torch"))
     choose_trained(objective, run.optimizer.tune, run.optimizer.frozen)
     resume = Resume(run, data, None, 0, (0,) * 5, ("environment differs: OMP_NUM_THREADS",))
-    lines = start_lines(run, resume, schedule_of(run.data, 2, 0, data.sources), objective, Mesh())
+    losses = losses_of(data.sources, 0.0) | {
+        "shapes": Loss(5, 12_000, 48, (Fault("shapes", "a.tar", None, None, "cut off"),), False)
+    }
+    lines = start_lines(run, resume, schedule_of(run.data, 2, 0, data.sources), objective, Mesh(), losses)
     total = sum(p.numel() for p in objective.parameters())
     trained = sum(p.numel() for p in objective.parameters() if p.requires_grad)
     assert trained < total and lines[0] == "environment differs: OMP_NUM_THREADS"
@@ -41,7 +45,8 @@ def test_the_start_says_what_is_trained_on_what(config):
     assert f"{total:,}, {trained:,} trained; vocabulary of {data.vocabulary.size}" in page
     # Weights of the demo: 5, 3, 1, 1, 1.5 of 11.5.
     assert "shapes      classification, 48 samples, 4 per micro-batch, 43% of the micro-batches" in page
-    assert len(lines) == 5 + 5
+    assert "              about 5 of 53 samples (0.012 MB) are lost: a.tar: cut off" in page
+    assert len(lines) == 5 + 5 + 1
 
 
 def test_the_legend_names_tasks_whose_loss_has_two_directions(config):
@@ -51,11 +56,14 @@ def test_the_legend_names_tasks_whose_loss_has_two_directions(config):
 def test_elsewhere_than_on_a_terminal_each_record_is_a_line(config, capsys):
     console = Console(load_config(config), 0)
     console.write(RECORD)
+    console.write(RECORD | {"faults": 2})
     console.tell("saved step_00000003")
     console.close()
     assert capsys.readouterr().out.splitlines() == [
         "waiting for the first samples",
         "step 3/6  shapes 1.250  pairs 2.000 | 40 samples/s  1000 tokens/s  wait 1.5%  norm 0.50  lr 1.0e-03  eta 2:05",
+        "step 3/6  shapes 1.250  pairs 2.000 | 40 samples/s  1000 tokens/s  2 bad samples replaced  wait 1.5%  norm 0.50  lr 1.0e-03  eta "
+        "2:05",
         "saved step_00000003",
     ]
 

@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 import run.meter
 from data.batch import Modality
-from data.stream.faults import Fault
+from data.stream.faults import Fault, Loss
 from data.stream.micro_batch import MicroBatch
 from data.stream.schedule import Assignment
 from model.config import AuxiliaryConfig, ExpertConfig, ModelConfig
@@ -31,7 +31,8 @@ MODEL = ModelConfig(
     experts=ExpertConfig(num_experts=2, placement="odd", router="token", auxiliary=AuxiliaryConfig(importance=1.0)),
 )
 DECISIONS = MODEL.num_decisions
-SIZES = {"pictures": 100, "words": 40}
+GONE = Fault("words", "train-000007.tar", None, None, "the file is empty")
+LOSSES = {"pictures": Loss(0, 0, 100, (), True), "words": Loss(5, 600, 40, (GONE,), False)}
 
 
 def fault(sample: int | None, shard: str = "train-000000.tar") -> Fault:
@@ -71,7 +72,7 @@ def clock(monkeypatch):
 
 
 def test_every_figure_by_hand(clock):
-    meter = Meter(SIZES, MODEL, Mesh())
+    meter = Meter(LOSSES, MODEL, Mesh())
     two_steps(meter)
     clock.value += 4.0
     record = meter.record(7, 17, (150, 4))
@@ -85,7 +86,7 @@ def test_every_figure_by_hand(clock):
             "grad_norm": 5.0, "grad_norm/dense": 3.0, "grad_norm/experts": 4.0, "grad_norm/routers": 0.5,
             "samples": 18, "samples_per_s": 18 / 4, "tokens_per_s": (80 + 60 + 44) / 4,
             "step_s": 4 / 2, "eta_s": (17 - 7) * 2.0, "data_wait": (0.25 + 0.5 + 0.25) / 4,
-            "faults": 3, "faults/pictures": 3, "bad_shards": 1,
+            "faults": 3, "faults/pictures": 3, "bad_shards": 2, "lost_samples": 5, "lost_bytes": 600,
             "loss/pictures": (2.0 + 1.0) / 2, "loss/words": 3.0,
             "accuracy/pictures": (2 + 5) / (8 + 6), "accuracy/words": 4 / 10,
             "epoch/pictures": 1.5, "epoch/words": 0.1, "tokens/pictures": 140, "tokens/words": 44,
@@ -96,7 +97,7 @@ def test_every_figure_by_hand(clock):
 
 
 def test_a_record_starts_anew_but_bad_shards_are_counted_since_the_start(clock):
-    meter = Meter(SIZES, MODEL, Mesh())
+    meter = Meter(LOSSES, MODEL, Mesh())
     two_steps(meter)
     clock.value += 4.0
     meter.record(2, 17, (14, 4))
@@ -106,13 +107,13 @@ def test_a_record_starts_anew_but_bad_shards_are_counted_since_the_start(clock):
     record = meter.record(3, 17, (14, 6))
     assert (record["samples_per_s"], record["tokens_per_s"], record["step_s"]) == (2.0, 10.0, 1.0)
     assert (record["loss/words"], record["accuracy/words"], record["faults"], record["skipped_steps"]) == (7, 0.5, 0, 0)
-    assert record["bad_shards"] == 1 and "loss/pictures" not in record and "faults/pictures" not in record
+    assert record["bad_shards"] == 2 and "loss/pictures" not in record and "faults/pictures" not in record
     assert "success/image" not in record and record["expert_load_max"] == 0
 
 
 def of_rank(rank: int) -> dict[str, Any]:
     dist.init_process_group("gloo")
-    meter = Meter(SIZES, MODEL, Mesh(data=Axis("data", 2, rank, dist.group.WORLD)))
+    meter = Meter(LOSSES, MODEL, Mesh(data=Axis("data", 2, rank, dist.group.WORLD)))
     if rank == 0:
         two_steps(meter)
     else:
@@ -126,7 +127,7 @@ def of_rank(rank: int) -> dict[str, Any]:
 def test_ranks_add_up_and_bad_shards_are_not_counted_twice():
     first, second = run_ranks(2, of_rank)
     for record in (first, second):
-        assert (record["samples"], record["faults"], record["bad_shards"]) == (20, 3, 1)
+        assert (record["samples"], record["faults"], record["bad_shards"]) == (20, 3, 2)
         assert record["loss/words"] == pytest.approx(2.0) and record["accuracy/words"] == pytest.approx(12 / 20)
         assert record["auxiliary/importance"] == pytest.approx((0.5 + 0.25 + 0.0 + 0.75) / 4)
     # One second of waiting in all is half a second on the mean rank, whatever the time that it took.
@@ -136,7 +137,7 @@ def test_ranks_add_up_and_bad_shards_are_not_counted_twice():
 def test_losses_of_routers_without_a_sparse_block_are_zero():
     model = tiny("limoe", {"placement": "none"})
     batch = retrieval()
-    meter = Meter({"t": 10}, model, Mesh())
+    meter = Meter({"t": Loss(0, 0, 10, (), True)}, model, Mesh())
     meter.add(MicroBatch(Assignment(0, 0, 0, 0), batch, 4, 20, ()), make(model)(batch, derive(0, "noise")), 0.0)
     meter.end_step(StepInfo(GradientNorms(*torch.zeros(4).tolist()), 0.1, True))
     record = meter.record(1, 2, (4,))

@@ -13,9 +13,9 @@ import pytest
 
 from data.decode.image import encode_png
 from data.shards import DatasetError
-from data.stream.faults import Fault, shard_faults
+from data.stream.faults import Fault, Loss, TooManyFaultsError, loss_of, losses_of
 from data.transport import Cache, FetchOptions
-from run.ledger import FaultLedger, TooManyFaultsError
+from run.ledger import FaultLedger
 from tests.helpers.limits import within
 from tests.helpers.shard_server import Deed, ShardServer, serving
 from tests.helpers.streams import labels, numbered, opened, streamed, write_numbered
@@ -146,7 +146,8 @@ def test_damage_on_disk(folder, tmp_path, name):
     deed(folder)
     data = numbered(str(folder))
     source = opened(data)
-    at_start = shard_faults([source])
+    loss = loss_of(source)
+    at_start = loss.faults
     micros = streamed(data, 8, source=source)
     found = labels(micros)
     assert set(range(20)) - lost == set(found), "the rest of the epoch must come"
@@ -158,10 +159,16 @@ def test_damage_on_disk(folder, tmp_path, name):
     assert sample is None or faults[0].offset == 2048
     assert labels(streamed(data, 8)) == found, "the same again"
 
-    ledger = FaultLedger(tmp_path / "run", 0, 1.0)
-    ledger.add(0, at_start)
+    assert loss.samples == (len(lost) if at_start else 0) and loss.remaining + loss.samples == 20 and loss.is_exact
+    if at_start:
+        with pytest.raises(
+            TooManyFaultsError, match=rf"numbers: {len(lost)} of 20 samples .* are lost: {BAD}: .*{words}"
+        ):
+            losses_of([source], len(lost) / 20 - 0.01)
+
+    ledger = FaultLedger(tmp_path / "run", 0, 1.0, losses_of([source], len(lost) / 20))
     for micro in micros:
-        ledger.add(micro.num_samples, micro.faults)
+        ledger.add("numbers", micro.num_samples, micro.faults)
     lines = [json.loads(line) for line in ledger.path.read_text().splitlines()]
     assert lines == [dataclasses.asdict(faults[0])]  # once, however often it was met
 
@@ -243,7 +250,7 @@ def test_a_page_in_place_of_a_shard(server: ShardServer, tmp_path, body):
     del server.files[f"/set/{BAD}.index.json"]
     data = numbered(f"{server.url}/set", shards=shards, cache_dir=str(tmp_path / "cache"))
     source = opened(data)
-    (fault,) = shard_faults([source])
+    (fault,) = loss_of(source).faults
     assert fault.shard == shards[1] and ("HTML" in fault.reason or "empty" in fault.reason)
     assert set(labels(streamed(data, 8, source=source))) == set(range(20)) - set(range(5, 10))
 
@@ -275,27 +282,95 @@ def test_a_cache_that_is_too_small_for_the_window_is_refused(server: ShardServer
 # -------------------------------------------------------------------------------------------------- the ledger
 
 
+def loss(samples: int = 0, remaining: int = 1000, faults: tuple[Fault, ...] = ()) -> dict[str, Loss]:
+    return {"t": Loss(samples, 0, remaining, faults, True)}
+
+
 def test_the_threshold_counts_samples_and_not_lines(tmp_path):
     fault = Fault("t", "train-000000.tar", None, None, "gone")
-    ledger = FaultLedger(tmp_path, 0, 0.01)
-    ledger.add(0, (fault,))  # at the start: of no sample
+    ledger = FaultLedger(tmp_path, 0, 0.01, loss(faults=(fault,)))  # at the start: of no sample
     for _ in range(99):
-        ledger.add(10, ())
-    ledger.add(10, (fault,) * 10)
+        ledger.add("t", 10, ())
+    ledger.add("t", 10, (fault,) * 10)
     with pytest.raises(
-        TooManyFaultsError, match=r"11 of 1010 samples.*max_bad_fraction=0\.01.*ledger_rank_00000\.jsonl"
+        TooManyFaultsError,
+        match=r"task t: 11 of 1010 samples were bad; .*max_bad_fraction=0\.01.*gone.*ledger_rank_00000\.jsonl",
     ):
-        ledger.add(10, (fault,))
+        ledger.add("t", 10, (fault,))
     assert len(ledger.path.read_text().splitlines()) == 1
     ledger.path.write_text(ledger.path.read_text() + '{"task": "cut o')
-    again = FaultLedger(tmp_path, 0, 0.01)
-    again.add(10, (fault, Fault("t", "train-000000.tar", 3, 512, "bad")))
+    again = FaultLedger(tmp_path, 0, 0.01, loss())
+    again.add("t", 10, (fault, Fault("t", "train-000000.tar", 3, 512, "bad")))
     assert [json.loads(line)["sample"] for line in ledger.path.read_text().splitlines()] == [None, 3]
 
 
-def test_the_first_thousand_samples_are_a_grace(tmp_path):
+def test_few_bad_samples_at_the_start_pass_and_many_stop_at_once(tmp_path):
     fault = Fault("t", "train-000000.tar", 1, 0, "bad")
-    ledger = FaultLedger(tmp_path, 0, 0.01)
-    ledger.add(999, (fault,) * 20)
-    with pytest.raises(TooManyFaultsError, match="20 of 1000 samples"):
-        ledger.add(1, ())
+    ledger = FaultLedger(tmp_path, 0, 0.01, loss())
+    ledger.add("t", 16, (fault,) * 10)  # 10 of what will be 1,000
+    with pytest.raises(TooManyFaultsError, match="11 of 32 samples"):
+        ledger.add("t", 16, (fault,))
+
+
+def test_what_was_missing_at_the_start_counts_against_the_same_limit(tmp_path):
+    fault = Fault("t", "train-000000.tar", 1, 0, "bad")
+    ledger = FaultLedger(tmp_path, 0, 0.01, loss(samples=9, remaining=991, faults=(fault,)))
+    ledger.add("t", 991, (fault,))  # 10 of 1,000
+    with pytest.raises(TooManyFaultsError, match="2 of 992 samples were bad and what was missing at the start"):
+        ledger.add("t", 1, (fault,))
+
+
+def test_each_task_has_its_own_limit(tmp_path):
+    """A hundred thousand good samples of one task do not hide that another has none."""
+    fault = Fault("u", "train-000000.tar", 1, 0, "bad")
+    ledger = FaultLedger(tmp_path, 0, 0.01, loss() | {"u": Loss(0, 0, 50, (), True)})
+    ledger.add("t", 100_000, ())
+    with pytest.raises(TooManyFaultsError, match="task u: 11 of 11"):
+        ledger.add("u", 11, (fault,) * 11)
+
+
+def test_a_loss_without_a_count_is_estimated_by_the_other_shards(folder):
+    without_list(html)(folder)
+    without_count(folder)
+    found = loss_of(opened(numbered(str(folder))))
+    assert (found.samples, found.remaining, found.is_exact) == (5, 15, False)
+    assert found.bytes == 5 * sum((folder / f"train-00000{n}.tar").stat().st_size for n in (0, 2, 3)) // 15
+    assert found.text.startswith("about 5 of 20 samples (0.02") and "HTML" in found.text
+
+
+def test_shards_that_are_gone_with_their_list_are_missed_by_the_count(folder):
+    without_list(vanished)(folder)
+    found = loss_of(opened(numbered(str(folder))))
+    assert found.text.endswith("lost: dataset.json: counts 20 samples of split train, its shards have 15")
+    without_count(folder)  # nothing tells that there was more
+    assert loss_of(opened(numbered(str(folder)))) == Loss(0, 0, 15, (), False)
+
+
+def test_most_shards_are_pages(folder):
+    for path in folder.glob("*.tar"):
+        if path.name != "train-000002.tar":
+            path.write_bytes(b"<!DOCTYPE html><html><body>404 Not Found</body></html>")
+    without_list(lambda folder: None)(folder)
+    with pytest.raises(TooManyFaultsError) as caught:
+        losses_of([opened(numbered(str(folder)))], 0.001)
+    message = str(caught.value)
+    assert "15 of 20 samples" in message and "(and 2 other shards)" in message and "\n" not in message
+
+
+def test_nothing_but_bad_samples_is_one_line_also_from_a_worker(folder):
+    for path in folder.glob("*.tar"):
+        keys = [path.stem + str(i) for i in range(5)]
+        write_foreign(path, [(key, {"png": picture(1), "cls": b"ninety"}) for key in keys])
+        path.with_name(f"{path.name}.index.json").unlink()
+    (folder / "train.shards.json").unlink()
+    for workers in (0, 1):
+        with pytest.raises(
+            TooManyFaultsError, match=r"^task numbers: 100 bad samples in a row; the last, train-.*ninety"
+        ) as caught:
+            streamed(numbered(str(folder)), 1, workers=workers)
+        assert "\n" not in str(caught.value)
+
+
+def without_count(folder: Path) -> None:
+    info = json.loads((folder / "dataset.json").read_text())
+    (folder / "dataset.json").write_text(json.dumps(info | {"splits": {}}))

@@ -18,7 +18,7 @@ from data.shards import DatasetError, ShardSet, write_shard, write_shard_list, w
 from data.shards.__main__ import main
 from data.shards.ranges import load_ranges
 from data.shards.reading import RangeCache
-from data.stream.faults import shard_faults
+from data.stream.faults import loss_of
 from data.transport import Cache
 from data.transport.cache import NoRoomError
 from tests.data.shards.test_shards import by_webdataset, foreign_tar, read_all
@@ -267,7 +267,7 @@ def test_the_same_samples_from_everywhere(folder, tmp_path):
             data = numbered(path, shards=shards, cache_dir=str(tmp_path / f"cache{number}"), allow_pipe=True)
             micros = streamed(data, 14)
             assert labels(micros) == expected, (path, shards)
-            assert not any(micro.faults for micro in micros) and not shard_faults([opened(data)])
+            assert not any(micro.faults for micro in micros) and not loss_of(opened(data)).faults
         assert server.requests("/set/train-000000.tar") == 3  # once for each cache
 
 

@@ -13,7 +13,7 @@ from data.config import DataConfig, TaskConfig
 from data.decode.image import encode_png
 from data.shards import DatasetError, DatasetInfo, SplitInfo, write_info, write_shards
 from data.stream.evaluation import evaluation_pass
-from data.stream.faults import shard_faults
+from data.stream.faults import loss_of
 from data.stream.share import Share
 from data.stream.source import open_data
 from data.stream.training import schedule_of, training_stream
@@ -142,7 +142,7 @@ def test_a_shard_cut_off_since_it_was_listed_is_reported_when_it_is_met(folders,
     shard.write_bytes(shard.read_bytes()[:5000])  # two of its five samples are left
     data = DataConfig(tasks=(TaskConfig(name="cut", kind="classification", path=str(tmp_path), batch_size=3),))
     sources = open_data(data, Pixels(8, 4), seed=3).sources
-    assert shard_faults(sources) == () and len(sources[0].shards) == NUM
+    assert loss_of(sources[0]).faults == () and len(sources[0].shards) == NUM
     micros = list(itertools.islice(training_stream(sources, schedule_of(data, 1, 3), Share(), 0, (0,), 0), 4))
     faults = [fault for micro in micros for fault in micro.faults]
     assert {(fault.shard, fault.sample) for fault in faults} == {("train-000000.tar", None)}
@@ -156,7 +156,7 @@ def test_a_shard_found_damaged_when_it_is_counted_is_reported_at_the_start(folde
     (tmp_path / "train-000000.tar").write_bytes(b"<!DOCTYPE html><title>404</title>")
     data = DataConfig(tasks=(TaskConfig(name="cut", kind="classification", path=str(tmp_path), batch_size=2),))
     sources = open_data(data, Pixels(8, 4), seed=3).sources
-    (fault,) = shard_faults(sources)
+    (fault,) = loss_of(sources[0]).faults
     assert (fault.shard, fault.sample) == ("train-000000.tar", None) and "HTML" in fault.reason
     assert len(sources[0].shards) == NUM - 5
 
