@@ -4,8 +4,8 @@ python scripts/results.py demo --run runs/demo --split heldout     evaluates the
 python scripts/results.py ablation --lines runs/ablation.jsonl     keeps the lines of `make ablation`
 python scripts/results.py                                          writes the tables alone
 
-A table stands between two comments, `results: NAME` and `/results`, in the documents. A test holds that they are those of the files, and that
-a configuration is still the one that was trained.
+In the documents a table stands between two comments, `results: NAME` and `/results`. A test holds that tables are those of the
+files, and that a configuration is still the one that was trained.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ def table(kept: dict[str, Any]) -> str:
     minutes, seconds = divmod(round(kept["seconds"]), 60)
     lines += [
         "",
-        f"`{kept['config']}` at commit {kept['commit']}, split {kept['split']}; {kept['ranks']} ranks on {kept['hardware']}: {kept['steps']:,} steps in "
-        f"{minutes} min {seconds} s, {kept['data_wait']:.1%} of it waiting for data.",
+        f"`{kept['config']}` at commit {kept['commit']}, split {kept['split']}; {kept['ranks']} ranks on {kept['hardware']}: "
+        f"{kept['steps']:,} steps in {minutes} min {seconds} s, {kept['data_wait']:.1%} of it waiting for data.",
     ]
     return "\n".join(lines)
 
@@ -126,7 +126,11 @@ def main() -> None:
         if options.lines:
             text = options.lines.read_text(encoding="utf-8")
             config = "configs/ablation.yaml"
-            found = {"config": config, "config_digest": config_digest(config), "lines": list(map(json.loads, text.splitlines()))}
+            found = {
+                "config": config,
+                "config_digest": config_digest(config),
+                "lines": list(map(json.loads, text.splitlines())),
+            }
         else:
             found = training_of(options.run.resolve(), options.split)
         FOLDER.mkdir(exist_ok=True)

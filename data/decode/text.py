@@ -10,11 +10,14 @@ from data.text.words import has_word
 
 
 def decode_text(data: bytes | str, max_bytes: int = 1 << 20) -> str:
-    """UTF-8 to text without white space around it. Raises BadSample, also for a text in which nothing can be seen (`&nbsp;`)."""
+    """UTF-8, with or without a byte order mark, to text without white space around it.
+
+    Raises BadSample, also for a text in which nothing can be seen (`&nbsp;`).
+    """
     if len(data) > max_bytes:
         raise BadSample(f"text of {len(data)} bytes, more than the limit of {max_bytes}")
     try:
-        text = (data.decode("utf-8") if isinstance(data, bytes) else data).strip()
+        text = (data.decode("utf-8-sig") if isinstance(data, bytes) else data).strip()
     except UnicodeDecodeError as error:
         raise BadSample(f"text is not valid UTF-8: {error}") from error
     if not text:
@@ -29,11 +32,19 @@ def decode_json(data: bytes | str, max_bytes: int = 1 << 20) -> dict[str, Any]:
     if len(data) > max_bytes:
         raise BadSample(f"JSON of {len(data)} bytes, more than the limit of {max_bytes}")
     try:
-        content = json.loads(data)
+        content = json.loads(data, object_pairs_hook=_with_each_key_once)
     except (ValueError, RecursionError) as error:
         raise BadSample(f"JSON: {one_line(error)}") from error
     if not isinstance(content, dict):
-        raise BadSample(f"JSON: expected an object, found a {type(content).__name__}")
+        kind = {list: "a list", str: "a string", type(None): "null"}.get(type(content), "a number or a truth value")
+        raise BadSample(f"JSON: expected an object, found {kind}")
+    return content
+
+
+def _with_each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) != len(pairs):
+        raise ValueError(f"a key comes twice among {', '.join(key for key, _ in pairs)[:100]}")
     return content
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import hashlib
+import re
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -30,6 +31,7 @@ from data.visual.augment import rand_augment, random_erase
 from data.visual.transform import patchify, spatial_transform
 
 Sample = dict[str, Any]
+_CLASS_NUMBER = re.compile(rb"(?:\xef\xbb\xbf)?\s*([-+]?[0-9]{1,9})\s*")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,11 +241,12 @@ def modality_of(info: DatasetInfo) -> Modality:
 
 
 def label_of(sample: Sample, info: DatasetInfo) -> int:
-    """The class number in member `cls`."""
-    try:
-        label = int(member(sample, ("cls",)))
-    except ValueError as error:
-        raise BadSample(f"no class index in member cls: {error}") from error
+    """The class number in member `cls`: decimal digits, with white space or a byte order mark around them."""
+    content = member(sample, ("cls",))
+    digits = _CLASS_NUMBER.fullmatch(content)
+    if not digits:
+        raise BadSample(f"no class index in member cls, which has {content[:20]!r}")
+    label = int(digits[1])
     if not 0 <= label < len(info.classes):
         raise BadSample(
             f"class {label} of {len(info.classes)}: cls counts from 0 in the order of the classes in dataset.json"

@@ -48,7 +48,18 @@ def test_only_the_first_rank_has_sinks_and_wandb_only_where_it_is_wanted(mode, s
     Sinks(run, 0, is_first=False).write({"step": 1})
     assert not seen and not (run.folder / "metrics.jsonl").exists()
     sinks = Sinks(run, 0, is_first=True)
-    sinks.write({"step": 1, "samples_per_s": 1, "tokens_per_s": 1, "data_wait": 0, "grad_norm": 0, "lr": 0, "eta_s": 0, "faults": 0})
+    sinks.write(
+        {
+            "step": 1,
+            "samples_per_s": 1,
+            "tokens_per_s": 1,
+            "data_wait": 0,
+            "grad_norm": 0,
+            "lr": 0,
+            "eta_s": 0,
+            "faults": 0,
+        }
+    )
     sinks.close()
     assert len(seen) == started and '"step": 1' in (run.folder / "metrics.jsonl").read_text()
 

@@ -40,4 +40,6 @@ def test_documents_have_the_tables_of_the_files(document):
 def test_what_was_trained_is_what_the_configuration_says(path):
     kept = json.loads(path.read_text())
     assert kept["config_digest"] == config_digest(kept["config"]), f"train {kept['config']} again: scripts/results.py"
-    assert any(f"<!-- results: {path.stem} -->" in document.read_text() for document in DOCUMENTS), "a file without a table"
+    assert any(f"<!-- results: {path.stem} -->" in document.read_text() for document in DOCUMENTS), (
+        "a file without a table"
+    )

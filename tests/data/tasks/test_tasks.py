@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from data.decode.image import encode_png
 from data.shards import DatasetError, DatasetInfo, SplitInfo
 from data.shards.errors import BadSample
 from data.tasks import kind_of, make_task
-from data.tasks.base import Pixels, TaskContext
+from data.tasks.base import Pixels, TaskContext, label_of
 from data.tasks.candidates import WordCandidates
 from data.tasks.text_classification import _shortened
 from data.text import tokenizer
@@ -288,3 +289,25 @@ def test_a_text_of_a_megabyte_is_classified_in_time(vocabulary, monkeypatch):
     )
     example = made.example({"txt": text, "cls": b"1"}, None)
     assert 8 < len(example.tokens) <= 16 and sum(letters) < len(text) // 4
+
+
+@pytest.mark.parametrize("content", [b"1", b" 1\n", b"+1", b"01", b"\xef\xbb\xbf1\r\n"])
+def test_a_class_number(content):
+    assert label_of({"cls": content}, info("image_class", classes=("cat", "dog"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"-1", "class -1 of 2: cls counts from 0"),
+        (b"2", "class 2 of 2"),
+        *(
+            (content, "no class index in member cls, which has")
+            for content in (b"", b"1.0", b"1e0", b"1_0", b"0x1", b"true", b"1 0", b"9" * 20)
+        ),
+        ("\u0661".encode(), "no class index"),  # the Arabic digit 1
+    ],
+)
+def test_no_class_number(content, reason):
+    with pytest.raises(BadSample, match=re.escape(reason)):
+        label_of({"cls": content}, info("image_class", classes=("cat", "dog")))
