@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import sys
 import time
 from pathlib import Path
@@ -44,6 +45,13 @@ def natural(text: str) -> int:
     return number
 
 
+def finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError
+    return number
+
+
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", required=True, type=Path, help="run folder, for instance runs/demo")
@@ -53,7 +61,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--limit", type=positive, help="samples of each task at most")
     parser.add_argument("--batch-size", type=positive, default=64)
     parser.add_argument("--beam", type=positive, default=2, help="hypotheses of a caption; 1 is greedy (default: 2)")
-    parser.add_argument("--length-penalty", type=float, default=0.0, help="captions are ranked by score / words^p")
+    parser.add_argument("--length-penalty", type=finite, default=0.0, help="captions are ranked by score / words^p")
     parser.add_argument(
         "--workers", type=natural, default=0, help="processes of each rank that decode ahead (default: none)"
     )
@@ -76,7 +84,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     folder = expanded(arguments.run)
     run, vocabulary = read_run(folder, arguments.overrides)
     by_name = {task.name: task for task in run.data.tasks}
-    wanted = arguments.tasks or list(by_name)
+    wanted = list(dict.fromkeys(arguments.tasks)) or list(by_name)
     unknown = [name for name in wanted if name not in by_name]
     if unknown:
         raise ConfigError(f"{folder} has no task {unknown[0]!r}; its tasks are {', '.join(by_name)}")

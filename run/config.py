@@ -18,6 +18,8 @@ from parallel.config import OptimizerConfig, ParallelConfig
 from parallel.kernels import KernelName
 from run.errors import ConfigError
 
+MAX_THREADS = 1024
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrackingConfig:
@@ -88,6 +90,8 @@ class RunConfig:
         for key in ("threads", "seed", "check_every", "max_skipped_steps"):
             if getattr(self, key) < 0:
                 raise ValueError(f"{key}={getattr(self, key)}: must not be negative")
+        if self.threads > MAX_THREADS:
+            raise ValueError(f"threads={self.threads}: must be {MAX_THREADS} at most")
         if self.optimizer.warmup_steps > self.steps:
             raise ValueError(
                 f"optimizer.warmup_steps={self.optimizer.warmup_steps} is longer than the run of steps={self.steps}"

@@ -21,7 +21,7 @@ from model.moe.presets import ROUTING
 from run.config import RunConfig, neighbours
 from run.errors import ConfigError
 from run.places import expanded, with_expanded
-from run.strict_text import TextError, not_finite, read_yaml, typed
+from run.strict_text import TextError, read_yaml, typed, unusable
 
 MAX_BASES = 8
 """Files that build on one another; more is taken for a circle."""
@@ -81,10 +81,10 @@ def _is_named(node: Any) -> bool:
 
 def parse_config(raw: dict[str, Any], file: str, overrides: Sequence[str] = ()) -> RunConfig:
     """Strict: no unknown key, no wrong type, no conversion but int to float. file, overrides: where it came from, for messages."""
-    unbounded = not_finite(raw)
-    if unbounded:
-        key = _dotted(raw, unbounded)
-        raise ConfigError(f"{_origin(raw, key, file, overrides)}: {key} must be a finite number")
+    found = unusable(raw)
+    if found:
+        key = _dotted(raw, found[0])
+        raise ConfigError(f"{_origin(raw, key, file, overrides)}: {key} {found[1]}")
     raw = _with_presets(raw, file, overrides)
     unknown = next(_unknown_keys(RunConfig, raw, ()), None)
     if unknown:

@@ -92,9 +92,14 @@ def leaves(tree: Any, parts: Place = ()) -> Iterator[tuple[Place, Any]]:
         yield parts, tree
 
 
-def not_finite(tree: Any) -> Place | None:
-    """Where the first number stands that is infinite or none."""
-    return next((parts for parts, value in leaves(tree) if isinstance(value, float) and not math.isfinite(value)), None)
+def unusable(tree: Any) -> tuple[Place, str] | None:
+    """(where, what is wanted) of the first number that is infinite or none, or text that no path can have."""
+    for parts, value in leaves(tree):
+        if isinstance(value, float) and not math.isfinite(value):
+            return parts, "must be a finite number"
+        if isinstance(value, str) and "\0" in value:
+            return parts, "must have no NUL character"
+    return None
 
 
 def typed(kind: Any, tree: Any) -> Any:

@@ -49,7 +49,7 @@ ROWS: dict[str, tuple[tuple[str, str, str, str], ...]] = {
 
 def config_digest(path: str) -> str:
     """Of what the configuration says, not of its comments."""
-    return hashlib.sha256(json.dumps(read_yaml((ROOT / path).read_bytes())).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps(read_yaml((ROOT / path).read_bytes()), default=str).encode()).hexdigest()[:12]
 
 
 def table(kept: dict[str, Any]) -> str:

@@ -107,7 +107,8 @@ def find_checkpoint(root: Path, step: int | None = None) -> Checkpoint:
         for problem in problems:
             print(f"warning: {problem}", file=sys.stderr)
     if checkpoint is None:
-        raise CheckpointError(f"{root} holds no checkpoint: the run has not been saved yet")
+        reason = "the run has not been saved yet" if root.parent.is_dir() else "there is no such run"
+        raise CheckpointError(f"{root} holds no checkpoint: {reason}")
     return checkpoint
 
 

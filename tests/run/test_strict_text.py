@@ -59,6 +59,8 @@ def test_numbers(override, value):
         ("data.max_bad_fraction=2", "max_bad_fraction=2"),
         ("model.layer_scale=-1", "layer_scale=-1"),
         ("max_skipped_steps=-1", "max_skipped_steps=-1: must not be negative"),
+        ('data.tasks.shapes.path="a\\0b"', "data.tasks.shapes.path must have no NUL character"),
+        ("threads=100000", "threads=100000: must be 1024 at most"),
         ("name=", "name"),
         ("name=~", "name"),
         ("name=" + "x" * 201, "200 at most"),
