@@ -76,7 +76,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     tasks = arguments.tasks or []  # which takes every word behind it
     arguments.overrides += [word for word in tasks if "=" in word]
-    arguments.tasks = [word for word in tasks if "=" not in word]
+    arguments.tasks = list(dict.fromkeys(word for word in tasks if "=" not in word))
     return arguments
 
 
@@ -84,7 +84,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     folder = expanded(arguments.run)
     run, vocabulary = read_run(folder, arguments.overrides)
     by_name = {task.name: task for task in run.data.tasks}
-    wanted = list(dict.fromkeys(arguments.tasks)) or list(by_name)
+    wanted = arguments.tasks or list(by_name)
     unknown = [name for name in wanted if name not in by_name]
     if unknown:
         raise ConfigError(f"{folder} has no task {unknown[0]!r}; its tasks are {', '.join(by_name)}")

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data.shards.errors import DatasetError
+from data.shards.lock import LOCK_FILE
 
 INFO_FILE = "dataset.json"
 _SPLIT = re.compile(r"[A-Za-z0-9_]+")
@@ -52,6 +53,7 @@ def clear_dataset(directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     # dataset.json first: a folder without it counts as incomplete
     entries = sorted(directory.iterdir(), key=lambda path: path.name != INFO_FILE)
+    entries = [path for path in entries if path.name != LOCK_FILE]
     strange = [path.name for path in entries if not _OURS.fullmatch(path.name)]
     if strange:
         raise DatasetError(f"{directory} holds {strange[0]!r}, which is not of a data set: choose another folder")

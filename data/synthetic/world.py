@@ -32,6 +32,7 @@ from data.shards import (
     write_info,
     write_shards,
 )
+from data.shards.lock import only_writer
 from data.synthetic import scenes
 from data.synthetic.scenes import MOTIONS, SHAPES, SIDE, Pair, Thing
 from data.text.tokenizer import END_OF_TEXT, Tokenizer
@@ -67,25 +68,26 @@ def write_demo_world(out: Path | str, seed: int, size: WorldSize) -> None:
     size, or a folder holds other files.
     """
     out = Path(out)
-    _claim(out, {"version": 1, "seed": seed, **dataclasses.asdict(size)})
-    tokenizer = Tokenizer.load()
-    for number, (name, make) in enumerate(_MAKERS.items()):
-        folder = out / name
-        if is_complete(folder):
-            continue
-        clear_dataset(folder)
-        texts: set[str] = set()
-        splits = {}
-        for split_number, split in enumerate(SPLITS):
-            count = size.samples(name, split)
-            samples = make(split == "heldout", count, np.random.default_rng([seed, number, split_number]))
-            # The vocabulary is that of training; the other splits are there to show what is made of new samples.
-            kept = texts if is_trained_on(split, SPLITS) else set()
-            shards = write_shards(folder, split, _numbered(samples, kept))
-            splits[split] = SplitInfo(samples=count, shards=len(shards))
-        kind, classes = _KINDS[name]
-        ids = {END_OF_TEXT}.union(*(tokenizer.encode(text) for text in [*texts, *classes]))
-        write_info(folder, DatasetInfo(kind=kind, classes=classes, token_ids=tuple(sorted(ids)), splits=splits))
+    with only_writer(out):
+        _claim(out, {"version": 1, "seed": seed, **dataclasses.asdict(size)})
+        tokenizer = Tokenizer.load()
+        for number, (name, make) in enumerate(_MAKERS.items()):
+            folder = out / name
+            if is_complete(folder):
+                continue
+            clear_dataset(folder)
+            texts: set[str] = set()
+            splits = {}
+            for split_number, split in enumerate(SPLITS):
+                count = size.samples(name, split)
+                samples = make(split == "heldout", count, np.random.default_rng([seed, number, split_number]))
+                # The vocabulary is that of training; the other splits are there to show what is made of new samples.
+                kept = texts if is_trained_on(split, SPLITS) else set()
+                shards = write_shards(folder, split, _numbered(samples, kept))
+                splits[split] = SplitInfo(samples=count, shards=len(shards))
+            kind, classes = _KINDS[name]
+            ids = {END_OF_TEXT}.union(*(tokenizer.encode(text) for text in [*texts, *classes]))
+            write_info(folder, DatasetInfo(kind=kind, classes=classes, token_ids=tuple(sorted(ids)), splits=splits))
 
 
 def _claim(out: Path, wanted: dict[str, int]) -> None:

@@ -1,0 +1,29 @@
+"""The arguments of evaluate.py."""
+
+from __future__ import annotations
+
+import pytest
+
+from evaluate import parse_arguments
+
+
+def test_tasks_are_taken_once_and_overrides_may_follow_them():
+    arguments = parse_arguments(["--run", "r", "--tasks", "b", "a", "b", "data.workers=1"])
+    assert arguments.tasks == ["b", "a"] and arguments.overrides == ["data.workers=1"]
+    assert parse_arguments(["data.workers=1", "--run", "r"]).tasks == []
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--length-penalty", "nan"),
+        ("--length-penalty", "inf"),
+        ("--beam", "0"),
+        ("--batch-size", "-1"),
+        ("--limit", "x"),
+    ],
+)
+def test_values_that_mean_nothing_are_refused(capsys, option, value):
+    with pytest.raises(SystemExit) as caught:
+        parse_arguments(["--run", "r", option, value])
+    assert caught.value.code == 2 and f"argument {option}: invalid" in capsys.readouterr().err
