@@ -7,7 +7,7 @@ import io
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from data.shards.errors import DatasetError
@@ -47,8 +47,8 @@ def replacing(path: Path) -> Iterator[io.BufferedWriter]:
         unfinished.unlink(missing_ok=True)
 
 
-def clear_dataset(directory: Path) -> None:
-    """Make the folder, or remove an earlier data set from it. Raises DatasetError for any other content."""
+def clear_dataset(directory: Path, keep: Collection[str] = ()) -> None:
+    """Make the folder, or remove an earlier data set from it, save files to keep. Raises DatasetError for any other content."""
     directory.mkdir(parents=True, exist_ok=True)
     # dataset.json first: a folder without it counts as incomplete
     entries = sorted(directory.iterdir(), key=lambda path: path.name != INFO_FILE)
@@ -56,4 +56,5 @@ def clear_dataset(directory: Path) -> None:
     if strange:
         raise DatasetError(f"{directory} holds {strange[0]!r}, which is not of a data set: choose another folder")
     for path in entries:
-        path.unlink()
+        if path.name not in keep:
+            path.unlink()
