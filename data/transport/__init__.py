@@ -3,6 +3,7 @@
     urls      names: braces, @file lists, what may be shown of them
     http, remote, pipe    one way to the bytes each: open_at(url, offset) -> Reply
     fetch     attempts, back-off, continuation, limits: the same for all ways
+    plain_text    bytes to text: byte order marks, and what is no text
     cache     whole shards on local disk, shared by the processes of a machine
     ahead     a thread that fetches what will be read next
 
@@ -13,6 +14,7 @@ what is in a shard.
 from data.transport.ahead import Ahead
 from data.transport.cache import Cache
 from data.transport.fetch import check_url, read_small
+from data.transport.plain_text import NotText, TextReader, text_of
 from data.transport.reply import FetchError, FetchOptions, TransientError
 from data.transport.urls import expand, expand_braces, is_remote, join, local_path, scheme_of, shown, sibling
 
@@ -21,6 +23,8 @@ __all__ = [
     "Cache",
     "FetchError",
     "FetchOptions",
+    "NotText",
+    "TextReader",
     "TransientError",
     "check_url",
     "expand",
@@ -32,4 +36,5 @@ __all__ = [
     "scheme_of",
     "shown",
     "sibling",
+    "text_of",
 ]

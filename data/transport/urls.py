@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import braceexpand
 
+from data.transport.plain_text import NotText, text_of
 from data.transport.reply import FetchError
 
 MAX_SHARDS = 4_000_000
@@ -128,9 +129,9 @@ def _expand(
 
 def _lines(url: str, content: bytes) -> list[str]:
     try:
-        lines = [line.strip() for line in content.decode("utf-8").splitlines()]
-    except UnicodeDecodeError as error:
-        raise FetchError(f"@{shown(url)}: no UTF-8 text: {error}") from error
+        lines = [line.strip() for line in text_of(content, f"@{shown(url)}").splitlines()]
+    except NotText as error:
+        raise FetchError(str(error)) from error
     return [line for line in lines if line and not line.startswith("#")]
 
 

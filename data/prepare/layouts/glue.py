@@ -92,7 +92,7 @@ def read_rows(path: Path, task: GlueTask, limits: Limits) -> Iterator[Row | Fail
     lines = text_lines(path, limits.annotations)
     wanted: list[int] = [column for column in (*task.texts, task.label) if isinstance(column, int)]
     if not wanted:
-        header = next(lines, "").removeprefix("\ufeff").split("\t")
+        header = next(lines, "").split("\t")
         missing = [column for column in (*task.texts, task.label) if column not in header]
         if missing:
             raise DatasetError(f"{path}: no column {missing[0]!r} in the first line, found {header}")
