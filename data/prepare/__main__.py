@@ -13,7 +13,7 @@ import PIL
 from data.prepare.build import build, check_splits
 from data.prepare.containers import Limits
 from data.prepare.layout import Command
-from data.prepare.layouts import captions, clip_captions, clips, glue, images, text, vqa, web
+from data.prepare.layouts import captions, clip_captions, clips, glue, images, table, text, vqa, web
 from data.prepare.progress import Plan, input_identity, work_on
 from data.prepare.source import Context
 from data.shards import DatasetError
@@ -28,6 +28,7 @@ LAYOUTS: tuple[Command, ...] = (
     *text.LAYOUTS,
     *glue.LAYOUTS,
     *vqa.LAYOUTS,
+    *table.LAYOUTS,
 )
 REAL_SMALL = "real-small"
 FORMAT = 3

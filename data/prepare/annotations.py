@@ -20,11 +20,11 @@ BLOCK_BYTES = 1 << 20
 
 def text_lines(path: Path, max_bytes: int) -> Iterator[str]:
     """Lines of a text file, plain or gzipped, without their ends. Raises DatasetError."""
-    return (line.rstrip("\r\n") for line in _lines(path, max_bytes))
+    return (line.rstrip("\r\n") for line in text_rows(path, max_bytes))
 
 
-def _lines(path: Path, max_bytes: int) -> Iterator[str]:
-    """The same with their ends."""
+def text_rows(path: Path, max_bytes: int) -> Iterator[str]:
+    """The same with their ends, for a reader of tables: a cell may go over lines. Raises DatasetError."""
     reader = TextReader(str(path))
     number, total, rest = 0, 0, ""
     try:
@@ -103,24 +103,9 @@ def json_list(path: Path, content: Any, key: str, fields: dict[str, Any]) -> lis
     return [with_fields(path, f"{key}[{number}]", value, fields) for number, value in enumerate(values)]
 
 
-def table(path: Path, limits: Limits, columns: tuple[str, ...]) -> Iterator[dict[str, str]]:
-    """Rows of a CSV file whose first line names at least these columns. Raises DatasetError with the line's number."""
-    reader = csv.DictReader(_lines(path, limits.annotations))
-    try:
-        missing = [name for name in columns if name not in (reader.fieldnames or ())]
-        if missing:
-            raise DatasetError(f"{path}: no column {missing[0]!r} in the first line, found {reader.fieldnames}")
-        for row in reader:
-            if any(row[name] is None for name in columns):
-                raise DatasetError(f"{path}: line {reader.line_num}: too few columns")
-            yield row
-    except csv.Error as error:
-        raise DatasetError(f"{path}: line {reader.line_num}: {error}") from error
-
-
 def rows(path: Path, limits: Limits, width: int) -> Iterator[list[str]]:
     """Rows of a CSV file without column names, of at least `width` columns. Raises DatasetError with the line's number."""
-    reader = csv.reader(_lines(path, limits.annotations))
+    reader = csv.reader(text_rows(path, limits.annotations))
     try:
         for row in reader:
             if row and len(row) < width:

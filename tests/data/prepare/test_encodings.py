@@ -6,8 +6,9 @@ import json
 
 import pytest
 
-from data.prepare.annotations import read_json, table, text_lines
+from data.prepare.annotations import read_json, text_lines
 from data.prepare.containers import Limits
+from data.prepare.tables import table
 from data.shards import DatasetError, ShardSet, read_info, write_shards
 from tests.helpers.public import captions, clip, content, folder, jpeg, prepare, samples
 
@@ -89,7 +90,7 @@ def test_bytes_that_are_not_utf8_are_told_with_their_place_and_the_remedy(tmp_pa
 def test_a_cell_of_two_lines_keeps_its_words_apart(tmp_path):
     path = tmp_path / "a.csv"
     path.write_bytes(b'name,text\r\n1,"a red\r\nball"\r\n2,plain\r\n')
-    assert [row["text"].split() for row in table(path, Limits(), ("text",))] == [["a", "red", "ball"], ["plain"]]
+    assert [row["text"].split() for _, row in table(path, Limits(), ("text",))] == [["a", "red", "ball"], ["plain"]]
 
 
 def test_lines_over_blocks(tmp_path, monkeypatch):

@@ -323,7 +323,7 @@ def test_every_example_parses_and_every_help_says_what_is_expected(layout, capsy
         (["class-archive", "--train", "PETS", "--name-map", "dog="], "CLASS=NAME"),
         (["class-archive", "--train", "PETS", "--name-map", "dog=cat"], "two classes have the name 'cat'"),
         (["class-archive", "--train", "PETS", "--resize", "0"], "--resize 0"),
-        (["class-archive", "--train", "PETS", "--classes", "PETS"], "no JSON"),
+        (["class-archive", "--train", "PETS", "--classes", "PETS"], "is not UTF-8"),
         (["class-archive", "--train", "PETS", "--val", "PETS", "--val-fraction", "0.1"], "no val of its own"),
         (["class-archive", "--train", "PETS", "--shard-size", "0"], "must be positive"),
         (["text", "--input", "absent.txt"], "absent.txt"),
