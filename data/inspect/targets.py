@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import glob
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from data.shards import DatasetError, DatasetInfo, ShardSet, is_complete, read_info
-from data.transport import FetchError, expand_braces
+from data.transport import FetchError, expand_braces, literal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,8 +64,7 @@ def find(name: str, split: str | None = None) -> Target:
 
 def open_shard(shard: ShardFile) -> ShardSet:
     """A set of the one shard, read as training reads it. Raises DatasetError if there is no sample in it."""
-    literal = re.sub(r"([\\{},])", r"\\\1", glob.escape(str(shard.path.absolute())))
-    return ShardSet.from_urls([literal])
+    return ShardSet.from_urls([literal(str(shard.path.absolute()))])
 
 
 def _bare(pattern: str) -> Iterator[Path]:

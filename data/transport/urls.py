@@ -150,6 +150,11 @@ def _resolve(base: str | None, name: str) -> str:
     return join(base, path)
 
 
+def literal(path: str) -> str:
+    """The name that expands to this path of a local file, whatever signs are in it."""
+    return re.sub(r"([\\{},])", r"\\\1", glob.escape(path))
+
+
 def expand_braces(name: str) -> Iterator[str]:
     """What {000..012} and {a,b} in a name stand for. Raises FetchError."""
     count = 1
