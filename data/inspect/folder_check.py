@@ -39,10 +39,13 @@ def _check_info(target: Target, reports: Reports, whole: bool) -> Iterator[Probl
         claimed = target.info.splits.get(split)
         samples = sum(len(reports[shard].keys_N) for shard in shards)
         if claimed is None:
-            yield Problem("error", where, f"split {split} is not in it, but {len(shards)} shards are there")
+            yield Problem(
+                "error", where, f"split {split} is not in it, but {len(shards)} shards of {samples} samples are there"
+            )
         elif (claimed.shards, claimed.samples) != (len(shards), samples):
             says = f"{claimed.samples} samples in {claimed.shards} shards"
-            yield Problem("error", where, f"split {split} has {says}; found {samples} in {len(shards)}")
+            remedy = "prepare the data set again, or write the numbers that are found there"
+            yield Problem("error", where, f"split {split} has {says}; found {samples} in {len(shards)}; {remedy}")
         yield from _check_list(Path(target.name) / list_name(split), shards, reports)
     yield from _check_names(target.info, where, reports, whole)
 
@@ -58,9 +61,10 @@ def _check_list(path: Path, shards: Sequence[ShardFile], reports: Reports) -> It
         return
     found = {shard.path.name: len(reports[shard].keys_N) for shard in shards}
     for name in sorted(listed.keys() | found.keys()):
-        if listed.get(name) != found.get(name):
-            says = f"{name} has {listed.get(name, 'no')} samples in it; found {found.get(name, 'no such shard')}"
-            yield Problem("error", str(path), f"{says}; remove it, or make it anew with `python -m data.shards`")
+        # A list leaves out shards that could not be read.
+        if listed.get(name) != found.get(name) and (name in listed or found[name]):
+            says = f"{name} has {listed.get(name, 'no')} samples in this list; found {found.get(name, 'no such shard')}"
+            yield Problem("error", str(path), f"{says}; remove the list, or make it anew with `python -m data.shards`")
 
 
 def _check_names(info: DatasetInfo, where: str, reports: Reports, whole: bool) -> Iterator[Problem]:

@@ -16,7 +16,8 @@ from data.decode.video import encode_mp4
 from data.inspect.__main__ import main
 from data.inspect.problems import Problem
 from data.inspect.statistics import summary
-from data.shards import DatasetInfo, SplitInfo, write_info, write_shards
+from data.shards import DatasetInfo, SplitInfo, write_info, write_shard, write_shards
+from data.shards.__main__ import main as index_shards
 from data.text.tokenizer import END_OF_TEXT, Tokenizer
 
 
@@ -290,9 +291,44 @@ def test_a_list_of_shards_that_is_out_of_date(capsys, pictures):
         path.read_text().replace('"samples": 2', '"samples": 3', 1).replace('"samples":2', '"samples":3', 1)
     )
     code, lines, _ = lint(capsys, pictures)
-    assert code == 1 and "train.shards.json: train-000000.tar has 3 samples in it; found 2" in lines[0]
+    assert code == 1 and "train.shards.json: train-000000.tar has 3 samples in this list; found 2" in lines[0]
     path.write_text("{}")
     assert "train.shards.json: not a list of shards" in lint(capsys, pictures)[1][0]
+
+
+def test_a_shard_without_a_sample_is_no_error(capsys, pictures):
+    """As data.prepare leaves one."""
+    write_shard(pictures / "train-000002.tar", [])
+    edit_info(pictures, splits={"train": {"samples": 4, "shards": 3}, "val": {"samples": 1, "shards": 1}})
+    assert index_shards([str(pictures)]) == 0
+    capsys.readouterr()
+    code, lines, _ = lint(capsys, pictures)
+    assert (code, lines) == (
+        0,
+        [
+            f"warning: {pictures}/train-000002.tar: a tar without a sample; nothing reads it, it may stay",
+            "5 samples in 4 shards: 0 errors, 1 warnings",
+        ],
+    )
+
+
+def test_advice_about_an_empty_file_leads_to_a_clean_folder(capsys, pictures):
+    shard, lists = pictures / SHARD, pictures / "train.shards.json"
+    shard.write_bytes(b"")
+    code, lines, _ = lint(capsys, pictures)
+    assert code == 1 and "the file is empty; make the shard again, or remove it and make the list anew" in lines[0]
+    assert "found 2 in 2; prepare the data set again, or write the numbers that are found there" in lines[1]
+    assert lines[2].endswith("remove the list, or make it anew with `python -m data.shards`")
+    assert index_shards([str(pictures)]) == 1
+    capsys.readouterr()
+    code, lines, _ = lint(capsys, pictures)
+    assert code == 1 and not any(lists.name in line for line in lines)
+    shard.unlink()
+    assert index_shards([str(pictures)]) == 0
+    edit_info(pictures, splits={"train": {"samples": 2, "shards": 1}, "val": {"samples": 1, "shards": 1}})
+    capsys.readouterr()
+    code, lines, _ = lint(capsys, pictures)
+    assert code == 0 and lines[-1].startswith("3 samples in 2 shards: 0 errors")
 
 
 def test_splits_that_share_a_picture_and_unused_tokens_are_warnings(capsys, tmp_path, tokenizer):
