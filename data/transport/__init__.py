@@ -16,7 +16,18 @@ from data.transport.cache import Cache
 from data.transport.fetch import check_url, read_small
 from data.transport.plain_text import NotText, TextReader, text_of
 from data.transport.reply import FetchError, FetchOptions, TransientError
-from data.transport.urls import expand, expand_braces, is_remote, join, literal, local_path, scheme_of, shown, sibling
+from data.transport.urls import (
+    expand,
+    expand_braces,
+    is_remote,
+    join,
+    literal,
+    local_files,
+    local_path,
+    scheme_of,
+    shown,
+    sibling,
+)
 
 __all__ = [
     "Ahead",
@@ -32,6 +43,7 @@ __all__ = [
     "is_remote",
     "join",
     "literal",
+    "local_files",
     "local_path",
     "read_small",
     "scheme_of",

@@ -92,9 +92,9 @@ def folder_of(url: str) -> str:
 def expand(names: Iterable[str], read: Callable[[str], bytes], allow_pipe: bool = False) -> list[str]:
     """Every shard that the names mean, in their order. Raises FetchError.
 
-    {000..012} and {a,b} expand everywhere, * ? [] match local files. @LIST is a file or URL with a name per line (# starts a
-    comment), read by `read`; relative names in it are below its folder. A list may not hold commands, nor leave its
-    folder by '..', nor, if it is remote, name local files.
+    {000..012} and {a,b} expand everywhere, * ? [] match local files; an existing path is itself. A named file need not be there.
+    @LIST is a file or URL with a name per line (# starts a comment), read by `read`; relative names in it are below its folder. A list
+    may not hold commands, nor leave its folder by '..', nor, if it is remote, name local files.
     """
     found = list(itertools.islice(_expand(names, None, read, allow_pipe, MAX_LISTS), MAX_SHARDS + 1))
     if len(found) > MAX_SHARDS:
@@ -119,7 +119,8 @@ def _expand(
             raise FetchError(f"{shown(name)}: {where}")
         if scheme_of(name) == "pipe":
             command_of(name)
-        for single in expand_braces(name):
+        is_there = base is None and not is_remote(name) and os.path.lexists(local_path(name))
+        for single in [name] if is_there else expand_braces(name):
             url = _resolve(base, single)
             if is_remote(url):
                 yield url
@@ -168,8 +169,17 @@ def expand_braces(name: str) -> Iterator[str]:
         raise FetchError(f"{shown(name)}: unbalanced braces") from error
 
 
+def local_files(name: str) -> list[str]:
+    """What a name with * ? [] means. An existing path, and the folder of one, are taken as they are written; a name without these signs
+    is itself, whether the file is there or not."""
+    if not glob.has_magic(name) or os.path.lexists(name):
+        return [name]
+    folder, last = os.path.split(name)
+    return sorted(glob.glob(os.path.join(glob.escape(folder) if os.path.isdir(folder) else folder, last)))
+
+
 def _local(path: str) -> list[str]:
-    found = sorted(glob.glob(path)) if glob.has_magic(path) else [path] if os.path.isfile(path) else []
+    found = local_files(path)
     if not found:
         raise FetchError(f"{path}: no such shard")
     return found

@@ -115,6 +115,17 @@ def test_other_kinds_are_clean(capsys, tmp_path, tokenizer, kind, sample):
     assert lint(capsys, folder)[0] == 0
 
 
+def test_a_folder_with_signs_of_a_pattern_in_its_name(capsys, tmp_path, tokenizer):
+    folder = write(tmp_path / "s [ab]*", tokenizer, "text", {"train": [{"__key__": "a", "txt": "a"}]}, texts=["a"])
+    clean = [f"{folder}", f"{folder}/train-000000.tar", f"{folder}/*.tar", f"{folder}/train-{{000000..000000}}.tar"]
+    for name in clean:
+        assert lint(capsys, name)[:2] == (0, ["1 samples in 1 shards: 0 errors, 0 warnings"])
+    (folder / "dataset.json").unlink()
+    code, _, error = lint(capsys, folder)
+    advised = error.partition("give '")[2].rpartition("'")[0]
+    assert code == 2 and lint(capsys, advised)[0] == 0
+
+
 def test_shards_of_other_makers(capsys, tmp_path):
     for name in "abc":
         with tarfile.open(tmp_path / f"{name}.tar", "w") as tar:
