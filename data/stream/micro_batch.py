@@ -100,7 +100,11 @@ def _example(
             return source.task.example(attempt.content, rng(seed, task, position, 0))
         except BadSample as error:
             faults.append(fault_of(source, attempt.shard, attempt.index, error))
-    raise RuntimeError(f"task {source.name}: {MAX_ATTEMPTS} unreadable samples in a row; the last: {faults[-1]}")
+    last = faults[-1]
+    place = last.shard if last.sample is None else f"{last.shard} sample {last.sample}"
+    raise RuntimeError(
+        f"task {source.name}: {MAX_ATTEMPTS} unreadable samples in a row; the last, {place}: {last.reason}"
+    )
 
 
 def _others(

@@ -152,7 +152,7 @@ def read_states(path: Path) -> dict[str, str | None]:
     with parquet(path, ("key", "status", "error_message")) as file:
         columns = [name for name in ("key", "status", "error_message") if name in file.schema_arrow.names]
         if columns[:2] != ["key", "status"]:
-            raise DatasetError(f"{path}: no columns key and status, found {file.schema_arrow.names}")
+            raise DatasetError(f"{path}: no columns key and status, found {', '.join(file.schema_arrow.names)[:300]}")
         rows = file.read(columns=columns).to_pylist()
     return {str(row["key"]): None if row["status"] == "success" else _reason(row) for row in rows}
 
