@@ -269,6 +269,23 @@ def test_dataset_json_that_says_otherwise(capsys, pictures, changes, reason):
     assert any("dataset.json: " in line and reason in line for line in lines), lines
 
 
+def test_class_names_that_are_one_to_the_model(capsys, tmp_path, tokenizer):
+    long = "a " * 40
+    names = ("cat", "Cat ", "dog", f"{long}cat", f"{long}dog", "\N{FULLWIDTH LATIN SMALL LETTER D}og", "CAT")
+    samples = [{"__key__": f"{n}", "png": picture(n), "cls": n} for n in range(len(names))]
+    code, lines, _ = lint(capsys, write(tmp_path / "set", tokenizer, "image_class", {"train": samples}, names))
+    found = [line.partition("dataset.json: the class names ")[2] for line in lines[:-1]]
+    cut = " are one to the model at max_text=32, which a task has by default: give it more, or rename one"
+    whole = " are one to the model, which sees no letter case and no unusual spaces: put the classes together, or rename one"
+    assert code == 1 and lines[-1] == "7 samples in 4 shards: 4 errors, 0 warnings"
+    assert found == [
+        f"'cat' and 'Cat '{whole}",
+        f"'{long}cat' and '{long}dog'{cut}",
+        f"'dog' and '\N{FULLWIDTH LATIN SMALL LETTER D}og'{whole}",
+        f"'cat' and 'CAT'{whole}",
+    ]
+
+
 def test_words_of_evaluation_need_not_be_in_dataset_json_and_those_of_training_must(capsys, tmp_path, tokenizer):
     splits = {"train": captioned(0, 2), "val": captioned(7, 2)}
     sound = write(tmp_path / "sound", tokenizer, "image_caption", splits, texts=["a red dog 0 1"])

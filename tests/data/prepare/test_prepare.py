@@ -94,6 +94,14 @@ def test_overwrite_with_inputs_that_cannot_be_used_deletes_nothing(tmp_path, pet
     assert "broken.tar: cannot be read" in capsys.readouterr().err and content(out) == files
 
 
+def test_folders_with_signs_of_a_pattern_in_their_names(tmp_path):
+    source = folder(tmp_path / "in [ab]*", [("cat/1.jpg", jpeg(1)), ("dog [x]/2.jpg", jpeg(2))])
+    out = tmp_path / "out [ab]* {1,2}"
+    assert prepare("class-folders", "--train", source, "--out", out) == 0
+    assert prepare("class-folders", "--train", source, "--overwrite", "--out", out) == 0
+    assert read_info(out).classes == ("cat", "dog [x]") and len(samples(out)) == 2
+
+
 def test_shards_of_another_program_are_not_deleted_without_being_told(tmp_path, pets, capsys):
     out = tmp_path / "out"
     folder(out, [("train-000000.tar", b"of another program")])
