@@ -27,11 +27,13 @@ DEPLOYED_GROUPS = 2
 
 @dataclasses.dataclass(frozen=True)
 class ParameterCount:
-    """held: what training holds. per_token: what one token meets (its experts alone). deployed: experts merged into one
-    copy for visual and one for text tokens, routers gone; the same as held where experts cannot be merged."""
+    """held: what training holds. per_token: what one token meets (its experts alone), of a model with a text tower one in a sequence
+    of pictures; per_text_token: one in a text, which is the same where there is one tower. deployed: experts merged into one copy for
+    visual and one for text tokens, routers gone; the same as held where experts cannot be merged."""
 
     held: int
     per_token: int
+    per_text_token: int
     deployed: int
     embedding_tables: int
     experts: int
@@ -67,9 +69,19 @@ def count_parameters(model: ModelConfig, vocabulary_size: int = FULL_VOCABULARY)
     held = sum(sizes.values())
     one_expert = experts // model.experts.num_experts
     merged = not model.experts.decides_per_token
+    experts_met = 1 if merged else model.experts.top_k
+
+    def met(other_tower: str) -> int:
+        """All but the other tower, and of the experts those that a token takes."""
+        own = {name: size for name, size in sizes.items() if not name.startswith(other_tower)}
+        own_experts = sum(size for name, size in own.items() if family_of(name) == "experts")
+        return sum(own.values()) - own_experts + own_experts // model.experts.num_experts * experts_met
+
+    per_token = met("text_tower.")
     return ParameterCount(
         held=held,
-        per_token=held - experts + one_expert * (1 if merged else model.experts.top_k),
+        per_token=per_token,
+        per_text_token=met("tower.") if model.text_tower else per_token,
         deployed=held - experts - routers + DEPLOYED_GROUPS * one_expert if merged and experts else held,
         embedding_tables=tables,
         experts=experts,
@@ -146,8 +158,12 @@ def describe(run: RunConfig) -> str:
         f"parameters (vocabulary {vocabulary_size:,}{note})",
         f"  held in training       {_millions(count.held)}   of these experts {_millions(count.experts).strip()}, "
         f"embedding tables {_millions(count.embedding_tables).strip()}",
-        f"  met by one token       {_millions(count.per_token)}",
     ]
+    if model.text_tower:
+        lines.append(f"  met by one token       {_millions(count.per_token)}   of pictures")
+        lines.append(f"                         {_millions(count.per_text_token)}   of texts, in their own tower")
+    else:
+        lines.append(f"  met by one token       {_millions(count.per_token)}")
     if count.experts and not model.experts.decides_per_token:
         lines.append(
             f"  deployed, merged       {_millions(count.deployed)}   (a copy for visual, a copy for text tokens)"

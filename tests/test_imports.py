@@ -48,7 +48,7 @@ DATA_ALLOWED = {
     "data.visual": {"data.config", "data.batch"},
     "data.tasks": {*DATA_BASE, "data.decode", "data.shards", "data.text", "data.transport", "data.visual"},
     "data.stream": {*DATA_BASE, "data.shards", "data.tasks", "data.text", "data.transport", "data.workers"},
-    "data.prepare": {"data.decode", "data.shards", "data.text", "data.workers"},
+    "data.prepare": {"data.decode", "data.shards", "data.text", "data.transport", "data.workers"},
     "data.synthetic": {"data.decode", "data.shards", "data.text"},
     "data.inspect": {"data"},
 }

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data.config import TaskConfig
 from data.inspect.problems import Problem, shown, tokenizer
 from data.inspect.shard_check import ShardReport
 from data.inspect.targets import ShardFile, Target, open_shard
@@ -17,6 +18,7 @@ from data.shards.errors import BadSample
 from data.shards.files import INFO_FILE, list_name
 from data.shards.lists import parse_list
 from data.shards.ranges import load_ranges
+from data.text.names import alike
 from data.text.tokenizer import END_OF_TEXT
 from data.text.words import has_word
 
@@ -39,10 +41,13 @@ def _check_info(target: Target, reports: Reports, whole: bool) -> Iterator[Probl
         claimed = target.info.splits.get(split)
         samples = sum(len(reports[shard].keys_N) for shard in shards)
         if claimed is None:
-            yield Problem("error", where, f"split {split} is not in it, but {len(shards)} shards are there")
+            yield Problem(
+                "error", where, f"split {split} is not in it, but {len(shards)} shards of {samples} samples are there"
+            )
         elif (claimed.shards, claimed.samples) != (len(shards), samples):
             says = f"{claimed.samples} samples in {claimed.shards} shards"
-            yield Problem("error", where, f"split {split} has {says}; found {samples} in {len(shards)}")
+            remedy = "prepare the data set again, or write the numbers that are found there"
+            yield Problem("error", where, f"split {split} has {says}; found {samples} in {len(shards)}; {remedy}")
         yield from _check_list(Path(target.name) / list_name(split), shards, reports)
     yield from _check_names(target.info, where, reports, whole)
 
@@ -58,9 +63,10 @@ def _check_list(path: Path, shards: Sequence[ShardFile], reports: Reports) -> It
         return
     found = {shard.path.name: len(reports[shard].keys_N) for shard in shards}
     for name in sorted(listed.keys() | found.keys()):
-        if listed.get(name) != found.get(name):
-            says = f"{name} has {listed.get(name, 'no')} samples in it; found {found.get(name, 'no such shard')}"
-            yield Problem("error", str(path), f"{says}; remove it, or make it anew with `python -m data.shards`")
+        # A list leaves out shards that could not be read.
+        if listed.get(name) != found.get(name) and (name in listed or found[name]):
+            says = f"{name} has {listed.get(name, 'no')} samples in this list; found {found.get(name, 'no such shard')}"
+            yield Problem("error", str(path), f"{says}; remove the list, or make it anew with `python -m data.shards`")
 
 
 def _check_names(info: DatasetInfo, where: str, reports: Reports, whole: bool) -> Iterator[Problem]:
@@ -70,6 +76,7 @@ def _check_names(info: DatasetInfo, where: str, reports: Reports, whole: bool) -
         named |= set(tokenizer().encode(name))
         if not has_word(name):
             yield Problem("error", where, f"the class name {name!r} has no word")
+    yield from _check_alike(info, where)
     missing = (named | {END_OF_TEXT}) - set(info.token_ids)
     if missing:
         yield Problem("error", where, f"lacks token_ids of the class names: {shown(missing)}")
@@ -84,6 +91,21 @@ def _check_names(info: DatasetInfo, where: str, reports: Reports, whole: bool) -
     # Texts that could not be read may have them.
     if whole and unused and not any(report.num_errors for report in trained):
         yield Problem("warning", where, f"{len(unused)} token_ids are in no text of training: {shown(unused)}")
+
+
+def _check_alike(info: DatasetInfo, where: str) -> Iterator[Problem]:
+    """Classes that a task refuses, as it sees no difference between them."""
+    encode, most = tokenizer().encode, TaskConfig.max_text
+    whole = set(alike(info.classes, encode))
+    for one, other in alike(info.classes, lambda name: encode(name, limit=most - 1)):
+        names = f"the class names {one!r} and {other!r} are one to the model"
+        if (one, other) in whole:
+            reason = (
+                f"{names}, which sees no letter case and no unusual spaces: put the classes together, or rename one"
+            )
+        else:
+            reason = f"{names} at max_text={most}, which a task has by default: give it more, or rename one"
+        yield Problem("error", where, reason)
 
 
 def _check_keys(target: Target, reports: Reports, limit: int) -> Iterator[Problem]:

@@ -27,6 +27,6 @@ def lint(target: Target, totals: Totals, workers: int, whole: bool, frames: int 
         totals.shards += 1
         totals.samples += len(result.keys_N)
         yield from (problem for problem in result.problems if totals.add(problem))
-        totals.errors += result.num_errors - len(result.problems)
+        totals.errors += result.num_errors - sum(problem.severity == "error" for problem in result.problems)
     across = check_folder(target, reports, whole, totals.max_problems)
     yield from (problem for problem in across if totals.add(problem))

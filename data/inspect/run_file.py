@@ -13,6 +13,7 @@ from data.config import DataConfig, TaskConfig
 from data.shards import DatasetError
 from data.tasks import check_tasks
 from data.tasks.base import Pixels
+from data.transport import NotText, text_of
 
 REMEDY = "give the config.yaml of the run's folder, in which everything is resolved"
 
@@ -27,10 +28,12 @@ class RunFile:
 def read_run_file(path: Path, task: str) -> RunFile:
     """`data:` and the pixels of `model:`; the rest of the file is not looked at. Raises DatasetError."""
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = yaml.safe_load(text_of(path.read_bytes(), str(path)))
     except OSError as error:
         raise DatasetError(f"{path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except NotText as error:
+        raise DatasetError(str(error)) from error
+    except yaml.YAMLError as error:
         raise DatasetError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict) or "base" in raw:
         raise DatasetError(f"{path}: builds on another file, or is not a run's config; {REMEDY}")

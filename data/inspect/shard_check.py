@@ -38,7 +38,7 @@ class CheckJob:
 class ShardReport:
     """What one shard is like.
 
-    num_errors           of the problems, also of those not kept
+    num_errors           also of those not kept
     keys_N, contents_N   uint64 hashes by sample; content 0: it could not be decoded
     token_ids            of all texts
     """
@@ -62,7 +62,11 @@ def check_shard(job: CheckJob) -> ShardReport:
         found.error(f"cannot be read: {error.strerror}")
         return ShardReport(tuple(found.problems), found.count)
     except DatasetError:
-        found.error(f"no sample can be read; {scan_fault or 'the tar is empty'}")
+        if scan_fault is None:  # data.prepare leaves such a one where no sample of a shard could be used
+            return ShardReport(
+                (Problem("warning", str(path), "a tar without a sample; nothing reads it, it may stay"),)
+            )
+        found.error(f"no sample can be read; {scan_fault}; make the shard again, or remove it and make the list anew")
         return ShardReport(tuple(found.problems), found.count)
     for fault in shards.faults:
         found.error(fault.removeprefix(f"{path.name}: "))

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import glob
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from data.shards import DatasetError, DatasetInfo, ShardSet, is_complete, read_info
-from data.transport import FetchError, expand_braces
+from data.transport import FetchError, expand_braces, literal, local_files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +48,8 @@ def find(name: str, split: str | None = None) -> Target:
         return Target(name, None, tuple(ShardFile(path) for path in _bare(name)))
     if not is_complete(folder) and any(folder.glob("*.tar")):
         raise DatasetError(
-            f"{folder} has shards and no dataset.json: an unfinished data set; for shards of other makers give {folder}/*.tar"
+            f"{folder} has shards and no dataset.json: an unfinished data set; for shards of other makers give "
+            f"'{literal(str(folder))}/*.tar'"
         )
     info = read_info(folder)
     # As ShardSet.open finds them.
@@ -65,20 +64,20 @@ def find(name: str, split: str | None = None) -> Target:
 
 def open_shard(shard: ShardFile) -> ShardSet:
     """A set of the one shard, read as training reads it. Raises DatasetError if there is no sample in it."""
-    literal = re.sub(r"([\\{},])", r"\\\1", glob.escape(str(shard.path.absolute())))
-    return ShardSet.from_urls([literal])
+    return ShardSet.from_urls([literal(str(shard.path.absolute()))])
 
 
 def _bare(pattern: str) -> Iterator[Path]:
     for name in _names(pattern):
-        found = sorted(glob.glob(name)) if glob.has_magic(name) else [name]
-        paths = [Path(path) for path in found if Path(path).is_file()]
+        paths = [Path(path) for path in local_files(name) if Path(path).is_file()]
         if not paths:
             raise DatasetError(f"{name}: no such folder or shard")
         yield from paths
 
 
 def _names(pattern: str) -> list[str]:
+    if Path(pattern).exists():
+        return [pattern]
     try:
         return list(expand_braces(pattern))
     except FetchError as error:

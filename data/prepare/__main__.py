@@ -10,10 +10,10 @@ from typing import Any
 import av
 import PIL
 
-from data.prepare.build import build
+from data.prepare.build import build, check_splits
 from data.prepare.containers import Limits
 from data.prepare.layout import Command
-from data.prepare.layouts import captions, clip_captions, clips, glue, images, text, vqa, web
+from data.prepare.layouts import captions, clip_captions, clips, glue, images, table, text, vqa, web
 from data.prepare.progress import Plan, input_identity, work_on
 from data.prepare.source import Context
 from data.shards import DatasetError
@@ -28,6 +28,7 @@ LAYOUTS: tuple[Command, ...] = (
     *text.LAYOUTS,
     *glue.LAYOUTS,
     *vqa.LAYOUTS,
+    *table.LAYOUTS,
 )
 REAL_SMALL = "real-small"
 FORMAT = 3
@@ -63,7 +64,9 @@ def _run_arguments(command: argparse.ArgumentParser) -> None:
     """What does not change the output."""
     command.add_argument("--out", type=Path, required=True, metavar="DIR", help="data set folder to write")
     command.add_argument(
-        "--overwrite", action="store_true", help="make a complete folder again, or one begun otherwise"
+        "--overwrite",
+        action="store_true",
+        help="make a complete folder again, or one begun otherwise; refused where a split would be lost",
     )
     command.add_argument(
         "--workers", type=int, default=usable_cores(), metavar="N", help="processes (default: one per core)"
@@ -102,7 +105,10 @@ def prepare(arguments: argparse.Namespace) -> None:
             val_fraction=arguments.val_fraction,
             shard_size=arguments.shard_size,
         )
-        build(work, layout.source(arguments, context), plan, arguments.workers)
+        source = layout.source(arguments, context)
+        check_splits(arguments.out, source)
+        work.begin(source.splits)
+        build(work, source, plan, arguments.workers)
 
 
 def plan_of(arguments: argparse.Namespace) -> Plan:

@@ -12,27 +12,48 @@ from typing import IO, Any
 
 from data.prepare.containers import Limits, name_fault
 from data.shards import DatasetError
+from data.transport import NotText, TextReader, text_of
 
 MAX_LINE_BYTES = 1 << 20
+BLOCK_BYTES = 1 << 20
 
 
 def text_lines(path: Path, max_bytes: int) -> Iterator[str]:
-    """Lines of a UTF-8 file, plain or gzipped, without their ends. Raises DatasetError."""
-    number, total = 0, 0
+    """Lines of a text file, plain or gzipped, without their ends. Raises DatasetError."""
+    return (line.rstrip("\r\n") for line in text_rows(path, max_bytes))
+
+
+def text_rows(path: Path, max_bytes: int) -> Iterator[str]:
+    """The same with their ends, for a reader of tables: a cell may go over lines. Raises DatasetError."""
+    reader = TextReader(str(path))
+    number, total, rest = 0, 0, ""
     try:
         with _open(path) as file:
-            while line := file.readline(MAX_LINE_BYTES + 1):
-                number += 1
-                total += len(line)
-                if len(line) > MAX_LINE_BYTES:
-                    raise DatasetError(f"{path}: line {number} has more than {MAX_LINE_BYTES} bytes")
+            while True:
+                block = file.read(BLOCK_BYTES)
+                total += len(block)
                 if total > max_bytes:
                     raise DatasetError(f"{path}: more than {max_bytes} bytes")
-                yield line.decode("utf-8").rstrip("\r\n")
-    except UnicodeDecodeError as error:
-        raise DatasetError(f"{path}: line {number} is not valid UTF-8 ({error})") from error
+                *lines, rest = (rest + reader.read(block, final=not block)).split("\n")
+                for line in lines:
+                    number += 1
+                    yield _checked(path, number, line) + "\n"
+                _checked(path, number + 1, rest)
+                if not block:
+                    break
+        if rest:
+            yield rest
+    except NotText as error:
+        raise DatasetError(str(error)) from error
     except (OSError, EOFError, zlib.error) as error:
         raise DatasetError(f"{path}: cannot be read after line {number} ({error})") from error
+
+
+def _checked(path: Path, number: int, line: str) -> str:
+    # A character has up to four bytes.
+    if 4 * len(line) > MAX_LINE_BYTES and len(line.encode()) > MAX_LINE_BYTES:
+        raise DatasetError(f"{path}: line {number} has more than {MAX_LINE_BYTES} bytes")
+    return line
 
 
 def records(path: Path, limits: Limits, fields: dict[str, type]) -> Iterator[dict[str, Any]]:
@@ -65,9 +86,11 @@ def read_json(path: Path, limits: Limits) -> Any:
                 data += block
                 if len(data) > limits.annotations:
                     raise DatasetError(f"{path}: more than {limits.annotations} bytes")
-        return json.loads(data)
+        return json.loads(text_of(data, str(path)))
     except (OSError, EOFError, zlib.error) as error:
         raise DatasetError(f"{path}: cannot be read ({error})") from error
+    except NotText as error:
+        raise DatasetError(str(error)) from error
     except (ValueError, RecursionError) as error:
         if isinstance(error, DatasetError):
             raise
@@ -80,24 +103,9 @@ def json_list(path: Path, content: Any, key: str, fields: dict[str, Any]) -> lis
     return [with_fields(path, f"{key}[{number}]", value, fields) for number, value in enumerate(values)]
 
 
-def table(path: Path, limits: Limits, columns: tuple[str, ...]) -> Iterator[dict[str, str]]:
-    """Rows of a CSV file whose first line names at least these columns. Raises DatasetError with the line's number."""
-    reader = csv.DictReader(text_lines(path, limits.annotations))
-    try:
-        missing = [name for name in columns if name not in (reader.fieldnames or ())]
-        if missing:
-            raise DatasetError(f"{path}: no column {missing[0]!r} in the first line, found {reader.fieldnames}")
-        for row in reader:
-            if any(row[name] is None for name in columns):
-                raise DatasetError(f"{path}: line {reader.line_num}: too few columns")
-            yield row
-    except csv.Error as error:
-        raise DatasetError(f"{path}: line {reader.line_num}: {error}") from error
-
-
 def rows(path: Path, limits: Limits, width: int) -> Iterator[list[str]]:
     """Rows of a CSV file without column names, of at least `width` columns. Raises DatasetError with the line's number."""
-    reader = csv.reader(text_lines(path, limits.annotations))
+    reader = csv.reader(text_rows(path, limits.annotations))
     try:
         for row in reader:
             if row and len(row) < width:

@@ -37,6 +37,16 @@ WORST_SHARDS = 10
 Failures = dict[str, list[Any]]
 
 
+def check_splits(out: Path, source: PublicSet) -> None:
+    """Raises DatasetError if the lists alone tell that a split gets no sample, before any is read."""
+    for split, parts in source.splits.items():
+        if next(parts.jobs(), None) is None:
+            failures = _known_failures(parts)
+            _print_failures(failures)
+            listed = f"; {_count(failures)} failures, see above" if failures else ""
+            raise DatasetError(f"{out}: split {split} has no sample{listed}; nothing was made")
+
+
 def build(work: Work, source: PublicSet, plan: Plan, workers: int) -> None:
     """Write the shards that are not done yet, then summary.json and dataset.json.
 
@@ -133,9 +143,7 @@ def _finish(work: Work, source: PublicSet, plan: Plan, counts: dict[str, int], s
     splits: dict[str, SplitInfo] = {}
     report: dict[str, Any] = {}
     for split, parts in source.splits.items():
-        failures: Failures = {}
-        for failure in parts.failures:
-            add_failures(failures, failure.reason, 1, [failure.name])
+        failures = _known_failures(parts)
         shards = [work.done[split, number] for number in range(counts[split])]
         for done in shards:
             if is_trained_on(split, source.splits):
@@ -152,15 +160,14 @@ def _finish(work: Work, source: PublicSet, plan: Plan, counts: dict[str, int], s
             "bytes": sum(done.tar_bytes for done in shards),
             "failed": _count(failures),
             "failures": {
-                reason: {"count": count, "examples": examples}
-                for reason, (count, examples) in sorted(failures.items(), key=lambda pair: (-pair[1][0], pair[0]))
+                reason: {"count": count, "examples": examples} for reason, (count, examples) in _sorted(failures)
             },
             "worst_shards": [
                 {"shard": done.shard, "samples": done.samples, "failed": _count(done.failures)}
                 for done in worst[:WORST_SHARDS]
             ],
         }
-        _print_report(work.out, split, report[split])
+        _print_report(work.out, split, report[split], failures)
         if not samples:
             raise DatasetError(f"{work.out}: split {split} has no sample; {_count(failures)} failures, see above")
     info = DatasetInfo(
@@ -183,12 +190,28 @@ def _finish(work: Work, source: PublicSet, plan: Plan, counts: dict[str, int], s
     (work.out / PROGRESS_FILE).unlink()
 
 
-def _print_report(out: Path, split: str, report: dict[str, Any]) -> None:
+def _known_failures(parts: SplitJobs) -> Failures:
+    """Those that the lists tell."""
+    failures: Failures = {}
+    for failure in parts.failures:
+        add_failures(failures, failure.reason, 1, [failure.name])
+    return failures
+
+
+def _sorted(failures: Failures) -> list[tuple[str, list[Any]]]:
+    return sorted(failures.items(), key=lambda pair: (-pair[1][0], pair[0]))
+
+
+def _print_report(out: Path, split: str, report: dict[str, Any], failures: Failures) -> None:
     counts = f"{report['samples']} samples, {report['shards']} shards, {report['bytes']} bytes"
     print(f"{out}: {split}: {counts}, {report['failed']} failures")
-    for reason, entry in report["failures"].items():
-        names = (name if name.isprintable() else ascii(name) for name in entry["examples"])
-        print(f"  {entry['count']} x {reason}: {', '.join(names)}")
+    _print_failures(failures)
+
+
+def _print_failures(failures: Failures) -> None:
+    for reason, (count, examples) in _sorted(failures):
+        names = (name if name.isprintable() else ascii(name) for name in examples)
+        print(f"  {count} x {reason}: {', '.join(names)}")
 
 
 def _share_failed(done: Done) -> float:

@@ -11,6 +11,7 @@ from data.prepare.containers import Container, open_container
 from data.prepare.media import Medium, Reduction, is_medium
 from data.prepare.source import Context, Failure, PublicSet
 from data.shards import DatasetError
+from data.text.names import alike
 from data.text.tokenizer import Tokenizer
 
 SPLITS = ("train", "val", "test")
@@ -96,12 +97,10 @@ def displayed(classes: tuple[str, ...], pairs: list[str]) -> tuple[str, ...]:
     if unknown:
         raise DatasetError(f"no class {unknown[0]!r} to rename; the classes are {', '.join(classes)[:200]}")
     shown = tuple(names.get(name, name) for name in classes)
-    tokenizer, first = Tokenizer.load(), dict[tuple[int, ...], str]()
-    for name in shown:
-        other = first.setdefault(tuple(tokenizer.encode(name)), name)
-        if other != name:  # equal ones are told where the set is made
+    for one, other in alike(shown, Tokenizer.load().encode):
+        if one != other:  # equal ones are told where the set is made
             raise DatasetError(
-                f"classes {other!r} and {name!r} are one to the model, which sees no letter case and no unusual spaces: put their folders "
+                f"classes {one!r} and {other!r} are one to the model, which sees no letter case and no unusual spaces: put their folders "
                 "together, or tell them apart with --name-map CLASS=NAME"
             )
     return shown

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from data.shards import DatasetError, clear_dataset, is_complete
+from data.shards.lock import only_writer
 
 SUMMARY_FILE = "summary.json"
 PROGRESS_FILE = ".prepare.jsonl.tmp"  # a name that counts as part of an unfinished data set
@@ -44,10 +44,29 @@ class Done:
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """A folder that this process alone writes."""
+    """A folder that this process alone writes. Nothing of it is touched before `begin`.
+
+    done  complete shards that stay
+    anew  whether what an earlier command made has to go first
+    """
 
     out: Path
+    plan: Plan
     done: dict[tuple[str, int], Done]
+    anew: bool = False
+
+    def begin(self, splits: Iterable[str]) -> None:
+        """Remove what is made anew, now that the inputs are known to make these splits. Raises DatasetError if others would be lost."""
+        if self.anew:
+            lost = [split for split in _splits_of(self.out) if split not in set(splits)]
+            if lost:
+                raise DatasetError(
+                    f"{self.out} has split {', '.join(lost)}, which this command does not make; nothing was deleted: name the inputs of "
+                    "all splits in one command with --overwrite, or give another --out, or remove the folder"
+                )
+            # What the inputs were unpacked to stays.
+            clear_dataset(self.out, keep={path.name for path in self.out.glob(".*.tar.tmp")})
+        _write(self.out / PROGRESS_FILE, self.plan, self.done)
 
     def add(self, done: Done) -> None:
         self.done[done.split, done.shard] = done
@@ -64,11 +83,10 @@ def work_on(out: Path, plan: Plan, overwrite: bool) -> Iterator[Work | None]:
     """The folder, with what an earlier run of the same plan finished; None if it is complete.
 
     `overwrite` makes a complete folder again, and one begun from another plan; one begun from this plan goes on.
-    Raises DatasetError when the folder has shards of another plan and `overwrite` is not given, when it holds other files,
-    and when another process works on it.
+    Raises DatasetError when the folder has shards of another plan, or of another program, and `overwrite` is not given, and when
+    another process works on it.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    with _locked(out):
+    with only_writer(out):
         progress = out / PROGRESS_FILE
         # As JSON gives it back, for comparison: tuples are lists there.
         plan = json.loads(json.dumps(plan))
@@ -81,8 +99,12 @@ def work_on(out: Path, plan: Plan, overwrite: bool) -> Iterator[Work | None]:
         begun, done = _read(progress)
         if not overwrite and (is_complete(out) or any(out.glob("*.tar"))):
             _check_same(out, begun, plan)
-        if begun != plan or is_complete(out):
-            clear_dataset(out)
+            if begun is None and _plan_of_summary(out) is None:
+                raise DatasetError(
+                    f"{out} has shards that this program neither made nor began: give another --out, or --overwrite to delete them"
+                )
+        anew = begun != plan or is_complete(out)
+        if anew:
             done = {}
         else:
             done = {key: shard for key, shard in done.items() if _stands(out, shard)}
@@ -91,9 +113,8 @@ def work_on(out: Path, plan: Plan, overwrite: bool) -> Iterator[Work | None]:
         for leftover in out.glob(".*.tmp"):
             if leftover != progress:
                 leftover.unlink()
-        _write(progress, plan, done)
         try:
-            yield Work(out, done)
+            yield Work(out, plan, done, anew)
         finally:
             for leftover in out.glob(".*.tar.tmp"):
                 leftover.unlink()
@@ -118,19 +139,9 @@ def input_identity(path: Path) -> str:
         raise DatasetError(f"{error.filename}: {error.strerror}") from error
 
 
-@contextlib.contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    folder = os.open(out, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise DatasetError(f"{out}: another process is preparing it: wait, or end that one") from error
-        except OSError:
-            pass  # NFS and others lock no folders
-        yield
-    finally:
-        os.close(folder)
+def _splits_of(out: Path) -> list[str]:
+    """What the folder has, finished or not."""
+    return sorted({path.name.rsplit("-", 1)[0] for path in out.glob("*-*.tar")})
 
 
 def _check_same(out: Path, begun: Plan | None, plan: Plan) -> None:
@@ -144,7 +155,7 @@ def _check_same(out: Path, begun: Plan | None, plan: Plan) -> None:
         if old != new:
             raise DatasetError(
                 f"{out} was made or begun with other inputs or options ({part}: {old} there, {new} now): "
-                "give --overwrite to make it again, or choose another folder"
+                "give --overwrite to make it again with all its splits, or choose another folder"
             )
 
 

@@ -3,6 +3,7 @@
     python -m data.shards datasets/foreign              # train-000000.tar ... -> train.shards.json, train-000000.tar.index.json
     python -m data.shards datasets/foreign --split val
 
+Shards of other names, such as img2dataset's 00000.tar, get their indexes and the line of a configuration that reads them.
 Training does the same by itself when it opens such a folder, and then keeps the list; made beforehand, with indexes, no run waits for it.
 Indexes that fit are kept. Exit codes: 0 done, 1 done, but shards are damaged (one line each), 2 nothing to do or not writable.
 """
@@ -10,8 +11,11 @@ Indexes that fit are kept. Exit codes: 0 done, 1 done, but shards are damaged (o
 from __future__ import annotations
 
 import argparse
+import json
+import re
+import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,8 +23,9 @@ from tqdm import tqdm
 
 from data.shards.errors import DatasetError
 from data.shards.files import check_split, index_path, replacing
-from data.shards.lists import COUNTING_THREADS, write_shard_list
+from data.shards.lists import COUNTING_THREADS, ShardList, count_shards, write_shard_list
 from data.shards.ranges import index_of, parse_index, scan
+from data.transport import literal
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -33,6 +38,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         splits = [arguments.split] if arguments.split else _splits(arguments.folder)
         damaged = sum([_index_split(arguments.folder, split) for split in splits])
+        if not splits:
+            damaged = _index_others(arguments.folder)
     except (DatasetError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -40,28 +47,59 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _splits(folder: Path) -> list[str]:
-    splits = sorted({path.name.rsplit("-", 1)[0] for path in folder.glob("*-*.tar")})
-    if not splits:
-        raise DatasetError(
-            f"{folder} has no shard SPLIT-NUMBER.tar; name others by TaskConfig.shards in a run's configuration"
-        )
-    return splits
+    return sorted({path.name.rsplit("-", 1)[0] for path in folder.glob("*-*.tar")})
 
 
 def _index_split(folder: Path, split: str) -> int:
     """Returns the number of damaged shards."""
     check_split(split)
-    paths = sorted(folder.glob(f"{split}-*.tar"))
+    made = _index_all(folder, split, sorted(folder.glob(f"{split}-*.tar")))
+    shards = write_shard_list(folder, split)
+    return _report(f"{folder}: {split}", shards, made)
+
+
+def _index_others(folder: Path) -> int:
+    """Shards that belong to no split by their names. Returns the number of damaged ones. Raises DatasetError if there is none."""
+    paths = sorted(folder.glob("*.tar"))
+    if not paths:
+        raise DatasetError(f"{folder}: no shards (*.tar)" if folder.is_dir() else f"{folder}: no such folder")
+    made = _index_all(folder, "shards", paths)
+    damaged = _report(f"{folder}: shards of no split", count_shards([str(path) for path in paths], None), made)
+    print(
+        f"  to train on them, with a `path` that has dataset.json of their kind: shards: {json.dumps([names_of(paths)])}"
+    )
+    print(
+        f"  a data set of its own from img2dataset's: python -m data.prepare img2dataset --train {shlex.quote(str(folder))} --out DIR"
+    )
+    return damaged
+
+
+def names_of(paths: Sequence[Path]) -> str:
+    """What `shards` of a configuration says for all *.tar of a folder: by their first and last number where none is missing."""
+    folder = literal(str(paths[0].parent.absolute()))
+    numbers = [path.stem for path in paths]
+    width = len(numbers[0])
+    alike = all(re.fullmatch(rf"[0-9]{{{width}}}", number) for number in numbers)
+    if len(paths) > 1 and alike and int(numbers[-1]) - int(numbers[0]) == len(paths) - 1:
+        return f"{folder}/{{{numbers[0]}..{numbers[-1]}}}.tar"
+    return f"{folder}/*.tar"
+
+
+def _report(place: str, shards: ShardList, made: int) -> int:
+    """Returns the number of damaged shards."""
+    print(f"{place}: {len(shards.names)} shards, {int(shards.samples.sum())} samples, {made} indexes made")
+    for number, fault in shards.faults.items():
+        print(f"  {shards.names[number].rpartition('/')[2]}: {fault}")
+    return len(shards.faults)
+
+
+def _index_all(folder: Path, name: str, paths: Sequence[Path]) -> int:
+    """Returns the number of indexes that had to be made."""
     with (
-        tqdm(total=len(paths), desc=f"{folder.name} {split}", unit=" shards", disable=None) as bar,
+        tqdm(total=len(paths), desc=f"{folder.name} {name}", unit=" shards", disable=None) as bar,
         ThreadPoolExecutor(COUNTING_THREADS) as pool,
     ):
-        made = sum(pool.map(lambda path: _index(path, bar.update), paths))
-    shards = write_shard_list(folder, split)
-    print(f"{folder}: {split}: {len(paths)} shards, {int(shards.samples.sum())} samples, {made} indexes made")
-    for number, fault in shards.faults.items():
-        print(f"  {shards.names[number]}: {fault}")
-    return len(shards.faults)
+        return sum(pool.map(lambda path: _index(path, bar.update), paths))
 
 
 def _index(path: Path, progress: Callable[[int], object]) -> bool:

@@ -7,11 +7,10 @@ import io
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from data.shards.errors import DatasetError
-from data.shards.lock import LOCK_FILE
 
 INFO_FILE = "dataset.json"
 _SPLIT = re.compile(r"[A-Za-z0-9_]+")
@@ -48,14 +47,14 @@ def replacing(path: Path) -> Iterator[io.BufferedWriter]:
         unfinished.unlink(missing_ok=True)
 
 
-def clear_dataset(directory: Path) -> None:
-    """Make the folder, or remove an earlier data set from it. Raises DatasetError for any other content."""
+def clear_dataset(directory: Path, keep: Collection[str] = ()) -> None:
+    """Make the folder, or remove an earlier data set from it, save files to keep. Raises DatasetError for any other content."""
     directory.mkdir(parents=True, exist_ok=True)
     # dataset.json first: a folder without it counts as incomplete
     entries = sorted(directory.iterdir(), key=lambda path: path.name != INFO_FILE)
-    entries = [path for path in entries if path.name != LOCK_FILE]
     strange = [path.name for path in entries if not _OURS.fullmatch(path.name)]
     if strange:
         raise DatasetError(f"{directory} holds {strange[0]!r}, which is not of a data set: choose another folder")
     for path in entries:
-        path.unlink()
+        if path.name not in keep:
+            path.unlink()

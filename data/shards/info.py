@@ -12,7 +12,7 @@ import pydantic
 
 from data.shards.errors import DatasetError
 from data.shards.files import INFO_FILE, replacing
-from data.transport import FetchError, join, read_small, shown
+from data.transport import FetchError, NotText, join, read_small, shown, text_of
 
 MAX_INFO_BYTES = 256 << 20
 TRAINING_SPLIT = "train"
@@ -63,8 +63,8 @@ def read_info(directory: Path | str) -> DatasetInfo:
     url = join(str(directory), INFO_FILE)
     path = shown(url)
     try:
-        return pydantic.TypeAdapter(DatasetInfo).validate_json(read_small(url, MAX_INFO_BYTES))
-    except FetchError as error:
+        return pydantic.TypeAdapter(DatasetInfo).validate_json(text_of(read_small(url, MAX_INFO_BYTES), path))
+    except (FetchError, NotText) as error:
         raise DatasetError(str(error)) from error
     except OSError as error:
         raise DatasetError(

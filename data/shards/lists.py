@@ -24,6 +24,7 @@ from data.shards.ranges import MAX_INDEX_BYTES, index_of, load_ranges, parse_ind
 from data.transport import (
     Cache,
     FetchError,
+    NotText,
     TransientError,
     is_remote,
     join,
@@ -32,6 +33,7 @@ from data.transport import (
     scheme_of,
     shown,
     sibling,
+    text_of,
 )
 
 MAX_LIST_BYTES = 1 << 30
@@ -82,7 +84,7 @@ def write_list(path: Path, shards: ShardList) -> None:
 def parse_list(content: bytes, place: str) -> ShardList:
     """Raises DatasetError."""
     try:
-        data = json.loads(content)
+        data = json.loads(text_of(content, place))
         if data["version"] != 1:
             raise ValueError(f"version {data['version']!r}, expected 1")
         rows = data["shards"]
@@ -92,6 +94,8 @@ def parse_list(content: bytes, place: str) -> ShardList:
             bytes=np.array([row["bytes"] for row in rows], dtype=np.int64),
             faults={number: str(row["fault"]) for number, row in enumerate(rows) if row.get("fault")},
         )
+    except NotText as error:
+        raise DatasetError(str(error)) from error
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise DatasetError(
             f"{place}: not a list of shards ({type(error).__name__}: {error}); remove it, or make it anew with `python -m data.shards`"

@@ -15,6 +15,7 @@ from data.attributes import NAME_TARGET, WORD_TARGET, Attributes
 from data.batch import Sequences
 from data.shards import DatasetError
 from data.tasks.segments import equal_text_segment, text_segment
+from data.text.names import alike
 from data.text.vocabulary import Vocabulary
 
 
@@ -28,14 +29,11 @@ def class_names(
 
 def check_distinct(names: Sequence[str], vocabulary: Vocabulary, max_text: int, task: str) -> None:
     """Raises DatasetError if two classes are one to the model: both would be right, and one is scored as wrong."""
-    first: dict[tuple[int, ...], str] = {}
-    for name in names:
-        other = first.setdefault(tuple(vocabulary.encode(name, max_text)), name)
-        if other is not name:
-            raise DatasetError(
-                f"task {task}: classes {other!r} and {name!r} of its data set are one to the model, which sees no letter case and at most "
-                f"max_text={max_text} tokens: raise max_text, or rename one in dataset.json"
-            )
+    for one, other in alike(names, lambda name: vocabulary.encode(name, max_text)):
+        raise DatasetError(
+            f"task {task}: classes {one!r} and {other!r} of its data set are one to the model, which sees no letter case and at most "
+            f"max_text={max_text} tokens: raise max_text, or rename one in dataset.json"
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import braceexpand
 
+from data.transport.plain_text import NotText, text_of
 from data.transport.reply import FetchError
 
 MAX_SHARDS = 4_000_000
@@ -91,9 +92,9 @@ def folder_of(url: str) -> str:
 def expand(names: Iterable[str], read: Callable[[str], bytes], allow_pipe: bool = False) -> list[str]:
     """Every shard that the names mean, in their order. Raises FetchError.
 
-    {000..012} and {a,b} expand everywhere, * ? [] match local files. @LIST is a file or URL with a name per line (# starts a
-    comment), read by `read`; relative names in it are below its folder. A list may not hold commands, nor leave its
-    folder by '..', nor, if it is remote, name local files.
+    {000..012} and {a,b} expand everywhere, * ? [] match local files; an existing path is itself. A named file need not be there.
+    @LIST is a file or URL with a name per line (# starts a comment), read by `read`; relative names in it are below its folder. A list
+    may not hold commands, nor leave its folder by '..', nor, if it is remote, name local files.
     """
     found = list(itertools.islice(_expand(names, None, read, allow_pipe, MAX_LISTS), MAX_SHARDS + 1))
     if len(found) > MAX_SHARDS:
@@ -118,7 +119,8 @@ def _expand(
             raise FetchError(f"{shown(name)}: {where}")
         if scheme_of(name) == "pipe":
             command_of(name)
-        for single in expand_braces(name):
+        is_there = base is None and not is_remote(name) and os.path.lexists(local_path(name))
+        for single in [name] if is_there else expand_braces(name):
             url = _resolve(base, single)
             if is_remote(url):
                 yield url
@@ -128,9 +130,9 @@ def _expand(
 
 def _lines(url: str, content: bytes) -> list[str]:
     try:
-        lines = [line.strip() for line in content.decode("utf-8").splitlines()]
-    except UnicodeDecodeError as error:
-        raise FetchError(f"@{shown(url)}: no UTF-8 text: {error}") from error
+        lines = [line.strip() for line in text_of(content, f"@{shown(url)}").splitlines()]
+    except NotText as error:
+        raise FetchError(str(error)) from error
     return [line for line in lines if line and not line.startswith("#")]
 
 
@@ -149,6 +151,11 @@ def _resolve(base: str | None, name: str) -> str:
     return join(base, path)
 
 
+def literal(path: str) -> str:
+    """The name that expands to this path of a local file, whatever signs are in it."""
+    return re.sub(r"([\\{},])", r"\\\1", glob.escape(path))
+
+
 def expand_braces(name: str) -> Iterator[str]:
     """What {000..012} and {a,b} in a name stand for. Raises FetchError."""
     count = 1
@@ -162,8 +169,17 @@ def expand_braces(name: str) -> Iterator[str]:
         raise FetchError(f"{shown(name)}: unbalanced braces") from error
 
 
+def local_files(name: str) -> list[str]:
+    """What a name with * ? [] means. An existing path, and the folder of one, are taken as they are written; a name without these signs
+    is itself, whether the file is there or not."""
+    if not glob.has_magic(name) or os.path.lexists(name):
+        return [name]
+    folder, last = os.path.split(name)
+    return sorted(glob.glob(os.path.join(glob.escape(folder) if os.path.isdir(folder) else folder, last)))
+
+
 def _local(path: str) -> list[str]:
-    found = sorted(glob.glob(path)) if glob.has_magic(path) else [path] if os.path.isfile(path) else []
+    found = local_files(path)
     if not found:
         raise FetchError(f"{path}: no such shard")
     return found

@@ -76,3 +76,18 @@ def test_the_page_names_what_matters(capsys):
     page = describe(load_config(PRESETS / "limoe_h14.yaml"))
     for part in ("32 experts (FFN), router token, top 1: 9, 11", "dense: 0-8, 10", "5.576 B", "697.56 M", "pairs"):
         assert part in page, page
+
+
+def test_a_token_meets_the_tower_of_its_own_sequence_alone():
+    run = load_config(PRESETS / "clip_b32.yaml")
+    count = count_parameters(run.model)
+    scales = 5
+    assert count.per_token == 85_054_464 + 40_416_768 + 393_728 + 1_536 + scales
+    assert count.per_text_token == 37_828_608 + 26_944_512 + 262_656 + 1_024 + scales
+    assert count.per_token + count.per_text_token == count.held + scales
+    assert (
+        "met by one token         125.87 M   of pictures\n                            65.04 M   of texts"
+        in describe(run)
+    )
+    one = count_parameters(load_config(PRESETS / "one_tower_b16.yaml").model)
+    assert one.per_token == one.per_text_token == one.held

@@ -13,7 +13,6 @@ from data.prepare.annotations import (
     read_json,
     records,
     rows,
-    table,
     text_lines,
     with_fields,
 )
@@ -32,6 +31,7 @@ from data.prepare.layout import (
 )
 from data.prepare.media import VIDEO_SUFFIXES, Entry, is_medium, media_splits
 from data.prepare.source import Context, Failure, PublicSet
+from data.prepare.tables import table
 from data.shards import DatasetError
 
 Labels = dict[str, str]
@@ -133,7 +133,7 @@ def read_kinetics(path: Path, limits: Limits) -> list[tuple[str, int, int, str]]
                 start, end = (int(float(second)) for second in annotation["segment"])
                 found.append((check_name(path, video), start, end, annotation["label"]))
             return found
-        for row in table(path, limits, ("label", "youtube_id", "time_start", "time_end")):
+        for _, row in table(path, limits, ("label", "youtube_id", "time_start", "time_end")):
             video = check_name(path, row["youtube_id"])
             found.append((video, int(float(row["time_start"])), int(float(row["time_end"])), row["label"]))
     except (ValueError, TypeError, AttributeError, OverflowError) as error:

@@ -92,10 +92,10 @@ def read_rows(path: Path, task: GlueTask, limits: Limits) -> Iterator[Row | Fail
     lines = text_lines(path, limits.annotations)
     wanted: list[int] = [column for column in (*task.texts, task.label) if isinstance(column, int)]
     if not wanted:
-        header = next(lines, "").removeprefix("\ufeff").split("\t")
+        header = next(lines, "").split("\t")
         missing = [column for column in (*task.texts, task.label) if column not in header]
         if missing:
-            raise DatasetError(f"{path}: no column {missing[0]!r} in the first line, found {header}")
+            raise DatasetError(f"{path}: no column {missing[0]!r} in the first line, found {', '.join(header)[:300]}")
         wanted = [header.index(str(column)) for column in (*task.texts, task.label)]
     numbers = {written: number for number, written in enumerate(task.labels)}
     # The first part of the name is the file's: dev rows and train rows have the same numbers.

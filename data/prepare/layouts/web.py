@@ -18,10 +18,10 @@ from data.prepare.containers import Blob, Container, Limits, open_container
 from data.prepare.layout import Command, given_splits, reduction_arguments, reduction_of, split_arguments
 from data.prepare.media import IMAGE_SUFFIXES, caption_members, checked_image
 from data.prepare.source import Context, Failure, Item, PublicSet, ShardJob, SplitJobs, place_of
+from data.prepare.tables import parquet, pyarrow_for
 from data.shards import BadSample, DatasetError
 from data.text.words import has_word
 
-MAX_PARQUET_BYTES = 1 << 30
 _KEPT_FIELDS = ("url", "similarity", "sha256", "width", "height")
 
 
@@ -74,7 +74,7 @@ def _shard(container: Container, stem: str, limits: Limits, resize: int | None) 
     """Raises DatasetError for statistics that cannot be read, and without pyarrow if there is a table."""
     table = f"{stem}.parquet" in container.blobs
     if table:
-        _parquet(container.path / f"{stem}.parquet")
+        pyarrow_for(container.path / f"{stem}.parquet")
     expected = 0
     if f"{stem}_stats.json" in container.blobs:
         path = container.path / f"{stem}_stats.json"
@@ -147,32 +147,13 @@ class WebShard:
         return Item(name, {kept: data, **caption_members([caption.strip()], **others)}, (caption.strip(),))
 
 
-def _parquet(path: Path) -> Any:
-    """pyarrow, which only this layout needs. Raises DatasetError."""
-    try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise DatasetError(f"{path}: reading it needs pyarrow: EXTRAS=prepare scripts/setup.sh installs it") from error
-    return pyarrow
-
-
 def read_states(path: Path) -> dict[str, str | None]:
     """Key -> why it failed, None for a success, out of a shard's table. Raises DatasetError."""
-    pyarrow = _parquet(path)
-    if path.stat().st_size > MAX_PARQUET_BYTES:
-        raise DatasetError(f"{path}: {path.stat().st_size} bytes, more than the limit of {MAX_PARQUET_BYTES}")
-    try:
-        with pyarrow.parquet.ParquetFile(path, memory_map=False) as file:
-            columns = [name for name in ("key", "status", "error_message") if name in file.schema_arrow.names]
-            groups = range(file.metadata.num_row_groups)
-            size = sum(file.metadata.row_group(number).total_byte_size for number in groups)
-            if size > MAX_PARQUET_BYTES:
-                raise DatasetError(f"{path}: {size} bytes unpacked, more than the limit of {MAX_PARQUET_BYTES}")
-            if columns[:2] != ["key", "status"]:
-                raise DatasetError(f"{path}: no columns key and status, found {file.schema_arrow.names}")
-            rows = file.read(columns=columns).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DatasetError(f"{path}: cannot be read ({str(error)[:200]})") from error
+    with parquet(path, ("key", "status", "error_message")) as file:
+        columns = [name for name in ("key", "status", "error_message") if name in file.schema_arrow.names]
+        if columns[:2] != ["key", "status"]:
+            raise DatasetError(f"{path}: no columns key and status, found {', '.join(file.schema_arrow.names)[:300]}")
+        rows = file.read(columns=columns).to_pylist()
     return {str(row["key"]): None if row["status"] == "success" else _reason(row) for row in rows}
 
 

@@ -16,7 +16,8 @@ from data.decode.video import encode_mp4
 from data.inspect.__main__ import main
 from data.inspect.problems import Problem
 from data.inspect.statistics import summary
-from data.shards import DatasetInfo, SplitInfo, write_info, write_shards
+from data.shards import DatasetInfo, SplitInfo, write_info, write_shard, write_shards
+from data.shards.__main__ import main as index_shards
 from data.text.tokenizer import END_OF_TEXT, Tokenizer
 
 
@@ -112,6 +113,17 @@ def test_other_kinds_are_clean(capsys, tmp_path, tokenizer, kind, sample):
     classes = ("dog", "red") if kind.endswith("class") else ()
     folder = write(tmp_path / kind, tokenizer, kind, {"train": [{"__key__": "a", **sample}]}, classes, ("red dog",))
     assert lint(capsys, folder)[0] == 0
+
+
+def test_a_folder_with_signs_of_a_pattern_in_its_name(capsys, tmp_path, tokenizer):
+    folder = write(tmp_path / "s [ab]*", tokenizer, "text", {"train": [{"__key__": "a", "txt": "a"}]}, texts=["a"])
+    clean = [f"{folder}", f"{folder}/train-000000.tar", f"{folder}/*.tar", f"{folder}/train-{{000000..000000}}.tar"]
+    for name in clean:
+        assert lint(capsys, name)[:2] == (0, ["1 samples in 1 shards: 0 errors, 0 warnings"])
+    (folder / "dataset.json").unlink()
+    code, _, error = lint(capsys, folder)
+    advised = error.partition("give '")[2].rpartition("'")[0]
+    assert code == 2 and lint(capsys, advised)[0] == 0
 
 
 def test_shards_of_other_makers(capsys, tmp_path):
@@ -257,6 +269,23 @@ def test_dataset_json_that_says_otherwise(capsys, pictures, changes, reason):
     assert any("dataset.json: " in line and reason in line for line in lines), lines
 
 
+def test_class_names_that_are_one_to_the_model(capsys, tmp_path, tokenizer):
+    long = "a " * 40
+    names = ("cat", "Cat ", "dog", f"{long}cat", f"{long}dog", "\N{FULLWIDTH LATIN SMALL LETTER D}og", "CAT")
+    samples = [{"__key__": f"{n}", "png": picture(n), "cls": n} for n in range(len(names))]
+    code, lines, _ = lint(capsys, write(tmp_path / "set", tokenizer, "image_class", {"train": samples}, names))
+    found = [line.partition("dataset.json: the class names ")[2] for line in lines[:-1]]
+    cut = " are one to the model at max_text=32, which a task has by default: give it more, or rename one"
+    whole = " are one to the model, which sees no letter case and no unusual spaces: put the classes together, or rename one"
+    assert code == 1 and lines[-1] == "7 samples in 4 shards: 4 errors, 0 warnings"
+    assert found == [
+        f"'cat' and 'Cat '{whole}",
+        f"'{long}cat' and '{long}dog'{cut}",
+        f"'dog' and '\N{FULLWIDTH LATIN SMALL LETTER D}og'{whole}",
+        f"'cat' and 'CAT'{whole}",
+    ]
+
+
 def test_words_of_evaluation_need_not_be_in_dataset_json_and_those_of_training_must(capsys, tmp_path, tokenizer):
     splits = {"train": captioned(0, 2), "val": captioned(7, 2)}
     sound = write(tmp_path / "sound", tokenizer, "image_caption", splits, texts=["a red dog 0 1"])
@@ -290,9 +319,44 @@ def test_a_list_of_shards_that_is_out_of_date(capsys, pictures):
         path.read_text().replace('"samples": 2', '"samples": 3', 1).replace('"samples":2', '"samples":3', 1)
     )
     code, lines, _ = lint(capsys, pictures)
-    assert code == 1 and "train.shards.json: train-000000.tar has 3 samples in it; found 2" in lines[0]
+    assert code == 1 and "train.shards.json: train-000000.tar has 3 samples in this list; found 2" in lines[0]
     path.write_text("{}")
     assert "train.shards.json: not a list of shards" in lint(capsys, pictures)[1][0]
+
+
+def test_a_shard_without_a_sample_is_no_error(capsys, pictures):
+    """As data.prepare leaves one."""
+    write_shard(pictures / "train-000002.tar", [])
+    edit_info(pictures, splits={"train": {"samples": 4, "shards": 3}, "val": {"samples": 1, "shards": 1}})
+    assert index_shards([str(pictures)]) == 0
+    capsys.readouterr()
+    code, lines, _ = lint(capsys, pictures)
+    assert (code, lines) == (
+        0,
+        [
+            f"warning: {pictures}/train-000002.tar: a tar without a sample; nothing reads it, it may stay",
+            "5 samples in 4 shards: 0 errors, 1 warnings",
+        ],
+    )
+
+
+def test_advice_about_an_empty_file_leads_to_a_clean_folder(capsys, pictures):
+    shard, lists = pictures / SHARD, pictures / "train.shards.json"
+    shard.write_bytes(b"")
+    code, lines, _ = lint(capsys, pictures)
+    assert code == 1 and "the file is empty; make the shard again, or remove it and make the list anew" in lines[0]
+    assert "found 2 in 2; prepare the data set again, or write the numbers that are found there" in lines[1]
+    assert lines[2].endswith("remove the list, or make it anew with `python -m data.shards`")
+    assert index_shards([str(pictures)]) == 1
+    capsys.readouterr()
+    code, lines, _ = lint(capsys, pictures)
+    assert code == 1 and not any(lists.name in line for line in lines)
+    shard.unlink()
+    assert index_shards([str(pictures)]) == 0
+    edit_info(pictures, splits={"train": {"samples": 2, "shards": 1}, "val": {"samples": 1, "shards": 1}})
+    capsys.readouterr()
+    code, lines, _ = lint(capsys, pictures)
+    assert code == 0 and lines[-1].startswith("3 samples in 2 shards: 0 errors")
 
 
 def test_splits_that_share_a_picture_and_unused_tokens_are_warnings(capsys, tmp_path, tokenizer):

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.prepare.annotations import name_list, read_json, records, rows, table, text_lines
+from data.prepare.annotations import name_list, read_json, records, rows, text_lines
 from data.prepare.containers import Limits, open_container
+from data.prepare.tables import table
 from data.shards import BadSample, DatasetError
 from tests.helpers.public import captions, failures, folder, jpeg, lines, pack, pack_zip, prepare, samples
 
@@ -252,7 +253,11 @@ def test_json_of_absurd_depth_is_refused(tmp_path):
     [
         (lambda path: list(records(path, Limits(), {"a": str})), '{"a": 1}\n', r'line 1: needs "a" \(str\)'),
         (lambda path: list(table(path, Limits(), ("a", "b"))), "a,c\n1,2\n", "no column 'b'"),
-        (lambda path: list(table(path, Limits(), ("a", "b"))), "a,b\n1\n", "line 2: too few columns"),
+        (
+            lambda path: list(table(path, Limits(), ("a", "b"))),
+            "a,b\n1\n",
+            "line 2: 1 columns, the first line has 2: cells",
+        ),
         (lambda path: list(rows(path, Limits(), 2)), "1,2\n1\n", "line 2: 1 columns, need 2"),
         (lambda path: list(rows(path, Limits(), 1)), '"' + "x" * 200_000 + '"\n', "field larger than"),
         (lambda path: name_list(path, Limits()), "a.jpg\n../b.jpg\n", r"'\.\./b\.jpg' has a name that leads out"),

@@ -68,8 +68,62 @@ def test_other_options_or_inputs_are_refused(tmp_path, pets, capsys, begun):
     assert prepare(*command, "--overwrite") == 0
 
 
+def test_overwrite_deletes_no_split_that_the_command_does_not_make(tmp_path, pets, capsys):
+    out = tmp_path / "out"
+    assert prepare("class-archive", "--train", pets, "--val", pets, "--out", out) == 0
+    files = content(out)
+    assert prepare("class-archive", "--test", pets, "--out", out) == 2
+    assert "with all its splits" in capsys.readouterr().err
+    assert prepare("class-archive", "--test", pets, "--overwrite", "--out", out) == 2
+    assert capsys.readouterr().err == (
+        f"error: {out} has split train, val, which this command does not make; nothing was deleted: name the inputs of all "
+        "splits in one command with --overwrite, or give another --out, or remove the folder\n"
+    )
+    assert content(out) == files
+    splits = ["--train", pets, "--val", pets, "--test", pets]
+    assert prepare("class-archive", *splits, "--overwrite", "--out", out) == 0
+    assert list(read_info(out).splits) == ["test", "train", "val"] and read_info(out).splits["test"].samples == 40
+
+
+def test_overwrite_with_inputs_that_cannot_be_used_deletes_nothing(tmp_path, pets, capsys):
+    out = tmp_path / "out"
+    assert prepare("class-archive", "--train", pets, "--out", out) == 0
+    files = content(out)
+    broken = written(tmp_path / "broken.tar", "no tar")
+    assert prepare("class-archive", "--train", broken, "--overwrite", "--out", out) == 2
+    assert "broken.tar: cannot be read" in capsys.readouterr().err and content(out) == files
+
+
+def test_folders_with_signs_of_a_pattern_in_their_names(tmp_path):
+    source = folder(tmp_path / "in [ab]*", [("cat/1.jpg", jpeg(1)), ("dog [x]/2.jpg", jpeg(2))])
+    out = tmp_path / "out [ab]* {1,2}"
+    assert prepare("class-folders", "--train", source, "--out", out) == 0
+    assert prepare("class-folders", "--train", source, "--overwrite", "--out", out) == 0
+    assert read_info(out).classes == ("cat", "dog [x]") and len(samples(out)) == 2
+
+
+def test_shards_of_another_program_are_not_deleted_without_being_told(tmp_path, pets, capsys):
+    out = tmp_path / "out"
+    folder(out, [("train-000000.tar", b"of another program")])
+    assert prepare("class-archive", "--train", pets, "--out", out) == 2
+    assert "neither made nor began" in capsys.readouterr().err
+    assert (out / "train-000000.tar").read_bytes() == b"of another program"
+    assert prepare("class-archive", "--train", pets, "--overwrite", "--out", out) == 0
+
+
+def test_a_split_of_which_no_file_is_there_is_found_before_the_work(tmp_path, capsys):
+    images = folder(tmp_path / "in", [("1.jpg", jpeg())])
+    train = lines(tmp_path / "train.jsonl", [{"image": "1.jpg", "captions": ["a cat"]}])
+    val = lines(tmp_path / "val.jsonl", [{"image": "2.jpg", "captions": ["a dog"]}])
+    out = tmp_path / "out"
+    assert prepare("caption-archive", "--train", images, train, "--val", images, val, "--out", out) == 2
+    output, error = capsys.readouterr()
+    assert error == f"error: {out}: split val has no sample; 2 failures, see above; nothing was made\n"
+    assert "1 x not in in: 2.jpg" in output and list(out.iterdir()) == []
+
+
 def test_one_process_at_a_time(tmp_path):
-    refused = pytest.raises(DatasetError, match="another process is preparing it")
+    refused = pytest.raises(DatasetError, match="another process is writing it")
     with work_on(tmp_path, {}, False), refused, work_on(tmp_path, {}, False):
         pass
 
@@ -277,7 +331,7 @@ def test_every_example_parses_and_every_help_says_what_is_expected(layout, capsy
         (["class-archive", "--train", "PETS", "--name-map", "dog="], "CLASS=NAME"),
         (["class-archive", "--train", "PETS", "--name-map", "dog=cat"], "two classes have the name 'cat'"),
         (["class-archive", "--train", "PETS", "--resize", "0"], "--resize 0"),
-        (["class-archive", "--train", "PETS", "--classes", "PETS"], "no JSON"),
+        (["class-archive", "--train", "PETS", "--classes", "PETS"], "is not UTF-8"),
         (["class-archive", "--train", "PETS", "--val", "PETS", "--val-fraction", "0.1"], "no val of its own"),
         (["class-archive", "--train", "PETS", "--shard-size", "0"], "must be positive"),
         (["text", "--input", "absent.txt"], "absent.txt"),

@@ -173,15 +173,36 @@ def test_opens_by_folder_braces_and_globs(tmp_path):
     assert len(ShardSet.from_urls([f"file:{tmp_path}/train-000000.tar"])) == 1
 
 
+def test_named_shards_that_are_missing_are_lost_and_all_missing_is_one_line(tmp_path):
+    write_shards(tmp_path, "train", SAMPLES, samples_per_shard=1)
+    (tmp_path / "train-000001.tar").unlink()
+    (tmp_path / "list.txt").write_text("train-000001.tar\n")
+    shards = ShardSet.from_urls([f"{tmp_path}/train-{{000000..000002}}.tar", f"@{tmp_path}/list.txt"])
+    assert shards.sizes == (1, 0, 1, 0) and shards.faults == ("train-000001.tar: No such file or directory",) * 2
+    with pytest.raises(DatasetError) as caught:
+        ShardSet.from_urls([f"{tmp_path}/x{{0..1}}.tar"])
+    assert str(caught.value) == f"{tmp_path}/x0.tar: 2 shards without a sample; x0.tar: No such file or directory"
+
+
+def test_an_existing_path_is_no_pattern(tmp_path):
+    folder = tmp_path / "set [ab]* {1,2}"
+    write_shards(folder, "train", SAMPLES, samples_per_shard=1)
+    names = [f"train-00000{n}.tar" for n in range(3)]
+    assert [path.name for path in ShardSet.from_urls([f"{folder}/{name}" for name in names]).paths] == names
+    other = tmp_path / "set [ab]*"
+    write_shards(other, "train", SAMPLES, samples_per_shard=1)
+    for pattern in ("*.tar", "train-{000000..000002}.tar", "train-00000[0-2].tar"):
+        assert [path.name for path in ShardSet.from_urls([f"{other}/{pattern}"]).paths] == names
+
+
 def test_opening_nothing_says_what_is_there(tmp_path):
     write_shards(tmp_path, "val", SAMPLES)
     with pytest.raises(DatasetError, match=r"no shard train-\*\.tar; found: splits val"):
         ShardSet.open(tmp_path, "train")
     with pytest.raises(DatasetError, match="no such folder"):
         ShardSet.open(tmp_path / "absent", "train")
-    for url in (f"{tmp_path}/train-*.tar", f"{tmp_path}/x.tar"):
-        with pytest.raises(DatasetError, match="no such shard"):
-            ShardSet.from_urls([url])
+    with pytest.raises(DatasetError, match="no such shard"):
+        ShardSet.from_urls([f"{tmp_path}/train-*.tar"])
     with pytest.raises(DatasetError, match="through a cache"):
         ShardSet.from_urls(["http://host/a.tar"])
     with pytest.raises(DatasetError, match="allow_pipe"):

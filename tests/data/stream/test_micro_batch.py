@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from data.shards import BadSample, ShardSet
+from data.shards import BadSample, BadShard, ShardSet
 from data.stream import micro_batch
+from data.stream.faults import TooManyFaultsError
 from data.stream.micro_batch import MicroBatch, build_micro_batch
 from data.stream.schedule import Assignment
 from data.stream.source import Source
@@ -121,3 +122,17 @@ def test_no_sample_comes_twice_into_a_batch_in_place_of_a_bad_one(source, start)
 
 def test_the_replacement_of_a_sample_follows_from_the_batch_alone(source):
     assert places_in(source, 0) == places_in(source, 0)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"), [(BadShard("gone"), r"\d\.tar: gone$"), (BadSample("bad", 3), r"\d\.tar sample \d: bad$")]
+)
+def test_where_nothing_can_be_read_the_last_is_named_in_words(source, monkeypatch, error, words):
+    def fail(*arguments):
+        raise error
+
+    monkeypatch.setattr(ShardSet, "read", fail)
+    with pytest.raises(
+        TooManyFaultsError, match=rf"^task numbers: 100 bad samples in a row; the last, train-00000{words}"
+    ):
+        built(source)
