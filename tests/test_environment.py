@@ -29,7 +29,7 @@ def run(words: list[str] | str, extra: dict[str, str] | None = None, drop: tuple
 
 def listen() -> None:
     """Whoever started the tests may have had signals ignored, as nohup does, and children inherit that."""
-    for number in (signal.SIGHUP, signal.SIGINT):
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_DFL)
 
 
@@ -69,9 +69,10 @@ def test_two_runs_in_one_folder(config: Path):
 
 
 @pytest.mark.slow
-def test_a_hang_up_saves_as_other_signals_do(config: Path):
-    process = started(config)
-    os.killpg(process.pid, signal.SIGHUP)
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1])
+def test_a_signal_to_all_processes_of_the_run_saves(config: Path, number: signal.Signals):
+    process = started(config, "data.workers=1")
+    os.killpg(process.pid, number)
     assert process.stdout is not None
     rest = process.stdout.read()
     assert process.wait(timeout=60) == 85, rest

@@ -6,6 +6,7 @@ import math
 import multiprocessing
 import os
 import pickle
+import re
 from collections.abc import Callable, Iterator
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
@@ -21,15 +22,16 @@ MAX_WORKERS = 8
 
 
 _CGROUP = Path("/sys/fs/cgroup")
+_GONE = re.compile(r"^DataLoader worker .*(exited unexpectedly|is killed by signal)")
 
 
 class WorkersError(Exception):
-    """This machine cannot start worker processes; the message has the remedy."""
+    """This machine cannot start worker processes, or has ended one; the message has the remedy."""
 
 
 def loader_of(dataset: IterableDataset, workers: int, collate: Callable[[Any], Any] | None = None) -> Iterator[Any]:
     """What the dataset yields, worker by worker in turn; `collate` is applied where it is made. Both travel to workers by value, and
-    nothing of them through /dev/shm, which is small in containers. Raises WorkersError."""
+    nothing of them through /dev/shm, which is small in containers. Raises WorkersError, also later, where a worker is gone."""
     both = _ByValue(dataset, collate)
     loader = DataLoader(
         _Items(both) if workers else dataset,
@@ -42,11 +44,23 @@ def loader_of(dataset: IterableDataset, workers: int, collate: Callable[[Any], A
         collate_fn=_Collate(both) if workers else collate,
     )
     try:
-        return iter(loader)
+        return _until_one_is_gone(iter(loader))
     except OSError as error:
         raise WorkersError(
             f"worker processes cannot start: {error.strerror or error}; they need files in TMPDIR and semaphores in /dev/shm (docker run "
             "--shm-size, --ipc=host) and some open files each (ulimit -n): give them that, or do without (data.workers=0)"
+        ) from error
+
+
+def _until_one_is_gone(batches: Iterator[Any]) -> Iterator[Any]:
+    try:
+        yield from batches
+    except RuntimeError as error:
+        if not _GONE.search(str(error)):
+            raise
+        raise WorkersError(
+            "a worker process of the data was killed from outside, or for want of memory: the same command goes on from the newest "
+            "checkpoint; fewer data.workers or smaller batches need less memory"
         ) from error
 
 

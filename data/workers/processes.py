@@ -10,7 +10,7 @@ import signal
 import threading
 from collections.abc import Iterator
 
-STOPPING = (signal.SIGTERM, signal.SIGHUP)
+STOPPING = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 KEPT_BYTES = 64 << 20
 """At the end of the heap, at most."""
 _LARGEST_IN_HEAP = 32 << 20  # what glibc allows

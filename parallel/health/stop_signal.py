@@ -10,13 +10,14 @@ import torch.distributed as dist
 
 from parallel.mesh import Mesh
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 ECHO_S = 5.0
 """Launchers and batch systems pass on a signal that every process of the group has got already."""
 
 
 class StopSignal:
-    """SIGTERM, SIGINT or SIGHUP asks for a save at the end of the step; once more after ECHO_S ends at once.
+    """SIGTERM, SIGINT, SIGHUP or what batch systems send ahead of time (SIGUSR1, SIGUSR2) asks for a save at the end of the step; once
+    more after ECHO_S ends at once.
 
     A signal that was ignored when the program began stays so: `nohup` says by it that the terminal may go.
     """

@@ -1,13 +1,46 @@
-"""How many workers a rank has."""
+"""Worker processes of a rank: how many, and what is said when one is gone."""
 
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
+from torch.utils.data import IterableDataset
 
 from data.workers import loader
-from data.workers.loader import usable_cores, worker_count
+from data.workers.loader import WorkersError, loader_of, usable_cores, worker_count
+
+
+class Killed(IterableDataset):
+    """Its worker gets this signal after the second item."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __iter__(self):
+        yield from range(2)
+        os.kill(os.getpid(), self.number)
+        yield from iter(int, 1)
+
+
+class Broken(IterableDataset):
+    def __iter__(self):
+        yield 1
+        raise RuntimeError("a fault of ours")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+def test_a_worker_that_is_killed_is_one_line(number):
+    batches = loader_of(Killed(number), 1)
+    with pytest.raises(WorkersError, match=r"killed from outside, or for want of memory.*fewer data.workers") as caught:
+        list(batches)
+    assert "\n" not in str(caught.value)
+
+
+def test_another_error_of_a_worker_stays_what_it_is():
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        list(loader_of(Broken(), 1))
 
 
 @pytest.mark.parametrize(
