@@ -19,7 +19,7 @@ from data.inspect.targets import ShardFile, open_shard
 from data.shards import DatasetError, is_trained_on
 from data.shards.errors import BadSample
 from data.shards.files import INFO_FILE, index_path
-from data.shards.ranges import SampleRange, load_ranges, scan
+from data.shards.ranges import SampleRange, load_ranges, survey
 
 _PLACE = re.compile(r"^(?: at byte \d+)?(?:, key (?:'.*?'|\".*?\"))?: ")
 """What the reason of a bad sample says of its place after the shard's name; a problem has it in fields of its own."""
@@ -55,7 +55,8 @@ def check_shard(job: CheckJob) -> ShardReport:
     path = job.shard.path
     found = _Found(str(path), job.max_problems)
     try:
-        places, scan_fault = scan(path)
+        surveyed = survey(path)
+        places, scan_fault = surveyed.places, surveyed.fault
         ranges_N2, _ = load_ranges(path)
         shards = open_shard(job.shard)
     except OSError as error:
@@ -70,6 +71,8 @@ def check_shard(job: CheckJob) -> ShardReport:
         return ShardReport(tuple(found.problems), found.count)
     for fault in shards.faults:
         found.error(fault.removeprefix(f"{path.name}: "))
+    if surveyed.caution and not scan_fault:
+        found.error(surveyed.caution)
     keys = {place.offset: place.key for place in places}
     if not shards.faults and index_path(path).is_file():
         names = _index_keys(index_path(path))

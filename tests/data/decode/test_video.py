@@ -447,3 +447,40 @@ def test_memory_stays_flat(warm, count):
     after, bad = resident_after(clips, count)
     assert bad >= 2 * (count // len(clips))
     assert after < 1.05 * before, f"{before / 2**20:.0f} MiB grew to {after / 2**20:.0f} MiB"
+
+
+# -------------------------------------------------------------------------------- cut files, deep colours
+
+
+@pytest.mark.parametrize("kind", ["matroska", "webm"])
+@pytest.mark.parametrize("live", [0, 1], ids=["with sizes", "sizes left open"])
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
+def test_a_cut_matroska_file_is_bad(kind, live, share):
+    """FFmpeg plays it as a shorter clip."""
+    clip = encoded(moving(), "libvpx" if kind == "webm" else "libx264", kind, {"deadline": "realtime"}, g=5, live=live)
+    assert decode_video(clip, 4).shape == (4, 48, 64, 3)
+    cut = clip[: int(share * len(clip))]
+    with pytest.raises(BadSample, match=r"missing|cut off"):
+        decode_video(cut, 4)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "bits"), [("gray10le", 10), ("gray16le", 16), ("yuv420p10le", 10), ("yuv422p12le", 12), ("gbrp12le", 12)]
+)
+def test_frames_of_more_than_8_bits_are_reduced_to_their_upper_ones(pixels, bits):
+    """A ramp from black to white stays one."""
+    ramp_W = np.linspace(0, 65535, 64).astype(np.uint16)
+    deep = np.repeat(np.repeat(ramp_W[None, :, None], 48, 0), 3, 2)
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="matroska") as container:
+        stream = container.add_stream("ffv1", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, pixels
+        for number in range(3):
+            frame = av.VideoFrame.from_ndarray(deep, format="rgb48le").reformat(format=pixels)
+            frame.pts, frame.time_base = number, Fraction(1, 25)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    with av.open(io.BytesIO(buffer.getvalue())) as container:
+        assert container.streams.video[0].codec_context.format.components[0].bits == bits
+    shown_W = decode_video(buffer.getvalue(), 2)[0, 24].mean(axis=1)
+    assert np.abs(shown_W - ramp_W / 257).max() <= 3.0  # of 255, since reducing dithers

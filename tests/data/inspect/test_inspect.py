@@ -439,3 +439,14 @@ def test_jpegs_too(capsys, tmp_path, tokenizer):
     samples = [{"__key__": "a", "jpg": buffer.getvalue(), "cls": 0}]
     folder = write(tmp_path / "jpegs", tokenizer, "image_class", {"train": samples}, ("dog",))
     assert lint(capsys, folder)[0] == 0
+
+
+def test_tars_put_behind_one_another_are_read_and_told(capsys, pictures):
+    """Training reads them, other programs stop at the first end mark."""
+    (pictures / SHARD).write_bytes((pictures / SHARD).read_bytes() * 2)
+    code, lines, _ = lint(capsys, pictures)
+    size = (pictures / SHARD).stat().st_size // 2
+    assert code == 1
+    assert any(
+        f"{size} bytes follow the end mark at byte" in line and "unpack the tars and pack one" in line for line in lines
+    ), lines
