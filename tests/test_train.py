@@ -130,6 +130,7 @@ def test_wandb_offline_keeps_its_id(config):
 LIMOE = "model.experts={preset: limoe, num_experts: 4}"
 
 
+@pytest.mark.slow
 def test_limoe_reports_its_routing(config):
     """Whole networks as experts on two ranks."""
     train(config, "name=limoe", LIMOE, "parallel.expert=2", "steps=3", ranks=2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,7 @@ def prepare(arguments: argparse.Namespace) -> None:
     layout: Command = arguments.made_by
     if not 0 <= arguments.val_fraction < 1:
         raise DatasetError(f"--val-fraction {arguments.val_fraction:g}: must lie in [0, 1)")
-    if arguments.shard_size < 1 or arguments.workers < 1 or arguments.max_gib <= 0:
+    if arguments.shard_size < 1 or arguments.workers < 1 or not 0 < arguments.max_gib < math.inf:
         raise DatasetError("--shard-size, --workers and --max-gib must be positive")
     plan = plan_of(arguments)
     with work_on(arguments.out, plan, arguments.overwrite) as work:

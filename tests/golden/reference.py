@@ -42,11 +42,10 @@ Arrays = dict[str, np.ndarray]
 
 
 def cases(*names: str) -> list[Any]:
-    """`SET/NAME` of these cases: those in the compact set, and behind the marker `slow` all of the full set where it lies."""
-    found: list[Any] = [f"compact/{name}" for name in names if name in manifest("compact")["cases"]]
-    if (FULL / "manifest.json").is_file():
-        found += [pytest.param(f"full/{name}", marks=pytest.mark.slow) for name in names]
-    return found
+    """`SET/NAME` of these cases: those in the compact set, and behind the markers `slow` and `shared` all of the full set."""
+    marks = (pytest.mark.slow, pytest.mark.shared)
+    compact = [f"compact/{name}" for name in names if name in manifest("compact")["cases"]]
+    return [*compact, *(pytest.param(f"full/{name}", marks=marks) for name in names)]
 
 
 @functools.cache

@@ -334,6 +334,7 @@ def test_every_example_parses_and_every_help_says_what_is_expected(layout, capsy
         (["class-archive", "--train", "PETS", "--classes", "PETS"], "is not UTF-8"),
         (["class-archive", "--train", "PETS", "--val", "PETS", "--val-fraction", "0.1"], "no val of its own"),
         (["class-archive", "--train", "PETS", "--shard-size", "0"], "must be positive"),
+        (["class-archive", "--train", "PETS", "--max-gib", "nan"], "must be positive"),
         (["text", "--input", "absent.txt"], "absent.txt"),
         (["text", "--input", "PETS", "--val-fraction", "1"], "--val-fraction"),
     ],
