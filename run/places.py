@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,8 +22,13 @@ def expanded(path: str | Path) -> Path:
 
 
 def with_expanded(run: RunConfig) -> RunConfig:
-    """Home folders in place of ~; only the cache, which few runs use, may be without one."""
-    return _mapped(run, lambda path: str(expanded(path)), os.path.expanduser)
+    """Home folders in place of ~. The cache, which few runs use, lies with other temporary files where there is none."""
+    return _mapped(run, lambda path: str(expanded(path)), _cache_place)
+
+
+def _cache_place(path: str) -> str:
+    found = os.path.expanduser(path)
+    return os.path.join(tempfile.gettempdir(), found[1:].lstrip("/")) if found.startswith("~") else found
 
 
 def with_absolute(run: RunConfig) -> RunConfig:

@@ -122,6 +122,17 @@ def test_environments_that_work(extra, drop, config: Path):
 
 
 @pytest.mark.slow
+def test_a_user_without_an_entry_or_a_home(config: Path):
+    """As containers run with `--user 4242`."""
+    stranger = ["unshare", "-U", "--map-user=4242", "--map-group=4242"]
+    if subprocess.run([*stranger, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no rights to take another user's number here (unshare -U)")
+    words = [*stranger, *command(config, *SHORT, "data.workers=1"), "tracking.wandb=offline"]
+    code, out = run(words, drop=("HOME", "USER", "LOGNAME"))
+    assert code == 0 and "finished at step 2" in out and "Traceback" not in out, out
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "shell",
     [

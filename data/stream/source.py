@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import os
 from pathlib import Path
 
 from data.config import DataConfig
@@ -71,7 +72,7 @@ def open_data(config: DataConfig, pixels: Pixels, seed: int, vocabulary: Vocabul
 
 
 def _open_sources(config: DataConfig, vocabulary: Vocabulary, pixels: Pixels, seed: int) -> list[Source]:
-    cache = Cache(Path(config.cache_dir).expanduser(), int(config.cache_gib * (1 << 30)))
+    cache = Cache(Path(os.path.expanduser(config.cache_dir)), int(config.cache_gib * (1 << 30)))
     sources = []
     for number, task_config in enumerate(config.tasks):
         info: DatasetInfo = read_info(task_config.path)
