@@ -1,5 +1,8 @@
 """Evaluate a run: `python evaluate.py --run runs/demo --split heldout`. One JSON line per task on standard output.
 
+The results are kept in RUN/evaluations; `python evaluate.py --compare runs/a runs/b` prints two of them side by side, with intervals of
+the differences.
+
 `deepspeed --num_gpus 2 evaluate.py ...` gives the same figures: each rank has the whole network and a part of the samples.
 
 Exit codes: 0 done, 1 failure, 2 the run, its checkpoint or its data cannot be used.
@@ -19,6 +22,7 @@ import torch
 from data.stream.source import open_data
 from data.tasks.base import Pixels
 from evaluation import EVALUATORS, DamagedDataError, Evaluation, check_complete
+from evaluation.kept import Kept, comparison, keep, line_of, row_of
 from model.objective import Objective
 from parallel.checkpoints import load_found
 from parallel.kernels import load_kernels
@@ -54,7 +58,15 @@ def finite(text: str) -> float:
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", required=True, type=Path, help="run folder, for instance runs/demo")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--run", type=Path, help="run folder, for instance runs/demo")
+    what.add_argument(
+        "--compare",
+        nargs=2,
+        type=Path,
+        metavar=("RUN", "RUN"),
+        help="run folders (newest step of --split), or kept files",
+    )
     parser.add_argument("--split", default="val", help="split of the data sets to evaluate on (default: val)")
     parser.add_argument("--step", type=natural, help="checkpoint to use (default: the newest complete one)")
     parser.add_argument("--tasks", nargs="+", help="names of tasks (default: all of the run)")
@@ -108,6 +120,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
     checkpoint = load_found(folder / "checkpoints", arguments.step, objective)
     objective.to(device).eval()
 
+    rows = []
+    options = {name: getattr(arguments, name) for name in ("limit", "beam", "length_penalty")}
     for source in sources:
         start = time.perf_counter()
         evaluation = Evaluation(
@@ -124,12 +138,16 @@ def evaluate(arguments: argparse.Namespace) -> None:
         )
         kind = source.task.config.kind
         evaluator = EVALUATORS[kind]
-        metrics = evaluator.evaluate(evaluation)
-        head = {"task": source.name, "kind": kind, "split": arguments.split, "step": checkpoint.step}
-        rounded = {key: round(value, 5) if isinstance(value, float) else value for key, value in metrics.items()}
-        tail = {"figure": evaluator.figure, "floor": evaluator.floor, "seconds": round(time.perf_counter() - start, 2)}
+        result = evaluator.evaluate(evaluation)
+        seconds = round(time.perf_counter() - start, 2)
+        rows.append(row_of(source, result, options, evaluator.figure, evaluator.floor, seconds))
         if ranks.is_first:
-            _put(json_line({**head, **rounded, **tail}))
+            _put(json_line(line_of(rows[-1], arguments.split, checkpoint.step)))
+    if ranks.is_first:
+        try:
+            keep(folder, arguments.split, checkpoint.step, rows)
+        except OSError as error:
+            print(f"warning: the results are not kept: {folder}: {error.strerror}", file=sys.stderr)
     if launched_world_size() > 1:
         destroy_mesh()
 
@@ -146,7 +164,11 @@ def _put(line: str) -> None:
 def main(argv: list[str] | None = None) -> int:
     try:
         check_launch()
-        evaluate(parse_arguments(sys.argv[1:] if argv is None else argv))
+        arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
+        if arguments.compare:
+            _put(comparison(*(Kept.read(expanded(place), arguments.split) for place in arguments.compare)))
+        else:
+            evaluate(arguments)
     except USER_ERRORS as error:
         if is_first_on_machine() or isinstance(error, DamagedDataError):
             print(f"error: {error}", file=sys.stderr)

@@ -74,8 +74,10 @@ def run_variant(name: str, seed: int, steps: int, config: str, limit: int) -> di
     objective.eval()
     figures = {}
     for source, training in zip(tests, sources, strict=True):
-        metrics = EVALUATORS[source.task.config.kind].evaluate(
-            Evaluation(objective, source, training, "cpu", 64, limit)
+        metrics = (
+            EVALUATORS[source.task.config.kind]
+            .evaluate(Evaluation(objective, source, training, "cpu", 64, limit))
+            .metrics
         )
         figures[source.name] = metrics[FIGURES[source.name]]
     parameters = sum(parameter.numel() for parameter in objective.parameters())

@@ -148,7 +148,7 @@ class DataConfig:
     cache_dir          where shards that are not local files are kept; processes of a machine share it
     cache_gib          the most that may be kept there
     allow_pipe         whether `shards` may name commands (pipe:), which are started without a shell
-    max_bad_fraction   the run stops where more than this share of a task's samples is lost: with shards, or bad (of 1000 samples at least)
+    max_bad_fraction   the run stops where more than this share of a task's samples is lost with shards or bad, by more than chance makes
     """
 
     tasks: tuple[TaskConfig, ...]

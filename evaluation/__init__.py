@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 
 from evaluation import captioning, classification, masked_text, retrieval
-from evaluation.base import DamagedDataError, Evaluation, Metrics, check_complete
+from evaluation.base import DamagedDataError, Evaluation, Metrics, Result, check_complete
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,7 +14,7 @@ class Evaluator:
     """figure: the metric that sums up the others; floor: the metric that says what a model gets that has learned nothing.
     needs_training: the figures are compared with the task's training split."""
 
-    evaluate: Callable[[Evaluation], Metrics]
+    evaluate: Callable[[Evaluation], Result]
     figure: str
     floor: str
     needs_training: bool = False
@@ -28,4 +28,4 @@ EVALUATORS: dict[str, Evaluator] = {
     "retrieval": Evaluator(retrieval.evaluate, "image_to_text_r1", "image_to_text_chance"),
 }
 
-__all__ = ["EVALUATORS", "DamagedDataError", "Evaluation", "Evaluator", "Metrics", "check_complete"]
+__all__ = ["EVALUATORS", "DamagedDataError", "Evaluation", "Evaluator", "Metrics", "Result", "check_complete"]

@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,6 +24,20 @@ Metrics = dict[str, float | int]
 T = TypeVar("T")
 CHUNK = 1024
 """Candidates encoded in one pass."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What an evaluator found.
+
+    metrics      by name
+    evidence_N2  of every sample, in the order of the split, what it adds to the main figure's numerator and denominator
+    details      figures of parts, as the accuracy of each class; for files, not for tables
+    """
+
+    metrics: Metrics
+    evidence_N2: np.ndarray
+    details: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
 
 
 class DamagedDataError(DatasetError):

@@ -1,22 +1,25 @@
-"""Captions by beam search, scored with CIDEr-D and by exact agreement with a reference."""
+"""Captions by beam search, scored with CIDEr-D, BLEU and ROUGE-L, and by exact agreement with a reference."""
 
 from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import torch
 
 from data.attributes import CAPTION_TEXT
 from data.text.words import words_of
-from evaluation.base import Evaluation, Metrics, encode_vocabulary
-from evaluation.cider import cider_d
+from evaluation.base import Evaluation, Result, encode_vocabulary
+from evaluation.caption_scores import bleu, rouge_l
+from evaluation.cider import cider_d, cider_d_by_image
 from model.generate import Words, beam_search
 
 
 @torch.no_grad()
-def evaluate(evaluation: Evaluation) -> Metrics:
+def evaluate(evaluation: Evaluation) -> Result:
     """cider in [0, 10]; shuffled_cider is the same captions against the references of other images: what a model that
-    ignores the image can reach; exact: share of captions with the words of one of the references.
+    ignores the image can reach; bleu1 to bleu4 and rouge_l in [0, 1], over the whole split; exact: share of captions with the words of
+    one of the references.
 
     References are scored as the tokenizer gives them back, since no caption can be nearer: words are then those of the reference
     itself but for what the tokenizer cannot keep (spaces between the letters of scripts with combining marks, for one).
@@ -26,12 +29,17 @@ def evaluate(evaluation: Evaluation) -> Metrics:
     references = [[vocabulary.copied(text) for text in of_sample] for of_sample in texts]
     shifted = references[1:] + references[:1]
     exact = [_key(c) in map(_key, refs) for c, refs in zip(captions, references, strict=True)]
-    return {
-        "cider": cider_d(captions, references),
+    words, reference_words = [words_of(c) for c in captions], [[words_of(r) for r in refs] for refs in references]
+    by_image = cider_d_by_image(captions, references)
+    metrics = {
+        "cider": sum(by_image) / len(by_image),
         "shuffled_cider": cider_d(captions, shifted),
+        **{f"bleu{n}": score for n, score in enumerate(bleu(words, reference_words), start=1)},
+        "rouge_l": rouge_l(words, reference_words),
         "exact": sum(exact) / len(exact),
         "samples": len(captions),
     }
+    return Result(metrics, np.stack([by_image, np.ones(len(by_image))], axis=1))
 
 
 def _key(caption: str) -> list[str] | str:

@@ -21,6 +21,12 @@ NGrams = Counter[tuple[str, ...]]
 
 def cider_d(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> float:
     """Mean score over images; `references[i]` are the captions of image i."""
+    scores = cider_d_by_image(candidates, references)
+    return sum(scores) / len(scores)
+
+
+def cider_d_by_image(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
+    """The score of each image; all references together say how rare an n-gram is."""
     if len(candidates) != len(references) or not candidates:
         raise ValueError(f"{len(candidates)} candidates for {len(references)} sets of references")
     reference_words = [[words_of(r) for r in refs] for refs in references]
@@ -35,14 +41,15 @@ def cider_d(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> f
             for gram, count in _ngrams(words, n).items()
         }
 
-    total = 0.0
+    scores = []
     for candidate, refs in zip(candidates, reference_words, strict=True):
-        words = words_of(candidate)
+        words, score = words_of(candidate), 0.0
         for n in range(1, MAX_N + 1):
             own = vector(words, n)
-            scores = [_similarity(own, vector(ref, n), len(words) - len(ref)) for ref in refs]
-            total += 10.0 * sum(scores) / len(scores) / MAX_N
-    return total / len(candidates)
+            similarities = [_similarity(own, vector(ref, n), len(words) - len(ref)) for ref in refs]
+            score += 10.0 * sum(similarities) / len(similarities) / MAX_N
+        scores.append(score)
+    return scores
 
 
 def _ngrams(words: list[str], n: int) -> NGrams:

@@ -1,23 +1,44 @@
-"""Zero-shot accuracy: the class whose name is nearest."""
+"""Zero-shot classification: the class whose name is nearest."""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
-from evaluation.base import Evaluation, Metrics, encode_rows
+from evaluation.base import Evaluation, Result, encode_rows
+
+TOP = 5
 
 
 @torch.no_grad()
-def evaluate(evaluation: Evaluation) -> Metrics:
-    """accuracy in [0, 1]; chance is 1 / classes."""
+def evaluate(evaluation: Evaluation) -> Result:
+    """accuracy (top 1) and top5_accuracy in [0, 1]; mean_class_accuracy: the mean over classes that the split has; chance is
+    1 / classes."""
     objective, task = evaluation.objective, evaluation.source.task
     names_CD = encode_rows(evaluation, task.candidates)  # type: ignore[attr-defined]
-    counts: list[tuple[int, int]] = []
+    num_classes = names_CD.shape[0]
+    parts: list[np.ndarray] = []
     for examples, valid_B in evaluation.batches():
         batch = task.batch(examples, None).to(evaluation.device)
         features_QD, _ = objective.encode(batch.inputs, batch.read_Q2, task=evaluation.source.name)
-        best_Q = objective.logits(features_QD, names_CD, batch.temperature).argmax(dim=1)
-        right_Q = (best_Q == batch.labels_Q).cpu() & valid_B
-        counts.append((int(right_Q.sum()), int(valid_B.sum())))
-    right, total = map(sum, zip(*evaluation.gathered(counts), strict=True))
-    return {"accuracy": right / total, "chance": 1 / names_CD.shape[0], "samples": total}
+        logits_QC = objective.logits(features_QD, names_CD, batch.temperature)
+        best_QK = logits_QC.topk(min(TOP, num_classes), dim=1).indices
+        right_QK = best_QK == batch.labels_Q[:, None]
+        # The first of equal ones, as an argmax takes it: a model that tells nothing apart must not be right by the order of a top-k.
+        first_Q = logits_QC.argmax(dim=1) == batch.labels_Q
+        columns = torch.stack([batch.labels_Q, first_Q, right_QK.any(dim=1)], dim=1).cpu()[valid_B]
+        parts.append(columns.numpy())
+    labels_N, first_N, among_N = np.concatenate(evaluation.gathered(parts)).T
+    by_class = {
+        name: float(first_N[labels_N == label].mean())
+        for label, name in enumerate(task.context.info.classes)
+        if (labels_N == label).any()
+    }
+    metrics = {
+        "accuracy": float(first_N.mean()),
+        "top5_accuracy": float(among_N.mean()),
+        "mean_class_accuracy": sum(by_class.values()) / len(by_class),
+        "chance": 1 / num_classes,
+        "samples": len(labels_N),
+    }
+    return Result(metrics, np.stack([first_N, np.ones_like(first_N)], axis=1), {"class_accuracy": by_class})

@@ -9,15 +9,16 @@ from __future__ import annotations
 import math
 from collections import Counter
 
+import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from evaluation.base import Evaluation, Metrics, encode_spelling, encode_vocabulary
+from evaluation.base import Evaluation, Result, encode_spelling, encode_vocabulary
 
 
 @torch.no_grad()
-def evaluate(evaluation: Evaluation) -> Metrics:
-    """loss, unigram_loss and unigram_entropy in nats per masked token.
+def evaluate(evaluation: Evaluation) -> Result:
+    """loss, unigram_loss and unigram_entropy in nats per masked token; perplexity is exp(loss).
 
     unigram_loss      the loss of the training text's word frequencies (one added to each count): a model without context
     unigram_entropy   the entropy of the training text's word frequencies
@@ -29,7 +30,7 @@ def evaluate(evaluation: Evaluation) -> Metrics:
     words_CD, _ = encode_vocabulary(evaluation)
     known = words_CD.shape[0]
     bytes_CD: torch.Tensor | None = None
-    parts: list[tuple[float, int, Counter[int]]] = []
+    parts: list[tuple[float, np.ndarray, Counter[int]]] = []
     for examples, valid_B in evaluation.batches():
         batch = task.batch(examples, None).to(evaluation.device)
         features_QD, _ = objective.encode(batch.inputs, batch.read_Q2, task=evaluation.source.name)
@@ -45,9 +46,21 @@ def evaluate(evaluation: Evaluation) -> Metrics:
             loss_Q[spelled_Q] = cross_entropy(logits_QC, batch.labels_Q[spelled_Q], reduction="none")
             best_Q[spelled_Q] = logits_QC.argmax(dim=1)
         loss_Q, right_Q = loss_Q * counted_Q, (best_Q == batch.labels_Q) & counted_Q
-        parts.append((float(loss_Q.sum()), int(right_Q.sum()), Counter(batch.labels_Q[counted_Q].tolist())))
-    losses, rights, labels = zip(*evaluation.gathered(parts), strict=True)
-    loss, right = sum(losses), sum(rights)
+        # Right and masked tokens of each text.
+        row_Q = batch.read_Q2[:, 0]
+        evidence_B2 = torch.stack(
+            [torch.bincount(row_Q, weights.double(), len(examples)) for weights in (right_Q, counted_Q)], dim=1
+        )
+        parts.append(
+            (
+                float(loss_Q.sum()),
+                evidence_B2.cpu().numpy()[valid_B.numpy()],
+                Counter(batch.labels_Q[counted_Q].tolist()),
+            )
+        )
+    losses, evidence, labels = zip(*evaluation.gathered(parts), strict=True)
+    evidence_N2 = np.concatenate(evidence)
+    loss, right = sum(losses), evidence_N2[:, 0].sum()
     counts: Counter[int] = sum(labels, Counter())
     total = counts.total()
     own: Counter[int] = Counter()
@@ -61,13 +74,15 @@ def evaluate(evaluation: Evaluation) -> Metrics:
         candidates = known if token < known else known + vocabulary.num_spelling
         return -math.log((seen[token] + 1) / (seen.total() + candidates))
 
-    return {
-        "accuracy": right / total,
+    metrics = {
+        "accuracy": float(right / total),
         "majority": max(counts.values()) / total,
         "chance": 1 / known,
         "loss": loss / total,
+        "perplexity": math.exp(loss / total),
         "unigram_loss": sum(n * surprise(token) for token, n in counts.items()) / total,
         "unigram_entropy": float(-(frequencies * frequencies.log()).sum()),
         "tokens": total,
         "spelled_tokens": sum(n for token, n in counts.items() if token >= known),
     }
+    return Result(metrics, evidence_N2)

@@ -45,7 +45,7 @@ def start_lines(
             f"{weight / sum(schedule.weights):.0%} of the micro-batches"
             + (" (a micro-batch has samples twice)" if task.batch_size > source.order.total else "")
         )
-        if losses[source.name].samples:
+        if losses[source.name].faults:
             lines.append(f"  {'':<{width}}  {losses[source.name].text}")
     return lines
 

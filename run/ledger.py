@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,9 @@ from run.meter import Record
 class FaultLedger:
     """Every unusable sample and shard once, in `ledger_rank_<n>.jsonl`; the run stops where a task's share of them is too large.
 
-    A line has the fields of Fault: task, shard, sample and offset (null for a whole shard), reason.
+    A line has the fields of Fault: task, shard, sample and offset (null for a whole shard), reason. Counts are of this rank since the run
+    was started.
     """
-
-    FEW_SAMPLES = 1000
-    """Shares of fewer are shares of so many: one bad sample at the start is no sign of many."""
 
     def __init__(self, folder: Path, rank: int, max_fraction: float, losses: Mapping[str, Loss]) -> None:
         """losses: of each task, what was missing at the start; the first rank writes it down."""
@@ -46,7 +45,7 @@ class FaultLedger:
             return
         missing = self.losses[task].samples / self.losses[task].remaining  # per sample that came
         bad, total = self._replaced[task] + missing * self._samples[task], self._samples[task] * (1 + missing)
-        if bad > self.max_fraction * max(total, self.FEW_SAMPLES):
+        if bad > _allowed(self.max_fraction * total):
             also = " and what was missing at the start" if missing else ""
             raise TooManyFaultsError(
                 f"task {task}: {self._replaced[task]} of {self._samples[task]} samples were bad{also}; more than "
@@ -61,6 +60,11 @@ class FaultLedger:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 with self.path.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(entry) + "\n")
+
+
+def _allowed(expected: float) -> float:
+    """So many bad samples are no sign of more than were expected: chance makes three times the root more, and a few among the first."""
+    return expected + 3 * math.sqrt(expected) + 3 if expected else 0.0
 
 
 def _place_of(entry: Record) -> tuple[Any, ...]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from data.batch import Modality
+from data.shards.files import INFO_FILE
 from data.stream.faults import Loss
 from data.stream.micro_batch import MicroBatch
 from model.config import ModelConfig
@@ -32,7 +33,9 @@ class Meter:
     def __init__(self, losses: dict[str, Loss], model: ModelConfig, mesh: Mesh) -> None:
         """losses: by task, what there is of its data set and what was missing at the start."""
         self.tasks, self.losses, self.mesh = list(losses), list(losses.values()), mesh
-        self._bad_shards = {(fault.task, fault.shard) for loss in self.losses for fault in loss.faults}
+        self._bad_shards = {
+            (fault.task, fault.shard) for loss in self.losses for fault in loss.faults if fault.shard != INFO_FILE
+        }
         self._decisions, self._experts = model.num_decisions, model.experts.num_experts
         self._auxiliary_names = model.experts.auxiliary.names
         self._reset()

@@ -26,6 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from benchmarks.ablation import table as ablation_table
+from run.changes import check_changes, told_changes
+from run.config_file import load_config
 from run.strict_text import read_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,24 +50,29 @@ ROWS: dict[str, tuple[tuple[str, str, str, str], ...]] = {
 
 
 def config_digest(path: str) -> str:
-    """Of what the configuration says, not of its comments."""
-    return hashlib.sha256(json.dumps(read_yaml((ROOT / path).read_bytes()), default=str).encode()).hexdigest()[:12]
+    """Of what the configuration and those that it builds on say, not of their comments."""
+    contents = [read_yaml((ROOT / path).read_bytes())]
+    while "base" in contents[-1]:
+        contents.append(read_yaml(((ROOT / path).parent / str(contents[-1]["base"])).read_bytes()))
+    return hashlib.sha256(json.dumps(contents, default=str).encode()).hexdigest()[:12]
 
 
 def table(kept: dict[str, Any]) -> str:
     """What a document shows of a stored training."""
     if "lines" in kept:
         return ablation_table(kept["lines"])
-    lines = ["| task | samples | figure | reached | without learning |", "|---|---|---|---|---|"]
+    lines = ["| task | over | figure | reached | 95 % | without learning |", "|---|---|---|---|---|---|"]
     for result in kept["results"]:
         for metric, name, floor, meaning in ROWS[result["kind"]]:
-            count = result.get("samples", result.get("images", result.get("tokens", "")))
+            unit = next(unit for unit in ("samples", "images", "tokens") if unit in result)
+            count = f"{result[unit]:,} {unit}"
             chance = f"{result[floor]:.3f}" + (f" ({meaning})" if meaning else "")
-            lines.append(f"| {result['task']} | {count:,} | {name} | **{result[metric]:.3f}** | {chance} |")
+            ends = "{:.3f} to {:.3f}".format(*result["interval"]) if metric == result["figure"] else ""
+            lines.append(f"| {result['task']} | {count} | {name} | **{result[metric]:.3f}** | {ends} | {chance} |")
     minutes, seconds = divmod(round(kept["seconds"]), 60)
     lines += [
         "",
-        f"`{kept['config']}` at commit {kept['commit']}, split {kept['split']}; {kept['ranks']} ranks on {kept['hardware']}: "
+        f"`{kept['config']}`, evaluated at commit {kept['commit']}, split {kept['split']}; {kept['ranks']} ranks on {kept['hardware']}: "
         f"{kept['steps']:,} steps in {minutes} min {seconds} s, {kept['data_wait']:.1%} of it waiting for data.",
     ]
     return "\n".join(lines)
@@ -88,14 +95,20 @@ def training_of(run: Path, split: str) -> dict[str, Any]:
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     steps = [record["step"] for record in records]
     times = [r["step_s"] * (b - a) for r, a, b in zip(records, [0, *steps], steps, strict=False)]
+    newest = max((run / "checkpoints").glob("step_*"))
     waited = sum(r["data_wait"] * seconds for r, seconds in zip(records, times, strict=True)) / sum(times)
-    config = read_yaml((run / "config.yaml").read_bytes())
-    source = f"configs/{config['name']}.yaml"
+    trained = load_config(run / "config.yaml")
+    source = f"configs/{trained.name}.yaml"
+    same = load_config(ROOT / source)
+    check_changes(trained, same)
+    changes = told_changes(trained, same, steps[-1])
+    if changes:
+        sys.exit(f"{run} was not trained as {source} says: {'; '.join(changes)}")
     return {
         "config": source,
         "config_digest": config_digest(source),
         "split": split,
-        "ranks": len(list((run / "logs").glob("*"))) or 1,
+        "ranks": len(list(newest.glob("rank_*.safetensors"))),
         "steps": steps[-1],
         "seconds": sum(times),
         "data_wait": waited,

@@ -74,12 +74,13 @@ with open("pyproject.toml", "rb") as file:
 project = tables["project"]
 pins = {line.split("==")[0]: line for line in project["dependencies"]}
 pins["vocabulary"] = tables["tool"]["sparse-generalists"]["vocabulary"]
+pins["oracles"] = "\n".join(tables["tool"]["sparse-generalists"]["oracles"])
 if what == "rest":
     for extra in extras.split():
         pins |= {line: line for line in project["optional-dependencies"][extra]}
     # What DeepSpeed's build asks for and does not declare: it is built without isolation, to see our torch.
     pins |= {name: name for name in ("setuptools", "wheel", "packaging", "py-cpuinfo")}
-    print(*(line for name, line in pins.items() if name not in ("deepspeed", "vocabulary")), sep="\n")
+    print(*(line for name, line in pins.items() if name not in ("deepspeed", "vocabulary", "oracles")), sep="\n")
 else:
     print(pins[what])
 PYTHON
@@ -99,6 +100,10 @@ say "installing the other packages (${SECONDS} s so far)"
 requirements rest >"$VENV/requirements.txt"
 pip_install -r "$VENV/requirements.txt" || failed "could not install the packages of $VENV/requirements.txt"
 pip_install --no-deps "$(requirements vocabulary)" || failed "could not install $(requirements vocabulary)"
+case " $EXTRAS " in *" dev "*)
+    # shellcheck disable=SC2046
+    pip_install --no-deps $(requirements oracles) || say "could not install $(requirements oracles | xargs): tests that compare with them skip" ;;
+esac
 
 # --- DeepSpeed ------------------------------------------------------------------------------------------------
 

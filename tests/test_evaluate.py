@@ -13,6 +13,13 @@ def test_tasks_are_taken_once_and_overrides_may_follow_them():
     assert parse_arguments(["data.workers=1", "--run", "r"]).tasks == []
 
 
+def test_a_run_is_evaluated_or_two_are_compared(capsys):
+    assert list(map(str, parse_arguments(["--compare", "a", "b"]).compare)) == ["a", "b"]
+    for words in ([], ["--run", "a", "--compare", "a", "b"], ["--compare", "a"]):
+        with pytest.raises(SystemExit):
+            parse_arguments(words)
+
+
 @pytest.mark.parametrize(
     ("option", "value"),
     [

@@ -28,7 +28,7 @@ ALLOWED = {
     "data": set(),
     "parallel": set(),
     "model": {"parallel", "data.batch", "data.attributes", "data.visual.normalise"},
-    "evaluation": {"model", "data", "parallel.collectives"},
+    "evaluation": {"model", "data", "parallel.collectives", "parallel.checkpoints"},
     "run": {"model", "data"} | PARALLEL,
     "plan": {"run", "model", "data"} | PARALLEL,
     "benchmarks": {"evaluation", "plan", "run", "model", "data", "parallel"},

@@ -19,7 +19,7 @@ from data.inspect.targets import ShardFile, open_shard
 from data.shards import DatasetError, is_trained_on
 from data.shards.errors import BadSample
 from data.shards.files import INFO_FILE, index_path
-from data.shards.ranges import SampleRange, load_ranges, survey
+from data.shards.ranges import SampleRange, load_ranges, read_index, survey
 
 _PLACE = re.compile(r"^(?: at byte \d+)?(?:, key (?:'.*?'|\".*?\"))?: ")
 """What the reason of a bad sample says of its place after the shard's name; a problem has it in fields of its own."""
@@ -63,18 +63,22 @@ def check_shard(job: CheckJob) -> ShardReport:
         found.error(f"cannot be read: {error.strerror}")
         return ShardReport(tuple(found.problems), found.count)
     except DatasetError:
-        if scan_fault is None:  # data.prepare leaves such a one where no sample of a shard could be used
+        if scan_fault is None and not places:  # data.prepare leaves such a one where no sample of a shard could be used
             return ShardReport(
                 (Problem("warning", str(path), "a tar without a sample; nothing reads it, it may stay"),)
             )
-        found.error(f"no sample can be read; {scan_fault}; make the shard again, or remove it and make the list anew")
+        lost = scan_fault or f"{index_path(path).name} has none, the tar {len(places)}: remove it"
+        found.error(f"no sample can be read; {lost}; make the shard again, or remove it and make the list anew")
         return ShardReport(tuple(found.problems), found.count)
     for fault in shards.faults:
         found.error(fault.removeprefix(f"{path.name}: "))
     if surveyed.caution and not scan_fault:
         found.error(surveyed.caution)
     keys = {place.offset: place.key for place in places}
-    if not shards.faults and index_path(path).is_file():
+    index_fault = _index_fault(path)
+    if index_fault:
+        found.error(f"{index_path(path).name} is not used ({index_fault})")
+    elif not shards.faults and index_path(path).is_file():
         names = _index_keys(index_path(path))
         keys = dict(zip(ranges_N2[:, 0].tolist(), names, strict=True)) | keys
         stale = _stale(ranges_N2, names, places, index_path(path).name)
@@ -121,6 +125,17 @@ class _Found:
         self.count += 1
         if len(self.problems) < self.limit:
             self.problems.append(Problem("error", self.where, reason, offset, key))
+
+
+def _index_fault(path: Path) -> str | None:
+    """Why the shard's index, if there is one, is looked past."""
+    try:
+        read_index(path)
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def _index_keys(index: Path) -> list[str | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import io
 import json
 import zlib
 from collections.abc import Iterator
@@ -16,16 +17,17 @@ from data.transport import NotText, TextReader, text_of
 
 MAX_LINE_BYTES = 1 << 20
 BLOCK_BYTES = 1 << 20
+QUOTES = 'a cell with quotation marks or the sign between columns stands in quotation marks, and those in it are doubled ("")'
 
 
 def text_lines(path: Path, max_bytes: int) -> Iterator[str]:
     """Lines of a text file, plain or gzipped, without their ends. Raises DatasetError."""
-    return (line.rstrip("\r\n") for line in text_rows(path, max_bytes))
+    return (line.removesuffix("\n") for line in text_rows(path, max_bytes))
 
 
 def text_rows(path: Path, max_bytes: int) -> Iterator[str]:
     """The same with their ends, for a reader of tables: a cell may go over lines. Raises DatasetError."""
-    reader = TextReader(str(path))
+    reader, newlines = TextReader(str(path)), io.IncrementalNewlineDecoder(None, translate=True)
     number, total, rest = 0, 0, ""
     try:
         with _open(path) as file:
@@ -34,7 +36,8 @@ def text_rows(path: Path, max_bytes: int) -> Iterator[str]:
                 total += len(block)
                 if total > max_bytes:
                     raise DatasetError(f"{path}: more than {max_bytes} bytes")
-                *lines, rest = (rest + reader.read(block, final=not block)).split("\n")
+                text = newlines.decode(reader.read(block, final=not block), final=not block)
+                *lines, rest = (rest + text).split("\n")
                 for line in lines:
                     number += 1
                     yield _checked(path, number, line) + "\n"
@@ -105,7 +108,7 @@ def json_list(path: Path, content: Any, key: str, fields: dict[str, Any]) -> lis
 
 def rows(path: Path, limits: Limits, width: int) -> Iterator[list[str]]:
     """Rows of a CSV file without column names, of at least `width` columns. Raises DatasetError with the line's number."""
-    reader = csv.reader(text_rows(path, limits.annotations))
+    reader = csv.reader(text_rows(path, limits.annotations), strict=True)
     try:
         for row in reader:
             if row and len(row) < width:
@@ -113,7 +116,7 @@ def rows(path: Path, limits: Limits, width: int) -> Iterator[list[str]]:
             if row:
                 yield row
     except csv.Error as error:
-        raise DatasetError(f"{path}: line {reader.line_num}: {error}") from error
+        raise DatasetError(f"{path}: line {reader.line_num}: {error}: {QUOTES}") from error
 
 
 def name_list(path: Path, limits: Limits) -> list[str]:

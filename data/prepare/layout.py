@@ -100,7 +100,7 @@ def displayed(classes: tuple[str, ...], pairs: list[str]) -> tuple[str, ...]:
     for one, other in alike(shown, Tokenizer.load().encode):
         if one != other:  # equal ones are told where the set is made
             raise DatasetError(
-                f"classes {one!r} and {other!r} are one to the model, which sees no letter case and no unusual spaces: put their folders "
+                f"classes {one!r} and {other!r} are one to the model, which sees no letter case and no unusual spaces: put them "
                 "together, or tell them apart with --name-map CLASS=NAME"
             )
     return shown

@@ -44,7 +44,7 @@ class Done:
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """A folder that this process alone writes. Nothing of it is touched before `begin`.
+    """A folder that this process alone writes. No shard of it is touched before `begin`.
 
     done  complete shards that stay
     anew  whether what an earlier command made has to go first

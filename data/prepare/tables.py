@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from data.prepare.annotations import text_rows
+from data.prepare.annotations import QUOTES, text_rows
 from data.prepare.containers import Limits
 from data.shards import DatasetError
 
@@ -38,6 +38,9 @@ def table(path: Path, limits: Limits, columns: Sequence[str]) -> Iterator[tuple[
     missing = [name for name in columns if name not in names]
     if missing:
         raise DatasetError(f"{path}: no column {missing[0]!r}, found {', '.join(names)[:300]}")
+    twice = next((name for name in columns if names.count(name) > 1), None)
+    if twice is not None:
+        raise DatasetError(f"{path}: two columns have the name {twice!r}: rename one")
     if path.suffix == ".parquet":
         yield from _parquet_rows(path, columns)
         return
@@ -56,13 +59,14 @@ def table(path: Path, limits: Limits, columns: Sequence[str]) -> Iterator[tuple[
 def _rows(path: Path, limits: Limits) -> Iterator[tuple[int, list[str]]]:
     """(line number, cells) of the rows that are not empty."""
     delimiter = "\t" if path.name.removesuffix(".gz").endswith(".tsv") else ","
-    reader = csv.reader(text_rows(path, limits.annotations), delimiter=delimiter)
+    # strict: a quotation mark that is not closed would take all lines behind it for one cell.
+    reader = csv.reader(text_rows(path, limits.annotations), delimiter=delimiter, strict=True)
     try:
         for row in reader:
             if row:
                 yield reader.line_num, row
     except csv.Error as error:
-        raise DatasetError(f"{path}: line {reader.line_num}: {error}") from error
+        raise DatasetError(f"{path}: line {reader.line_num}: {error}: {QUOTES}") from error
 
 
 def check_suffix(path: Path) -> None:

@@ -11,6 +11,7 @@ Indexes that fit are kept. Exit codes: 0 done, 1 done, but shards are damaged (o
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import re
 import shlex
@@ -22,8 +23,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from data.shards.errors import DatasetError
-from data.shards.files import check_split, index_path, replacing
+from data.shards.files import check_split, index_path, is_split, replacing
 from data.shards.lists import COUNTING_THREADS, ShardList, count_shards, write_shard_list
+from data.shards.lock import only_writer
 from data.shards.ranges import index_of, parse_index, scan
 from data.transport import literal
 
@@ -36,10 +38,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--split", help="only SPLIT-*.tar (default: every split that the folder has)")
     arguments = parser.parse_args(argv)
     try:
-        splits = [arguments.split] if arguments.split else _splits(arguments.folder)
-        damaged = sum([_index_split(arguments.folder, split) for split in splits])
-        if not splits:
-            damaged = _index_others(arguments.folder)
+        with only_writer(arguments.folder) if arguments.folder.is_dir() else contextlib.nullcontext():
+            splits = [arguments.split] if arguments.split else _splits(arguments.folder)
+            damaged = sum([_index_split(arguments.folder, split) for split in splits])
+            if not arguments.split:
+                damaged += _index_others(arguments.folder, splits)
     except (DatasetError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -47,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _splits(folder: Path) -> list[str]:
-    return sorted({path.name.rsplit("-", 1)[0] for path in folder.glob("*-*.tar")})
+    return sorted(filter(is_split, {path.name.rsplit("-", 1)[0] for path in folder.glob("*-*.tar")}))
 
 
 def _index_split(folder: Path, split: str) -> int:
@@ -58,9 +61,11 @@ def _index_split(folder: Path, split: str) -> int:
     return _report(f"{folder}: {split}", shards, made)
 
 
-def _index_others(folder: Path) -> int:
-    """Shards that belong to no split by their names. Returns the number of damaged ones. Raises DatasetError if there is none."""
-    paths = sorted(folder.glob("*.tar"))
+def _index_others(folder: Path, splits: list[str]) -> int:
+    """Shards that belong to no split by their names. Returns the number of damaged ones. Raises DatasetError if the folder has no shard."""
+    paths = sorted(path for path in folder.glob("*.tar") if path.name.rsplit("-", 1)[0] not in splits)
+    if not paths and splits:
+        return 0
     if not paths:
         raise DatasetError(f"{folder}: no shards (*.tar)" if folder.is_dir() else f"{folder}: no such folder")
     made = _index_all(folder, "shards", paths)

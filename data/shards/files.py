@@ -21,8 +21,12 @@ _OURS = re.compile(
 
 def check_split(split: str) -> None:
     """Raises DatasetError unless the name can be part of a file name."""
-    if not _SPLIT.fullmatch(split):
+    if not is_split(split):
         raise DatasetError(f"split {split!r}: use letters, digits and _")
+
+
+def is_split(name: str) -> bool:
+    return bool(_SPLIT.fullmatch(name))
 
 
 def index_path(path: Path) -> Path:

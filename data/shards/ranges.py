@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import json
@@ -34,18 +35,23 @@ class SampleRange:
 
 def load_ranges(path: Path) -> tuple[np.ndarray, str | None]:
     """(offset and length of every sample [N, 2], fault): from the index if it fits, else by scanning. Raises OSError."""
+    with contextlib.suppress(ValueError, FileNotFoundError):
+        return read_index(path)
+    places, fault = scan(path)
+    return np.array([(p.offset, p.length) for p in places], dtype=np.int64).reshape(-1, 2), fault
+
+
+def read_index(path: Path) -> tuple[np.ndarray, str | None]:
+    """What the shard's index says. Raises FileNotFoundError, and ValueError where it does not fit or cannot be read."""
     index = index_path(path)
-    fault = None
-    if index.is_file():
-        try:
-            if index.stat().st_size > MAX_INDEX_BYTES:
-                raise ValueError(f"larger than {MAX_INDEX_BYTES} bytes")
-            return parse_index(index.read_bytes(), path.stat().st_size)
-        except (ValueError, OSError) as error:
-            fault = f"{index.name} is not used ({error})"
-    places, scan_fault = scan(path)
-    ranges_N2 = np.array([(p.offset, p.length) for p in places], dtype=np.int64).reshape(-1, 2)
-    return ranges_N2, "; ".join(part for part in (fault, scan_fault) if part) or None
+    try:
+        if index.stat().st_size > MAX_INDEX_BYTES:
+            raise ValueError(f"larger than {MAX_INDEX_BYTES} bytes")
+        return parse_index(index.read_bytes(), path.stat().st_size)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise ValueError(str(error.strerror)) from error
 
 
 def parse_index(content: bytes, tar_bytes: int | None = None) -> tuple[np.ndarray, str | None]:

@@ -13,7 +13,7 @@ from data.stream.source import Source
 
 
 class TooManyFaultsError(DatasetError):
-    """More of a task's data is lost than the run allows."""
+    """More of a task's samples are bad than the run allows. It may be raised on one rank alone."""
 
     def __init__(self, message: str) -> None:
         # From a worker process it comes with a traceback before it.
@@ -43,9 +43,10 @@ class Fault:
 class Loss:
     """What of a task's split is missing before a sample is read: its shards are cut off, no tars, or gone.
 
-    samples, bytes  that are lost, `is_exact`ly by the count in dataset.json, or estimated by the size of sound shards
+    samples, bytes  that are lost, `is_exact`ly by the count in dataset.json, or estimated by the size of sound shards, one of each damaged
+                    shard at least
     remaining       samples that are there
-    faults          one of each shard
+    faults          one of each shard, and one of dataset.json where its count alone tells
     """
 
     samples: int
@@ -80,24 +81,24 @@ def loss_of(source: Source) -> Loss:
     )
     if split is not None and is_exact:
         samples = split.samples - remaining
-        if samples and not faults:
+        if samples and (not faults or split.shards > len(listed.names)):  # first: shards that are gone
             reason = f"counts {split.samples:,} samples of split {task.config.split}, its shards have {remaining:,}"
-            faults.append(Fault(source.name, INFO_FILE, None, None, reason))
+            faults.insert(0, Fault(source.name, INFO_FILE, None, None, reason))
     elif faults:
         damaged = np.isin(np.arange(len(listed.samples)), list(listed.faults))
         whole = listed.samples[damaged].max() if damaged.all() else np.median(listed.samples[~damaged])
-        samples = int(np.maximum(whole - listed.samples[damaged], 0).sum())
+        samples = int(np.maximum(whole - listed.samples[damaged], 1).sum())
     bytes_per_sample = listed.bytes[listed.samples > 0].sum() / remaining
     return Loss(samples, int(samples * bytes_per_sample), remaining, tuple(faults), is_exact)
 
 
 def losses_of(sources: Sequence[Source], max_fraction: float) -> dict[str, Loss]:
-    """By task. Raises TooManyFaultsError where a larger share is lost."""
+    """By task. Raises DatasetError where a larger share is lost; all ranks find the same."""
     losses = {source.name: loss_of(source) for source in sources}
     for source in sources:
         loss = losses[source.name]
         if loss.share > max_fraction:
-            raise TooManyFaultsError(
+            raise DatasetError(
                 f"task {source.name}: {loss.text}; more than data.max_bad_fraction={max_fraction:g} allows. "
                 f"`python -m data.inspect lint {source.task.config.path}` lists what is wrong"
             )

@@ -119,7 +119,7 @@ def _expand(
             raise FetchError(f"{shown(name)}: {where}")
         if scheme_of(name) == "pipe":
             command_of(name)
-        is_there = base is None and not is_remote(name) and os.path.lexists(local_path(name))
+        is_there = not is_remote(whole := _resolve(base, name)) and os.path.lexists(local_path(whole))
         for single in [name] if is_there else expand_braces(name):
             url = _resolve(base, single)
             if is_remote(url):

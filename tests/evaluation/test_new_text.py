@@ -54,7 +54,7 @@ def evaluated(folder, kind: str, split: str, batch_size: int = 2) -> dict[str, f
     source = open_data(other, PIXELS, 0, opened.vocabulary).sources[0]
     objective = make(tiny(max_text=32), opened.vocabulary.size).eval()
     training = opened.sources[0] if kind == "masked_text" else None
-    return EVALUATORS[kind].evaluate(Evaluation(objective, source, training, batch_size=batch_size))
+    return EVALUATORS[kind].evaluate(Evaluation(objective, source, training, batch_size=batch_size)).metrics
 
 
 @pytest.mark.parametrize(
@@ -107,6 +107,6 @@ def test_a_perfect_copy_is_exact_and_another_caption_is_not(monkeypatch, text):
     for name, captions in {"right": copies, "wrong": copies[::-1], "none": ["", ""]}.items():
         monkeypatch.setattr(captioning, "generate", lambda _, captions=captions: (captions, [[one] for one in texts]))
         source = SimpleNamespace(task=SimpleNamespace(vocabulary=full))
-        found[name] = captioning.evaluate(SimpleNamespace(source=source))  # type: ignore[arg-type]
+        found[name] = captioning.evaluate(SimpleNamespace(source=source)).metrics  # type: ignore[arg-type]
     assert [found[name]["exact"] for name in ("right", "wrong", "none")] == [1.0, 0.0, 0.0]
     assert found["right"]["cider"] > 1 and found["wrong"]["cider"] == found["none"]["cider"] == 0

@@ -44,7 +44,7 @@ def figures(rank: int, config: str, ranks: int) -> dict[str, dict]:
         kind = source.task.config.kind
         other = training[source.name] if kind == "masked_text" else None
         evaluation = Evaluation(objective, source, other, "cpu", 4, LIMIT, ranks=axis)
-        found[source.name] = EVALUATORS[kind].evaluate(evaluation)
+        found[source.name] = EVALUATORS[kind].evaluate(evaluation).metrics
     if ranks > 1:
         dist.destroy_process_group()
     return found

@@ -235,7 +235,11 @@ def _classes(
         for name, found in labels.items():
             labels[name] = list(dict.fromkeys(unicodedata.normalize("NFC", label) for label in found))
     if arguments.classes:
-        return read_classes(arguments.classes, context.limits)
+        classes = read_classes(arguments.classes, context.limits)
+        for labels in files.values():  # numbers stand for places in the list, unless they are names in it
+            for name, found in labels.items():
+                labels[name] = [_of_number(label, classes) for label in found]
+        return classes
     by_split = {split: {label for found in labels.values() for label in found} for split, labels in files.items()}
     first = next(iter(by_split))  # train, if it is there
     for split, names in by_split.items():
@@ -244,7 +248,13 @@ def _classes(
             raise DatasetError(
                 f"{getattr(arguments, split)[0]}: {split} has class {unknown[0]!r}, which {first} has not: say all classes with --classes"
             )
-    return tuple(sorted(by_split[first]))
+    numbers = all(re.fullmatch(r"[0-9]{1,9}", label) for label in by_split[first])
+    return tuple(sorted(by_split[first], key=int if numbers else None))
+
+
+def _of_number(label: str, classes: tuple[str, ...]) -> str:
+    is_place = label not in classes and re.fullmatch(r"[0-9]{1,9}", label) and int(label) < len(classes)
+    return classes[int(label)] if is_place else label
 
 
 def _labelled(

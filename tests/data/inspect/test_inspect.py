@@ -192,7 +192,8 @@ def shorten_index(path):
 @pytest.mark.parametrize(
     ("damage", "line"),
     [
-        (cut, "found 2600); cut off or damaged at byte 2048 of 2600"),
+        (cut, "train-000001.tar: cut off or damaged at byte 2048 of 2600"),
+        (cut, "train-000001.tar.index.json is not used (made for a tar of 10240 bytes, found 2600)"),
         (lambda path: path.write_bytes(b""), "train-000001.tar: no sample can be read; "),
         (lambda path: path.write_text("<!doctype html><p>not found" * 99), "train-000001.tar: no sample can be read"),
         (claim, "train-000001.tar byte 2048 key 'k3': member 'k3.json' of 2147483648 bytes"),
@@ -450,3 +451,12 @@ def test_tars_put_behind_one_another_are_read_and_told(capsys, pictures):
     assert any(
         f"{size} bytes follow the end mark at byte" in line and "unpack the tars and pack one" in line for line in lines
     ), lines
+
+
+def test_an_index_that_has_no_sample_does_not_make_a_tar_empty(capsys, pictures):
+    index = pictures / f"{SHARD}.index.json"
+    size = (pictures / SHARD).stat().st_size
+    index.write_text(json.dumps({"version": 1, "tar_bytes": size, "samples": []}))
+    (pictures / "train.shards.json").unlink()
+    code, lines, _ = lint(capsys, pictures / SHARD)
+    assert code == 1 and any(f"{index.name} has none, the tar" in line for line in lines), lines

@@ -116,6 +116,9 @@ def test_absolute_names_below_the_root_and_classes_in_a_given_order(tmp_path, pi
         ("image,caption\na.jpg,x\na.mp4,y\n", [], "name images (a.jpg) and clips (a.mp4)"),
         ("image,caption\nimages/9.jpg,x\n", [], "split train has no sample; 1 failures"),
         ("", [], "the first line has no names of columns"),
+        ('image,caption\nimages/0.jpg,"a dog\nimages/1.jpg,a cat\n', [], "unexpected end of data"),
+        ('image,caption\nimages/0.jpg,"Go" says a sign\n', [], "expected after"),
+        ("image,caption,caption\nimages/0.jpg,a dog,a hound\n", [], "two columns have the name 'caption': rename one"),
     ],
 )
 def test_tables_that_cannot_be_used(tmp_path, pictures, capsys, rows, options, message):
@@ -132,3 +135,22 @@ def test_a_class_of_val_that_train_has_not_and_another_kind_of_file(tmp_path, pi
     assert "val has class 'cow', which train has not: say all classes with --classes" in capsys.readouterr().err
     assert prepare("table", "--train", written(tmp_path / "a.xlsx", ""), "--out", tmp_path / "out") == 2
     assert "a.xlsx: a table is one of .csv, " in capsys.readouterr().err
+
+
+def test_numbers_as_classes_keep_their_order_and_stand_for_places_in_a_list(tmp_path, pictures):
+    rows = "image,label\nimages/0.jpg,0\nimages/1.jpg,2\nimages/2.jpg,10\nimages/3.jpg,1\n"
+    table = written(tmp_path / "t.csv", rows)
+    assert prepare("table", "--train", table, "--root", pictures, "--no-shuffle", "--out", tmp_path / "a") == 0
+    assert read_info(tmp_path / "a").classes == ("0", "1", "2", "10")
+    assert [s["cls"] for s in samples(tmp_path / "a")] == [b"0", b"2", b"3", b"1"]
+    names = written(tmp_path / "names.json", [f"class {n}" for n in range(11)])
+    options = ["--root", pictures, "--classes", names, "--no-shuffle"]
+    assert prepare("table", "--train", table, *options, "--out", tmp_path / "b") == 0
+    assert [s["cls"] for s in samples(tmp_path / "b")] == [b"0", b"2", b"10", b"1"]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_line_ends_of_any_system(tmp_path, pictures, end):
+    table = written(tmp_path / "t.csv", end.join(["image,caption", "images/0.jpg,a cat", "images/1.jpg,a dog", ""]))
+    assert prepare("table", "--train", table, "--root", pictures, "--out", tmp_path / "out") == 0
+    assert captions(tmp_path / "out") == [["a cat"], ["a dog"]]

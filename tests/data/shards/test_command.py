@@ -70,3 +70,14 @@ def test_a_folder_with_signs_of_a_pattern_in_its_name(tmp_path, capsys):
     folder = tmp_path / "set [ab]*"
     write_shards(folder, "train", [{"__key__": "a", "txt": "1"}])
     assert main([str(folder)]) == 0 and "train: 1 shards, 1 samples" in capsys.readouterr().out
+
+
+def test_names_with_other_hyphens_and_mixed_folders(tmp_path, capsys):
+    shard(tmp_path / "a" / "cc3m-train-0000.tar", ["1"])
+    assert main([str(tmp_path / "a")]) == 0
+    assert "shards of no split: 1 shards, 1 samples, 1 indexes made" in capsys.readouterr().out
+    for name in ("00000", "00001", "extra-1"):
+        shard(tmp_path / "b" / f"{name}.tar", ["1"])
+    assert main([str(tmp_path / "b")]) == 0
+    out = capsys.readouterr().out
+    assert "b: extra: 1 shards" in out and "shards of no split: 2 shards" in out and "{00000..00001}.tar" in out

@@ -288,9 +288,7 @@ def test_a_shard_cut_off_after_it_was_listed_gives_its_complete_samples(tmp_path
     path.write_bytes(path.read_bytes()[:5000])
     shards = ShardSet.open(tmp_path, "train")
     assert len(shards) == 3 and shards.read(0, 1)["cls"] == b"4"
-    with pytest.raises(
-        BadShard, match=r"train-000000\.tar: 2 samples, its list says 3: .*index.json is not used.*cut off"
-    ):
+    with pytest.raises(BadShard, match=r"train-000000\.tar: 2 samples, its list says 3: cut off"):
         shards.read(0, 2)
 
 
@@ -309,7 +307,8 @@ def test_an_index_that_does_not_fit_is_not_used(tmp_path):
         (tmp_path / "train-000000.tar.index.json").write_bytes(content)
         assert read_all(ShardSet.open(tmp_path, "train")) == expected
         (tmp_path / "train.shards.json").unlink()
-        assert "is not used" in ShardSet.open(tmp_path, "train").faults[0]
+        shards = ShardSet.open(tmp_path, "train")
+        assert not shards.faults and read_all(shards) == expected
 
 
 def test_a_damaged_header_costs_its_sample_alone(tmp_path):

@@ -1,0 +1,69 @@
+"""BLEU and ROUGE-L of captions with several references. Words are those of data/text/words.py, as in evaluation/cider.py.
+
+Both are corpus scores as the field's common implementation gives them (pycocoevalcap, which tests compare with).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+MAX_N = 4
+BETA = 1.2
+"""ROUGE-L's weight of recall against precision."""
+_TINY, _SMALL = 1e-15, 1e-9
+"""What the common implementation adds to counts that may be zero."""
+
+Words = Sequence[str]
+
+
+def bleu(captions: Sequence[Words], references: Sequence[Sequence[Words]]) -> list[float]:
+    """BLEU-1 to BLEU-4 in [0, 1] over the whole corpus (Papineni et al., 2002); the brevity penalty takes each image's reference of the
+    nearest length, the shorter one of two."""
+    right, guessed = [0] * MAX_N, [0] * MAX_N
+    length = nearest = 0
+    for words, refs in zip(captions, references, strict=True):
+        length += len(words)
+        nearest += min((abs(len(ref) - len(words)), len(ref)) for ref in refs)[1]
+        for n in range(1, MAX_N + 1):
+            most: Counter[tuple[str, ...]] = Counter()
+            for ref in refs:
+                most |= _ngrams(ref, n)
+            own = _ngrams(words, n)
+            right[n - 1] += (own & most).total()
+            guessed[n - 1] += own.total()
+    ratio = (length + _TINY) / (nearest + _SMALL)
+    brevity = math.exp(1 - 1 / ratio) if ratio < 1 else 1.0
+    scores, product = [], 1.0
+    for n in range(MAX_N):
+        product *= (right[n] + _TINY) / (guessed[n] + _SMALL)
+        scores.append(product ** (1 / (n + 1)) * brevity)
+    return scores
+
+
+def rouge_l(captions: Sequence[Words], references: Sequence[Sequence[Words]]) -> float:
+    """Mean over images, in [0, 1], of the F measure of the longest common subsequence (Lin, 2004): the best precision and the best recall
+    of an image's references."""
+    scores = []
+    for words, refs in zip(captions, references, strict=True):
+        common = [_longest_common(words, ref) for ref in refs]
+        precision = max(common) / max(len(words), 1)
+        recall = max(c / max(len(ref), 1) for c, ref in zip(common, refs, strict=True))
+        both = precision > 0 and recall > 0
+        scores.append((1 + BETA**2) * precision * recall / (recall + BETA**2 * precision) if both else 0.0)
+    return sum(scores) / len(scores)
+
+
+def _ngrams(words: Words, n: int) -> Counter[tuple[str, ...]]:
+    return Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1))
+
+
+def _longest_common(one: Words, other: Words) -> int:
+    """Words of their longest common subsequence."""
+    best = [0] * (len(other) + 1)
+    for word in one:
+        before = 0
+        for place, candidate in enumerate(other, start=1):
+            before, best[place] = best[place], before + 1 if word == candidate else max(best[place], best[place - 1])
+    return best[-1]

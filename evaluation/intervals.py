@@ -1,0 +1,52 @@
+"""How sure a figure is: bootstrap over samples (Efron, 1979), seeded, so that the same evidence gives the same interval.
+
+Evidence of a figure [N, 2]: what each sample adds to its numerator and to its denominator; the figure is the ratio of their sums.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+RESAMPLES = 1000
+LEVEL = 0.95
+
+
+def figure_of(evidence_N2: np.ndarray) -> float:
+    numerator, denominator = evidence_N2.sum(axis=0)
+    return float(numerator / denominator)
+
+
+def interval(evidence_N2: np.ndarray, seed: int = 0) -> tuple[float, float]:
+    """The middle 95 % of the figure over resamples of the samples."""
+    figures_R = _resampled(evidence_N2, np.random.default_rng(seed), RESAMPLES)
+    return _middle(figures_R)
+
+
+def difference(one_N2: np.ndarray, other_N2: np.ndarray, paired: bool, seed: int = 0) -> tuple[float, float, float]:
+    """(figure of the other less that of the one, and the middle 95 % of it). paired: both were taken of the same samples in the same
+    order, which then are drawn together."""
+    rng = np.random.default_rng(seed)
+    if paired:
+        both_N4 = np.concatenate([one_N2, other_N2], axis=1)
+        sums_R4 = _sums(both_N4, rng, RESAMPLES)
+        differences_R = sums_R4[:, 2] / sums_R4[:, 3] - sums_R4[:, 0] / sums_R4[:, 1]
+    else:
+        differences_R = _resampled(other_N2, rng, RESAMPLES) - _resampled(one_N2, rng, RESAMPLES)
+    return figure_of(other_N2) - figure_of(one_N2), *_middle(differences_R)
+
+
+def _resampled(evidence_N2: np.ndarray, rng: np.random.Generator, resamples: int) -> np.ndarray:
+    sums_R2 = _sums(evidence_N2, rng, resamples)
+    return sums_R2[:, 0] / sums_R2[:, 1]
+
+
+def _sums(values_NK: np.ndarray, rng: np.random.Generator, resamples: int) -> np.ndarray:
+    """[R, K]; one resample at a time, as N may be large."""
+    count = len(values_NK)
+    return np.stack([values_NK[rng.integers(count, size=count)].sum(axis=0) for _ in range(resamples)])
+
+
+def _middle(figures_R: np.ndarray) -> tuple[float, float]:
+    tail = 100 * (1 - LEVEL) / 2
+    low, high = np.nanpercentile(figures_R, [tail, 100 - tail])
+    return float(low), float(high)

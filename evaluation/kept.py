@@ -1,0 +1,123 @@
+"""Results of an evaluation in the run's folder, and two of them side by side.
+
+RUN/evaluations/SPLIT_step_00001000.json: {"version": 1, "split", "step", "results": [{"task", "kind", "digest", "options", "figure",
+"floor", "metrics", "interval", "details", "evidence", "seconds"}]}. digest: of the data; evidence: see evaluation/intervals.py, so that
+differences can be judged later without the models.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.shards import DatasetError
+from data.stream.source import Source
+from evaluation.base import Result
+from evaluation.intervals import difference, interval
+from parallel.checkpoints import write_atomically
+
+FOLDER = "evaluations"
+Row = dict[str, Any]
+
+
+def row_of(source: Source, result: Result, options: Mapping[str, Any], figure: str, floor: str, seconds: float) -> Row:
+    """One task's result as it is kept. options: those of evaluate.py that change figures."""
+    return {
+        "task": source.name,
+        "kind": source.task.config.kind,
+        "digest": source.digest,
+        "options": dict(options),
+        "figure": figure,
+        "floor": floor,
+        "metrics": result.metrics,
+        "interval": list(interval(result.evidence_N2)),
+        "details": result.details,
+        "evidence": result.evidence_N2.tolist(),
+        "seconds": seconds,
+    }
+
+
+def line_of(row: Row, split: str, step: int) -> Row:
+    """What is printed of it: one flat line, numbers rounded."""
+    head = {"task": row["task"], "kind": row["kind"], "split": split, "step": step}
+    rounded = {key: round(value, 5) if isinstance(value, float) else value for key, value in row["metrics"].items()}
+    ends = [round(value, 5) for value in row["interval"]]
+    return {**head, **rounded, "interval": ends, **{key: row[key] for key in ("figure", "floor", "seconds")}}
+
+
+def keep(run: Path, split: str, step: int, rows: Sequence[Row]) -> None:
+    """Writes the file; what it has of other tasks stays. Raises OSError."""
+    path = run / FOLDER / f"{split}_step_{step:08d}.json"
+    path.parent.mkdir(exist_ok=True)
+    try:
+        known = Kept.read(path, split).rows if path.exists() else {}
+    except DatasetError:
+        known = {}  # damaged: made anew
+    known |= {row["task"]: row for row in rows}
+    content = {"version": 1, "split": split, "step": step, "results": list(known.values())}
+    write_atomically(path, json.dumps(content, ensure_ascii=False) + "\n")
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """An evaluation that was kept."""
+
+    name: str
+    split: str
+    step: int
+    rows: dict[str, Row]
+
+    @classmethod
+    def read(cls, place: Path, split: str) -> Kept:
+        """Of a file, or of a run folder the newest step of the split. Raises DatasetError."""
+        path = place
+        if place.is_dir():
+            found = sorted((place / FOLDER).glob(f"{split}_step_*.json"))
+            if not found:
+                raise DatasetError(
+                    f"{place} has no evaluation of split {split}: `python evaluate.py --run {place} --split {split}` makes one"
+                )
+            path = found[-1]
+        try:
+            content = json.loads(path.read_bytes())
+            if content["version"] != 1:
+                raise ValueError(f"version {content['version']!r}, expected 1")
+            rows = {row["task"]: row for row in content["results"]}
+            return cls(path.parent.parent.name, content["split"], content["step"], rows)
+        except OSError as error:
+            raise DatasetError(f"{path}: {error.strerror}") from error
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise DatasetError(f"{path}: not a kept evaluation ({type(error).__name__}: {error})") from error
+
+
+def comparison(one: Kept, other: Kept) -> str:
+    """A table of the main figures of the tasks that both have, with the middle 95 % of the differences. Raises DatasetError if none can be
+    compared."""
+    titles = (f"{one.name} step {one.step}", f"{other.name} step {other.step}")
+    table = [("task", "figure", *titles, "difference", "95 % of it")]
+    left_out = []
+    for task, mine in one.rows.items():
+        theirs = other.rows.get(task)
+        if theirs is None or mine["figure"] != theirs["figure"]:
+            left_out.append(f"{task}: not in both")
+            continue
+        if mine["digest"] != theirs["digest"]:
+            left_out.append(f"{task}: evaluated on different data")
+            continue
+        if mine["options"] != theirs["options"]:
+            left_out.append(f"{task}: evaluated with different options, {mine['options']} and {theirs['options']}")
+            continue
+        pair = [np.array(row["evidence"], dtype=np.float64) for row in (mine, theirs)]
+        value, low, high = difference(pair[0], pair[1], paired=True)
+        figures = [f"{row['metrics'][mine['figure']]:.4f}" for row in (mine, theirs)]
+        table.append((task, mine["figure"], *figures, f"{value:+.4f}", f"{low:+.4f} to {high:+.4f}"))
+    if len(table) == 1:
+        raise DatasetError(f"nothing to compare; {'; '.join(left_out) or 'no results'}")
+    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
+    return "\n".join([*lines, *(f"left out: {reason}" for reason in left_out)])
