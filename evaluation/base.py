@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.batch import Sequences
 from data.shards import DatasetError
 from data.stream.evaluation import evaluation_pass
 from data.stream.faults import loss_of
@@ -22,8 +21,6 @@ from parallel.collectives import Axis, gathered_objects
 
 Metrics = dict[str, float | int]
 T = TypeVar("T")
-CHUNK = 1024
-"""Candidates encoded in one pass."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,26 +102,3 @@ def check_complete(source: Source) -> None:
             f"cannot evaluate on a part of the data: task {source.name}: {loss.text}; "
             f"`python -m data.inspect lint {source.task.config.path}` lists what is wrong"
         )
-
-
-@torch.no_grad()
-def encode_rows(evaluation: Evaluation, sequences: Sequences) -> Tensor:
-    """Features [rows, W] read out at <SPE>, in chunks."""
-    parts = []
-    for start in range(0, sequences.num_rows, CHUNK):
-        chunk = sequences.rows(slice(start, start + CHUNK)).to(evaluation.device)
-        parts.append(evaluation.objective.encode_candidates(chunk, task=evaluation.source.name)[0])
-    return torch.cat(parts)
-
-
-def encode_spelling(evaluation: Evaluation) -> Tensor:
-    """Features [bytes, W] of the candidates after those of encode_vocabulary. By themselves, so that those stay as they are."""
-    return encode_rows(evaluation, evaluation.source.task.words.spelling)  # type: ignore[attr-defined]
-
-
-def encode_vocabulary(evaluation: Evaluation) -> tuple[Tensor, Tensor]:
-    """(words_CD features of every word and end-of-text, tokens_C the token of each)."""
-    vocabulary = evaluation.source.task.vocabulary
-    tokens = [vocabulary.candidate_token(candidate) for candidate in range(vocabulary.num_candidates)]
-    words = evaluation.source.task.words  # type: ignore[attr-defined]
-    return encode_rows(evaluation, words.all), torch.tensor(tokens, device=evaluation.device)

@@ -8,11 +8,14 @@ import numpy as np
 import torch
 
 from data.attributes import CAPTION_TEXT
+from data.tasks.captioning import Captioning
 from data.text.words import words_of
-from evaluation.base import Evaluation, Result, encode_vocabulary
+from evaluation.base import Evaluation, Result
 from evaluation.caption_scores import bleu, rouge_l
 from evaluation.cider import cider_d, cider_d_by_image
+from evaluation.encoding import encode_vocabulary
 from model.generate import Words, beam_search
+from model.objective import Objective
 
 
 @torch.no_grad()
@@ -50,15 +53,7 @@ def _key(caption: str) -> list[str] | str:
 def generate(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
     """(captions, references) of every sample."""
     objective, task = evaluation.objective, evaluation.source.task
-    vocabulary = task.vocabulary
-    words = Words(
-        *encode_vocabulary(evaluation),
-        temperature=task.temperature,
-        end=vocabulary.end,
-        spe=vocabulary.spe,
-        attributes=CAPTION_TEXT,
-        task=evaluation.source.name,
-    )
+    vocabulary, words = task.vocabulary, words_of_captions(objective, task, evaluation.device)  # type: ignore[arg-type]
     parts: list[list[tuple[str, list[str]]]] = []
     for examples, valid_B in evaluation.batches():
         prefix = task.prefix(examples).to(evaluation.device)  # type: ignore[attr-defined]
@@ -68,3 +63,16 @@ def generate(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
         parts.append(list(itertools.compress(scored, valid_B.tolist())))
     pairs = [pair for part in evaluation.gathered(parts) for pair in part]
     return [caption for caption, _ in pairs], [references for _, references in pairs]
+
+
+def words_of_captions(objective: Objective, task: Captioning, device: str) -> Words:
+    """What the captions of a task are made of."""
+    vocabulary = task.vocabulary
+    return Words(
+        *encode_vocabulary(objective, task, device),
+        temperature=task.temperature,
+        end=vocabulary.end,
+        spe=vocabulary.spe,
+        attributes=CAPTION_TEXT,
+        task=task.config.name,
+    )

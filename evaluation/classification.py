@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from evaluation.base import Evaluation, Result, encode_rows
+from evaluation.base import Evaluation, Result
+from evaluation.encoding import encode_rows
 
 TOP = 5
 
@@ -15,7 +16,7 @@ def evaluate(evaluation: Evaluation) -> Result:
     """accuracy (top 1) and top5_accuracy in [0, 1]; mean_class_accuracy: the mean over classes that the split has; chance is
     1 / classes."""
     objective, task = evaluation.objective, evaluation.source.task
-    names_CD = encode_rows(evaluation, task.candidates)  # type: ignore[attr-defined]
+    names_CD = encode_rows(objective, task.candidates, evaluation.source.name, evaluation.device)  # type: ignore[attr-defined]
     num_classes = names_CD.shape[0]
     parts: list[np.ndarray] = []
     for examples, valid_B in evaluation.batches():

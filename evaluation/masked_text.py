@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from evaluation.base import Evaluation, Result, encode_spelling, encode_vocabulary
+from evaluation.base import Evaluation, Result
+from evaluation.encoding import encode_spelling, encode_vocabulary
 
 
 @torch.no_grad()
@@ -27,7 +28,7 @@ def evaluate(evaluation: Evaluation) -> Result:
     """
     objective, task = evaluation.objective, evaluation.source.task
     vocabulary = task.vocabulary
-    words_CD, _ = encode_vocabulary(evaluation)
+    words_CD, _ = encode_vocabulary(objective, task, evaluation.device)  # type: ignore[arg-type]
     known = words_CD.shape[0]
     bytes_CD: torch.Tensor | None = None
     parts: list[tuple[float, np.ndarray, Counter[int]]] = []
@@ -40,7 +41,7 @@ def evaluate(evaluation: Evaluation) -> Result:
         loss_Q = cross_entropy(logits_QC, batch.labels_Q.where(~spelled_Q, 0), reduction="none")
         best_Q = logits_QC.argmax(dim=1)
         if spelled_Q.any():
-            bytes_CD = encode_spelling(evaluation) if bytes_CD is None else bytes_CD
+            bytes_CD = encode_spelling(objective, task, evaluation.device) if bytes_CD is None else bytes_CD  # type: ignore[arg-type]
             spelling_QC = objective.logits(features_QD[spelled_Q], bytes_CD, batch.temperature)
             logits_QC = torch.cat([logits_QC[spelled_Q], spelling_QC], dim=1)
             loss_Q[spelled_Q] = cross_entropy(logits_QC, batch.labels_Q[spelled_Q], reduction="none")

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from evaluation.base import CHUNK, Evaluation, Metrics, Result, encode_rows
+from evaluation.base import Evaluation, Metrics, Result
+from evaluation.encoding import CHUNK, encode_rows
 
 CUTOFFS = (1, 5, 10)
 ROWS = 256
@@ -41,10 +42,10 @@ def _encoded(evaluation: Evaluation, captions: list[str]) -> Tensor:
     """texts_MD; each rank encodes every n-th chunk of the captions."""
     task = evaluation.source.task
     chunks = [captions[start : start + CHUNK] for start in range(0, len(captions), CHUNK)]
-    own = {
-        number: encode_rows(evaluation, task.texts(chunks[number])).cpu()  # type: ignore[attr-defined]
-        for number in range(evaluation.share.index, len(chunks), evaluation.share.count)
-    }
+    own = {}
+    for number in range(evaluation.share.index, len(chunks), evaluation.share.count):
+        texts = task.texts(chunks[number])  # type: ignore[attr-defined]
+        own[number] = encode_rows(evaluation.objective, texts, evaluation.source.name, evaluation.device).cpu()
     of_all = {number: rows for part in evaluation.of_all_ranks(own) for number, rows in part.items()}
     return torch.cat([of_all[number] for number in range(len(chunks))]).to(evaluation.device)
 

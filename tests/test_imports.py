@@ -9,8 +9,8 @@ from pathlib import Path
 
 from tests.helpers.places import ROOT
 
-ENTRIES = ("train", "evaluate")
-PACKAGES = ("data", "model", "parallel", "evaluation", "run", "plan", "benchmarks")
+ENTRIES = ("train", "evaluate", "predict")
+PACKAGES = ("data", "model", "parallel", "evaluation", "prediction", "run", "plan", "benchmarks")
 PARALLEL = {
     "parallel.checkpoints",
     "parallel.collectives",
@@ -29,6 +29,7 @@ ALLOWED = {
     "parallel": set(),
     "model": {"parallel", "data.batch", "data.attributes", "data.visual.normalise"},
     "evaluation": {"model", "data", "parallel.collectives", "parallel.checkpoints"},
+    "prediction": {"evaluation", "run", "model", "data"} | PARALLEL,
     "run": {"model", "data"} | PARALLEL,
     "plan": {"run", "model", "data"} | PARALLEL,
     "benchmarks": {"evaluation", "plan", "run", "model", "data", "parallel"},

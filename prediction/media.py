@@ -1,0 +1,97 @@
+"""The images and clips that a command line or a list names: files, folders, patterns and shards."""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from data.shards import BadSample, DatasetError, ShardSet
+from data.tasks.members import IMAGE_KEYS, VIDEO_KEYS
+
+MAX_BYTES = 256 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Medium:
+    """An encoded image or clip; fault: why it cannot be read, instead of its content. kind: its suffix, as a member of a shard."""
+
+    name: str
+    kind: str = ""
+    content: bytes = b""
+    fault: str = ""
+
+    @property
+    def is_clip(self) -> bool:
+        return self.kind in VIDEO_KEYS
+
+
+def media_of(places: Iterable[str]) -> Iterator[Medium]:
+    """In the order given; of folders all files with the suffix of an image or a clip, by name. What is not there, or cannot be read, comes
+    with its fault, so that the rest can be used."""
+    for place in places:
+        path = Path(os.path.expanduser(place))
+        if path.is_dir():
+            yield from _folder(path)
+        elif path.suffix == ".tar" and path.exists():
+            yield from _shard(path)
+        elif path.exists():
+            yield _file(path)
+        else:
+            matches = sorted(glob.glob(str(path), recursive=True))
+            if matches:
+                yield from media_of(glob.escape(match) if not os.path.lexists(match) else match for match in matches)
+            else:
+                yield Medium(place, fault="no such file, folder or pattern")
+
+
+def _folder(path: Path) -> Iterator[Medium]:
+    found = False
+    for folder, folders, files in os.walk(path):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if _kind(name) and not name.startswith("."):
+                found = True
+                yield _file(Path(folder, name))
+    if not found:
+        yield Medium(str(path), fault=f"no image or clip in this folder ({', '.join((*IMAGE_KEYS, *VIDEO_KEYS))})")
+
+
+def _file(path: Path) -> Medium:
+    kind = _kind(path.name)
+    if not kind:
+        return Medium(str(path), fault=f"not named as an image or a clip ({', '.join((*IMAGE_KEYS, *VIDEO_KEYS))})")
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            return Medium(str(path), fault=f"more than {MAX_BYTES} bytes")
+        return Medium(str(path), kind, path.read_bytes())
+    except OSError as error:
+        return Medium(str(path), fault=str(error.strerror))
+
+
+def _shard(path: Path) -> Iterator[Medium]:
+    try:
+        shards = ShardSet.from_urls([str(path)])
+    except DatasetError as error:
+        yield Medium(str(path), fault=str(error))
+        return
+    for fault in shards.faults:
+        yield Medium(str(path), fault=fault)
+    for index in range(len(shards)):
+        try:
+            sample = shards.read(0, index)
+        except BadSample as error:
+            yield Medium(f"{path}:{index}", fault=error.reason)
+            continue
+        name = f"{path}:{sample['__key__']!s}"
+        kind = next((key for key in (*IMAGE_KEYS, *VIDEO_KEYS) if key in sample), "")
+        content = sample[kind] if kind else b""
+        assert isinstance(content, bytes)
+        yield Medium(name, kind, content, "" if kind else "no image or clip in this sample")
+
+
+def _kind(name: str) -> str:
+    suffix = name.rpartition(".")[2].lower()
+    return suffix if "." in name and suffix in (*IMAGE_KEYS, *VIDEO_KEYS) else ""

@@ -1,0 +1,228 @@
+"""What a trained model says of images, clips and texts. Legend: N media, C candidates, D width.
+
+Every answer is the likeliest of its candidates by similarity, as in training; captions are made word by word. Each kind of question
+takes the options of a task of the run (name, temperature, frames, length of texts): one of the same kind where there is one, else of a
+related kind.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from data.attributes import TEXT_INPUT
+from data.batch import Sequences
+from data.config import DataConfig, TaskConfig
+from data.shards import BadSample, DatasetError, DatasetInfo
+from data.tasks import make_task
+from data.tasks.base import Pixels, Task, TaskContext
+from data.tasks.captioning import Captioning
+from data.tasks.classification import Classification
+from data.tasks.masked_text import MaskedText
+from data.tasks.retrieval import Retrieval
+from data.tasks.segments import text_segment
+from data.text.vocabulary import Vocabulary
+from evaluation.captioning import words_of_captions
+from evaluation.encoding import encode_rows, encode_vocabulary
+from model.generate import beam_search
+from model.objective import Objective
+from prediction.media import Medium
+
+GAP = "___"
+"""Where a word is to be filled in."""
+PREFERENCE = {
+    "classification": ("classification", "retrieval", "captioning"),
+    "retrieval": ("retrieval", "classification", "captioning"),
+    "captioning": ("captioning",),
+    "masked_text": ("masked_text",),
+}
+"""Kinds of a run's tasks whose options serve a kind of question, the first that there is."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """A candidate and its probability among all candidates."""
+
+    text: str
+    probability: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictor:
+    """A trained network with what it needs to read and to answer. Methods yield (medium, answer) in the order of the media, and
+    (medium with a fault, None) for those that cannot be read.
+
+    infos: of the data sets of the run's tasks, those that are there. They tell class names, and which tasks are of clips.
+    """
+
+    objective: Objective
+    vocabulary: Vocabulary
+    data: DataConfig
+    infos: Mapping[str, DatasetInfo]
+    pixels: Pixels
+    step: int
+    device: str = "cpu"
+    batch_size: int = 32
+
+    def classify(
+        self, media: Iterable[Medium], classes: Sequence[str] = (), top: int = 5, task: str = ""
+    ) -> Iterator[tuple[Medium, list[Choice] | None]]:
+        """The `top` likeliest of these names, by default those of the task's data set. Raises DatasetError if two of them are one to the
+        model, or if there are none."""
+        names: dict[bool, Tensor] = {}
+        for medium, feature_D, made in self._encoded(media, "classification", task, tuple(classes)):
+            if feature_D is None:
+                yield medium, None
+                continue
+            if medium.is_clip not in names:
+                assert isinstance(made, Classification)
+                names[medium.is_clip] = encode_rows(self.objective, made.candidates, made.config.name, self.device)
+            logits_C = self.objective.logits(feature_D[None], names[medium.is_clip], made.temperature)[0]
+            yield medium, _choices(logits_C, made.context.info.classes, top)
+
+    def embed(self, media: Iterable[Medium], task: str = "") -> Iterator[tuple[Medium, Tensor | None]]:
+        """Unit vectors [D] in the space in which texts are retrieved."""
+        for medium, feature_D, _ in self._encoded(media, "retrieval", task):
+            yield medium, None if feature_D is None else normalize(feature_D, dim=-1).cpu()
+
+    def embed_texts(self, texts: Sequence[str], task: str = "", of_clips: bool = False) -> Tensor:
+        """Unit vectors [N, D], comparable with those of media."""
+        made = self._task("retrieval", task, of_clips)
+        assert isinstance(made, Retrieval)
+        return normalize(
+            encode_rows(self.objective, made.texts(list(texts)), made.config.name, self.device), dim=-1
+        ).cpu()
+
+    @torch.no_grad()
+    def caption(
+        self, media: Iterable[Medium], beam: int = 2, max_words: int = 0, task: str = ""
+    ) -> Iterator[tuple[Medium, str | None]]:
+        """max_words: tokens of a caption at most; 0 is the length in training."""
+        words = {}
+        for group in _groups(media, self.batch_size):
+            made = self._task("captioning", task, group[0].is_clip)
+            assert isinstance(made, Captioning)
+            examples = list(self._examples(made, group))
+            sound: list[Any] = [example for _, example in examples if example is not None]
+            captions: Iterator[str] = iter(())
+            if sound:
+                if group[0].is_clip not in words:
+                    words[group[0].is_clip] = words_of_captions(self.objective, made, self.device)
+                prefix = made.prefix(sound).to(self.device)
+                length = max_words or made.config.max_text
+                found = beam_search(self.objective, prefix, words[group[0].is_clip], beam, length)
+                captions = (self.vocabulary.decode(row).strip() for row in found.best(self.vocabulary.end))
+            for medium, example in examples:
+                yield medium, None if example is None else next(captions)
+
+    @torch.no_grad()
+    def fill(self, texts: Sequence[str], top: int = 5, task: str = "") -> list[list[list[Choice]]]:
+        """Of each text, of each gap `___`, the likeliest words. Raises DatasetError for a text without a gap."""
+        made = self._task("masked_text", task, False)
+        assert isinstance(made, MaskedText)
+        rows = [self._with_gaps(text, made.config.max_text) for text in texts]
+        read_Q2 = [(row, 1 + place) for row, (_, gaps) in enumerate(rows) for place in gaps]
+        inputs = Sequences(segments=(text_segment([tokens for tokens, _ in rows], TEXT_INPUT),)).to(self.device)
+        features_QD, _ = self.objective.encode(inputs, torch.tensor(read_Q2, device=self.device), task=made.config.name)
+        words_CD, tokens_C = encode_vocabulary(self.objective, made, self.device)
+        logits_QC = self.objective.logits(features_QD, words_CD, made.temperature)
+        names = [self.vocabulary.decode([token]).strip() for token in tokens_C.tolist()]
+        answers = iter([_choices(logits_C, names, top) for logits_C in logits_QC])
+        return [[next(answers) for _ in gaps] for _, gaps in rows]
+
+    # ------------------------------------------------------------------------------------------------------------
+
+    def _with_gaps(self, text: str, max_text: int) -> tuple[list[int], list[int]]:
+        """(tokens with <SPE> at the gaps and end-of-text, places of the gaps)."""
+        first, *others = text.split(GAP)
+        if not others:
+            raise DatasetError(f"{text[:60]!r} has no gap: write {GAP} where a word is to be filled in")
+        tokens, gaps = self._tokens(first), []
+        for part in others:
+            gaps.append(len(tokens))
+            tokens += [self.vocabulary.spe, *self._tokens(part)]
+        if len(tokens) >= max_text:
+            raise DatasetError(f"{text[:60]!r} has more than the {max_text} tokens that the model has learned to read")
+        return [*tokens, self.vocabulary.end], gaps
+
+    def _tokens(self, text: str) -> list[int]:
+        return self.vocabulary.encode(text, 1 << 10)[:-1] if text.strip() else []
+
+    def _task(self, kind: str, name: str, of_clips: bool, classes: tuple[str, ...] = ()) -> Task:
+        """Raises DatasetError if no task of the run serves."""
+        medium = "video" if of_clips else "image"
+        config = self._config(kind, name, medium)
+        if kind == "classification" and not classes:
+            known = self.infos.get(config.name)
+            classes = known.classes if known else ()
+            if not classes:
+                raise DatasetError(f"task {config.name}: the class names of its data set are not there: say them")
+        about = {"classification": f"{medium}_class", "masked_text": "text"}.get(kind, f"{medium}_caption")
+        info = DatasetInfo(kind=about, classes=classes, token_ids=(), splits={})  # type: ignore[arg-type]
+        # Augmentation and losses are of training; a class name that is no longer than a caption is read whole.
+        options = dataclasses.replace(config, kind=kind, label_smoothing=0.0)
+        return make_task(TaskContext(options, info, self.vocabulary, self.pixels, 0, self.data.word_end))
+
+    def _config(self, kind: str, name: str, medium: str) -> TaskConfig:
+        tasks = [task for task in self.data.tasks if not name or task.name == name]
+        # Of several, one of the same medium.
+        tasks.sort(key=lambda task: task.name in self.infos and not self.infos[task.name].kind.startswith(medium))
+        for wanted in PREFERENCE[kind]:
+            for task in tasks:
+                if task.kind == wanted:
+                    return task
+        kinds = ", ".join(f"{task.name} ({task.kind})" for task in self.data.tasks)
+        raise DatasetError(f"{name or 'no task of the run'} cannot serve as {kind}; its tasks are {kinds}")
+
+    @torch.no_grad()
+    def _encoded(
+        self, media: Iterable[Medium], kind: str, task: str, classes: tuple[str, ...] = ()
+    ) -> Iterator[tuple[Medium, Tensor | None, Task]]:
+        """(medium, its feature [D], the task it was read for)."""
+        tasks = {}
+        for group in _groups(media, self.batch_size):
+            of_clips = group[0].is_clip
+            if of_clips not in tasks:
+                tasks[of_clips] = self._task(kind, task, of_clips, classes)
+            made = tasks[of_clips]
+            examples = list(self._examples(made, group))
+            sound = [example for _, example in examples if example is not None]
+            features: Iterator[Tensor] = iter(())
+            if sound:
+                batch = made.batch(sound, None).to(self.device)
+                features_ND, _ = self.objective.encode(batch.inputs, batch.read_Q2, task=made.config.name)
+                features = iter(features_ND)
+            for medium, example in examples:
+                yield medium, None if example is None else next(features), made
+
+    def _examples(self, task: Task, media: Iterable[Medium]) -> Iterator[tuple[Medium, object | None]]:
+        for medium in media:
+            if medium.fault:
+                yield medium, None
+                continue
+            # A label and a caption stand for those of training, and nobody looks at them.
+            sample = {medium.kind: medium.content, "cls": b"0", "txt": b"a"}
+            try:
+                yield medium, task.example(sample, None)
+            except BadSample as error:
+                yield dataclasses.replace(medium, content=b"", fault=error.reason), None
+
+
+def _groups(media: Iterable[Medium], size: int) -> Iterator[list[Medium]]:
+    """In their order, images and clips apart, `size` at most."""
+    for _, alike in itertools.groupby(media, key=lambda medium: medium.is_clip):
+        while group := list(itertools.islice(alike, size)):
+            yield group
+
+
+def _choices(logits_C: Tensor, names: Sequence[str], top: int) -> list[Choice]:
+    best = logits_C.softmax(dim=-1).topk(min(top, len(names)))
+    return [
+        Choice(names[place], value) for value, place in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+    ]

@@ -1,0 +1,212 @@
+"""predict.py on a small trained run: the answers are those that evaluation scores."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from data.shards import DatasetError, ShardSet, read_info
+from data.stream.source import open_data
+from data.tasks.base import Pixels
+from evaluation import EVALUATORS, Evaluation, captioning
+from predict import main
+from prediction import Predictor, load, media_of
+from run.config_file import load_config
+from tests.helpers.runs import train
+
+
+@pytest.fixture(scope="module")
+def trained(world, tmp_path_factory):
+    """(run folder, its configuration): three steps on one process."""
+    import yaml
+
+    from tests.helpers.places import ROOT
+    from tests.helpers.runs import TINY
+
+    folder = tmp_path_factory.mktemp("predict")
+    raw = yaml.safe_load((ROOT / "configs" / "demo.yaml").read_text())
+    for task in raw["data"]["tasks"]:
+        task |= {"path": str(world / task["path"].rpartition("/")[2]), "batch_size": 4}
+    raw |= {k: v for k, v in TINY.items() if k != "model"} | {"runs": str(folder / "runs"), "name": "tiny"}
+    raw["model"] |= TINY["model"]
+    raw["parallel"] = {"deepspeed": str(ROOT / "ds_configs" / "zero1.json")}
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    train(path, "steps=3")
+    return folder / "runs" / "tiny", path
+
+
+@pytest.fixture(scope="module")
+def model(trained) -> Predictor:
+    torch.set_num_threads(1)
+    return load(str(trained[0]), batch_size=5)
+
+
+def evaluation_of(model: Predictor, trained, task: str) -> Evaluation:
+    run = load_config(trained[1], [f"data.tasks.{task}.split=val"])
+    sources = open_data(run.data, Pixels(run.model.image_size, run.model.patch), 0, model.vocabulary).sources
+    (source,) = [source for source in sources if source.name == task]
+    return Evaluation(model.objective, source, batch_size=8)
+
+
+def shard_of(world, name: str) -> str:
+    return str(world / name / "val-000000.tar")
+
+
+@pytest.mark.parametrize("task", ["shapes", "clips"])
+def test_classes_are_those_that_evaluation_counts(model, trained, world, task):
+    labels = [int(ShardSet.open(world / task, "val").read(0, i)["cls"]) for i in range(16)]
+    classes = read_info(world / task).classes
+    answers = [choices for _, choices in model.classify(media_of([shard_of(world, task)]), top=6)]
+    right = [choices[0].text == classes[label] for choices, label in zip(answers, labels, strict=True)]
+    metrics = EVALUATORS["classification"].evaluate(evaluation_of(model, trained, task)).metrics
+    assert sum(right) / len(right) == pytest.approx(metrics["accuracy"])
+    for choices in answers:
+        assert sum(choice.probability for choice in choices) == pytest.approx(1, abs=1e-5)
+        assert sorted(choice.text for choice in choices) == sorted(classes)
+
+
+def test_names_of_the_data_set_are_the_default(trained, world, capsys):
+    assert (
+        main(
+            [
+                "classify",
+                "--run",
+                str(trained[0]),
+                "--task",
+                "clips",
+                "--files",
+                shard_of(world, "clips"),
+                "--top",
+                "1",
+                "--json",
+            ]
+        )
+        == 0
+    )
+    named = {json.loads(line)["classes"][0]["class"] for line in capsys.readouterr().out.splitlines()}
+    assert named <= set(read_info(world / "clips").classes)
+
+
+def test_captions_are_those_that_evaluation_scores(model, trained, world):
+    expected, _ = captioning.generate(evaluation_of(model, trained, "captions"))
+    assert [caption for _, caption in model.caption(media_of([shard_of(world, "pairs")]))] == expected
+
+
+def test_similarities_are_those_that_evaluation_ranks_by(model, trained, world):
+    shards = ShardSet.open(world / "pairs", "val")
+    texts = [json.loads(shards.read(0, i)["json"])["captions"][0] for i in range(8)]
+    vectors = torch.stack([vector for _, vector in model.embed(media_of([shard_of(world, "pairs")]))])
+    evaluation = evaluation_of(model, trained, "retrieval")
+    (examples, _), *_ = evaluation.batches()
+    batch = evaluation.source.task.batch(examples, None)
+    with torch.no_grad():
+        images_QD, _ = model.objective.encode(batch.inputs, batch.read_Q2, task="retrieval")
+        texts_CD = model.objective.encode_candidates(batch.candidates, task="retrieval")[0]
+    expected = torch.nn.functional.normalize(images_QD, dim=-1) @ torch.nn.functional.normalize(texts_CD, dim=-1).T
+    assert torch.allclose(vectors[:8] @ model.embed_texts(texts).T, expected, atol=1e-5)
+
+
+def test_gaps_are_filled_and_texts_without_one_refused(model):
+    (first, second), (third,) = model.fill(["the red ___ is left of the ___", "___ circle"], top=3)
+    assert len(first) == len(second) == len(third) == 3
+    assert first[0].probability >= first[1].probability >= first[2].probability > 0
+    with pytest.raises(DatasetError, match="has no gap: write ___"):
+        model.fill(["no gap"])
+    with pytest.raises(DatasetError, match="more than the 32 tokens"):
+        model.fill(["___" + " red" * 40])
+
+
+def test_the_commands(trained, world, tmp_path, capsys):
+    run, _ = trained
+    shard = shard_of(world, "shapes")
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    words = ["classify", "--run", str(run), "--classes", "red circle", "blue star", "--json", "--files", shard]
+    assert main([*words, str(tmp_path / "bad.png"), "nothing.jpg"]) == 1
+    out, err = capsys.readouterr()
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert len(lines) == 16 and {c["class"] for c in lines[0]["classes"]} == {"red circle", "blue star"}
+    assert "cannot be read: nothing.jpg: no such file" in err and "bad.png: image of 8 bytes" in err
+
+    index = tmp_path / "index.npz"
+    assert main(["embed", "--run", str(run), "--files", shard, "--out", str(index)]) == 0
+    capsys.readouterr()
+    assert (
+        main(["retrieve", "--run", str(run), "--query", "a red circle", "--index", str(index), "--top", "2", "--json"])
+        == 0
+    )
+    by_index = json.loads(capsys.readouterr().out)
+    assert (
+        main(["retrieve", "--run", str(run), "--query", "a red circle", "--files", shard, "--top", "2", "--json"]) == 0
+    )
+    assert json.loads(capsys.readouterr().out) == by_index and len(by_index["files"]) == 2
+    assert (
+        main(
+            [
+                "retrieve",
+                "--run",
+                str(run),
+                "--by-file",
+                "--query",
+                shard,
+                "--index",
+                str(index),
+                "--top",
+                "1",
+                "--json",
+            ]
+        )
+        == 0
+    )
+    for line in capsys.readouterr().out.splitlines():
+        found = json.loads(line)
+        assert found["files"][0]["similarity"] == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["fill", "--texts", "no gap"], "has no gap"),
+        (["classify", "--classes", "one", "--files", "x.png"], "two names at least"),
+        (["classify", "--classes", "cat", "Cat", "--files", "SHARD"], "are one to the model"),
+        (["classify", "--classes", "@nothing.txt", "--files", "x.png"], "nothing.txt: No such file"),
+        (
+            ["caption", "--task", "shapes", "--files", "SHARD"],
+            "shapes cannot serve as captioning; its tasks are shapes (classification)",
+        ),
+        (["retrieve", "--query", "a", "--index", "SHARD"], "no index of `predict.py embed`"),
+        (["embed", "--files", "nothing.png", "--out", "x.npz"], "none of nothing.png can be read"),
+        (["caption", "--step", "9", "--files", "x.png"], "no checkpoint of step 9; there are 3"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(trained, world, capsys, words, said):
+    words = [shard_of(world, "shapes") if word == "SHARD" else word for word in words]
+    assert main([words[0], "--run", str(trained[0]), *words[1:]]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ") and said in error
+
+
+def test_an_index_of_another_model_is_refused(trained, tmp_path, capsys):
+    np.savez(tmp_path / "i.npz", names=np.array(["a"]), vectors=np.ones((1, 7), np.float32))
+    assert main(["retrieve", "--run", str(trained[0]), "--query", "a", "--index", str(tmp_path / "i.npz")]) == 2
+    assert "vectors of 7 numbers, the run has 32" in capsys.readouterr().err
+
+
+def test_the_data_need_not_be_there(trained, tmp_path, world):
+    import shutil
+
+    import yaml
+
+    copy = tmp_path / "elsewhere"
+    shutil.copytree(trained[0], copy)
+    config = yaml.safe_load((copy / "config.yaml").read_text())
+    for task in config["data"]["tasks"]:
+        task["path"] = "/nowhere"
+    (copy / "config.yaml").write_text(yaml.safe_dump(config))
+    model = load(str(copy))
+    with pytest.raises(DatasetError, match="the class names of its data set are not there: say them"):
+        list(model.classify(media_of([shard_of(world, "shapes")])))
+    assert len(list(model.classify(media_of([shard_of(world, "shapes")]), ["circle", "square"]))) == 16
