@@ -1,7 +1,8 @@
 """Evaluate a run: `python evaluate.py --run runs/demo --split heldout`. One JSON line per task on standard output.
 
-The results are kept in RUN/evaluations; `python evaluate.py --compare runs/a runs/b` prints two of them side by side, with intervals of
-the differences.
+`--suite NAME` evaluates the tasks of configs/suites/NAME.yaml instead, also on other data than the run's, and prints a table. Results are
+kept in RUN/evaluations; `python evaluate.py --compare runs/a runs/b` prints two of them side by side, with intervals of the
+differences.
 
 `deepspeed --num_gpus 2 evaluate.py ...` gives the same figures: each rank has the whole network and a part of the samples.
 
@@ -12,48 +13,32 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import math
 import sys
 import time
 from pathlib import Path
 
 import torch
 
-from data.stream.source import open_data
+from data.config import TaskConfig
+from data.shards.info import TRAINING_SPLIT
+from data.stream.source import Source, open_data
 from data.tasks.base import Pixels
 from evaluation import EVALUATORS, DamagedDataError, Evaluation, check_complete
-from evaluation.kept import Kept, comparison, keep, line_of, row_of
+from evaluation.kept import Kept, comparison, keep, line_of, row_of, table_of
+from evaluation.templates import read_templates
 from model.objective import Objective
 from parallel.checkpoints import load_found
 from parallel.kernels import load_kernels
 from parallel.launch import check_launch, is_first_on_machine, launched_world_size
 from parallel.mesh import Mesh, create_mesh, destroy_mesh
+from run.command_line import finite, natural, positive
+from run.config import RunConfig
 from run.errors import EXIT_USER, USER_ERRORS, ConfigError, OutputError
 from run.folder import read_run
 from run.places import expanded
 from run.sinks import json_line
 from run.streams import silence
-
-
-def positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
-
-
-def natural(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise ValueError
-    return number
-
-
-def finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError
-    return number
+from run.suite import as_trained, read_suite
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
@@ -68,11 +53,22 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         help="run folders (newest step of --split), or kept files",
     )
     parser.add_argument("--split", default="val", help="split of the data sets to evaluate on (default: val)")
+    parser.add_argument(
+        "--suite",
+        metavar="NAME",
+        help="tasks of configs/suites/NAME.yaml or of a file, as a table; TASK.path=PLACE says where data lies",
+    )
     parser.add_argument("--step", type=natural, help="checkpoint to use (default: the newest complete one)")
     parser.add_argument("--tasks", nargs="+", help="names of tasks (default: all of the run)")
     parser.add_argument("--limit", type=positive, help="samples of each task at most")
     parser.add_argument("--batch-size", type=positive, default=64)
     parser.add_argument("--beam", type=positive, default=2, help="hypotheses of a caption; 1 is greedy (default: 2)")
+    parser.add_argument(
+        "--templates",
+        default="none",
+        metavar="NAME",
+        help="sentences for class names: none, openai, simple, @FILE (default: none)",
+    )
     parser.add_argument("--length-penalty", type=finite, default=0.0, help="captions are ranked by score / words^p")
     parser.add_argument(
         "--workers", type=natural, default=0, help="processes of each rank that decode ahead (default: none)"
@@ -92,64 +88,103 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     return arguments
 
 
-def evaluate(arguments: argparse.Namespace) -> None:
-    folder = expanded(arguments.run)
-    run, vocabulary = read_run(folder, arguments.overrides)
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A row of the results: its name, and a task of the network on the data that is evaluated."""
+
+    name: str
+    task: TaskConfig
+    templates: str
+
+
+def entries_of(arguments: argparse.Namespace, run: RunConfig) -> list[Entry]:
+    """Raises ConfigError."""
+    if arguments.suite:
+        places = dict(override.split(".path=", 1) for override in _places_of_suite(arguments))
+        suite = read_suite(arguments.suite, places)
+        return [Entry(task.name, as_trained(task, run.data.tasks), task.templates) for task in suite.tasks]
     by_name = {task.name: task for task in run.data.tasks}
     wanted = arguments.tasks or list(by_name)
     unknown = [name for name in wanted if name not in by_name]
     if unknown:
-        raise ConfigError(f"{folder} has no task {unknown[0]!r}; its tasks are {', '.join(by_name)}")
-    trained = tuple(by_name[name] for name in wanted)
-    evaluated = tuple(dataclasses.replace(task, split=arguments.split, shards=()) for task in trained)
+        raise ConfigError(f"{arguments.run} has no task {unknown[0]!r}; its tasks are {', '.join(by_name)}")
+    tasks = [dataclasses.replace(by_name[name], split=arguments.split, shards=()) for name in wanted]
+    return [Entry(task.name, task, arguments.templates) for task in tasks]
+
+
+def _places_of_suite(arguments: argparse.Namespace) -> list[str]:
+    """Overrides such as cifar10.path=/new/place."""
+    return [
+        word for word in arguments.overrides if arguments.suite and not word.startswith("data.") and ".path=" in word
+    ]
+
+
+def evaluate(arguments: argparse.Namespace) -> None:
+    folder = expanded(arguments.run)
+    of_run = [word for word in arguments.overrides if word not in _places_of_suite(arguments)]
+    run, vocabulary = read_run(folder, of_run)
+    entries = entries_of(arguments, run)
+    templates = {entry.templates: read_templates(entry.templates) for entry in entries}
     pixels = Pixels(run.model.image_size, run.model.patch)
-    compared = tuple(task for task in trained if EVALUATORS[task.kind].needs_training)
-    sources, training_sources = (
-        open_data(dataclasses.replace(run.data, tasks=tasks), pixels, run.seed, vocabulary).sources if tasks else []
-        for tasks in (evaluated, compared)
-    )
+
+    def opened(task: TaskConfig) -> Source:
+        return open_data(dataclasses.replace(run.data, tasks=(task,)), pixels, run.seed, vocabulary).sources[0]
+
+    sources = [opened(entry.task) for entry in entries]
     for source in sources:
         check_complete(source)
-    training = {source.name: source for source in training_sources}
+    compared = [
+        opened(_training_of(entry, run)) if EVALUATORS[entry.task.kind].needs_training else None for entry in entries
+    ]
 
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     ranks = create_mesh() if launched_world_size() > 1 else Mesh(device="cuda" if torch.cuda.is_available() else "cpu")
-    device = ranks.device
     objective = Objective(run.model, vocabulary.size, Mesh(), load_kernels(run.kernels))
     checkpoint = load_found(folder / "checkpoints", arguments.step, objective)
-    objective.to(device).eval()
+    objective.to(ranks.device).eval()
 
     rows = []
-    options = {name: getattr(arguments, name) for name in ("limit", "beam", "length_penalty")}
-    for source in sources:
+    for entry, source, training in zip(entries, sources, compared, strict=True):
         start = time.perf_counter()
         evaluation = Evaluation(
             objective=objective,
             source=source,
-            training=training.get(source.name),
-            device=device,
+            training=training,
+            device=ranks.device,
             batch_size=arguments.batch_size,
             limit=arguments.limit,
             beam=arguments.beam,
             length_penalty=arguments.length_penalty,
             ranks=ranks.data,
             workers=arguments.workers,
+            templates=templates[entry.templates],
         )
-        kind = source.task.config.kind
-        evaluator = EVALUATORS[kind]
+        evaluator = EVALUATORS[entry.task.kind]
         result = evaluator.evaluate(evaluation)
+        options = {name: getattr(arguments, name) for name in ("limit", "beam", "length_penalty")}
+        options |= {"templates": entry.templates}
         seconds = round(time.perf_counter() - start, 2)
-        rows.append(row_of(source, result, options, evaluator.figure, evaluator.floor, seconds))
-        if ranks.is_first:
-            _put(json_line(line_of(rows[-1], arguments.split, checkpoint.step)))
+        row = row_of(source, result, options, evaluator.figure, evaluator.floor, seconds) | {"task": entry.name}
+        rows.append(row)
+        if ranks.is_first and not arguments.suite:
+            _put(json_line(line_of(row, arguments.split, checkpoint.step)))
     if ranks.is_first:
+        name = Path(arguments.suite).stem if arguments.suite else arguments.split
+        if arguments.suite:
+            _put(table_of(rows))
         try:
-            keep(folder, arguments.split, checkpoint.step, rows)
+            keep(folder, name, checkpoint.step, rows)
         except OSError as error:
             print(f"warning: the results are not kept: {folder}: {error.strerror}", file=sys.stderr)
     if launched_world_size() > 1:
         destroy_mesh()
+
+
+def _training_of(entry: Entry, run: RunConfig) -> TaskConfig:
+    """The training split that an evaluation is compared with: the run's own, where it is of the same data."""
+    trained = next((task for task in run.data.tasks if task.name == entry.task.name), entry.task)
+    return trained if trained.path == entry.task.path else dataclasses.replace(entry.task, split=TRAINING_SPLIT)
 
 
 def _put(line: str) -> None:
@@ -166,7 +201,8 @@ def main(argv: list[str] | None = None) -> int:
         check_launch()
         arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
         if arguments.compare:
-            _put(comparison(*(Kept.read(expanded(place), arguments.split) for place in arguments.compare)))
+            name = Path(arguments.suite).stem if arguments.suite else arguments.split
+            _put(comparison(*(Kept.read(expanded(place), name) for place in arguments.compare)))
         else:
             evaluate(arguments)
     except USER_ERRORS as error:

@@ -30,6 +30,7 @@ from data.shards import DatasetError
 from data.shards.files import replacing
 from data.transport import NotText, text_of
 from prediction import Medium, Predictor, load, media_of
+from run.command_line import positive
 from run.errors import EXIT_USER, USER_ERRORS, OutputError
 from run.streams import silence
 
@@ -76,13 +77,6 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     if arguments.command in ("classify", "caption", "embed") and not arguments.files:
         parser.error(f"{arguments.command}: give --files")
     return arguments
-
-
-def positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
 
 
 class Unreadable:

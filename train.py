@@ -17,6 +17,7 @@ from data.stream.source import open_data
 from data.stream.training import schedule_of, training_stream
 from data.tasks.base import Pixels
 from data.workers.loader import worker_count
+from evaluation.in_training import InTraining
 from model.noise import derive
 from model.objective import Objective
 from model.tuning import choose_trained
@@ -70,9 +71,9 @@ def train(run: RunConfig, guard: RankGuard) -> int:
     resume = Resume.find(run, data, earlier)
     step, consumed = resume.step, resume.consumed
     schedule = schedule_of(run.data, run.micro_batches, run.seed, data.sources)
-    share = Share(mesh.data.rank, mesh.data.size)
     workers = worker_count(run.data.workers, launched_ranks_here())
     # Now, so that workers start while the network is built.
+    share = Share(mesh.data.rank, mesh.data.size)
     stream = training_stream(data.sources, schedule, share, step, consumed, workers, mesh.device)
 
     objective = Objective(run.model, data.vocabulary.size, mesh, kernels)
@@ -86,6 +87,7 @@ def train(run: RunConfig, guard: RankGuard) -> int:
         write_run_files(run, data.vocabulary)
         print(*start_lines(run, resume, schedule, objective, mesh, losses), legend(run), sep="\n", flush=True)
 
+    evaluation = InTraining.open(run.evaluate, run.data, data, objective, mesh, run.folder)
     ledger = FaultLedger(run.folder, launched_rank(), run.data.max_bad_fraction, losses)
     meter = Meter(losses, run.model, mesh)
     sinks = Sinks(run, step, mesh.is_first)
@@ -120,13 +122,12 @@ def train(run: RunConfig, guard: RankGuard) -> int:
 
         skipped_in_a_row = 0 if info.applied else skipped_in_a_row + 1
         if skipped_in_a_row > run.max_skipped_steps:
-            raise DivergedError(
-                f"step {step}: gradients were not finite for {skipped_in_a_row} steps in a row; {REMEDY}"
-            )
+            raise DivergedError(f"step {step}: no finite gradient for {skipped_in_a_row} steps in a row; {REMEDY}")
         watchdog.phase("report")
         stopping, writing = any_rank((stop.requested, saver.is_writing), mesh)
         if step % run.log_every == 0 or step == run.steps or stopping:
-            record = meter.record(step, run.steps, consumed)
+            figures = evaluation.figures(step, run.steps, sinks.tell, lambda: watchdog.phase("evaluate"))
+            record = meter.record(step, run.steps, consumed, figures.get("evaluation_s", 0.0)) | figures
             sinks.write(record)
         watchdog.phase("save")
         if not writing:
@@ -153,8 +154,7 @@ def main(argv: list[str] | None = None) -> int:
             print(describe(run))
             return 0
         if arguments.plan:
-            world = launched_world_size() if arguments.world is None else arguments.world
-            print(render(plan(run, world, arguments.device_memory)))
+            print(render(plan(run, arguments.world or launched_world_size(), arguments.device_memory)))
             return 0
         with RankGuard(USER_ERRORS) as guard:
             return train(run, guard)

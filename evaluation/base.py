@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import numpy as np
@@ -46,7 +46,8 @@ class Evaluation:
     """One evaluator's input: `limit` samples at most, all if None. `training` is the task's training split, for masked text alone;
     beam and length_penalty are those of captions (the public code: 2 and 0).
 
-    Several ranks, each with the whole network, share the samples; `ranks` is their axis, and every rank gets the figures of all.
+    Several ranks, each with the whole network or a part of it, share the samples; `ranks` is their axis, and every rank gets the figures of
+    all. templates: sentences for class names (evaluation/templates.py). alive is called after each batch.
     """
 
     objective: Objective
@@ -59,6 +60,8 @@ class Evaluation:
     length_penalty: float = 0.0
     ranks: Axis = dataclasses.field(default_factory=lambda: Axis("data"))
     workers: int = 0
+    templates: tuple[str, ...] = ()
+    alive: Callable[[], object] = lambda: None
 
     @property
     def share(self) -> Share:
@@ -77,6 +80,7 @@ class Evaluation:
                     f"cannot evaluate on damaged data: task {fault.task}, {fault.place}: {fault.reason}"
                 )
             yield batch.examples, torch.tensor(batch.valid)
+            self.alive()
 
     def training_examples(self) -> Iterator[Any]:
         """This rank's part of the training split, each once and unmodified; unreadable ones are left out, as in training."""

@@ -7,6 +7,7 @@ import torch
 
 from evaluation.base import Evaluation, Result
 from evaluation.encoding import encode_rows
+from evaluation.templates import encode_names
 
 TOP = 5
 
@@ -16,7 +17,12 @@ def evaluate(evaluation: Evaluation) -> Result:
     """accuracy (top 1) and top5_accuracy in [0, 1]; mean_class_accuracy: the mean over classes that the split has; chance is
     1 / classes."""
     objective, task = evaluation.objective, evaluation.source.task
-    names_CD = encode_rows(objective, task.candidates, evaluation.source.name, evaluation.device)  # type: ignore[attr-defined]
+    name, device = evaluation.source.name, evaluation.device
+    if evaluation.templates:
+        info = task.context.info
+        names_CD = encode_names(objective, info.classes, evaluation.templates, task.vocabulary, name, device)
+    else:
+        names_CD = encode_rows(objective, task.candidates, name, device)  # type: ignore[attr-defined]
     num_classes = names_CD.shape[0]
     parts: list[np.ndarray] = []
     for examples, valid_B in evaluation.batches():

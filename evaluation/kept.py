@@ -63,6 +63,25 @@ def keep(run: Path, split: str, step: int, rows: Sequence[Row]) -> None:
     write_atomically(path, json.dumps(content, ensure_ascii=False) + "\n")
 
 
+def table_of(rows: Sequence[Row]) -> str:
+    """The main figures for people."""
+    table = [("task", "figure", "value", "95 %", "n", "without learning", "seconds")]
+    for row in rows:
+        metrics, (low, high) = row["metrics"], row["interval"]
+        value, floor = metrics[row["figure"]], metrics[row["floor"]]
+        ends = f"{low:.4f} to {high:.4f}"
+        count = f"{len(row['evidence']):,}"
+        table.append((row["task"], row["figure"], f"{value:.4f}", ends, count, f"{floor:.4f}", f"{row['seconds']:.1f}"))
+    return _aligned(table)
+
+
+def _aligned(table: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Kept:
     """An evaluation that was kept."""
@@ -118,6 +137,4 @@ def comparison(one: Kept, other: Kept) -> str:
         table.append((task, mine["figure"], *figures, f"{value:+.4f}", f"{low:+.4f} to {high:+.4f}"))
     if len(table) == 1:
         raise DatasetError(f"nothing to compare; {'; '.join(left_out) or 'no results'}")
-    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
-    return "\n".join([*lines, *(f"left out: {reason}" for reason in left_out)])
+    return "\n".join([_aligned(table), *(f"left out: {reason}" for reason in left_out)])

@@ -45,6 +45,7 @@ RULES: tuple[tuple[str, Rule], ...] = (
     ("keep_checkpoints", "free"),
     ("max_skipped_steps", "free"),
     ("check_every", "free"),
+    ("evaluate.*", "free"),
     ("tracking.*", "free"),
 )
 """The first pattern that fits an option's name; every option has one."""

@@ -1,8 +1,9 @@
-"""What train.py is told on the command line."""
+"""What train.py is told on the command line, and kinds of numbers that commands take."""
 
 from __future__ import annotations
 
 import argparse
+import math
 
 
 def parse_arguments(argv: list[str], description: str = "") -> argparse.Namespace:
@@ -21,3 +22,24 @@ def parse_arguments(argv: list[str], description: str = "") -> argparse.Namespac
         "overrides", nargs="*", metavar="key=value", help="for instance model.depth=6 data.tasks.shapes.batch_size=8"
     )
     return parser.parse_args(argv)
+
+
+def positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
+def natural(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise ValueError
+    return number
+
+
+def finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError
+    return number

@@ -13,6 +13,7 @@ from typing import Literal
 
 from data.config import DataConfig
 from data.tasks import check_tasks, kind_of
+from evaluation.config import EvaluateConfig
 from model.config import ModelConfig
 from parallel.config import OptimizerConfig, ParallelConfig
 from parallel.kernels import KernelName
@@ -78,6 +79,7 @@ class RunConfig:
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)
     tracking: TrackingConfig = dataclasses.field(default_factory=TrackingConfig)
+    evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}", self.name):
@@ -90,6 +92,11 @@ class RunConfig:
         for key in ("threads", "seed", "check_every", "max_skipped_steps"):
             if getattr(self, key) < 0:
                 raise ValueError(f"{key}={getattr(self, key)}: must not be negative")
+        if self.evaluate.every % self.log_every:
+            raise ValueError(f"evaluate.every={self.evaluate.every}: must be a multiple of log_every={self.log_every}")
+        unknown = [name for name in self.evaluate.tasks if name not in {task.name for task in self.data.tasks}]
+        if unknown:
+            raise ValueError(f"evaluate.tasks: there is no task {unknown[0]!r}")
         if self.threads > MAX_THREADS:
             raise ValueError(f"threads={self.threads}: must be {MAX_THREADS} at most")
         if self.optimizer.warmup_steps > self.steps:

@@ -78,14 +78,15 @@ class Meter:
         self._skipped += not info.applied
         self._last = info
 
-    def record(self, step: int, total_steps: int, consumed: Sequence[int]) -> Record:
+    def record(self, step: int, total_steps: int, consumed: Sequence[int], paused_s: float = 0.0) -> Record:
         """Collective. Totals over data ranks since the last record; `step` counts finished steps.
 
+        paused_s: of the time since the last record, what was no training.
         consumed: samples of each task since the run began; epoch/TASK is their number over the data set's size.
         faults: samples that had to be replaced; bad_shards: since the start, the most that one rank has met; lost_samples, lost_bytes:
         of all tasks' shards, missing since the start.
         """
-        seconds = time.perf_counter() - self._start
+        seconds = time.perf_counter() - self._start - paused_s
         parts = [
             self._tasks.cpu().flatten(),
             self._counts,

@@ -19,6 +19,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.config import DataConfig, MixConfig, TaskConfig
+from evaluation.config import EvaluateConfig
 from model.config import AuxiliaryConfig, ExpertConfig, ModelConfig, PromptConfig, TextTowerConfig
 from parallel.config import OptimizerConfig, ParallelConfig
 from run.config import RunConfig, TrackingConfig
@@ -36,6 +37,7 @@ SECTIONS: tuple[tuple[str, Any], ...] = (
     ("optimizer", OptimizerConfig),
     ("parallel", ParallelConfig),
     ("tracking", TrackingConfig),
+    ("evaluate", EvaluateConfig),
 )
 SECTION_KEYS = {key.removesuffix(".NAME") for key, _ in SECTIONS}
 HEAD = """# Options

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import yaml
 
 from data.synthetic import WorldSize, write_demo_world
-from tests.helpers.places import ROOT, SHARED
-from tests.helpers.runs import TINY
+from tests.helpers.places import SHARED
+from tests.helpers.runs import tiny_config
 
 
 def pytest_collection_modifyitems(config, items):
@@ -34,15 +33,4 @@ def world(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def config(world, tmp_path) -> Path:
-    raw = yaml.safe_load((ROOT / "configs" / "demo.yaml").read_text())
-    for task in raw["data"]["tasks"]:
-        task["path"] = str(world / Path(task["path"]).name)
-        task["batch_size"] = 4
-    raw["runs"] = str(tmp_path / "runs")
-    raw["name"] = "tiny"
-    raw.update({k: v for k, v in TINY.items() if k != "model"})
-    raw["model"] |= TINY["model"]
-    raw["parallel"] = {"deepspeed": str(ROOT / "ds_configs" / "zero1.json")}
-    path = tmp_path / "tiny.yaml"
-    path.write_text(yaml.safe_dump(raw))
-    return path
+    return tiny_config(world, tmp_path)

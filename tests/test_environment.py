@@ -91,6 +91,7 @@ def test_a_signal_to_the_launcher_and_all_its_ranks_saves(number, config: Path):
     process.wait(timeout=60)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overrides", [("optimizer.lr=1e30", "optimizer.warmup_steps=0", "steps=4")])
 def test_a_run_that_diverges_does_not_end_as_finished(overrides, config: Path):
     out = train(config, *overrides, expect=2)

@@ -28,9 +28,9 @@ ALLOWED = {
     "data": set(),
     "parallel": set(),
     "model": {"parallel", "data.batch", "data.attributes", "data.visual.normalise"},
-    "evaluation": {"model", "data", "parallel.collectives", "parallel.checkpoints"},
+    "evaluation": {"model", "data", "parallel.collectives", "parallel.checkpoints", "parallel.mesh"},
     "prediction": {"evaluation", "run", "model", "data"} | PARALLEL,
-    "run": {"model", "data"} | PARALLEL,
+    "run": {"model", "data", "evaluation.config"} | PARALLEL,
     "plan": {"run", "model", "data"} | PARALLEL,
     "benchmarks": {"evaluation", "plan", "run", "model", "data", "parallel"},
 }

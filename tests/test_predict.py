@@ -3,40 +3,47 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from data.shards import DatasetError, ShardSet, read_info
 from data.stream.source import open_data
 from data.tasks.base import Pixels
 from evaluation import EVALUATORS, Evaluation, captioning
+from model.initialise import initialise
+from model.objective import Objective
+from parallel.checkpoints import Fragment, Saver
+from parallel.kernels import load_kernels
+from parallel.mesh import Mesh
+from parallel.placement import placement_of
 from predict import main
 from prediction import Predictor, load, media_of
 from run.config_file import load_config
-from tests.helpers.runs import train
+from run.folder import write_run_files
+from tests.helpers.runs import tiny_config
 
 
 @pytest.fixture(scope="module")
 def trained(world, tmp_path_factory):
-    """(run folder, its configuration): three steps on one process."""
-    import yaml
-
-    from tests.helpers.places import ROOT
-    from tests.helpers.runs import TINY
-
-    folder = tmp_path_factory.mktemp("predict")
-    raw = yaml.safe_load((ROOT / "configs" / "demo.yaml").read_text())
-    for task in raw["data"]["tasks"]:
-        task |= {"path": str(world / task["path"].rpartition("/")[2]), "batch_size": 4}
-    raw |= {k: v for k, v in TINY.items() if k != "model"} | {"runs": str(folder / "runs"), "name": "tiny"}
-    raw["model"] |= TINY["model"]
-    raw["parallel"] = {"deepspeed": str(ROOT / "ds_configs" / "zero1.json")}
-    path = folder / "tiny.yaml"
-    path.write_text(yaml.safe_dump(raw))
-    train(path, "steps=3")
-    return folder / "runs" / "tiny", path
+    """(run folder, its configuration): weights as a run starts with, kept as its checkpoint of step 3."""
+    path = tiny_config(world, tmp_path_factory.mktemp("predict"))
+    run = load_config(path)
+    data = open_data(run.data, Pixels(run.model.image_size, run.model.patch), run.seed)
+    objective = Objective(run.model, data.vocabulary.size, Mesh(), load_kernels("torch"))
+    initialise(objective, run.seed)
+    write_run_files(run, data.vocabulary)
+    weights = [
+        Fragment(name, placement_of(p), 0, True, {"weight": p.detach().view(-1)})
+        for name, p in objective.named_parameters()
+    ]
+    saver = Saver(run.folder / "checkpoints", 1, False, lambda line: None)
+    saver.save(3, iter(weights), {})
+    saver.publish()
+    return run.folder, path
 
 
 @pytest.fixture(scope="module")
@@ -196,10 +203,6 @@ def test_an_index_of_another_model_is_refused(trained, tmp_path, capsys):
 
 
 def test_the_data_need_not_be_there(trained, tmp_path, world):
-    import shutil
-
-    import yaml
-
     copy = tmp_path / "elsewhere"
     shutil.copytree(trained[0], copy)
     config = yaml.safe_load((copy / "config.yaml").read_text())

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import yaml
+
 from tests.helpers.places import ROOT
 
 LAUNCHER = Path(sys.executable).with_name("deepspeed")
@@ -28,6 +30,22 @@ TINY = {
     "optimizer": {"warmup_steps": 2},
     "tracking": {"wandb": "disabled"},
 }
+
+
+def tiny_config(world: Path, folder: Path) -> Path:
+    """The configuration of a tiny run on a made world; the run lies in the folder, too."""
+    raw = yaml.safe_load((ROOT / "configs" / "demo.yaml").read_text())
+    for task in raw["data"]["tasks"]:
+        task["path"] = str(world / Path(task["path"]).name)
+        task["batch_size"] = 4
+    raw["runs"] = str(folder / "runs")
+    raw["name"] = "tiny"
+    raw.update({k: v for k, v in TINY.items() if k != "model"})
+    raw["model"] |= TINY["model"]
+    raw["parallel"] = {"deepspeed": str(ROOT / "ds_configs" / "zero1.json")}
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    return path
 
 
 def environment() -> dict[str, str]:

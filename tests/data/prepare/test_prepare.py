@@ -154,6 +154,7 @@ def many_images(root):
     return folder(root, [*entries, ("0/broken.jpg", b"x")])
 
 
+@pytest.mark.slow
 def test_one_worker_and_three_write_the_same(tmp_path):
     source = many_images(tmp_path / "in")
     command = ["class-folders", "--train", source, "--val-fraction", 0.1, "--shard-size", 10, "--resize", 64]
@@ -164,6 +165,7 @@ def test_one_worker_and_three_write_the_same(tmp_path):
     assert splits["train"].samples + splits["val"].samples == 120 and splits["train"].shards >= 10
 
 
+@pytest.mark.slow
 def test_killed_runs_go_on_to_the_same_folder(tmp_path):
     source = many_images(tmp_path / "in")
     options = ["--train", source, "--val-fraction", "0.1", "--shard-size", "5", "--resize", "64"]

@@ -1,0 +1,99 @@
+"""Evaluation between two steps of a training, by the ranks that train, each with its own part of the network.
+
+Ranks that hold parts of the same network (tensor ranks, and ranks that share out experts) take the same samples, so that they make the same
+passes; the others share the samples. Figures are those of one process. Nothing of the training changes: no random numbers are drawn,
+and no gradient is made.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Self
+
+from data.config import DataConfig
+from data.stream.source import OpenData, Source, open_data
+from evaluation.base import Evaluation, check_complete
+from evaluation.config import EvaluateConfig
+from evaluation.kept import Row, keep, row_of
+from evaluation.table import EVALUATORS
+from model.objective import Objective
+from parallel.mesh import Mesh
+
+
+@dataclasses.dataclass(frozen=True)
+class InTraining:
+    """sources: the split of each task that is evaluated; training: all tasks' training splits."""
+
+    config: EvaluateConfig
+    sources: tuple[Source, ...]
+    training: dict[str, Source]
+    objective: Objective
+    mesh: Mesh
+    folder: Path
+
+    @classmethod
+    def open(
+        cls,
+        config: EvaluateConfig,
+        data: DataConfig,
+        training: OpenData,
+        objective: Objective,
+        mesh: Mesh,
+        folder: Path,
+    ) -> Self:
+        """Raises DatasetError, also where a part of a split is missing."""
+        chosen = [task for task in data.tasks if config.every and (not config.tasks or task.name in config.tasks)]
+        sources: list[Source] = []
+        if chosen:
+            tasks = tuple(dataclasses.replace(task, split=config.split, shards=()) for task in chosen)
+            pixels = training.sources[0].task.context.pixels
+            sources = open_data(dataclasses.replace(data, tasks=tasks), pixels, 0, training.vocabulary).sources
+        for source in sources:
+            check_complete(source)
+        return cls(config, tuple(sources), {s.name: s for s in training.sources}, objective, mesh, folder)
+
+    def figures(
+        self, step: int, steps: int, tell: Callable[[str], object], alive: Callable[[], object]
+    ) -> dict[str, float]:
+        """Collective. `SPLIT/TASK/METRIC` of every task, and evaluation_s; nothing where no evaluation is due. tell: gets a line with the
+        main figures; alive: called after each batch. Raises DamagedDataError."""
+        if not self.config.is_due(step, steps):
+            return {}
+        start = time.perf_counter()
+        rows: list[Row] = []
+        self.objective.eval()
+        for source in self.sources:
+            rows.append(self._row(source, alive))
+        self.objective.train()
+        parts = [f"{row['task']} {row['figure']} {row['metrics'][row['figure']]:.3f}" for row in rows]
+        tell(f"{self.config.split} at step {step}: {', '.join(parts)} ({time.perf_counter() - start:.1f} s)")
+        if self.mesh.is_first:
+            keep(self.folder, self.config.split, step, rows)
+        figures = {
+            f"{self.config.split}/{row['task']}/{name}": float(value)
+            for row in rows
+            for name, value in row["metrics"].items()
+        }
+        return figures | {"evaluation_s": time.perf_counter() - start}
+
+    def _row(self, source: Source, alive: Callable[[], object]) -> Row:
+        start, config = time.perf_counter(), self.config
+        evaluator = EVALUATORS[source.task.config.kind]
+        evaluation = Evaluation(
+            objective=self.objective,
+            source=source,
+            training=self.training[source.name] if evaluator.needs_training else None,
+            device=self.mesh.device,
+            batch_size=config.batch_size,
+            limit=config.limit or None,
+            beam=config.beam,
+            ranks=self.mesh.expert_data,
+            alive=alive,
+        )
+        result = evaluator.evaluate(evaluation)
+        options = {"limit": evaluation.limit, "beam": config.beam, "length_penalty": 0.0, "templates": "none"}
+        seconds = round(time.perf_counter() - start, 2)
+        return row_of(source, result, options, evaluator.figure, evaluator.floor, seconds)

@@ -1,0 +1,71 @@
+"""Class names in sentences ("a photo of a {}."), whose features are averaged (Radford et al., 2021, section 3.1.4; papers.md 4).
+
+Uni-Perceiver compares with the bare name, so no template is the default.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from data.shards import DatasetError
+from data.tasks.candidates import class_names
+from data.text.vocabulary import Vocabulary
+from data.transport import NotText, text_of
+from evaluation.encoding import encode_rows
+from model.objective import Objective
+
+DISTRIBUTION, FILE = "open_clip_torch", "open_clip/zero_shot_metadata.py"
+LISTS = {"openai": "OPENAI_IMAGENET_TEMPLATES", "simple": "SIMPLE_IMAGENET_TEMPLATES"}
+"""Names of lists in that file: CLIP's 80 sentences for ImageNet, and the 7 that do nearly as well."""
+
+
+def read_templates(name: str) -> tuple[str, ...]:
+    """none, openai, simple, or @FILE with a sentence per line that has {} for the name. Raises DatasetError."""
+    if name == "none":
+        return ()
+    if name.startswith("@"):
+        return _of_file(Path(name[1:]))
+    if name not in LISTS:
+        raise DatasetError(f"templates {name!r}: say none, {', '.join(LISTS)}, or @FILE")
+    path = importlib.metadata.distribution(DISTRIBUTION).locate_file(FILE)
+    text = Path(str(path)).read_text(encoding="utf-8")
+    # Read and not run: the package asks for libraries that nothing here needs.
+    block = re.search(rf"^{LISTS[name]} = \((.*?)^\)", text, re.DOTALL | re.MULTILINE)
+    found = re.findall(r"lambda c: f(['\"])(.*?)\1,", block[1]) if block else []
+    if not found:
+        raise DatasetError(f"{path}: no {LISTS[name]} in it; give your own by @FILE")
+    return tuple(sentence.replace("{c}", "{}") for _, sentence in found)
+
+
+def _of_file(path: Path) -> tuple[str, ...]:
+    try:
+        lines = [line.strip() for line in text_of(path.read_bytes(), str(path)).splitlines()]
+    except OSError as error:
+        raise DatasetError(f"{path}: {error.strerror}") from error
+    except NotText as error:
+        raise DatasetError(str(error)) from error
+    found = tuple(line for line in lines if line)
+    wrong = next((line for line in found if line.count("{}") != 1), None)
+    if wrong is not None or not found:
+        raise DatasetError(f"{path}: {wrong or 'no line'!r}: a template has {{}} for the name, once")
+    return found
+
+
+@torch.no_grad()
+def encode_names(
+    objective: Objective, names: Sequence[str], templates: Sequence[str], vocabulary: Vocabulary, task: str, device: str
+) -> Tensor:
+    """Features [C, W]: of each name the mean of the unit vectors of its sentences. They may be as long as the network reads."""
+    max_text = (objective.config.text_tower_config() or objective.config).max_text
+    total_CD = torch.zeros(())
+    for template in templates:
+        rows = class_names([template.replace("{}", name) for name in names], vocabulary, max_text)
+        total_CD = total_CD.to(device) + normalize(encode_rows(objective, rows, task, device), dim=-1)
+    return total_CD / len(templates)

@@ -1,0 +1,103 @@
+"""Suites: what they read, what they take from a run, and what they say where data is missing."""
+
+from __future__ import annotations
+
+import pytest
+
+from data.config import TaskConfig
+from evaluation import EVALUATORS
+from run.errors import ConfigError
+from run.suite import RELATED, SUITES, SuiteTask, as_trained, read_suite
+from tests.helpers.streams import write_numbered
+
+TRAINED = (
+    TaskConfig(name="shapes", kind="classification", path="x", max_text=8, label_smoothing=0.1, shards=("a.tar",)),
+    TaskConfig(name="pets", kind="classification", path="y", max_text=9),
+    TaskConfig(name="pairs", kind="retrieval", path="z", max_text=24, temperature="pairs"),
+)
+
+
+def suite(tmp_path, text: str) -> str:
+    write_numbered(tmp_path / "set", (2,))
+    path = tmp_path / "mine.yaml"
+    path.write_text(text.replace("SET", str(tmp_path / "set")))
+    return str(path)
+
+
+def test_a_suite_of_ones_own_and_other_places(tmp_path):
+    first, second = (
+        "{name: a b, kind: classification, path: SET}",
+        "{name: c, kind: retrieval, path: nowhere, split: test}",
+    )
+    path = suite(tmp_path, f"about: a try\ntasks:\n- {first}\n- {second}\n")
+    found = read_suite(path, {"c": str(tmp_path / "set")})
+    assert (found.name, found.about) == ("mine", "a try")
+    assert [(t.name, t.kind, t.split, t.path) for t in found.tasks] == [
+        ("a b", "classification", "val", str(tmp_path / "set")), ("c", "retrieval", "test", str(tmp_path / "set")),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("tasks: []\n", "names must be unique; it has"),
+        (
+            "tasks:\n- {name: a, kind: classification, path: SET}\n- {name: a, kind: retrieval, path: SET}\n",
+            "names must be unique",
+        ),
+        ("tasks:\n- {name: a, path: SET}\n", r"tasks.0.kind: Field required"),
+        ("tasks:\n- {name: a, kind: x, path: SET, weight: 3}\n", "tasks.0.weight"),
+        ("tasks:\n- {name: a, kind: x, path: SET}\n  b: 1\n", "suite .*mine.yaml: not YAML"),
+        ("- a\n", "suite .*mine.yaml"),
+        (
+            "tasks:\n- {name: a, kind: x, path: nowhere, prepare: make it}\n",
+            "needs the data set nowhere, .*; to make it: make it",
+        ),
+    ],
+)
+def test_what_cannot_be_used_is_one_line(tmp_path, text, said):
+    with pytest.raises(ConfigError, match=said) as caught:
+        read_suite(suite(tmp_path, text), {})
+    assert "\n" not in str(caught.value)
+
+
+def test_names_of_suites_and_of_their_tasks_are_told(tmp_path):
+    with pytest.raises(ConfigError, match=r"nosuch.yaml: No such file or directory; there are .*small.yaml"):
+        read_suite("nosuch", {})
+    with pytest.raises(ConfigError, match="no task 'b'; it has a"):
+        read_suite(suite(tmp_path, "tasks:\n- {name: a, kind: classification, path: SET}\n"), {"b": "x"})
+
+
+def test_options_are_those_of_the_nearest_trained_task():
+    def of(**changes) -> TaskConfig:
+        return as_trained(
+            SuiteTask(**{"name": "a", "kind": "classification", "path": "/data", "split": "test"} | changes), TRAINED
+        )
+
+    first = of()
+    assert (first.name, first.path, first.split, first.max_text) == ("shapes", "/data", "test", 8)
+    assert (first.shards, first.label_smoothing) == ((), 0.0)
+    assert of(name="pets").max_text == 9 and of(like="pets").name == "pets"
+    assert of(options={"max_text": 30}).max_text == 30
+    by_pairs = as_trained(SuiteTask(name="a", kind="classification", path="/data"), TRAINED[2:])
+    assert (by_pairs.kind, by_pairs.name, by_pairs.temperature) == ("classification", "pairs", "pairs")
+    for changes, said in (
+        ({"kind": "captioning"}, "no task of the run serves 'captioning'; it has shapes"),
+        ({"like": "nobody"}, "no task of the run serves"),
+        ({"options": {"max_txt": 3}}, "suite task a: "),
+        ({"options": {"max_text": 1}}, "suite task a: "),
+    ):
+        with pytest.raises(ConfigError, match=said) as caught:
+            of(**changes)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("path", sorted(SUITES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_suites_of_the_repository_can_be_read_once_their_data_is_there(path, tmp_path):
+    (tmp_path / "dataset.json").write_text("")
+    from run.strict_text import read_yaml
+
+    names = [str(task["name"]) for task in read_yaml(path.read_bytes())["tasks"]]
+    found = read_suite(path.stem, {name: str(tmp_path) for name in names})
+    for task in found.tasks:
+        assert task.kind in EVALUATORS and task.kind in RELATED and task.prepare.startswith("python -m data.")
