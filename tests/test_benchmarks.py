@@ -70,6 +70,7 @@ def test_ablation_table(tmp_path):
 FOLDERS = {"shapes": "shapes", "clips": "clips", "sentences": "sentences", "captions": "pairs", "retrieval": "pairs"}
 
 
+@pytest.mark.slow
 def test_checkpoint_table(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(sys, "argv", ["checkpoints", "--layers=1", "--width=8", "--ranks=1", f"--folder={tmp_path}"])
     monkeypatch.setattr(checkpoints, "CASES", ("save, asynchronous", "restore, cut by columns"))

@@ -75,6 +75,7 @@ def test_killed_and_repeated_equals_uninterrupted(config):
         assert resumed == whole
 
 
+@pytest.mark.slow
 def test_a_signal_saves_and_exits_with_its_own_code(config):
     """To all processes that there are, as batch systems, `timeout` and terminals send it: workers and wandb's helper get it too."""
     process = subprocess.Popen(

@@ -54,7 +54,7 @@ MORE = pytest.mark.parity
 @pytest.mark.parametrize(
     ("router", "tensor", "expert", "ranks"),
     [
-        ("attribute", 1, 2, 2),
+        pytest.param("attribute", 1, 2, 2, marks=MORE),
         ("token", 2, 2, 4),
         pytest.param("attribute", 2, 1, 2, marks=MORE),
         pytest.param("attribute", 2, 2, 4, marks=MORE),

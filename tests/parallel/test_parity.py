@@ -70,7 +70,9 @@ def test_adam_steps_equal_one_process(layout, engine):
 PAIRS = tuple(task for pair in itertools.permutations(BATCHES, 2) for task in pair)
 
 
-@pytest.mark.parametrize("router", ["modality", "token", "limoe"])
+@pytest.mark.parametrize(
+    "router", ["token", *(pytest.param(r, marks=pytest.mark.parity) for r in ("modality", "limoe"))]
+)
 def test_every_pair_of_tasks_on_two_ranks(router):
     """All ordered pairs, a step each: every loss and gradient is the one process's."""
     job = ParityRun(steps=len(PAIRS) // 2, tasks=PAIRS, router=router, sgd=True, lr=1e-3)

@@ -313,7 +313,7 @@ ACTIVATIONS = {
 @pytest.mark.parametrize("recompute", ["none", "block", "selective"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("path", ACTIVATIONS)
-@pytest.mark.parametrize("size", ["tiny", "larger"])
+@pytest.mark.parametrize("size", ["tiny", pytest.param("larger", marks=pytest.mark.slow)])
 def test_planned_activations_are_what_a_pass_keeps(size, path, kind, recompute):
     router, experts = ACTIVATIONS[path]
     shape: dict[str, Any] = LARGER if size == "larger" else {}

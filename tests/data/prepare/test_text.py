@@ -87,6 +87,7 @@ def test_lines_without_a_word_are_left_out_and_counted(tmp_path):
     assert failures(tmp_path / "x") == {"a text without a word": (2, ["a_0000000", "a_0000002"])}
 
 
+@pytest.mark.slow
 def test_blocks_of_val_are_counted_through_small_files(tmp_path):
     numbers = [f"sentence number {n} has a few words ." for n in range(600)]
     books = folder(tmp_path / "books", [(f"{n:03d}.txt", "\n".join(numbers[3 * n : 3 * n + 3])) for n in range(200)])

@@ -98,7 +98,9 @@ def damage(file: Path) -> None:
     file.write_bytes(data)
 
 
-@pytest.mark.parametrize("case", ["next", "behind a damaged one", "in the background"])
+@pytest.mark.parametrize(
+    "case", ["next", *(pytest.param(c, marks=pytest.mark.slow) for c in ("behind a damaged one", "in the background"))]
+)
 def test_killed_at_every_step_of_a_save(tmp_path, case):
     start = tmp_path / "start"
     save(start, 1, [filled(1.0, kinds=KINDS)], {})
