@@ -21,6 +21,7 @@ import pytest
 import torch
 from PIL import Image
 
+from data.decode.video import encode_mp4
 from data.shards import DatasetInfo, SplitInfo, write_info, write_shards
 from data.text.tokenizer import Tokenizer
 from run.errors import EXIT_STOPPED
@@ -30,7 +31,7 @@ from tests.helpers.runs import environment
 
 PAGES = [
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{name}.md" for name in ("start", "data", "training", "evaluation", "adding")),
+    *(ROOT / "docs" / f"{name}.md" for name in ("start", "data", "training", "evaluation", "use", "adding")),
 ]
 START = re.compile(r"(\w+=\S+ )?(deepspeed|python|make|docker|printf|source) ")
 NOT_HERE = {
@@ -40,6 +41,8 @@ NOT_HERE = {
     "docker ": "needs a Docker engine; `make image-check` builds the image without one",
     "deepspeed --hostfile hosts ": "needs two machines; tests/test_launch.py starts two nodes on one",
     "source ": "only for shells",
+    "python evaluate.py --compare ": "needs two runs that were evaluated; tests/evaluation/test_kept.py compares two",
+    "python evaluate.py --run runs/real_small ": "needs a run on real data",
 }
 """Beginnings of commands that are not run, with the reason."""
 
@@ -75,6 +78,10 @@ def sandbox(tmp_path_factory) -> Path:
                 (folder / "pets" / split / name / f"{seed}.jpg").write_bytes(
                     picture(1000 * number + seed + (split == "val") * 500)
                 )
+    (folder / "pictures").mkdir()
+    for seed in range(3):
+        (folder / "pictures" / f"{seed}.jpg").write_bytes(picture(seed))
+    (folder / "clip.mp4").write_bytes(encode_mp4(np.zeros((4, 32, 32, 3), np.uint8), fps=4))
     tokens = sorted({*Tokenizer.load().encode("a red circle cat dog"), 49407})
     for name, kind, classes in (("flickr8k", "image_caption", ()), ("cifar10", "image_class", ("cat", "dog"))):
         label = {"cls": 1} if classes else {"json": {"captions": ["a red circle"]}}
@@ -133,7 +140,7 @@ def test_the_command_does_what_the_page_says(command, sandbox):
     trains = "train.py --config" in command and "--describe" not in command and "--plan" not in command
     assert code in ((0, EXIT_STOPPED) if trains else (0,)), output[-3000:]
     assert not trains or "step " in output
-    if command.startswith("python evaluate.py") or "evaluate.py" in command:
+    if "evaluate.py" in command and "--suite" not in command:
         assert '"figure"' in output
 
 
