@@ -37,9 +37,9 @@ class FaultLedger:
             self._write([fault for loss in losses.values() for fault in loss.faults])
 
     def add(self, task: str, num_samples: int, faults: tuple[Fault, ...]) -> None:
-        """Of one micro-batch; as many faults as samples were replaced for them. Raises TooManyFaultsError."""
+        """Of one micro-batch: the samples that it has, and the faults of those in whose place they are. Raises TooManyFaultsError."""
         self._write(faults)
-        self._samples[task] += num_samples
+        self._samples[task] += num_samples + len(faults)
         self._replaced[task] += len(faults)
         if not faults:
             return
