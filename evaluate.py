@@ -33,11 +33,11 @@ from parallel.launch import check_launch, is_first_on_machine, launched_world_si
 from parallel.mesh import Mesh, create_mesh, destroy_mesh
 from run.command_line import finite, natural, positive
 from run.config import RunConfig
-from run.errors import EXIT_USER, USER_ERRORS, ConfigError, OutputError
+from run.errors import EXIT_USER, USER_ERRORS, ConfigError
 from run.folder import read_run
 from run.places import expanded
 from run.sinks import json_line
-from run.streams import silence
+from run.streams import print_result
 from run.suite import as_trained, read_suite
 
 
@@ -168,11 +168,11 @@ def evaluate(arguments: argparse.Namespace) -> None:
         row = row_of(source, result, options, evaluator.figure, evaluator.floor, seconds) | {"task": entry.name}
         rows.append(row)
         if ranks.is_first and not arguments.suite:
-            _put(json_line(line_of(row, arguments.split, checkpoint.step)))
+            print_result(json_line(line_of(row, arguments.split, checkpoint.step)))
     if ranks.is_first:
         name = Path(arguments.suite).stem if arguments.suite else arguments.split
         if arguments.suite:
-            _put(table_of(rows))
+            print_result(table_of(rows))
         try:
             keep(folder, name, checkpoint.step, rows)
         except OSError as error:
@@ -187,22 +187,13 @@ def _training_of(entry: Entry, run: RunConfig) -> TaskConfig:
     return trained if trained.path == entry.task.path else dataclasses.replace(entry.task, split=TRAINING_SPLIT)
 
 
-def _put(line: str) -> None:
-    """Raises OutputError: a result that nobody gets is none."""
-    try:
-        print(line, flush=True)
-    except OSError as error:
-        silence(sys.stdout)
-        raise OutputError(f"standard output cannot be written: {error.strerror}") from error
-
-
 def main(argv: list[str] | None = None) -> int:
     try:
         check_launch()
         arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
         if arguments.compare:
             name = Path(arguments.suite).stem if arguments.suite else arguments.split
-            _put(comparison(*(Kept.read(expanded(place), name) for place in arguments.compare)))
+            print_result(comparison(*(Kept.read(expanded(place), name) for place in arguments.compare)))
         else:
             evaluate(arguments)
     except USER_ERRORS as error:

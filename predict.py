@@ -31,8 +31,8 @@ from data.shards.files import replacing
 from data.transport import NotText, text_of
 from prediction import Medium, Predictor, load, media_of
 from run.command_line import positive
-from run.errors import EXIT_USER, USER_ERRORS, OutputError
-from run.streams import silence
+from run.errors import EXIT_USER, USER_ERRORS
+from run.streams import print_result
 
 EXIT_UNREADABLE = 1
 
@@ -187,11 +187,7 @@ def _names(words: list[str]) -> list[str]:
 
 def _put(arguments: argparse.Namespace, record: dict[str, Any], text: str) -> None:
     """Raises OutputError."""
-    try:
-        print(json.dumps(record, ensure_ascii=False) if arguments.json else text, flush=True)
-    except OSError as error:
-        silence(sys.stdout)
-        raise OutputError(f"standard output cannot be written: {error.strerror}") from error
+    print_result(json.dumps(record, ensure_ascii=False) if arguments.json else text)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -42,7 +42,7 @@ def media_of(places: Iterable[str]) -> Iterator[Medium]:
         else:
             matches = sorted(glob.glob(str(path), recursive=True))
             if matches:
-                yield from media_of(glob.escape(match) if not os.path.lexists(match) else match for match in matches)
+                yield from media_of(matches)
             else:
                 yield Medium(place, fault="no such file, folder or pattern")
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from data.attributes import TEXT_INPUT
-from data.batch import Sequences
+from data.batch import Modality, Sequences
 from data.config import DataConfig, TaskConfig
 from data.shards import BadSample, DatasetError, DatasetInfo
 from data.tasks import make_task
@@ -30,19 +30,13 @@ from data.tasks.segments import text_segment
 from data.text.vocabulary import Vocabulary
 from evaluation.captioning import words_of_captions
 from evaluation.encoding import encode_rows, encode_vocabulary
-from model.generate import beam_search
+from model.generate import Words, beam_search
 from model.objective import Objective
 from prediction.media import Medium
+from run.suite import RELATED
 
 GAP = "___"
 """Where a word is to be filled in."""
-PREFERENCE = {
-    "classification": ("classification", "retrieval", "captioning"),
-    "retrieval": ("retrieval", "classification", "captioning"),
-    "captioning": ("captioning",),
-    "masked_text": ("masked_text",),
-}
-"""Kinds of a run's tasks whose options serve a kind of question, the first that there is."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,19 +98,18 @@ class Predictor:
         self, media: Iterable[Medium], beam: int = 2, max_words: int = 0, task: str = ""
     ) -> Iterator[tuple[Medium, str | None]]:
         """max_words: tokens of a caption at most; 0 is the length in training."""
-        words = {}
-        for group in _groups(media, self.batch_size):
-            made = self._task("captioning", task, group[0].is_clip)
+        words: dict[bool, Words] = {}
+        for made, examples in self._read(media, "captioning", task):
             assert isinstance(made, Captioning)
-            examples = list(self._examples(made, group))
+            of_clips = made.modality == Modality.VIDEO
             sound: list[Any] = [example for _, example in examples if example is not None]
             captions: Iterator[str] = iter(())
             if sound:
-                if group[0].is_clip not in words:
-                    words[group[0].is_clip] = words_of_captions(self.objective, made, self.device)
+                if of_clips not in words:
+                    words[of_clips] = words_of_captions(self.objective, made, self.device)
                 prefix = made.prefix(sound).to(self.device)
                 length = max_words or made.config.max_text
-                found = beam_search(self.objective, prefix, words[group[0].is_clip], beam, length)
+                found = beam_search(self.objective, prefix, words[of_clips], beam, length)
                 captions = (self.vocabulary.decode(row).strip() for row in found.best(self.vocabulary.end))
             for medium, example in examples:
                 yield medium, None if example is None else next(captions)
@@ -165,7 +158,7 @@ class Predictor:
                 raise DatasetError(f"task {config.name}: the class names of its data set are not there: say them")
         about = {"classification": f"{medium}_class", "masked_text": "text"}.get(kind, f"{medium}_caption")
         info = DatasetInfo(kind=about, classes=classes, token_ids=(), splits={})  # type: ignore[arg-type]
-        # Augmentation and losses are of training; a class name that is no longer than a caption is read whole.
+        # Smoothing belongs to training, and other kinds do not allow it with every option.
         options = dataclasses.replace(config, kind=kind, label_smoothing=0.0)
         return make_task(TaskContext(options, info, self.vocabulary, self.pixels, 0, self.data.word_end))
 
@@ -173,7 +166,7 @@ class Predictor:
         tasks = [task for task in self.data.tasks if not name or task.name == name]
         # Of several, one of the same medium.
         tasks.sort(key=lambda task: task.name in self.infos and not self.infos[task.name].kind.startswith(medium))
-        for wanted in PREFERENCE[kind]:
+        for wanted in RELATED[kind]:
             for task in tasks:
                 if task.kind == wanted:
                     return task
@@ -185,14 +178,8 @@ class Predictor:
         self, media: Iterable[Medium], kind: str, task: str, classes: tuple[str, ...] = ()
     ) -> Iterator[tuple[Medium, Tensor | None, Task]]:
         """(medium, its feature [D], the task it was read for)."""
-        tasks = {}
-        for group in _groups(media, self.batch_size):
-            of_clips = group[0].is_clip
-            if of_clips not in tasks:
-                tasks[of_clips] = self._task(kind, task, of_clips, classes)
-            made = tasks[of_clips]
-            examples = list(self._examples(made, group))
-            sound = [example for _, example in examples if example is not None]
+        for made, examples in self._read(media, kind, task, classes):
+            sound: list[Any] = [example for _, example in examples if example is not None]
             features: Iterator[Tensor] = iter(())
             if sound:
                 batch = made.batch(sound, None).to(self.device)
@@ -200,6 +187,17 @@ class Predictor:
                 features = iter(features_ND)
             for medium, example in examples:
                 yield medium, None if example is None else next(features), made
+
+    def _read(
+        self, media: Iterable[Medium], kind: str, task: str, classes: tuple[str, ...] = ()
+    ) -> Iterator[tuple[Task, list[tuple[Medium, object | None]]]]:
+        """(the task they are read for, media with their examples), a pass at a time."""
+        tasks: dict[bool, Task] = {}
+        for group in _groups(media, self.batch_size):
+            of_clips = group[0].is_clip
+            if of_clips not in tasks:
+                tasks[of_clips] = self._task(kind, task, of_clips, classes)
+            yield tasks[of_clips], list(self._examples(tasks[of_clips], group))
 
     def _examples(self, task: Task, media: Iterable[Medium]) -> Iterator[tuple[Medium, object | None]]:
         for medium in media:

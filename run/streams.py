@@ -1,4 +1,4 @@
-"""Standard output and error of a training: nobody may be listening any more, and that is no reason to end.
+"""Standard output and error: in a training nobody may be listening any more, and that is no reason to end.
 
 A terminal that is gone, a closed pipe (`| head`), a full disk under a log: what is printed from then on goes nowhere. What a run
 tells is in its folder as well.
@@ -10,6 +10,8 @@ import contextlib
 import os
 import sys
 from typing import IO, Any
+
+from run.errors import OutputError
 
 
 class Tolerant:
@@ -62,3 +64,12 @@ def silence(stream: IO[str]) -> None:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stream.fileno())
         os.close(null)
+
+
+def print_result(line: str) -> None:
+    """Raises OutputError: a result that nobody gets is none."""
+    try:
+        print(line, flush=True)
+    except OSError as error:
+        silence(sys.stdout)
+        raise OutputError(f"standard output cannot be written: {error.strerror}") from error

@@ -81,7 +81,7 @@ class Blob:
                     raise BadSample("is no plain file")
                 with path.open("rb") as file:
                     data = file.read(self.size + 1)
-        except (*_PACKING_ERRORS, RuntimeError, NotImplementedError) as error:
+        except (*_PACKING_ERRORS, RuntimeError) as error:  # RuntimeError: encrypted, or packed in a way unknown here
             raise BadSample(f"cannot be read ({error})") from error
         if len(data) != self.size:
             raise BadSample(f"{len(data)} bytes in place of {self.size}: the file was changed or cut off")
