@@ -108,13 +108,20 @@ def json_list(path: Path, content: Any, key: str, fields: dict[str, Any]) -> lis
 
 def rows(path: Path, limits: Limits, width: int) -> Iterator[list[str]]:
     """Rows of a CSV file without column names, of at least `width` columns. Raises DatasetError with the line's number."""
-    reader = csv.reader(text_rows(path, limits.annotations), strict=True)
+    for number, row in csv_rows(path, limits):
+        if len(row) < width:
+            raise DatasetError(f"{path}: line {number}: {len(row)} columns, need {width}")
+        yield row
+
+
+def csv_rows(path: Path, limits: Limits, delimiter: str = ",") -> Iterator[tuple[int, list[str]]]:
+    """(line number, cells) of the rows that are not empty. Raises DatasetError."""
+    # strict: a quotation mark that is not closed would take all lines behind it for one cell.
+    reader = csv.reader(text_rows(path, limits.annotations), delimiter=delimiter, strict=True)
     try:
         for row in reader:
-            if row and len(row) < width:
-                raise DatasetError(f"{path}: line {reader.line_num}: {len(row)} columns, need {width}")
             if row:
-                yield row
+                yield reader.line_num, row
     except csv.Error as error:
         raise DatasetError(f"{path}: line {reader.line_num}: {error}: {QUOTES}") from error
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from data.prepare.annotations import QUOTES, text_rows
+from data.prepare.annotations import csv_rows
 from data.prepare.containers import Limits
 from data.shards import DatasetError
 
@@ -57,16 +56,7 @@ def table(path: Path, limits: Limits, columns: Sequence[str]) -> Iterator[tuple[
 
 
 def _rows(path: Path, limits: Limits) -> Iterator[tuple[int, list[str]]]:
-    """(line number, cells) of the rows that are not empty."""
-    delimiter = "\t" if path.name.removesuffix(".gz").endswith(".tsv") else ","
-    # strict: a quotation mark that is not closed would take all lines behind it for one cell.
-    reader = csv.reader(text_rows(path, limits.annotations), delimiter=delimiter, strict=True)
-    try:
-        for row in reader:
-            if row:
-                yield reader.line_num, row
-    except csv.Error as error:
-        raise DatasetError(f"{path}: line {reader.line_num}: {error}: {QUOTES}") from error
+    return csv_rows(path, limits, "\t" if path.name.removesuffix(".gz").endswith(".tsv") else ",")
 
 
 def check_suffix(path: Path) -> None:
