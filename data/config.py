@@ -44,6 +44,7 @@ class TaskConfig:
     split            split of the data set
     shards           shards in place of the split's own: paths, URLs, {000..099}, globs, @file lists, and pipe: commands
     sampling_weight  relative frequency of the task among micro-batches
+    loss             softmax over candidates; of retrieval also sigmoid: every pair is a yes or a no of its own (SigLIP)
     loss_weight      factor of the loss
     batch_size       samples of one micro-batch
     batch_tokens     in place of batch_size: as many samples as have so many tokens, if each is as long as can be; 0 = off
@@ -74,6 +75,7 @@ class TaskConfig:
     split: str = "train"
     shards: tuple[str, ...] = ()
     sampling_weight: float = 1.0
+    loss: Literal["softmax", "sigmoid"] = "softmax"
     loss_weight: float = 1.0
     batch_size: int = 32
     batch_tokens: int = 0
@@ -134,7 +136,8 @@ class TaskConfig:
 class DataConfig:
     """What is streamed and how.
 
-    vocabulary         full: all 49,411 CLIP tokens; restricted: those that training texts use, and bytes that spell others
+    vocabulary         full: all 49,411 CLIP tokens; restricted: those that training texts use, and bytes that spell others; init:
+                       that of the run that `init` names, and where that is one, this is what holds unless said otherwise
     vocabulary_sample  candidates of a step that score the vocabulary: the batch's own words and random others, their
                        weights corrected so that the softmax is unbiased; 0 = every word
     word_end           a word of the vocabulary is encoded with end-of-text after it, as the public code does
@@ -152,7 +155,7 @@ class DataConfig:
     """
 
     tasks: tuple[TaskConfig, ...]
-    vocabulary: Literal["full", "restricted"] = "full"
+    vocabulary: Literal["full", "restricted", "init"] = "full"
     vocabulary_sample: int = 0
     word_end: bool = False
     draw: Literal["mixed", "same"] = "mixed"

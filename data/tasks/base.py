@@ -128,6 +128,10 @@ class Task(abc.ABC):
             raise ValueError(
                 f"task {config.name}: candidates={config.candidates} does not go with {config.kind}: use local or {together}"
             )
+        if config.loss == "sigmoid" and (cls.answers != "pairs" or config.label_smoothing):
+            raise ValueError(
+                f"task {config.name}: loss=sigmoid asks of every pair whether it belongs together: kind=retrieval without label_smoothing"
+            )
         if config.mix.is_on and not (cls.answers == "classes" and cls.has_pictures):
             raise ValueError(
                 f"task {config.name}: mix blends pictures and their class labels, which {config.kind} does not have"
