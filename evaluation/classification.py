@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -36,11 +38,7 @@ def evaluate(evaluation: Evaluation) -> Result:
         columns = torch.stack([batch.labels_Q, first_Q, right_QK.any(dim=1)], dim=1).cpu()[valid_B]
         parts.append(columns.numpy())
     labels_N, first_N, among_N = np.concatenate(evaluation.gathered(parts)).T
-    by_class = {
-        name: float(first_N[labels_N == label].mean())
-        for label, name in enumerate(task.context.info.classes)
-        if (labels_N == label).any()
-    }
+    by_class = class_accuracy(first_N, labels_N, task.context.info.classes)
     metrics = {
         "accuracy": float(first_N.mean()),
         "top5_accuracy": float(among_N.mean()),
@@ -49,3 +47,12 @@ def evaluate(evaluation: Evaluation) -> Result:
         "samples": len(labels_N),
     }
     return Result(metrics, np.stack([first_N, np.ones_like(first_N)], axis=1), {"class_accuracy": by_class})
+
+
+def class_accuracy(right_N: np.ndarray, labels_N: np.ndarray, classes: Sequence[str]) -> dict[str, float]:
+    """By name, of the classes that the samples have."""
+    return {
+        name: float(right_N[labels_N == label].mean())
+        for label, name in enumerate(classes)
+        if (labels_N == label).any()
+    }
