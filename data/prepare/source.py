@@ -72,6 +72,7 @@ class PublicSet:
     classes: tuple[str, ...]
     splits: dict[str, SplitJobs]
     synonyms: tuple[tuple[str, ...], ...] = ()
+    metrics: tuple[Any, ...] = ()
 
     def __post_init__(self) -> None:
         if self.kind.endswith("_class") and not self.classes:

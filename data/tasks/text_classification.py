@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 import torch
@@ -10,7 +11,8 @@ import torch
 from data.attributes import TEXT_INPUT, WORD_TARGET
 from data.batch import Sequences, TaskBatch
 from data.config import SPE_PLACE, TEXT_PLACE, TaskConfig
-from data.decode.text import decode_text
+from data.decode.text import decode_json, decode_text
+from data.shards.errors import BadSample
 from data.tasks.base import Sample, Task, TaskContext, label_of
 from data.tasks.candidates import check_distinct, class_names
 from data.tasks.members import member
@@ -19,11 +21,13 @@ from data.tasks.segments import text_segment
 
 @dataclasses.dataclass(frozen=True)
 class Templated:
-    """tokens of the filled template; place: index of <spe> among them."""
+    """tokens of the filled template; place: index of <spe> among them; score: what people said, where classes are steps of a scale, and
+    else the class number."""
 
     tokens: list[int]
     place: int
     label: int
+    score: float
 
 
 _LETTERS_OF_A_TOKEN = 64
@@ -65,7 +69,14 @@ class TextClassification(Task):
                 break
             text = _shortened(text, too_long)
         tokens = [*before, self.vocabulary.spe, *after, self.vocabulary.end]
-        return Templated(tokens, len(before), label_of(sample, self.context.info))
+        label = label_of(sample, self.context.info)
+        return Templated(tokens, len(before), label, self._score(sample, label))
+
+    def _score(self, sample: Sample, label: int) -> float:
+        score = decode_json(sample["json"]).get("score", label) if "json" in sample else label
+        if not isinstance(score, int | float) or not math.isfinite(score):
+            raise BadSample(f'"score" in json must be a number, found {str(score)[:40]!r}')
+        return float(score)
 
     def _encode(self, part: str, text: str) -> list[int]:
         return self.vocabulary.encode(part.replace(TEXT_PLACE, text), 1 << 20)[:-1]
