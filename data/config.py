@@ -8,7 +8,7 @@ from typing import Literal
 Sampling = Literal["segment", "uniform", "stride"]
 """Of a clip's frames."""
 TEXT_PLACE, SPE_PLACE = "{text}", "<spe>"
-"""What a template of text classification holds: the sample's text, and where the answer is read."""
+"""What a template of a text or question holds: the text, and where the answer is read."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class TaskConfig:
     """One task on one data set; images and videos are told apart by the data set's own description.
 
     name             unique; under it the task appears in reports
-    kind             classification, text_classification, masked_text, captioning or retrieval (data/tasks)
+    kind             classification, text_classification, masked_text, captioning, retrieval or vqa (data/tasks)
     path             data set: a folder, or a URL prefix, that holds dataset.json and shards
     split            split of the data set
     shards           shards in place of the split's own: paths, URLs, {000..099}, globs, @file lists, and pipe: commands
@@ -59,7 +59,7 @@ class TaskConfig:
     candidates       local: a micro-batch is compared with its own candidates alone. sharded: class names or the whole vocabulary,
                      of which each data rank encodes a part. global: retrieval among the pairs of all data ranks. The last
                      two need data.draw=same
-    template         text classification: the sample's text and <spe>, where the label word is read
+    template         text classification and vqa: the sample's text or question and <spe>, where the answer is read
     crop_scale       area of random crops in training; (1, 1) and flip=false leave positions in the image alone
     flip             mirror half of the images and clips in training
     color_jitter     strength of random brightness, contrast, saturation and hue

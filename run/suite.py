@@ -37,6 +37,7 @@ RELATED = {
     "retrieval": ("retrieval", "classification", "captioning"),
     "captioning": ("captioning",),
     "masked_text": ("masked_text",),
+    "vqa": ("vqa", "captioning"),
 }
 """Kinds of trained tasks whose options serve a kind that the run has not, the nearest first."""
 
