@@ -34,7 +34,7 @@ from parallel.checkpoints import load_found
 from parallel.kernels import load_kernels
 from parallel.launch import check_launch, is_first_on_machine, launched_world_size
 from parallel.mesh import Mesh, create_mesh, destroy_mesh
-from run.command_line import finite, natural, positive
+from run.command_line import crops_and_clips, finite, natural, positive
 from run.config import RunConfig
 from run.errors import EXIT_USER, USER_ERRORS, ConfigError
 from run.folder import read_run
@@ -81,6 +81,12 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     part.add_argument("--shots", type=positive, default=0, help="samples of each class that a probe is fitted to")
     part.add_argument("--fraction", type=finite, default=1.0, help="share of each class instead, for instance 0.01")
     parser.add_argument("--trials", type=positive, default=5, help="such parts, figures are averaged (default: 5)")
+    parser.add_argument(
+        "--views",
+        type=crops_and_clips,
+        metavar="CROPSxCLIPS",
+        help="of classification, for instance 3x4, whose similarities are averaged (default: those of the task)",
+    )
     parser.add_argument("--length-penalty", type=finite, default=0.0, help="captions are ranked by score / words^p")
     parser.add_argument(
         "--workers", type=natural, default=0, help="processes of each rank that decode ahead (default: none)"
@@ -99,6 +105,8 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     arguments.tasks = list(dict.fromkeys(word for word in tasks if "=" not in word))
     if not arguments.probe and (arguments.shots or arguments.fraction != 1):
         parser.error("--shots and --fraction are those of a --probe")
+    if arguments.probe and arguments.views:
+        parser.error("--probe takes features of one view: leave --views out")
     return arguments
 
 
@@ -113,7 +121,7 @@ class Entry:
 
 def entries_of(arguments: argparse.Namespace, run: RunConfig) -> list[Entry]:
     """Raises ConfigError."""
-    entries = _all_entries(arguments, run)
+    entries = [_with_options(entry, arguments) for entry in _all_entries(arguments, run)]
     if not arguments.probe:
         return entries
     probed = [entry for entry in entries if entry.task.kind in probes.KINDS]
@@ -124,6 +132,14 @@ def entries_of(arguments: argparse.Namespace, run: RunConfig) -> list[Entry]:
         if entry.task.split == _training_of(entry, run).split:
             raise ConfigError(f"--probe is fitted to split {entry.task.split} of {entry.name}: evaluate another split")
     return probed
+
+
+def _with_options(entry: Entry, arguments: argparse.Namespace) -> Entry:
+    """Of the command line; features of a probe are those of one view."""
+    views = (1, 1) if arguments.probe else arguments.views
+    if not views or entry.task.kind != "classification":
+        return entry
+    return dataclasses.replace(entry, task=dataclasses.replace(entry.task, views=views))
 
 
 def _all_entries(arguments: argparse.Namespace, run: RunConfig) -> list[Entry]:

@@ -54,6 +54,8 @@ class TaskConfig:
     frame_sampling   segment: a random point of each of equal segments; uniform: the same random point of all of them; stride:
                      frames `frame_stride` seconds apart from a random start. Evaluation takes the centres, or the middle window
     frame_stride     seconds
+    views            classification in evaluation: crops along the longer side, and clips in the time of a video, whose similarities are
+                     averaged; 1, 1 is the centre alone
     mask_rate        share of words masked (masked text), never all; of letters in scripts without spaces
     mask_shares      of masked words: share that becomes <SPE>, share that becomes a random word; the rest stays
     candidates       local: a micro-batch is compared with its own candidates alone. sharded: class names or the whole vocabulary,
@@ -83,6 +85,7 @@ class TaskConfig:
     num_frames: int = 4
     frame_sampling: Sampling = "segment"
     frame_stride: float = 0.0
+    views: tuple[int, int] = (1, 1)
     mask_rate: float = 0.15
     mask_shares: tuple[float, float] = (0.8, 0.1)
     candidates: Literal["local", "sharded", "global"] = "local"
@@ -111,6 +114,8 @@ class TaskConfig:
             raise ValueError(
                 f"task {self.name}: frame_stride={self.frame_stride:g} must be positive with frame_sampling=stride, and 0 otherwise"
             )
+        if min(self.views) < 1:
+            raise ValueError(f"task {self.name}: views={self.views} must be crops and clips, at least 1 of each")
         if not 0 < self.mask_rate < 1 or not 0 <= self.label_smoothing < 1:
             raise ValueError(f"task {self.name}: mask_rate must lie in (0, 1), label_smoothing in [0, 1)")
         if min(self.mask_shares) < 0 or sum(self.mask_shares) > 1:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from data.tasks.classification import Classification
 from evaluation.base import Evaluation, Result
 from evaluation.encoding import encode_rows
 from evaluation.metrics.agreement import agreement
@@ -30,9 +31,13 @@ def evaluate(evaluation: Evaluation) -> Result:
     scale_C = torch.arange(num_classes, device=device, dtype=torch.float32)
     parts: list[np.ndarray] = []
     for examples, valid_B in evaluation.batches():
-        batch = task.batch(examples, None).to(evaluation.device)
-        features_QD, _ = objective.encode(batch.inputs, batch.read_Q2, task=evaluation.source.name)
-        logits_QC = objective.logits(features_QD, names_CD, batch.temperature)
+        logits, views = [], task.by_view(examples) if isinstance(task, Classification) else [examples]
+        for view in views:
+            batch = task.batch(view, None).to(device)
+            features_QD, _ = objective.encode(batch.inputs, batch.read_Q2, task=name)
+            logits.append(objective.logits(features_QD, names_CD, batch.temperature))
+        # Similarities are averaged, as in the paper; the public code averages probabilities (papers.md 1.9).
+        logits_QC = logits[0] if len(logits) == 1 else torch.stack(logits).mean(dim=0)
         best_QK = logits_QC.topk(min(TOP, num_classes), dim=1).indices
         right_QK = best_QK == batch.labels_Q[:, None]
         # The first of equal ones, as an argmax takes it: a model that tells nothing apart must not be right by the order of a top-k.
