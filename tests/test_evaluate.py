@@ -98,3 +98,17 @@ def test_probes_of_a_run_and_of_a_suite(capsys, run, world, tmp_path):
     ):
         error = evaluated(capsys, run, *words, expect=2)
         assert said in error and error.startswith("error: ") and error.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_the_demo_s_suite_whole_and_in_part(capsys, run, world):
+    places = {"shapes": "shapes", "clips": "clips", "sentences": "sentences", "captions": "pairs", "retrieval": "pairs"}
+    given = [f"{task}.path={world / folder}" for task, folder in places.items()]
+    table = evaluated(capsys, run, "--suite", "demo", "--limit", "8", *given)
+    assert [line.split()[0] for line in table.splitlines()] == ["task", *places]
+    table = evaluated(capsys, run, "--suite", "demo", "--limit", "8", "--views", "3x2", *given, "--tasks", "clips")
+    assert [line.split()[0] for line in table.splitlines()] == ["task", "clips"]
+    kept = json.loads((run / "evaluations" / "demo_step_00000002.json").read_text())
+    options = {row["task"]: row["options"] for row in kept["results"]}
+    assert options["clips"]["views"] == [3, 2] and "views" not in options["shapes"]
+    assert "no task 'clip'; it has shapes" in evaluated(capsys, run, "--suite", "demo", "--tasks", "clip", expect=2)
