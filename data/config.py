@@ -8,7 +8,7 @@ from typing import Literal
 Sampling = Literal["segment", "uniform", "stride"]
 """Of a clip's frames."""
 TEXT_PLACE, SPE_PLACE = "{text}", "<spe>"
-"""What a template of text classification holds: the sample's text, and where the answer is read."""
+"""What a template of a text or question holds: the text, and where the answer is read."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class TaskConfig:
     """One task on one data set; images and videos are told apart by the data set's own description.
 
     name             unique; under it the task appears in reports
-    kind             classification, text_classification, masked_text, captioning or retrieval (data/tasks)
+    kind             classification, text_classification, masked_text, captioning, retrieval or vqa (data/tasks)
     path             data set: a folder, or a URL prefix, that holds dataset.json and shards
     split            split of the data set
     shards           shards in place of the split's own: paths, URLs, {000..099}, globs, @file lists, and pipe: commands
@@ -55,12 +55,14 @@ class TaskConfig:
     frame_sampling   segment: a random point of each of equal segments; uniform: the same random point of all of them; stride:
                      frames `frame_stride` seconds apart from a random start. Evaluation takes the centres, or the middle window
     frame_stride     seconds
+    views            classification in evaluation: crops along the longer side, and clips in the time of a video, whose similarities are
+                     averaged; 1, 1 is the centre alone
     mask_rate        share of words masked (masked text), never all; of letters in scripts without spaces
     mask_shares      of masked words: share that becomes <SPE>, share that becomes a random word; the rest stays
     candidates       local: a micro-batch is compared with its own candidates alone. sharded: class names or the whole vocabulary,
                      of which each data rank encodes a part. global: retrieval among the pairs of all data ranks. The last
                      two need data.draw=same
-    template         text classification: the sample's text and <spe>, where the label word is read
+    template         text classification and vqa: the sample's text or question and <spe>, where the answer is read
     crop_scale       area of random crops in training; (1, 1) and flip=false leave positions in the image alone
     flip             mirror half of the images and clips in training
     color_jitter     strength of random brightness, contrast, saturation and hue
@@ -85,6 +87,7 @@ class TaskConfig:
     num_frames: int = 4
     frame_sampling: Sampling = "segment"
     frame_stride: float = 0.0
+    views: tuple[int, int] = (1, 1)
     mask_rate: float = 0.15
     mask_shares: tuple[float, float] = (0.8, 0.1)
     candidates: Literal["local", "sharded", "global"] = "local"
@@ -113,6 +116,8 @@ class TaskConfig:
             raise ValueError(
                 f"task {self.name}: frame_stride={self.frame_stride:g} must be positive with frame_sampling=stride, and 0 otherwise"
             )
+        if min(self.views) < 1:
+            raise ValueError(f"task {self.name}: views={self.views} must be crops and clips, at least 1 of each")
         if not 0 < self.mask_rate < 1 or not 0 <= self.label_smoothing < 1:
             raise ValueError(f"task {self.name}: mask_rate must lie in (0, 1), label_smoothing in [0, 1)")
         if min(self.mask_shares) < 0 or sum(self.mask_shares) > 1:

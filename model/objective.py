@@ -120,10 +120,16 @@ class Objective(nn.Module):
         return sigmoid_loss(features_QW, candidates_CW, labels_Q, scale, bias, alike_Q2, alike_C2)
 
     def encode(
-        self, sequences: Sequences, read_Q2: Tensor, noise: Key = None, task: str | None = None
+        self,
+        sequences: Sequences,
+        read_Q2: Tensor,
+        noise: Key = None,
+        task: str | None = None,
+        projected: bool = True,
     ) -> tuple[Tensor, tuple[RoutingReport, ...]]:
-        """-> (features [Q, W] at the given (row, position) pairs, not normalised, routing reports)."""
-        (features_QW,), reports = self._encode((Reading(sequences, read_Q2),), noise, task)
+        """-> (features [Q, W] at the given (row, position) pairs, not normalised, routing reports); not projected: [Q, D], what the last
+        LayerNorm gives."""
+        (features_QW,), reports = self._encode((Reading(sequences, read_Q2, projected=projected),), noise, task)
         return features_QW, reports
 
     def encode_candidates(

@@ -35,12 +35,13 @@ ALLOWED = {
     "benchmarks": {"evaluation", "plan", "run", "model", "data", "parallel"},
 }
 """Packages, and what each imports besides itself."""
-DATA_BASE = {"data.config", "data.batch", "data.attributes", "data.seeding"}
+DATA_BASE = {"data.config", "data.batch", "data.attributes", "data.seeding", "data.subset"}
 DATA_ALLOWED = {
     "data.attributes": set(),
     "data.batch": {"data.attributes"},
     "data.config": set(),
     "data.seeding": set(),
+    "data.subset": {"data.seeding"},
     "data.transport": set(),
     "data.workers": set(),
     "data.text": set(),

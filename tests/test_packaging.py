@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 # Where the name in an import statement is not the distribution's.
-DISTRIBUTION_OF = {"PIL": "pillow", "megatron": "megatron-core", "yaml": "pyyaml"}
+DISTRIBUTION_OF = {"PIL": "pillow", "megatron": "megatron-core", "yaml": "pyyaml", "sklearn": "scikit-learn"}
 # In the image alone: its tag stands in [tool.sparse-generalists].
 NOT_FROM_PYPI = {"apex"}
 TARGETS = {
