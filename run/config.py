@@ -41,8 +41,9 @@ class RunConfig:
     name               the run's folder is <runs>/<name>; repeating a command resumes there
     runs               folder of all runs
     seed               of weights, order, augmentation and noise
-    init               what a fresh run's weights start from: a run folder (its newest checkpoint), or a .safetensors file that
-                       `python -m model.exchange.public to-ours` wrote
+    init               what a fresh run's weights start from: a run folder (its newest checkpoint), a folder of
+                       `python -m model.exchange.export`, a .safetensors file that `python -m model.exchange.public to-ours` wrote, or
+                       open_clip's, of which the image tower is taken
     init_only          patterns of the names of parameters to take from there; all others start fresh
     steps              optimizer steps of the whole run
     micro_batches      of one step over all data ranks together; each rank runs micro_batches / data ranks of them one after

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from data.stream.source import OpenData
 from data.text.vocabulary import Vocabulary
+from model.exchange.export.folder import is_export, open_export
 from model.exchange.public import load_converted
 from model.initialise import initialise
 from model.objective import Objective
@@ -54,7 +55,9 @@ class Resume:
         initialise(objective, self.run.seed)
         if not self.run.init or self.checkpoint is not None:
             return
-        if not self.run.init.endswith(".safetensors"):
+        if is_export(Path(self.run.init)):
+            open_export(Path(self.run.init)).load(objective, self.run.init_only)
+        elif not self.run.init.endswith(".safetensors"):
             load_found(Path(self.run.init) / "checkpoints", None, objective, self.run.init_only)
         elif self.run.init_only == ("*",):
             load_converted(objective, Path(self.run.init))
