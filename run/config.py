@@ -43,8 +43,9 @@ class RunConfig:
     runs               folder of all runs
     seed               of weights, order, augmentation and noise
     init               what a fresh run's weights start from: a run folder (its newest checkpoint), whose shape and vocabulary hold where
-                       this file says nothing else; or a .safetensors file that `python -m model.exchange.public to-ours` wrote.
-                       Prompts and heads are always new; experts may be copied from dense layers
+                       this file says nothing else; a folder of `python -m model.exchange.export`; a .safetensors file that
+                       `python -m model.exchange.public to-ours` wrote, or open_clip's, of which the image tower is taken. From a run,
+                       prompts and heads are always new, and experts may be copied from dense layers
     init_only          patterns of the names of parameters to take from there; all others start fresh
     steps              optimizer steps of the whole run
     micro_batches      of one step over all data ranks together; each rank runs micro_batches / data ranks of them one after

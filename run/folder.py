@@ -25,8 +25,12 @@ VOCABULARY = "vocabulary.json"
 def write_run_files(run: RunConfig, vocabulary: Vocabulary) -> None:
     run.folder.mkdir(parents=True, exist_ok=True)
     write_atomically(run.folder / CONFIG, dump_config(with_absolute(run)))
+    write_vocabulary(run.folder, vocabulary)
+
+
+def write_vocabulary(folder: Path, vocabulary: Vocabulary) -> None:
     content = {"words": vocabulary.clip_ids[: vocabulary.num_words], "spells": vocabulary.num_spelling > 0}
-    write_atomically(run.folder / VOCABULARY, json.dumps(content))
+    write_atomically(folder / VOCABULARY, json.dumps(content))
 
 
 def read_run(folder: Path, overrides: Sequence[str] = ()) -> tuple[RunConfig, Vocabulary]:
@@ -39,14 +43,14 @@ def read_run(folder: Path, overrides: Sequence[str] = ()) -> tuple[RunConfig, Vo
     path = folder / VOCABULARY
     if not path.is_file():
         raise ConfigError(f"{folder} is not the folder of a run: it has no {VOCABULARY}")
-    return load_config(folder / CONFIG, overrides, is_resolved=True), _vocabulary(path)
+    return load_config(folder / CONFIG, overrides, is_resolved=True), read_vocabulary(path)
 
 
 def is_run(folder: Path) -> bool:
     return (folder / CONFIG).is_file()
 
 
-def _vocabulary(path: Path) -> Vocabulary:
+def read_vocabulary(path: Path) -> Vocabulary:
     """Of the stored file; earlier versions stored a list, without bytes to spell with. Raises ConfigError."""
     try:
         content = read_json(path.read_bytes())

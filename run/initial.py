@@ -9,6 +9,7 @@ from pathlib import Path
 from data.config import DataConfig
 from data.stream.source import OpenData, read_vocabulary
 from data.text.vocabulary import Vocabulary
+from model.exchange.export.folder import is_export, open_export
 from model.exchange.public import load_converted
 from model.initialise import initialise
 from model.objective import Objective
@@ -47,6 +48,9 @@ def _taken(run: RunConfig, data: OpenData, objective: Objective) -> Initial:
     if not run.init:
         return Initial()
     folder = Path(run.init)
+    if is_export(folder):
+        open_export(folder).load(objective, run.init_only)
+        return Initial((f"init {folder}: {', '.join(run.init_only)}",))
     if run.init.endswith(".safetensors"):
         if run.init_only != ("*",):
             raise ConfigError(
