@@ -2,8 +2,8 @@
 
     python -m benchmarks.tuning --bases dense=runs/real_small_dense MoE=runs/real_small --out runs/tuning
 
-Each training is `train.py` with a recipe of configs/recipes/small, ends with an evaluation of the split `val`, and is left out where its figures
-are there already, so that the command goes on where it was stopped. The table is made from the kept evaluations, intervals included.
+Each training is `train.py` with a recipe of configs/recipes/small and ends with an evaluation of the split `val`. It is left out where its
+figures are there already, so the same command goes on where it was stopped. Figures and intervals are those of the kept evaluations.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ RECIPES = ROOT / "configs" / "recipes" / "small"
 
 @dataclasses.dataclass(frozen=True)
 class Way:
-    """One way of tuning: its name in the table, overrides of the recipe, steps."""
+    """One way of tuning: its name in the table, overrides of the recipe (TASK: the task's name), steps."""
 
     name: str
     overrides: tuple[str, ...]
@@ -40,8 +40,8 @@ PROMPTS = (
     "optimizer.layer_decay=1",
 )
 WAYS = (
-    Way("prompts, 1 %", (*PROMPTS, "data.tasks.{task}.fraction=0.01"), 60),
-    Way("fine-tuned, 10 %", ("data.tasks.{task}.fraction=0.1",), 120),
+    Way("prompts, 1 %", (*PROMPTS, "data.tasks.TASK.fraction=0.01"), 60),
+    Way("fine-tuned, 10 %", ("data.tasks.TASK.fraction=0.1",), 120),
     Way("fine-tuned, 100 %", (), 300),
 )
 SETS = ("cifar10", "flowers", "fights", "retrieval", "captions", "sst2", "mrpc")
@@ -53,7 +53,7 @@ def tuned(base: tuple[str, str], task: str, way: Way, data: Path, out: Path) -> 
     kept = out / name / "evaluations" / f"val_step_{way.steps:08d}.json"
     seconds = 0.0
     if not kept.exists():
-        overrides = [override.format(task=task) for override in way.overrides]
+        overrides = [override.replace("TASK", task) for override in way.overrides]
         path = data / ("flickr8k" if task in ("retrieval", "captions") else task)
         command = [
             sys.executable, str(ROOT / "train.py"), f"--config={RECIPES / task}.yaml", f"init={base[1]}", f"name={name}", f"runs={out}",
