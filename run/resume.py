@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from data.stream.source import OpenData
 from data.text.vocabulary import Vocabulary
+from model.exchange.export import open_clip
 from model.exchange.export.folder import is_export, open_export
 from model.exchange.public import load_converted
 from model.initialise import initialise
@@ -55,12 +56,15 @@ class Resume:
         initialise(objective, self.run.seed)
         if not self.run.init or self.checkpoint is not None:
             return
-        if is_export(Path(self.run.init)):
-            open_export(Path(self.run.init)).load(objective, self.run.init_only)
+        source, only = Path(self.run.init), self.run.init_only
+        if is_export(source):
+            open_export(source).load(objective, only)
         elif not self.run.init.endswith(".safetensors"):
-            load_found(Path(self.run.init) / "checkpoints", None, objective, self.run.init_only)
-        elif self.run.init_only == ("*",):
-            load_converted(objective, Path(self.run.init))
+            load_found(source / "checkpoints", None, objective, only)
+        elif only in (("*",), ("tower.*",)) and open_clip.is_weights(source):
+            open_clip.load_image_tower(objective, source, self.run.model, objective.tower.embedding.spe_id)
+        elif only == ("*",):
+            load_converted(objective, source)
         else:
             raise ConfigError(
                 f"init_only chooses from the checkpoint of a run; {self.run.init} is taken whole: leave it out"
