@@ -1,10 +1,10 @@
 """A trained run as a folder that stands alone: plain torch for transformers, or open_clip's layout; ONNX graphs beside it.
 
-  python -m model.exchange.export --run runs/demo --out exports/demo
-  python -m model.exchange.export --run runs/demo --out exports/shapes --task shapes     experts merged for a task
-  python -m model.exchange.export --run runs/demo --out exports/images --modality image  ... for features of one modality
-  python -m model.exchange.export --run runs/demo --out exports/demo_onnx --onnx         and graphs of both encoders
-  python -m model.exchange.export --run runs/clip --out exports/clip --format open_clip  two-tower models
+  python -m model.exchange.export --run runs/demo --out outputs/demo
+  python -m model.exchange.export --run runs/demo --out outputs/shapes --task shapes     experts merged for a task
+  python -m model.exchange.export --run runs/demo --out outputs/images --modality image  ... for features of one modality
+  python -m model.exchange.export --run runs/demo --out outputs/demo_onnx --onnx         and graphs of both encoders
+  python -m model.exchange.export --run runs/clip --out outputs/clip --format open_clip  two-tower models
 
 Tensors are read and written one at a time, on the CPU, from a checkpoint of any layout. Exit codes: 0 done, 2 the run or the arguments
 cannot be used.

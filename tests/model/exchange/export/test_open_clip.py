@@ -77,10 +77,8 @@ def test_its_towers_give_the_features_of_the_run(open_clip, world, tmp_path, opt
 
 
 def test_a_run_begins_from_its_image_tower(open_clip, world, tmp_path):
-    from open_clip.transformer import VisionTransformer
-
     torch.manual_seed(0)
-    visual = VisionTransformer(32, 8, 32, 2, 2, 2.0, output_dim=24).eval()
+    visual = open_clip.transformer.VisionTransformer(32, 8, 32, 2, 2, 2.0, output_dim=24).eval()
     for parameter in visual.parameters():
         parameter.data += 0.1 * torch.randn(parameter.shape)
     file = tmp_path / WEIGHTS

@@ -54,7 +54,8 @@ def runs(world, tmp_path_factory):
 def pictures_of(world) -> list[Image.Image]:
     shards = ShardSet.open(world / "shapes", "val")
     return [
-        Image.open(io.BytesIO(next(v for k, v in shards.read(0, i).items() if k in ("png", "jpg")))) for i in range(COUNT)
+        Image.open(io.BytesIO(next(v for k, v in shards.read(0, i).items() if k in ("png", "jpg"))))
+        for i in range(COUNT)
     ]
 
 
