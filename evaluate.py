@@ -4,6 +4,8 @@
 kept in RUN/evaluations; `python evaluate.py --compare runs/a runs/b` prints two of them side by side, with intervals of the
 differences.
 
+`--probe linear` fits a classifier to frozen features of the training split in place of comparing with names.
+
 `deepspeed --num_gpus 2 evaluate.py ...` gives the same figures: each rank has the whole network and a part of the samples.
 
 Exit codes: 0 done, 1 failure, 2 the run, its checkpoint or its data cannot be used.
@@ -16,6 +18,7 @@ import dataclasses
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,7 +26,7 @@ from data.config import TaskConfig
 from data.shards.info import TRAINING_SPLIT
 from data.stream.source import Source, open_data
 from data.tasks.base import Pixels
-from evaluation import EVALUATORS, DamagedDataError, Evaluation, check_complete
+from evaluation import EVALUATORS, DamagedDataError, Evaluation, Result, check_complete, probes
 from evaluation.kept import Kept, comparison, keep, line_of, row_of, table_of
 from evaluation.templates import read_templates
 from model.objective import Objective
@@ -31,7 +34,7 @@ from parallel.checkpoints import load_found
 from parallel.kernels import load_kernels
 from parallel.launch import check_launch, is_first_on_machine, launched_world_size
 from parallel.mesh import Mesh, create_mesh, destroy_mesh
-from run.command_line import finite, natural, positive
+from run.command_line import crops_and_clips, finite, natural, positive
 from run.config import RunConfig
 from run.errors import EXIT_USER, USER_ERRORS, ConfigError
 from run.folder import read_run
@@ -59,7 +62,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         help="tasks of configs/suites/NAME.yaml or of a file, as a table; TASK.path=PLACE says where data lies",
     )
     parser.add_argument("--step", type=natural, help="checkpoint to use (default: the newest complete one)")
-    parser.add_argument("--tasks", nargs="+", help="names of tasks (default: all of the run)")
+    parser.add_argument("--tasks", nargs="+", help="names of tasks (default: all of the run or suite)")
     parser.add_argument("--limit", type=positive, help="samples of each task at most")
     parser.add_argument("--batch-size", type=positive, default=64)
     parser.add_argument("--beam", type=positive, default=2, help="hypotheses of a caption; 1 is greedy (default: 2)")
@@ -68,6 +71,21 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         default="none",
         metavar="NAME",
         help="sentences for class names: none, openai, simple, @FILE (default: none)",
+    )
+    parser.add_argument(
+        "--probe",
+        choices=tuple(probes.METHODS),
+        help="of frozen features of classification tasks: logistic regression, ridge regression or nearest neighbours",
+    )
+    part = parser.add_mutually_exclusive_group()
+    part.add_argument("--shots", type=positive, default=0, help="samples of each class that a probe is fitted to")
+    part.add_argument("--fraction", type=finite, default=1.0, help="share of each class instead, for instance 0.01")
+    parser.add_argument("--trials", type=positive, default=5, help="such parts, figures are averaged (default: 5)")
+    parser.add_argument(
+        "--views",
+        type=crops_and_clips,
+        metavar="CROPSxCLIPS",
+        help="of classification, for instance 3x4, whose similarities are averaged (default: those of the task)",
     )
     parser.add_argument("--length-penalty", type=finite, default=0.0, help="captions are ranked by score / words^p")
     parser.add_argument(
@@ -85,6 +103,10 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     tasks = arguments.tasks or []  # which takes every word behind it
     arguments.overrides += [word for word in tasks if "=" in word]
     arguments.tasks = list(dict.fromkeys(word for word in tasks if "=" not in word))
+    if not arguments.probe and (arguments.shots or arguments.fraction != 1):
+        parser.error("--shots and --fraction are those of a --probe")
+    if arguments.probe and arguments.views:
+        parser.error("--probe takes features of one view: leave --views out")
     return arguments
 
 
@@ -99,9 +121,31 @@ class Entry:
 
 def entries_of(arguments: argparse.Namespace, run: RunConfig) -> list[Entry]:
     """Raises ConfigError."""
+    entries = [_with_options(entry, arguments) for entry in _all_entries(arguments, run)]
+    if not arguments.probe:
+        return entries
+    probed = [entry for entry in entries if entry.task.kind in probes.KINDS]
+    if not probed or (arguments.tasks and len(probed) < len(entries)):
+        others = ", ".join(f"{entry.name} ({entry.task.kind})" for entry in entries if entry not in probed)
+        raise ConfigError(f"--probe is for {' and '.join(probes.KINDS)}, not for {others}: name others by --tasks")
+    for entry in probed:
+        if entry.task.split == _training_of(entry, run).split:
+            raise ConfigError(f"--probe is fitted to split {entry.task.split} of {entry.name}: evaluate another split")
+    return probed
+
+
+def _with_options(entry: Entry, arguments: argparse.Namespace) -> Entry:
+    """Of the command line; features of a probe are those of one view."""
+    views = (1, 1) if arguments.probe else arguments.views
+    if not views or entry.task.kind != "classification":
+        return entry
+    return dataclasses.replace(entry, task=dataclasses.replace(entry.task, views=views))
+
+
+def _all_entries(arguments: argparse.Namespace, run: RunConfig) -> list[Entry]:
     if arguments.suite:
         places = dict(override.split(".path=", 1) for override in _places_of_suite(arguments))
-        suite = read_suite(arguments.suite, places)
+        suite = read_suite(arguments.suite, places, arguments.tasks)
         return [Entry(task.name, as_trained(task, run.data.tasks), task.templates) for task in suite.tasks]
     by_name = {task.name: task for task in run.data.tasks}
     wanted = arguments.tasks or list(by_name)
@@ -133,8 +177,10 @@ def evaluate(arguments: argparse.Namespace) -> None:
     sources = [opened(entry.task) for entry in entries]
     for source in sources:
         check_complete(source)
+    probe = _probe_of(arguments)
     compared = [
-        opened(_training_of(entry, run)) if EVALUATORS[entry.task.kind].needs_training else None for entry in entries
+        opened(_training_of(entry, run)) if probe or EVALUATORS[entry.task.kind].needs_training else None
+        for entry in entries
     ]
 
     if arguments.threads:
@@ -160,25 +206,53 @@ def evaluate(arguments: argparse.Namespace) -> None:
             workers=arguments.workers,
             templates=templates[entry.templates],
         )
-        evaluator = EVALUATORS[entry.task.kind]
-        result = evaluator.evaluate(evaluation)
-        options = {name: getattr(arguments, name) for name in ("limit", "beam", "length_penalty")}
-        options |= {"templates": entry.templates}
+        result, options, figure, floor = _evaluated(evaluation, probe, arguments, entry)
+        name = f"{entry.name}, {probe.name}" if probe else entry.name
         seconds = round(time.perf_counter() - start, 2)
-        row = row_of(source, result, options, evaluator.figure, evaluator.floor, seconds) | {"task": entry.name}
+        row = row_of(source, result, options, figure, floor, seconds) | {"task": name}
         rows.append(row)
         if ranks.is_first and not arguments.suite:
             print_result(json_line(line_of(row, arguments.split, checkpoint.step)))
     if ranks.is_first:
-        name = Path(arguments.suite).stem if arguments.suite else arguments.split
         if arguments.suite:
             print_result(table_of(rows))
         try:
-            keep(folder, name, checkpoint.step, rows)
+            keep(folder, _kept_name(arguments), checkpoint.step, rows)
         except OSError as error:
             print(f"warning: the results are not kept: {folder}: {error.strerror}", file=sys.stderr)
     if launched_world_size() > 1:
         destroy_mesh()
+
+
+def _probe_of(arguments: argparse.Namespace) -> probes.Probe | None:
+    """Raises ConfigError."""
+    if not arguments.probe:
+        return None
+    try:
+        return probes.Probe(arguments.probe, arguments.shots, arguments.fraction, arguments.trials)
+    except ValueError as error:
+        raise ConfigError(f"--probe {arguments.probe}: {error}") from error
+
+
+def _evaluated(
+    evaluation: Evaluation, probe: probes.Probe | None, arguments: argparse.Namespace, entry: Entry
+) -> tuple[Result, dict[str, Any], str, str]:
+    """(result, options that change it, its figure and floor)."""
+    if probe:
+        assert evaluation.training is not None
+        options = {"probe": probe.method, "shots": probe.shots, "fraction": probe.fraction, "trials": probe.trials}
+        options |= {"limit": arguments.limit, "training": evaluation.training.digest}
+        return probes.evaluate(evaluation, probe), options, probes.FIGURE, probes.FLOOR
+    evaluator = EVALUATORS[entry.task.kind]
+    options = {name: getattr(arguments, name) for name in ("limit", "beam", "length_penalty")}
+    options |= {"templates": entry.templates}
+    return evaluator.evaluate(evaluation), options, evaluator.figure, evaluator.floor
+
+
+def _kept_name(arguments: argparse.Namespace) -> str:
+    """Of the file in RUN/evaluations; probes have one of their own."""
+    name = Path(arguments.suite).stem if arguments.suite else arguments.split
+    return f"{name}_probes" if arguments.probe else name
 
 
 def _training_of(entry: Entry, run: RunConfig) -> TaskConfig:
@@ -192,7 +266,7 @@ def main(argv: list[str] | None = None) -> int:
         check_launch()
         arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
         if arguments.compare:
-            name = Path(arguments.suite).stem if arguments.suite else arguments.split
+            name = _kept_name(arguments)
             print_result(comparison(*(Kept.read(expanded(place), name) for place in arguments.compare)))
         else:
             evaluate(arguments)

@@ -33,7 +33,9 @@ TEXT_INPUT = attributes(input_text=True, token_text=True)
 """Masked text and sentences to classify."""
 CAPTION_VISUAL = attributes(input_visual=True, input_text=True, token_visual=True)
 CAPTION_TEXT = attributes(input_visual=True, input_text=True, token_text=True, causal=True)
+QUESTION_TEXT = attributes(input_visual=True, input_text=True, token_text=True)
+"""Questions about pictures, whose tokens have CAPTION_VISUAL. The released table has no vector for them: this is what the bits say."""
 NAME_TARGET = attributes(input_visual=True, token_text=True, from_target=True)
 """Class names and the texts of retrieval: targets of tasks whose input is visual."""
 WORD_TARGET = attributes(input_visual=True, input_text=True, token_text=True, from_target=True)
-"""Vocabulary entries: targets of masked text and of captions."""
+"""Vocabulary entries: targets of masked text and of captions; answers to questions."""

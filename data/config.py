@@ -8,7 +8,7 @@ from typing import Literal
 Sampling = Literal["segment", "uniform", "stride"]
 """Of a clip's frames."""
 TEXT_PLACE, SPE_PLACE = "{text}", "<spe>"
-"""What a template of text classification holds: the sample's text, and where the answer is read."""
+"""What a template of a text or question holds: the text, and where the answer is read."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,11 +39,12 @@ class TaskConfig:
     """One task on one data set; images and videos are told apart by the data set's own description.
 
     name             unique; under it the task appears in reports
-    kind             classification, text_classification, masked_text, captioning or retrieval (data/tasks)
+    kind             classification, text_classification, masked_text, captioning, retrieval or vqa (data/tasks)
     path             data set: a folder, or a URL prefix, that holds dataset.json and shards
     split            split of the data set
     shards           shards in place of the split's own: paths, URLs, {000..099}, globs, @file lists, and pipe: commands
     sampling_weight  relative frequency of the task among micro-batches
+    loss             softmax over candidates; of retrieval also sigmoid: every pair is a yes or a no of its own (SigLIP)
     loss_weight      factor of the loss
     batch_size       samples of one micro-batch
     batch_tokens     in place of batch_size: as many samples as have so many tokens, if each is as long as can be; 0 = off
@@ -54,12 +55,14 @@ class TaskConfig:
     frame_sampling   segment: a random point of each of equal segments; uniform: the same random point of all of them; stride:
                      frames `frame_stride` seconds apart from a random start. Evaluation takes the centres, or the middle window
     frame_stride     seconds
+    views            classification in evaluation: crops along the longer side, and clips in the time of a video, whose similarities are
+                     averaged; 1, 1 is the centre alone
     mask_rate        share of words masked (masked text), never all; of letters in scripts without spaces
     mask_shares      of masked words: share that becomes <SPE>, share that becomes a random word; the rest stays
     candidates       local: a micro-batch is compared with its own candidates alone. sharded: class names or the whole vocabulary,
                      of which each data rank encodes a part. global: retrieval among the pairs of all data ranks. The last
                      two need data.draw=same
-    template         text classification: the sample's text and <spe>, where the label word is read
+    template         text classification and vqa: the sample's text or question and <spe>, where the answer is read
     crop_scale       area of random crops in training; (1, 1) and flip=false leave positions in the image alone
     flip             mirror half of the images and clips in training
     color_jitter     strength of random brightness, contrast, saturation and hue
@@ -74,6 +77,7 @@ class TaskConfig:
     split: str = "train"
     shards: tuple[str, ...] = ()
     sampling_weight: float = 1.0
+    loss: Literal["softmax", "sigmoid"] = "softmax"
     loss_weight: float = 1.0
     batch_size: int = 32
     batch_tokens: int = 0
@@ -83,6 +87,7 @@ class TaskConfig:
     num_frames: int = 4
     frame_sampling: Sampling = "segment"
     frame_stride: float = 0.0
+    views: tuple[int, int] = (1, 1)
     mask_rate: float = 0.15
     mask_shares: tuple[float, float] = (0.8, 0.1)
     candidates: Literal["local", "sharded", "global"] = "local"
@@ -111,6 +116,8 @@ class TaskConfig:
             raise ValueError(
                 f"task {self.name}: frame_stride={self.frame_stride:g} must be positive with frame_sampling=stride, and 0 otherwise"
             )
+        if min(self.views) < 1:
+            raise ValueError(f"task {self.name}: views={self.views} must be crops and clips, at least 1 of each")
         if not 0 < self.mask_rate < 1 or not 0 <= self.label_smoothing < 1:
             raise ValueError(f"task {self.name}: mask_rate must lie in (0, 1), label_smoothing in [0, 1)")
         if min(self.mask_shares) < 0 or sum(self.mask_shares) > 1:
@@ -134,7 +141,8 @@ class TaskConfig:
 class DataConfig:
     """What is streamed and how.
 
-    vocabulary         full: all 49,411 CLIP tokens; restricted: those that training texts use, and bytes that spell others
+    vocabulary         full: all 49,411 CLIP tokens; restricted: those that training texts use, and bytes that spell others; init:
+                       that of the run that `init` names, and where that is one, this is what holds unless said otherwise
     vocabulary_sample  candidates of a step that score the vocabulary: the batch's own words and random others, their
                        weights corrected so that the softmax is unbiased; 0 = every word
     word_end           a word of the vocabulary is encoded with end-of-text after it, as the public code does
@@ -152,7 +160,7 @@ class DataConfig:
     """
 
     tasks: tuple[TaskConfig, ...]
-    vocabulary: Literal["full", "restricted"] = "full"
+    vocabulary: Literal["full", "restricted", "init"] = "full"
     vocabulary_sample: int = 0
     word_end: bool = False
     draw: Literal["mixed", "same"] = "mixed"

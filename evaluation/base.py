@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from data.shards import DatasetError
-from data.stream.evaluation import evaluation_pass
+from data.stream.evaluation import EvaluationBatch, evaluation_pass
 from data.stream.faults import loss_of
 from data.stream.share import Share
 from data.stream.source import Source
@@ -43,8 +43,8 @@ class DamagedDataError(DatasetError):
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """One evaluator's input: `limit` samples at most, all if None. `training` is the task's training split, for masked text alone;
-    beam and length_penalty are those of captions (the public code: 2 and 0).
+    """One evaluator's input: `limit` samples at most, all if None. `training` is the task's training split, for masked text and
+    probes; beam and length_penalty are those of captions (the public code: 2 and 0).
 
     Several ranks, each with the whole network or a part of it, share the samples; `ranks` is their axis, and every rank gets the figures of
     all. templates: sentences for class names (evaluation/templates.py). alive is called after each batch.
@@ -69,7 +69,13 @@ class Evaluation:
         return Share(self.ranks.rank, self.ranks.size)
 
     def batches(self) -> Iterator[tuple[list, Tensor]]:
-        """(examples, valid_B) in shard order; all ranks get as many, and those that are not valid fill up the last ones.
+        """(examples, valid_B) in shard order; all ranks get as many, and those that are not valid fill up the last ones. Raises
+        DamagedDataError."""
+        for batch in self.passed():
+            yield batch.examples, torch.tensor(batch.valid)
+
+    def passed(self) -> Iterator[EvaluationBatch]:
+        """`batches` with the places of their examples.
 
         Raises DamagedDataError if a sample is unreadable, since a score over fewer is another score.
         """
@@ -79,14 +85,21 @@ class Evaluation:
                 raise DamagedDataError(
                     f"cannot evaluate on damaged data: task {fault.task}, {fault.place}: {fault.reason}"
                 )
-            yield batch.examples, torch.tensor(batch.valid)
+            yield batch
             self.alive()
 
     def training_examples(self) -> Iterator[Any]:
         """This rank's part of the training split, each once and unmodified; unreadable ones are left out, as in training."""
         assert self.training is not None
-        for batch in evaluation_pass(self.training, self.batch_size, None, self.share, self.workers):
+        for batch in self.training_passed(self.training):
             yield from itertools.compress(batch.examples, batch.valid)
+
+    def training_passed(self, source: Source, places: np.ndarray | None = None) -> Iterator[EvaluationBatch]:
+        """As `passed`, of a training split or of the samples at these places of it; unreadable ones are left out, so a batch may be
+        smaller than others, or empty."""
+        for batch in evaluation_pass(source, self.batch_size, None, self.share, self.workers, places):
+            yield batch
+            self.alive()
 
     def gathered(self, batches: list[T]) -> list[T]:
         """Collective. What each rank has of each of its batches, in the order of the batches of all ranks."""

@@ -11,9 +11,9 @@ from data.attributes import CAPTION_TEXT
 from data.tasks.captioning import Captioning
 from data.text.words import words_of
 from evaluation.base import Evaluation, Result
-from evaluation.caption_scores import bleu, rouge_l
-from evaluation.cider import cider_d, cider_d_by_image
 from evaluation.encoding import encode_vocabulary
+from evaluation.metrics.caption_scores import bleu, rouge_l
+from evaluation.metrics.cider import cider_d, cider_d_by_image
 from model.generate import Words, beam_search
 from model.objective import Objective
 

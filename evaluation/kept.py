@@ -26,12 +26,13 @@ Row = dict[str, Any]
 
 
 def row_of(source: Source, result: Result, options: Mapping[str, Any], figure: str, floor: str, seconds: float) -> Row:
-    """One task's result as it is kept. options: those of evaluate.py that change figures."""
+    """One task's result as it is kept. options: those of evaluate.py that change figures; several views are one of them."""
+    views = source.task.config.views
     return {
         "task": source.name,
         "kind": source.task.config.kind,
         "digest": source.digest,
-        "options": dict(options),
+        "options": dict(options) | ({} if views == (1, 1) else {"views": list(views)}),
         "figure": figure,
         "floor": floor,
         "metrics": result.metrics,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-from evaluation import captioning, classification, masked_text, retrieval
+from evaluation import captioning, classification, masked_text, retrieval, vqa
 from evaluation.base import Evaluation, Result
 
 
@@ -26,4 +26,5 @@ EVALUATORS: dict[str, Evaluator] = {
     "masked_text": Evaluator(masked_text.evaluate, "accuracy", "majority", needs_training=True),
     "captioning": Evaluator(captioning.evaluate, "cider", "shuffled_cider"),
     "retrieval": Evaluator(retrieval.evaluate, "image_to_text_r1", "image_to_text_chance"),
+    "vqa": Evaluator(vqa.evaluate, "vqa_accuracy", "majority"),
 }

@@ -23,11 +23,13 @@ from parallel.mesh import Mesh
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """Sequences and where to read them: read_Q2 holds (row, position) pairs, sorted by row."""
+    """Sequences and where to read them: read_Q2 holds (row, position) pairs, sorted by row. projected: features are those of the space in
+    which inputs and candidates are compared, and not the encoder's own, normalised by its last LayerNorm."""
 
     sequences: Sequences
     read_Q2: Tensor
     is_target: bool = False
+    projected: bool = True
 
     @property
     def is_text(self) -> bool:
@@ -41,7 +43,8 @@ class Reading:
         start, end = rows * index // count, rows * (index + 1) // count
         mine_Q = (self.read_Q2[:, 0] >= start) & (self.read_Q2[:, 0] < end)
         offset_2 = torch.tensor([start, 0], device=self.read_Q2.device)
-        return Reading(self.sequences.rows(slice(start, end)), self.read_Q2[mine_Q] - offset_2, self.is_target)
+        part = self.sequences.rows(slice(start, end))
+        return dataclasses.replace(self, sequences=part, read_Q2=self.read_Q2[mine_Q] - offset_2)
 
 
 class Tower(nn.Module):
@@ -74,8 +77,10 @@ class Tower(nn.Module):
         if self.config.readout == "mean":
             valid_BL1 = layout.valid_BL.unsqueeze(-1)
             mean_BD = (self.output_norm(x_BLD) * valid_BL1).sum(dim=1) / valid_BL1.sum(dim=1)
-            return self._project(mean_BD[rows_Q], reading.is_text)
-        return self._project(self.output_norm(x_BLD[rows_Q, positions_Q]), reading.is_text)
+            read_QD = mean_BD[rows_Q]
+        else:
+            read_QD = self.output_norm(x_BLD[rows_Q, positions_Q])
+        return self._project(read_QD, reading.is_text) if reading.projected else read_QD.float()
 
     def read_last(self, x_BLD: Tensor) -> Tensor:
         """Features [B, W] of visual sequences at their last position, not normalised."""

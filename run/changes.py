@@ -19,6 +19,8 @@ RULES: tuple[tuple[str, Rule], ...] = (
     ("runs", "free"),
     ("data.tasks.*.path", "free"),
     ("data.tasks.*.shards", "free"),
+    # What evaluation alone reads.
+    ("data.tasks.*.views", "free"),
     # Which samples come, and what they are to the model.
     ("data.workers", "free"),
     ("data.cache_*", "free"),

@@ -43,3 +43,9 @@ def finite(text: str) -> float:
     if not math.isfinite(number):
         raise ValueError
     return number
+
+
+def crops_and_clips(text: str) -> tuple[int, int]:
+    """3x4 is (3, 4)."""
+    crops, clips = text.split("x")
+    return positive(crops), positive(clips)

@@ -14,12 +14,12 @@ from data.text.tokenizer import Tokenizer
 from data.text.vocabulary import Vocabulary
 from parallel.checkpoints import write_atomically
 from run.config import RunConfig
-from run.config_file import dump_config, load_config
+from run.config_file import CONFIG, dump_config, load_config
 from run.errors import ConfigError
 from run.places import with_absolute
 from run.strict_text import TextError, read_json
 
-CONFIG, VOCABULARY = "config.yaml", "vocabulary.json"
+VOCABULARY = "vocabulary.json"
 
 
 def write_run_files(run: RunConfig, vocabulary: Vocabulary) -> None:
@@ -43,7 +43,11 @@ def read_run(folder: Path, overrides: Sequence[str] = ()) -> tuple[RunConfig, Vo
     path = folder / VOCABULARY
     if not path.is_file():
         raise ConfigError(f"{folder} is not the folder of a run: it has no {VOCABULARY}")
-    return load_config(folder / CONFIG, overrides), read_vocabulary(path)
+    return load_config(folder / CONFIG, overrides, is_resolved=True), read_vocabulary(path)
+
+
+def is_run(folder: Path) -> bool:
+    return (folder / CONFIG).is_file()
 
 
 def read_vocabulary(path: Path) -> Vocabulary:

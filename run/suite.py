@@ -37,6 +37,7 @@ RELATED = {
     "retrieval": ("retrieval", "classification", "captioning"),
     "captioning": ("captioning",),
     "masked_text": ("masked_text",),
+    "vqa": ("vqa", "captioning"),
 }
 """Kinds of trained tasks whose options serve a kind that the run has not, the nearest first."""
 
@@ -66,9 +67,9 @@ class Suite:
     about: str = ""
 
 
-def read_suite(name: str, paths: Mapping[str, str]) -> Suite:
-    """A file, or a suite of configs/suites by its name. paths: other places of the data, by task. Raises ConfigError, also where data is
-    missing."""
+def read_suite(name: str, paths: Mapping[str, str], wanted: Sequence[str] = ()) -> Suite:
+    """A file, or a suite of configs/suites by its name. paths: other places of the data, by task. wanted: names of its tasks, () is all.
+    Raises ConfigError, also where data is missing."""
     path = expanded(name) if is_path(name) or name.endswith(".yaml") else SUITES / f"{name}.yaml"
     try:
         raw = typed(Suite, read_yaml(path.read_bytes()))
@@ -81,12 +82,13 @@ def read_suite(name: str, paths: Mapping[str, str]) -> Suite:
         first = error.errors()[0]
         raise ConfigError(f"suite {path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
     names = [task.name for task in suite.tasks]
-    unknown = [task for task in paths if task not in names]
+    unknown = [task for task in (*paths, *wanted) if task not in names]
     if unknown or not names or len(set(names)) < len(names):
         raise ConfigError(
             f"suite {path}: {f'no task {unknown[0]!r}' if unknown else 'names must be unique'}; it has {', '.join(names)}"
         )
-    tasks = tuple(dataclasses.replace(task, path=paths.get(task.name, task.path)) for task in suite.tasks)
+    chosen = [task for task in suite.tasks if not wanted or task.name in wanted]
+    tasks = tuple(dataclasses.replace(task, path=paths.get(task.name, task.path)) for task in chosen)
     for task in tasks:
         if not is_remote(task.path) and not (expanded(task.path) / INFO_FILE).is_file():
             how = f"; to make it: {task.prepare}" if task.prepare else ""

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
-from evaluate import _places_of_suite, parse_arguments
+from evaluate import _places_of_suite, main, parse_arguments
+from tests.helpers.runs import tiny_config, train
 
 
 def test_tasks_are_taken_once_and_overrides_may_follow_them():
@@ -35,9 +39,76 @@ def test_a_run_is_evaluated_or_two_are_compared(capsys):
         ("--beam", "0"),
         ("--batch-size", "-1"),
         ("--limit", "x"),
+        ("--shots", "0"),
+        ("--trials", "0"),
+        ("--fraction", "nan"),
+        ("--probe", "svm"),
     ],
 )
 def test_values_that_mean_nothing_are_refused(capsys, option, value):
     with pytest.raises(SystemExit) as caught:
         parse_arguments(["--run", "r", option, value])
     assert caught.value.code == 2 and f"argument {option}: invalid" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words", [["--shots", "3"], ["--fraction", "0.1"], ["--probe", "knn", "--shots", "3", "--fraction", "0.1"]]
+)
+def test_parts_are_those_of_a_probe_and_one_of_them(capsys, words):
+    with pytest.raises(SystemExit):
+        parse_arguments(["--run", "r", *words])
+
+
+@pytest.fixture(scope="module")
+def run(world, tmp_path_factory) -> Path:
+    """A folder of a run that has trained two steps."""
+    config = tiny_config(world, tmp_path_factory.mktemp("evaluated"))
+    train(config, "steps=2")
+    return config.parent / "runs" / "tiny"
+
+
+def evaluated(capsys, run: Path, *words: str, expect: int = 0) -> str:
+    capsys.readouterr()
+    assert main(["--run", str(run), "--threads", "1", *words]) == expect
+    told = capsys.readouterr()
+    return told.err if expect else told.out
+
+
+def lines_of(text: str) -> list[dict]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.mark.slow
+def test_probes_of_a_run_and_of_a_suite(capsys, run, world, tmp_path):
+    lines = lines_of(evaluated(capsys, run, "--split", "heldout", "--probe", "ridge", "--shots", "2", "--trials", "2"))
+    assert [line["task"] for line in lines] == ["shapes, ridge probe, 2 shots", "clips, ridge probe, 2 shots"]
+    assert all(line["samples"] == 16 and line["training_samples"] == 12 and line["seconds"] > 0 for line in lines)
+    kept = json.loads((run / "evaluations" / "heldout_probes_step_00000002.json").read_text())
+    assert [row["options"]["probe"] for row in kept["results"]] == ["ridge", "ridge"]
+    assert len(kept["results"][0]["options"]["training"]) == 12
+    suite = tmp_path / "own.yaml"
+    suite.write_text(f"tasks:\n- {{name: other, kind: classification, path: {world / 'shapes'}, split: val}}\n"
+                     f"- {{name: pairs, kind: retrieval, path: {world / 'pairs'}}}\n")  # fmt: skip
+    table = evaluated(capsys, run, "--suite", str(suite), "--probe", "knn")
+    assert "other, knn probe  accuracy" in table and "pairs" not in table
+    for words, said in (
+        (["--probe", "knn", "--split", "train"], "fitted to split train of shapes: evaluate another split"),
+        (["--probe", "knn", "--tasks", "captions"], "not for captions (captioning)"),
+        (["--probe", "knn", "--fraction", "2"], "fraction lie in (0, 1]"),
+    ):
+        error = evaluated(capsys, run, *words, expect=2)
+        assert said in error and error.startswith("error: ") and error.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_the_demo_s_suite_whole_and_in_part(capsys, run, world):
+    places = {"shapes": "shapes", "clips": "clips", "sentences": "sentences", "captions": "pairs", "retrieval": "pairs"}
+    given = [f"{task}.path={world / folder}" for task, folder in places.items()]
+    table = evaluated(capsys, run, "--suite", "demo", "--limit", "8", *given)
+    assert [line.split()[0] for line in table.splitlines()] == ["task", *places]
+    table = evaluated(capsys, run, "--suite", "demo", "--limit", "8", "--views", "3x2", *given, "--tasks", "clips")
+    assert [line.split()[0] for line in table.splitlines()] == ["task", "clips"]
+    kept = json.loads((run / "evaluations" / "demo_step_00000002.json").read_text())
+    options = {row["task"]: row["options"] for row in kept["results"]}
+    assert options["clips"]["views"] == [3, 2] and "views" not in options["shapes"]
+    assert "no task 'clip'; it has shapes" in evaluated(capsys, run, "--suite", "demo", "--tasks", "clip", expect=2)

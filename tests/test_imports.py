@@ -37,12 +37,13 @@ ALLOWED = {
 """Packages, and what each imports besides itself."""
 EXPORTER = {"model.exchange.export.__main__", "model.exchange.export.from_run"}
 """The program that exports a run, in the room of what it writes: it knows runs and data, and nothing else imports it."""
-DATA_BASE = {"data.config", "data.batch", "data.attributes", "data.seeding"}
+DATA_BASE = {"data.config", "data.batch", "data.attributes", "data.seeding", "data.subset"}
 DATA_ALLOWED = {
     "data.attributes": set(),
     "data.batch": {"data.attributes"},
     "data.config": set(),
     "data.seeding": set(),
+    "data.subset": {"data.seeding"},
     "data.transport": set(),
     "data.workers": set(),
     "data.text": set(),

@@ -18,7 +18,13 @@ ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 # Where the name in an import statement is not the distribution's.
-DISTRIBUTION_OF = {"PIL": "pillow", "megatron": "megatron-core", "open_clip": "open-clip-torch", "yaml": "pyyaml"}
+DISTRIBUTION_OF = {
+    "PIL": "pillow",
+    "megatron": "megatron-core",
+    "open_clip": "open-clip-torch",
+    "sklearn": "scikit-learn",
+    "yaml": "pyyaml",
+}
 # What code that travels with an export imports where it is used: environments of others, with versions of theirs.
 ELSEWHERE = {"open-clip-torch", "transformers"}
 EXPORT_ROOM = ("model", "exchange", "export")

@@ -69,8 +69,11 @@ def decode_video(
     max_seconds: float = 300.0,
     max_wall_s: float = 60.0,
     jump: bool = True,
+    clips: int = 1,
 ) -> np.ndarray:
     """`num_frames` frames of the clip: uint8 [T, H, W, 3], turned as its rotation mark says. Raises BadSample.
+
+    clips: so many sets of frames, one after the other [clips T, H, W, 3], evenly apart in what sampling leaves open (evaluation alone).
 
     `positions` tells which points in time are wanted. A point shows the last frame that starts at or before it, whatever
     the frame rate does; clips of few frames repeat them. `max_seconds` limits the clip's length, `max_wall_s` the time
@@ -86,13 +89,19 @@ def decode_video(
         with _open(data) as container:
             clip = _read(container, clock, max_seconds)
             stride = stride_s / clip.timeline.seconds
-            points_T = clip.timeline.points(positions(num_frames, sampling, stride, rng))
+            phases = [(number + 0.5) / clips for number in range(clips)]
+            shares_T = np.concatenate([positions(num_frames, sampling, stride, rng, phase) for phase in phases])
+            order_T = np.argsort(
+                shares_T, kind="stable"
+            )  # decoding goes forward, and several clips lie among each other
+            points_T = clip.timeline.points(shares_T[order_T])
+            back_T: slice | np.ndarray = slice(None) if clips == 1 else np.argsort(order_T)
             if not jump or not clip.can_jump:
-                return _everything(clip, points_T, clock)
+                return _everything(clip, points_T, clock)[back_T]
             with contextlib.suppress(_Unsure):
-                return _jumping(clip, points_T, clock)
+                return _jumping(clip, points_T, clock)[back_T]
         with _open(data) as container:
-            return _everything(_read(container, clock, max_seconds), points_T, clock)
+            return _everything(_read(container, clock, max_seconds), points_T, clock)[back_T]
     except BadSample:
         raise
     except Exception as error:  # FFmpeg's errors, and PyAV's own for streams that it does not expect
@@ -103,21 +112,25 @@ def _open(data: bytes) -> InputContainer:
     return av.open(io.BytesIO(data), "r", container_options={"format_whitelist": _CONTAINERS})
 
 
-def positions(num_frames: int, sampling: Sampling, stride: float, rng: np.random.Generator | None) -> np.ndarray:
+def positions(
+    num_frames: int, sampling: Sampling, stride: float, rng: np.random.Generator | None, phase: float = 0.5
+) -> np.ndarray:
     """Points [T] in the clip's time, as shares of it; rising, in [0, 1).
 
     segment   equal segments; a random point of each with a generator (training), their centres without
     uniform   the same, but one draw for all segments: points stay equally far apart
     stride    points `stride` (a share of the clip) apart in a window of num_frames * stride, which starts at random, or
               lies in the middle without a generator; a clip shorter than the window repeats its last frame
+
+    phase: without a generator, the place in each segment, or of the window among its places; 0.5 is the middle.
     """
     steps_T = np.arange(num_frames)
     if sampling == "stride":
         free = max(0.0, 1 - num_frames * stride)
-        start = free * (0.5 if rng is None else rng.random())
+        start = free * (phase if rng is None else rng.random())
         return np.minimum(start + (steps_T + 0.5) * stride, np.nextafter(1, 0))
     if rng is None:
-        return (steps_T + 0.5) / num_frames
+        return (steps_T + phase) / num_frames
     return (steps_T + rng.random(num_frames if sampling == "segment" else 1)) / num_frames
 
 

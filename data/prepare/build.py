@@ -174,6 +174,7 @@ def _finish(work: Work, source: PublicSet, plan: Plan, counts: dict[str, int], s
         kind=source.kind,
         classes=source.classes,
         synonyms=source.synonyms,
+        metrics=source.metrics,
         token_ids=tuple(sorted(token_ids)),
         splits=splits,
     )

@@ -72,9 +72,10 @@ class PublicSet:
     classes: tuple[str, ...]
     splits: dict[str, SplitJobs]
     synonyms: tuple[tuple[str, ...], ...] = ()
+    metrics: tuple[Any, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.kind.endswith("_class") and not self.classes:
+        if self.kind.endswith(("_class", "_question")) and not self.classes:
             raise DatasetError("no class was found in the inputs; --help says what is expected")
         if len(set(self.classes)) != len(self.classes):
             twice = next(name for name in self.classes if self.classes.count(name) > 1)

@@ -16,6 +16,8 @@ from data.transport import FetchError, NotText, join, read_small, shown, text_of
 
 MAX_INFO_BYTES = 256 << 20
 TRAINING_SPLIT = "train"
+Metric = Literal["f1", "matthews", "pearson", "spearman"]
+"""Of classification, besides accuracy (evaluation/metrics/agreement.py)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,26 +30,39 @@ class SplitInfo:
 class DatasetInfo:
     """What dataset.json says.
 
-    classes    names in the order of the `cls` member; empty for kinds without classes
+    classes    names in the order of the `cls` member, or answers; empty for kinds without classes
     synonyms   more names of each class, in the order of `classes`; empty: none has more. Training draws one at random
+    metrics    figures besides accuracy in which the field reports this data set; f1 is that of class 1 of two
     token_ids  sorted CLIP ids of the class names and of the texts (captions, sentences) that training may see, and END_OF_TEXT; see
                `is_trained_on`
     """
 
     __pydantic_config__ = pydantic.ConfigDict(extra="forbid", strict=True)
 
-    kind: Literal["image_class", "image_caption", "video_class", "video_caption", "text_class", "text"]
+    kind: Literal[
+        "image_class",
+        "image_caption",
+        "video_class",
+        "video_caption",
+        "image_question",
+        "video_question",
+        "text_class",
+        "text",
+    ]
     classes: tuple[str, ...]
     token_ids: tuple[int, ...]
     splits: dict[str, SplitInfo]
     synonyms: tuple[tuple[str, ...], ...] = ()
+    metrics: tuple[Metric, ...] = ()
     version: Literal[1] = 1
 
     def __post_init__(self) -> None:
-        if self.kind.endswith("_class") != bool(self.classes):
+        if self.kind.endswith(("_class", "_question")) != bool(self.classes):
             raise ValueError(f"kind {self.kind} with {len(self.classes)} classes")
         if self.synonyms and len(self.synonyms) != len(self.classes):
             raise ValueError(f"synonyms of {len(self.synonyms)} classes, but there are {len(self.classes)}")
+        if "f1" in self.metrics and len(self.classes) != 2:
+            raise ValueError(f"metric f1 needs two classes, but there are {len(self.classes)}")
         if len(set(self.classes)) != len(self.classes):
             raise ValueError(f"two classes have the same name among {list(self.classes)}")
 

@@ -21,24 +21,34 @@ from data.workers.loader import loader_of
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationBatch:
-    """Examples of one task. valid: False for those that only fill up the batch; faults: of what was left out."""
+    """Examples of one task. valid: False for those that only fill up the batch; places: theirs among all samples of the split; faults: of
+    what was left out."""
 
     examples: list
     valid: tuple[bool, ...]
+    places: tuple[int, ...]
     faults: tuple[Fault, ...]
 
 
 def evaluation_pass(
-    source: Source, batch_size: int, limit: int | None = None, share: Share | None = None, workers: int = 0
+    source: Source,
+    batch_size: int,
+    limit: int | None = None,
+    share: Share | None = None,
+    workers: int = 0,
+    places: np.ndarray | None = None,
 ) -> Iterator[EvaluationBatch]:
     """This rank's part of every sample once, in order, without augmentation. Bad ones are reported and left out.
+
+    places: of the samples that are wanted, counted over all shards, in place of all of them or the first `limit`.
 
     Batch k of rank r is batch k * ranks + r of the whole: samples [n * batch_size, (n + 1) * batch_size). Every rank gets the same
     number of batches; where the samples end, they begin anew and are not valid. So the batches are those of a single rank, whose
     last one is filled up as well. A batch is never larger than all samples together.
     """
-    total = min(source.order.total, limit or source.order.total)
-    dataset = _Pass(source, min(batch_size, total), total, share or Share())
+    if places is None:
+        places = np.arange(min(source.order.total, limit or source.order.total))
+    dataset = _Pass(source, min(batch_size, len(places)), places, share or Share())
     if not workers:
         yield from dataset
         return
@@ -47,8 +57,8 @@ def evaluation_pass(
 
 
 class _Pass(IterableDataset):
-    def __init__(self, source: Source, batch_size: int, total: int, share: Share) -> None:
-        self.source, self.batch_size, self.total, self.share = source, batch_size, total, share
+    def __init__(self, source: Source, batch_size: int, places: np.ndarray, share: Share) -> None:
+        self.source, self.batch_size, self.places, self.share = source, batch_size, places, share
 
     def __iter__(self) -> Iterator[EvaluationBatch]:
         worker = get_worker_info()
@@ -56,17 +66,17 @@ class _Pass(IterableDataset):
 
     def part(self, worker: int, workers: int) -> Iterator[EvaluationBatch]:
         """What one worker process builds."""
-        batches = -(-self.total // self.batch_size)
+        batches = -(-len(self.places) // self.batch_size)
         ends = np.cumsum(self.source.order.sizes)
         with contextlib.closing(Ahead()) as ahead:
             for number in range(worker, -(-batches // self.share.count), workers):
                 yield self._batch(number * self.share.count + self.share.index, ends, ahead)
 
     def _batch(self, number: int, ends: np.ndarray, ahead: Ahead) -> EvaluationBatch:
-        examples, valid, faults = [], [], []
-        source = self.source
+        examples, valid, places, faults = [], [], [], []
+        source, total = self.source, len(self.places)
         for sample in range(number * self.batch_size, (number + 1) * self.batch_size):
-            place = sample % self.total
+            place = int(self.places[sample % total])
             shard = int(np.searchsorted(ends, place, side="right"))
             index = place - int(ends[shard] - source.order.sizes[shard])
             if source.shards.is_remote and index == 0:
@@ -74,8 +84,9 @@ class _Pass(IterableDataset):
                 ahead.want([functools.partial(source.shards.fetch, other) for other in following])
             try:
                 examples.append(source.task.example(source.shards.read(shard, index), None))
-                valid.append(sample < self.total)
+                valid.append(sample < total)
+                places.append(place)
             except BadSample as error:
-                if sample < self.total:
+                if sample < total:
                     faults.append(fault_of(source, shard, index, error))
-        return EvaluationBatch(examples, tuple(valid), tuple(faults))
+        return EvaluationBatch(examples, tuple(valid), tuple(places), tuple(faults))

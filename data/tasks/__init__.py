@@ -12,6 +12,7 @@ from data.tasks.classification import Classification
 from data.tasks.masked_text import MaskedText
 from data.tasks.retrieval import Retrieval
 from data.tasks.text_classification import TextClassification
+from data.tasks.vqa import VisualQuestionAnswering
 from data.transport import shown
 
 TASKS: dict[str, type[Task]] = {
@@ -20,6 +21,7 @@ TASKS: dict[str, type[Task]] = {
     "masked_text": MaskedText,
     "captioning": Captioning,
     "retrieval": Retrieval,
+    "vqa": VisualQuestionAnswering,
 }
 
 

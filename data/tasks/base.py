@@ -128,6 +128,12 @@ class Task(abc.ABC):
             raise ValueError(
                 f"task {config.name}: candidates={config.candidates} does not go with {config.kind}: use local or {together}"
             )
+        if config.loss == "sigmoid" and (cls.answers != "pairs" or config.label_smoothing):
+            raise ValueError(
+                f"task {config.name}: loss=sigmoid asks of every pair whether it belongs together: kind=retrieval without label_smoothing"
+            )
+        if config.views != (1, 1) and config.kind != "classification":
+            raise ValueError(f"task {config.name}: views are those of classification, not of {config.kind}")
         if config.mix.is_on and not (cls.answers == "classes" and cls.has_pictures):
             raise ValueError(
                 f"task {config.name}: mix blends pictures and their class labels, which {config.kind} does not have"
@@ -185,6 +191,23 @@ class Task(abc.ABC):
         if generator is not None and config.erase and generator.random() < config.erase:
             square = random_erase(square, generator)
         return Visual(*patchify(square, pixels.patch))
+
+    def views(self, sample: Sample) -> tuple[Visual, ...]:
+        """In evaluation: crops of each clip in turn (papers.md 1.9). One crop of one clip is `visual`. Raises BadSample."""
+        config, pixels, picture = self.config, self.context.pixels, self._picture(sample)
+        crops, clips = config.views
+        if self.modality == Modality.VIDEO:
+            frames_THWC = decode_video(
+                picture, config.num_frames, config.frame_sampling, config.frame_stride, clips=clips
+            )
+        else:
+            frames_THWC = decode_image(picture)[None]
+        squares = [
+            spatial_transform(clip_THWC, pixels.image_size, None, place=0.5 if crops == 1 else crop / (crops - 1))
+            for clip_THWC in np.split(frames_THWC, clips)
+            for crop in range(crops)
+        ]
+        return tuple(Visual(*patchify(square, pixels.patch)) for square in squares)
 
     def _picture(self, sample: Sample) -> bytes:
         return member(sample, VIDEO_KEYS if self.modality == Modality.VIDEO else IMAGE_KEYS)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 
 from data.attributes import VISUAL_INPUT
 from data.batch import Modality, Sequences, TaskBatch
+from data.shards import DatasetError
 from data.tasks.base import Sample, Task, TaskContext, Visual, label_of
 from data.tasks.candidates import check_distinct, class_names
 from data.visual.mixing import mix
@@ -16,8 +18,11 @@ from data.visual.mixing import mix
 
 @dataclasses.dataclass(frozen=True)
 class Labelled:
+    """others: further views of it, in evaluation."""
+
     visual: Visual
     label: int
+    others: tuple[Visual, ...] = ()
 
 
 class Classification(Task):
@@ -26,6 +31,8 @@ class Classification(Task):
 
     def __init__(self, context: TaskContext) -> None:
         super().__init__(context)
+        if context.config.views[1] > 1 and self.modality != Modality.VIDEO:
+            raise DatasetError(f"task {context.config.name}: views={context.config.views}: images have one clip: use 1")
         check_distinct(context.info.classes, context.vocabulary, context.config.max_text, context.config.name)
         self.candidates = class_names(context.info.classes, context.vocabulary, context.config.max_text)
 
@@ -38,7 +45,18 @@ class Classification(Task):
         return "video" if self.modality == Modality.VIDEO else "image"
 
     def example(self, sample: Sample, generator: np.random.Generator | None) -> Labelled:
-        return Labelled(self.visual(sample, generator), label_of(sample, self.context.info))
+        label = label_of(sample, self.context.info)
+        if generator is not None or self.config.views == (1, 1):
+            return Labelled(self.visual(sample, generator), label)
+        first, *others = self.views(sample)
+        return Labelled(first, label, tuple(others))
+
+    @staticmethod
+    def by_view(examples: list[Labelled]) -> Iterator[list[Labelled]]:
+        """The examples as each view shows them."""
+        yield examples
+        for views in zip(*(example.others for example in examples), strict=True):
+            yield [Labelled(view, example.label) for view, example in zip(views, examples, strict=True)]
 
     def batch(self, examples: list[Labelled], generator: np.random.Generator | None) -> TaskBatch:
         config, pixels = self.config, self.context.pixels

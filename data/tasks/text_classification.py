@@ -3,31 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 import torch
 
 from data.attributes import TEXT_INPUT, WORD_TARGET
 from data.batch import Sequences, TaskBatch
-from data.config import SPE_PLACE, TEXT_PLACE, TaskConfig
-from data.decode.text import decode_text
+from data.config import TaskConfig
+from data.decode.text import decode_json, decode_text
+from data.shards.errors import BadSample
 from data.tasks.base import Sample, Task, TaskContext, label_of
 from data.tasks.candidates import check_distinct, class_names
 from data.tasks.members import member
 from data.tasks.segments import text_segment
+from data.tasks.template import Template
 
 
 @dataclasses.dataclass(frozen=True)
 class Templated:
-    """tokens of the filled template; place: index of <spe> among them."""
+    """tokens of the filled template; place: index of <spe> among them; score: what people said, where classes are steps of a scale, and
+    else the class number."""
 
     tokens: list[int]
     place: int
     label: int
-
-
-_LETTERS_OF_A_TOKEN = 64
-"""Twice what the longest has, so that nothing is encoded which would be cut off again and again."""
+    score: float
 
 
 class TextClassification(Task):
@@ -43,7 +44,7 @@ class TextClassification(Task):
         super().__init__(context)
         check_distinct(context.info.classes, context.vocabulary, context.config.max_text, context.config.name)
         self.candidates = class_names(context.info.classes, context.vocabulary, context.config.max_text, WORD_TARGET)
-        self._before, self._after = context.config.template.split(SPE_PLACE)
+        self.template = Template(context.config.template, context.vocabulary, context.config.max_text)
 
     @property
     def kept_candidates(self) -> tuple[Sequences, ...]:
@@ -55,20 +56,15 @@ class TextClassification(Task):
 
     def example(self, sample: Sample, generator: np.random.Generator | None) -> Templated:
         text = decode_text(member(sample, ("txt",)))
-        # The text gives way to the template, so that <spe> and what follows are never cut off.
-        limit = self.config.max_text
-        text = " ".join(text.split())[: limit * _LETTERS_OF_A_TOKEN]
-        while True:
-            before, after = (self._encode(part, text) for part in (self._before, self._after))
-            too_long = len(before) + len(after) + 1 - (limit - 1)
-            if too_long <= 0 or not text:
-                break
-            text = _shortened(text, too_long)
-        tokens = [*before, self.vocabulary.spe, *after, self.vocabulary.end]
-        return Templated(tokens, len(before), label_of(sample, self.context.info))
+        tokens, place = self.template.filled(text)
+        label = label_of(sample, self.context.info)
+        return Templated(tokens, place, label, self._score(sample, label))
 
-    def _encode(self, part: str, text: str) -> list[int]:
-        return self.vocabulary.encode(part.replace(TEXT_PLACE, text), 1 << 20)[:-1]
+    def _score(self, sample: Sample, label: int) -> float:
+        score = decode_json(sample["json"]).get("score", label) if "json" in sample else label
+        if not isinstance(score, int | float) or not math.isfinite(score):
+            raise BadSample(f'"score" in json must be a number, found {str(score)[:40]!r}')
+        return float(score)
 
     def batch(self, examples: list[Templated], generator: np.random.Generator | None) -> TaskBatch:
         return TaskBatch(
@@ -82,11 +78,3 @@ class TextClassification(Task):
             weight=self.config.loss_weight,
             label_smoothing=self.config.label_smoothing,
         )
-
-
-def _shortened(text: str, tokens: int) -> str:
-    """Some words less, where that many tokens are too many; of a single word (or a language without spaces) some signs less."""
-    words = text.split()
-    if len(words) > 1:
-        return " ".join(words[: max(1, len(words) - max(1, tokens // 2))])
-    return text[: -max(1, tokens // 2)]

@@ -22,16 +22,18 @@ def spatial_transform(
     flip: bool = True,
     crop: bool = True,
     color_jitter: float = 0.0,
+    place: float = 0.5,
 ) -> np.ndarray:
     """uint8 [T, H, W, 3] to uint8 [T, size, size, 3]; all frames of a clip are treated alike.
 
     With a generator (training): a random crop of a share `crop_scale` of the area, a mirror image half of the
     time, brightness, contrast and saturation each scaled by 1 +- `color_jitter`, and hue turned by up to
     +- `color_jitter` * 180 degrees. Without one
-    (evaluation), and with `crop` off: the largest square in the centre.
+    (evaluation), and with `crop` off: the largest square, at `place` of the longer side's free pixels: 0.5 is the centre, 0 and 1
+    are its ends.
     """
     _, height, width, _ = frames_THWC.shape
-    box = _centre(height, width) if rng is None or not crop else _random_box(height, width, rng, crop_scale)
+    box = _square(height, width, place) if rng is None or not crop else _random_box(height, width, rng, crop_scale)
     # Pillow widens its filter when it shrinks, so the result is free of aliasing.
     resized = [
         Image.fromarray(frame_HWC).resize((size, size), Image.Resampling.BICUBIC, box=box) for frame_HWC in frames_THWC
@@ -69,9 +71,9 @@ def unpatchify(patches_LP: np.ndarray, positions_L3: np.ndarray, patch: int) -> 
     return cut.transpose(0, 1, 4, 2, 5, 3).reshape(num_frames, rows * patch, columns * patch, 3)
 
 
-def _centre(height: int, width: int) -> Box:
+def _square(height: int, width: int, place: float) -> Box:
     side = min(height, width)
-    left, top = (width - side) / 2, (height - side) / 2
+    left, top = (width - side) * place, (height - side) * place
     return left, top, left + side, top + side
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from evaluation import retrieval
-from evaluation.cider import cider_d
+from evaluation.metrics.cider import cider_d
 from evaluation.retrieval import recalls
 
 

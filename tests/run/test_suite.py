@@ -68,6 +68,15 @@ def test_names_of_suites_and_of_their_tasks_are_told(tmp_path):
         read_suite(suite(tmp_path, "tasks:\n- {name: a, kind: classification, path: SET}\n"), {"b": "x"})
 
 
+def test_data_of_other_tasks_may_be_missing(tmp_path):
+    path = suite(
+        tmp_path, "tasks:\n- {name: a, kind: classification, path: SET}\n- {name: b, kind: x, path: nowhere}\n"
+    )
+    assert [task.name for task in read_suite(path, {}, ["a"]).tasks] == ["a"]
+    with pytest.raises(ConfigError, match="no task 'c'; it has a, b"):
+        read_suite(path, {}, ["c"])
+
+
 def test_options_are_those_of_the_nearest_trained_task():
     def of(**changes) -> TaskConfig:
         return as_trained(

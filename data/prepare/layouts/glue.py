@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,21 +19,31 @@ from data.text.words import has_word
 
 @dataclasses.dataclass(frozen=True)
 class GlueTask:
-    """texts and label are columns by name, or by number where the file names none; labels as written -> class."""
+    """texts and label are columns by name, or by number where the file names none; labels as written -> class. metrics: in which the task
+    is reported besides accuracy. is_score: the label is a number, whose nearest class is the sample's."""
 
     texts: tuple[str, ...] | tuple[int, ...]
     label: str | int
     labels: dict[str, str]
     val_files: dict[str, str] = dataclasses.field(default_factory=lambda: {"val": "dev"})
+    metrics: tuple[str, ...] = ()
+    is_score: bool = False
 
 
 _NO_YES = {"0": "no", "1": "yes"}
 _ENTAILMENT = {"not_entailment": "no", "entailment": "yes"}
 TASKS = {
     "sst2": GlueTask(("sentence",), "label", {"0": "terrible", "1": "great"}),
-    "cola": GlueTask((3,), 1, {"0": "incorrect", "1": "correct"}),
-    "mrpc": GlueTask(("#1 String", "#2 String"), "Quality", _NO_YES),
-    "qqp": GlueTask(("question1", "question2"), "is_duplicate", _NO_YES),
+    "cola": GlueTask((3,), 1, {"0": "incorrect", "1": "correct"}, metrics=("matthews",)),
+    "mrpc": GlueTask(("#1 String", "#2 String"), "Quality", _NO_YES, metrics=("f1",)),
+    "qqp": GlueTask(("question1", "question2"), "is_duplicate", _NO_YES, metrics=("f1",)),
+    "stsb": GlueTask(
+        ("sentence1", "sentence2"),
+        "score",
+        {str(number): word for number, word in enumerate(("zero", "one", "two", "three", "four", "five"))},
+        metrics=("pearson", "spearman"),
+        is_score=True,
+    ),
     "qnli": GlueTask(("question", "sentence"), "label", _ENTAILMENT),
     "rte": GlueTask(("sentence1", "sentence2"), "label", _ENTAILMENT),
     "mnli": GlueTask(
@@ -49,6 +60,7 @@ class Row:
     name: str
     parts: tuple[str, ...]
     label: int
+    score: float | None = None
 
 
 def _arguments(command: argparse.ArgumentParser) -> None:
@@ -77,7 +89,7 @@ def glue_source(arguments: argparse.Namespace, context: Context) -> PublicSet:
     splits = {
         split: split_of(rows, make, lambda row: row.name, failures[split], context) for split, rows in entries.items()
     }
-    return PublicSet("text_class", displayed(classes, arguments.name_map), splits)
+    return PublicSet("text_class", displayed(classes, arguments.name_map), splits, metrics=task.metrics)
 
 
 def _file(folder: Path, stem: str) -> Path:
@@ -106,12 +118,22 @@ def read_rows(path: Path, task: GlueTask, limits: Limits) -> Iterator[Row | Fail
             yield Failure(name, f"{len(cells)} columns, need {max(wanted) + 1}")
             continue
         *parts, label = (cells[column].strip() for column in wanted)
+        score = _score(label) if task.is_score else None
+        label = label if score is None else str(math.floor(score + 0.5))
         if label not in numbers:
             yield Failure(name, f"label {label[:40]!r}, expected {', '.join(numbers)}")
         elif not all(map(has_word, parts)):
             yield Failure(name, "an empty text")
         else:
-            yield Row(name, tuple(parts), numbers[label])
+            yield Row(name, tuple(parts), numbers[label], score)
+
+
+def _score(text: str) -> float | None:
+    try:
+        score = float(text)
+    except ValueError:
+        return None
+    return score if math.isfinite(score) else None
 
 
 def _item(pair: str, row: Row) -> Item:
@@ -122,7 +144,8 @@ def _item(pair: str, row: Row) -> Item:
     before, between, after = _cut(pair)
     parts = {"{first}": first, "{second}": second}
     text = before + parts[between[0]] + between[1] + parts[between[2]] + after
-    return Item(row.name, {"txt": text, "cls": row.label, "json": {"first": first, "second": second}}, (text,))
+    about = {"first": first, "second": second} | ({} if row.score is None else {"score": row.score})
+    return Item(row.name, {"txt": text, "cls": row.label, "json": about}, (text,))
 
 
 def _cut(pair: str) -> tuple[str, tuple[str, str, str], str]:
@@ -136,10 +159,10 @@ def _cut(pair: str) -> tuple[str, tuple[str, str, str], str]:
 LAYOUTS = (
     Command(
         "glue",
-        "SST-2, CoLA, MRPC, QQP, QNLI, RTE or MNLI to text_class",
+        "SST-2, CoLA, MRPC, QQP, STS-B, QNLI, RTE or MNLI to text_class",
         "A task's folder of GLUE with train.tsv and dev.tsv. Two texts become one by --pair, and stand by themselves in the "
-        "json member. Classes are label words: terrible and great, incorrect and correct, no (maybe) and yes; --name-map changes "
-        "them. test.tsv has no labels and is not read.",
+        "json member. Classes are label words: terrible and great, incorrect and correct, no (maybe) and yes, zero to five for the "
+        "scores of STS-B, which json keeps; --name-map changes them. test.tsv has no labels and is not read.",
         "glue --task sst2 --folder GLUE/SST-2 --out datasets/sst2",
         _arguments,
         glue_source,

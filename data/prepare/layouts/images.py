@@ -125,6 +125,8 @@ def _imagenet_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--val-labels", type=Path, metavar="FILE", help=text)
     text = "lines 'n01440764 tench, Tinca tinca': the first name is the class's, the others become synonyms"
     command.add_argument("--synsets", type=Path, metavar="FILE", help=text)
+    text = "the classes are those that have a folder, under their names among all of --synsets (ImageNet-A and -R have 200)"
+    command.add_argument("--present", action="store_true", help=text)
     reduction_arguments(command, "image")
 
 
@@ -139,6 +141,14 @@ def imagenet_source(arguments: argparse.Namespace, context: Context) -> PublicSe
         raise DatasetError(
             f"{next(iter(given.values()))[0]}: no folder such as n01440764; give --synsets or use class-folders"
         )
+    classes, synonyms = name_synsets(synsets, words)
+    if arguments.present:
+        kept = [number for number, synset in enumerate(synsets) if synset in folders]
+        if not kept:
+            raise DatasetError(
+                f"{next(iter(given.values()))[0]}: --present: no folder is one of the {len(synsets)} synsets"
+            )
+        synsets, classes, synonyms = (tuple(part[number] for number in kept) for part in (synsets, classes, synonyms))
     entries, failures = {}, {}
     for split, (container, strange) in opened.items():
         if split == "val" and arguments.val_labels:
@@ -152,13 +162,16 @@ def imagenet_source(arguments: argparse.Namespace, context: Context) -> PublicSe
                 if name not in labels
             ]
         else:
-            entries[split], outside = _in_classes(
-                container, synsets, {name: _folder(name) or "" for name in container.blobs}
-            )
+            class_of = {name: _synset_of(_folder(name) or "", synsets) for name in container.blobs}
+            entries[split], outside = _in_classes(container, synsets, class_of)
         failures[split] = strange + outside
-    classes, synonyms = name_synsets(synsets, words)
     splits = media_splits("image", entries, failures, reduction, context)
     return PublicSet("image_class", classes, splits, synonyms if any(synonyms) else ())
+
+
+def _synset_of(folder: str, synsets: tuple[str, ...]) -> str:
+    """ImageNet-V2's folders are numbers in the order of the synsets."""
+    return synsets[int(folder)] if folder.isdecimal() and int(folder) < len(synsets) else folder
 
 
 def read_synsets(path: Path, limits: Limits) -> dict[str, list[str]]:

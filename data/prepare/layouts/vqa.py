@@ -1,4 +1,4 @@
-"""VQA v2: questions about COCO images, as classification over the most frequent answers."""
+"""VQA v2: questions about COCO images, with the most frequent answers as candidates."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from data.prepare.layout import (
 )
 from data.prepare.media import Entry, is_medium, media_splits
 from data.prepare.source import Context, Failure, PublicSet
-from data.shards import DatasetError
+from data.shards import DatasetError, is_trained_on
 
 
 def _arguments(command: argparse.ArgumentParser) -> None:
@@ -49,14 +49,16 @@ def vqa_source(arguments: argparse.Namespace, context: Context) -> PublicSet:
             image = images.get(question["image_id"])
             if image is None:
                 failures[split].append(Failure(name, f"its image is not in {container.path.name}"))
-            elif question["answer"] not in numbers:
+            elif question["answer"] not in numbers and is_trained_on(split, given):
                 failures[split].append(Failure(name, f"its answer is none of the {len(classes)} most frequent"))
             else:
-                members = {"cls": numbers[question["answer"]], "json": question}
+                # Evaluation asks all questions: one that cannot be answered right counts as wrong, or as what its other answers are worth.
+                number = numbers.get(question["answer"])
+                members = {"json": question} | ({} if number is None else {"cls": number})
                 entries[split].append(
                     Entry(name, container.blobs[image], members, (question["question"],), group=image)
                 )
-    return PublicSet("image_class", classes, media_splits("image", entries, failures, reduction, context))
+    return PublicSet("image_question", classes, media_splits("image", entries, failures, reduction, context))
 
 
 def read_questions(questions: Path, annotations: Path, limits: Limits) -> list[dict[str, Any]]:
@@ -83,6 +85,7 @@ def read_questions(questions: Path, annotations: Path, limits: Limits) -> list[d
                 "answer": annotation["multiple_choice_answer"].strip(),
                 "answers": answers,
             }
+            | ({"answer_type": kind} if isinstance(kind := annotation.get("answer_type"), str) else {})
         )
     return found
 
@@ -106,10 +109,10 @@ def _by_image_id(container: Container) -> dict[int, str]:
 LAYOUTS = (
     Command(
         "vqa",
-        "VQA v2 to image_class over the most frequent answers",
+        "VQA v2 to image_question over the most frequent answers",
         "v2_OpenEnded_mscoco_train2014_questions.json, v2_mscoco_train2014_annotations.json and the COCO images of one split. A "
-        "sample is a question: image, number of its most frequent answer, and json with question_id, question, answer and all "
-        "answers. No task reads the question yet: classification sees the image alone.",
+        "sample is a question: image, number of its most frequent answer, and json with question_id, question, answer, answer_type and "
+        "all answers. Questions whose answer is none of the classes are left out of training, and kept without a number elsewhere.",
         "vqa --train questions.json annotations.json train2014.zip --resize 256 --out datasets/vqa",
         _arguments,
         vqa_source,

@@ -84,7 +84,7 @@ def export(arguments: argparse.Namespace, command: list[str]) -> None:
     merging = _merging(run, arguments, medium_of(infos.get(arguments.task)))
     with new_folder(out, arguments.overwrite, lambda old: is_export(old) or open_clip.is_export(old)) as unfinished:
         checkpoint = find_checkpoint(folder / "checkpoints", arguments.step)
-        tensors = CheckpointTensors(checkpoint)
+        tensors = CheckpointTensors(checkpoint, run.model)
         settings = settings_of(run, vocabulary, infos, tensors.shapes, merging, arguments.task, checkpoint.step)
         write_processor(unfinished, run, vocabulary)
         if arguments.format == "open_clip":

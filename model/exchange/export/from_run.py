@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from data.batch import Modality
@@ -16,6 +17,7 @@ from data.text.vocabulary import Vocabulary
 from data.text.words import INITIALS, JOINS
 from data.transport import is_remote
 from data.visual.normalise import MEAN, STD
+from model.config import ModelConfig
 from model.exchange.export.folder import MODEL_TYPE
 from model.exchange.export.merging import ATTRIBUTES, Merging, merged_config
 from parallel.checkpoints import Checkpoint, CheckpointError
@@ -38,19 +40,29 @@ model.caption([picture])"""
 """On the model card."""
 
 
-class CheckpointTensors:
-    """The weights of a checkpoint of any layout, read one at a time (merging.py: Tensors)."""
+LEFT_OUT = (".lora.", "logit_biases.")
+"""What is merged into other weights, and what training alone needs."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self._checkpoint = checkpoint
-        stored = checkpoint.manifest.tensors.items()
-        self.shapes = {name: tensor.shape for name, tensor in stored if "weight" in tensor.kinds}
+
+class CheckpointTensors:
+    """The weights of a checkpoint of any layout, read one at a time (merging.py: Tensors), low-rank updates merged into theirs."""
+
+    def __init__(self, checkpoint: Checkpoint, config: ModelConfig) -> None:
+        self._checkpoint, self._lora = checkpoint, config.lora
+        self.shapes = {
+            name: checkpoint.shape(name) for name in checkpoint.names if not any(part in name for part in LEFT_OUT)
+        }
 
     def read(self, name: str) -> Tensor:
         """Raises CheckpointError."""
         if name not in self.shapes:
             raise CheckpointError(f"{self._checkpoint.folder} has no {name}")
-        return self._checkpoint.logical(name, "weight")
+        weight = self._checkpoint.logical(name, "weight")
+        stem = name.removesuffix(".weight").removesuffix(".linear")
+        if self._lora is None or not name.endswith(".weight") or f"{stem}.lora.up" not in self._checkpoint.names:
+            return weight
+        up, down = (self._checkpoint.logical(f"{stem}.lora.{part}", "weight") for part in ("up", "down"))
+        return weight + self._lora.alpha / self._lora.rank * torch.matmul(up, down)
 
 
 def infos_of(run: RunConfig) -> dict[str, DatasetInfo]:

@@ -137,7 +137,7 @@ def key_of(router: str, attributes: tuple[int, ...], modality: int, task: int) -
 
 def merged_config(config: ModelConfig, merging: Merging | None) -> dict[str, Any]:
     """The options of the network that is written."""
-    options = dataclasses.asdict(config)
+    options = dataclasses.asdict(dataclasses.replace(config, lora=None, logit_biases=()))
     if merging and merging.is_dense:
         options["experts"]["placement"] = "none"
     elif merging:

@@ -533,7 +533,7 @@ class SparseGeneralistModel(PreTrainedModel):
         self.tower = Tower(net)
         text = net["text_tower"]
         self.text_tower = Tower({**net, **text}) if text else None
-        classes = net["prompts"]["classes"] if net["prompts"] else 0
+        classes = net["head_classes"]
         self.head = nn.Linear(net["space_width"], classes) if classes else None
         self.similarity_weight = nn.Parameter(torch.empty(1)) if classes else None
         self.log_scales = nn.ParameterDict({name: nn.Parameter(torch.empty(1)) for name in net["temperatures"]})

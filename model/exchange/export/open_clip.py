@@ -64,7 +64,7 @@ def check(config: ModelConfig) -> None:
     reasons = {
         "one tower: it needs model.text_tower": text is None,
         f"experts ({config.experts.placement}): it needs a dense model": config.num_decisions > 0,
-        "prompts: it has none": config.prompts is not None,
+        "prompts or a linear head": config.prompts is not None or config.head_classes > 0,
         f"readout={config.readout}: it reads at the first token": config.readout != "spe",
         f"space={config.space_width} above width={config.width}": config.space_width > config.width,
     }
@@ -233,6 +233,8 @@ def write_texts(folder: Path, config: ModelConfig, spe: int, max_text: int) -> N
 
 def is_weights(path: Path) -> bool:
     """Whether a .safetensors file is of open_clip's ViT. False for what cannot be read."""
+    if path.suffix != ".safetensors":
+        return False
     try:
         with safe_open(path, framework="pt") as opened:
             return "visual.conv1.weight" in opened.keys()  # noqa: SIM118

@@ -145,6 +145,23 @@ def test_imagenet_with_a_val_of_folders_and_no_names(tmp_path):
     assert info.synonyms == ()
 
 
+def test_imagenet_variants_of_some_classes_and_of_numbered_folders(tmp_path, capsys):
+    _, _, words = imagenet(tmp_path)
+    some = folder(tmp_path / "imagenet-a", [("n03126707/a.jpg", jpeg(1)), ("n01440764/b.jpg", jpeg(2))])
+    out = tmp_path / "a"
+    assert prepare("imagenet", "--val", some, "--synsets", words, "--present", "--no-shuffle", "--out", out) == 0
+    # Under the names among all three: of two cranes, the second has its synset in brackets.
+    assert read_info(out).classes == ("tench", "crane (n03126707)")
+    assert {(s["cls"], s["jpg"]) for s in samples(out, "val")} == {(b"1", jpeg(1)), (b"0", jpeg(2))}
+    numbered = folder(tmp_path / "v2", [("0/a.jpg", jpeg(3)), ("2/b.jpg", jpeg(4)), ("7/c.jpg", jpeg(5))])
+    out = tmp_path / "v2_out"
+    assert prepare("imagenet", "--val", numbered, "--synsets", words, "--out", out) == 0
+    assert len(read_info(out).classes) == 3 and sum(count for count, _ in failures(out, "val").values()) == 1
+    assert {(s["cls"], s["jpg"]) for s in samples(out, "val")} == {(b"0", jpeg(3)), (b"2", jpeg(4))}
+    assert prepare("imagenet", "--val", numbered, "--synsets", words, "--present", "--out", tmp_path / "no") == 2
+    assert "--present: no folder is one of the 3 synsets" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
@@ -441,7 +458,7 @@ def test_vqa(tmp_path):
     out = tmp_path / "out"
     assert prepare("vqa", *given, "--answers", 2, "--no-shuffle", "--out", out) == 0
     info = read_info(out)
-    assert info.kind == "image_class" and info.classes == ("2", "yes")
+    assert info.kind == "image_question" and info.classes == ("2", "yes")
     found = [(s["cls"], s["jpg"], json.loads(s["json"])["question"]) for s in samples(out)]
     assert found == [(b"1", jpeg(1), "Is it red?"), (b"0", jpeg(1), "How many?"), (b"1", jpeg(2), "Is it blue?")]
     assert json.loads(samples(out)[0]["json"])["answers"] == ["yes", "yes"]
@@ -449,7 +466,8 @@ def test_vqa(tmp_path):
         "its answer is none of the 2 most frequent": (1, ["question_21"]),
         "its image is not in train2014": (1, ["question_22"]),
     }
-    assert [s["cls"] for s in samples(out, "val")] == [b"1"]
+    # Evaluation keeps what cannot be answered right.
+    assert [s.get("cls") for s in samples(out, "val")] == [b"1", None] and not failures(out, "val")
 
 
 def test_vqa_without_an_answer(tmp_path, capsys):

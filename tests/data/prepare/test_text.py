@@ -197,7 +197,7 @@ def test_single_sentences(tmp_path):
     out = tmp_path / "cola"
     assert prepare("glue", "--task", "cola", "--folder", cola, "--no-shuffle", "--out", out) == 0
     assert [(s["txt"], s["cls"]) for s in samples(out)] == [(b"They drank .", b"1"), (b"They drank pub .", b"0")]
-    assert read_info(out).classes == ("incorrect", "correct")
+    assert read_info(out).classes == ("incorrect", "correct") and read_info(out).metrics == ("matthews",)
 
 
 @pytest.mark.parametrize("task", sorted(PAIR_HEADERS))
@@ -220,6 +220,29 @@ def test_pairs(tmp_path, task):
     options = ["--pair", "{second} follows from: {first}", "--name-map", f"{info.classes[0]}=never"]
     assert prepare("glue", "--task", task, "--folder", source, *options, "--no-shuffle", "--out", other) == 0
     assert texts(other)[0] == "then {first} follows from: first 0" and read_info(other).classes[0] == "never"
+
+
+def test_scores_become_the_nearest_class_and_are_kept(tmp_path):
+    rows = [
+        ("a", "b", "3.800"),
+        ("c", "d", "2.5"),
+        ("e", "f", "0"),
+        ("g", "h", "5.6"),
+        ("i", "j", "high"),
+        ("k", "l", "nan"),
+    ]
+    file = (
+        "\n".join(["index\tsentence1\tsentence2\tscore", *(f"{n}\t" + "\t".join(row) for n, row in enumerate(rows))])
+        + "\n"
+    )
+    source = folder(tmp_path / "in", [("train.tsv", file), ("dev.tsv", file)])
+    out = tmp_path / "out"
+    assert prepare("glue", "--task", "stsb", "--folder", source, "--no-shuffle", "--out", out) == 0
+    info = read_info(out)
+    assert info.classes == ("zero", "one", "two", "three", "four", "five") and info.metrics == ("pearson", "spearman")
+    found = [(s["cls"], json.loads(s["json"])["score"]) for s in samples(out)]
+    assert found == [(b"4", 3.8), (b"3", 2.5), (b"0", 0.0)]
+    assert sum(count for count, _ in failures(out).values()) == 3
 
 
 @pytest.mark.parametrize(

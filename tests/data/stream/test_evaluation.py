@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import itertools
 
+import numpy as np
 import pytest
 
 from data.config import DataConfig, TaskConfig
@@ -57,7 +58,11 @@ def number_of(source: Source, example) -> int:
 def test_every_sample_once(tmp_path, sizes, ranks, workers, limit):
     source = text_source(tmp_path, sizes)
     total = min(source.order.total, limit or 99)
-    check([in_turn(_Pass(source, 3, total, Share(rank, ranks)), workers) for rank in range(ranks)], source, total)
+    check(
+        [in_turn(_Pass(source, 3, np.arange(total), Share(rank, ranks)), workers) for rank in range(ranks)],
+        source,
+        total,
+    )
 
 
 def in_turn(dataset: _Pass, workers: int) -> list[EvaluationBatch]:
@@ -116,3 +121,12 @@ def test_a_batch_is_not_larger_than_the_data(tmp_path):
     assert batch.valid == (True,) * 3
     (batch,) = evaluation_pass(source, 64, limit=2)
     assert len(batch.examples) == 2
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_samples_at_some_places_alone(tmp_path, ranks):
+    source, places = text_source(tmp_path, (10, 7, 3)), np.array([1, 4, 5, 17])
+    passed = [list(evaluation_pass(source, 3, share=Share(rank, ranks), places=places)) for rank in range(ranks)]
+    batches = [batch for of_one in zip(*passed, strict=True) for batch in of_one]
+    assert [place for b in batches for place, valid in zip(b.places, b.valid, strict=True) if valid] == places.tolist()
+    assert all(tuple(number_of(source, e) for e in batch.examples) == batch.places for batch in batches)

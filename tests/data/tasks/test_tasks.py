@@ -17,7 +17,7 @@ from data.shards.errors import BadSample
 from data.tasks import kind_of, make_task
 from data.tasks.base import Pixels, TaskContext, label_of
 from data.tasks.candidates import WordCandidates
-from data.tasks.text_classification import _shortened
+from data.tasks.template import _shortened
 from data.text import tokenizer
 from data.text.tokenizer import Tokenizer
 from data.text.vocabulary import Vocabulary

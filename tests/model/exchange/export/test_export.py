@@ -17,6 +17,7 @@ from parallel.kernels import load_kernels
 from parallel.mesh import Mesh
 from predict import main as predict
 from run.config_file import load_config
+from run.initial import initial_weights
 from run.resume import Resume
 from tests.helpers.runs import saved_run, tiny_config
 
@@ -154,10 +155,9 @@ def test_code_in_the_folder_is_not_run(made, tmp_path):
 def test_a_run_begins_from_an_export(made, world, tmp_path):
     _, config, out = made
     run = load_config(config, [f"init={out}"])
-    start = Resume(run, None, None, 0, (), ())  # type: ignore[arg-type]
     exported = open_export(out)
     objective = Objective(run.model, exported.vocabulary_size, Mesh(), load_kernels("torch"))
-    start.initialise(objective)
+    initial_weights(Resume(run, None, None, 0, (), ()), objective)  # type: ignore[arg-type]
     expected = dict(exported.objective().named_parameters())
     assert all(torch.equal(p, expected[name]) for name, p in objective.named_parameters())
 
@@ -167,7 +167,7 @@ def test_a_run_takes_a_part_of_an_export(made):
     run = load_config(config, [f"init={out}", "init_only=['*.attention.*']"])
     exported = open_export(out)
     objective = Objective(run.model, exported.vocabulary_size, Mesh(), load_kernels("torch"))
-    Resume(run, None, None, 0, (), ()).initialise(objective)  # type: ignore[arg-type]
+    initial_weights(Resume(run, None, None, 0, (), ()), objective)  # type: ignore[arg-type]
     fresh = Objective(run.model, exported.vocabulary_size, Mesh(), load_kernels("torch"))
     initialise(fresh, run.seed)
     theirs, ours = dict(exported.objective().named_parameters()), dict(fresh.named_parameters())

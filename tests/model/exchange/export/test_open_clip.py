@@ -20,6 +20,7 @@ from parallel.kernels import load_kernels
 from parallel.mesh import Mesh
 from prediction import load, media_of
 from run.config_file import load_config
+from run.initial import initial_weights
 from run.resume import Resume
 from tests.helpers.runs import saved_run, tiny_config
 from tests.model.exchange.export.test_round_trip import COUNT, TEXTS, close, embedded, pictures_of
@@ -87,7 +88,7 @@ def test_a_run_begins_from_its_image_tower(open_clip, world, tmp_path):
     run = load_config(config, [*DENSE, "model.positions=learned", f"init={file}", "init_only=['tower.*']"])
     folder = saved_run(config, *DENSE, "model.positions=learned")
     predictor = load(str(folder), batch_size=COUNT)
-    Resume(run, None, None, 0, (), ()).initialise(predictor.objective)  # type: ignore[arg-type]
+    initial_weights(Resume(run, None, None, 0, (), ()), predictor.objective)  # type: ignore[arg-type]
     pixels = torch.stack([_clip_pixels(predictor, picture) for picture in pictures_of(world)])
     with torch.no_grad():
         expected = torch.nn.functional.normalize(visual(pixels), dim=-1)
@@ -112,9 +113,9 @@ def test_a_model_that_it_does_not_fit_is_one_line(world, tmp_path):
     run = load_config(tiny_config(world, tmp_path), [f"init={file}"])
     objective = Objective(run.model, 40, Mesh(), load_kernels("torch"))
     with pytest.raises(ConversionError, match=r"set model\.text_tower, model\.experts\.placement=none"):
-        Resume(run, None, None, 0, (), ()).initialise(objective)  # type: ignore[arg-type]
+        initial_weights(Resume(run, None, None, 0, (), ()), objective)  # type: ignore[arg-type]
     run = load_config(tiny_config(world, tmp_path), [f"init={file}", *DENSE, "model.positions=learned"])
     objective = Objective(run.model, 40, Mesh(), load_kernels("torch"))
     initialise(objective, 0)
     with pytest.raises(ConversionError, match="is no ViT of open_clip's of this model's shape"):
-        Resume(run, None, None, 0, (), ()).initialise(objective)  # type: ignore[arg-type]
+        initial_weights(Resume(run, None, None, 0, (), ()), objective)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""BLEU and ROUGE-L of captions with several references. Words are those of data/text/words.py, as in evaluation/cider.py.
+"""BLEU and ROUGE-L of captions with several references. Words are those of data/text/words.py, as in evaluation/metrics/cider.py.
 
 Both are corpus scores as the field's common implementation gives them (pycocoevalcap, which tests compare with).
 """

@@ -9,8 +9,8 @@ import random
 
 import pytest
 
-from evaluation.caption_scores import bleu, rouge_l
-from evaluation.cider import cider_d
+from evaluation.metrics.caption_scores import bleu, rouge_l
+from evaluation.metrics.cider import cider_d
 
 
 def test_bleu_by_hand():

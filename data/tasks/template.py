@@ -1,0 +1,40 @@
+"""A text in a template with <spe> in it, where the answer is read (papers.md 1.5)."""
+
+from __future__ import annotations
+
+from data.config import SPE_PLACE, TEXT_PLACE
+from data.text.vocabulary import Vocabulary
+
+_LETTERS_OF_A_TOKEN = 64
+"""Twice what the longest has, so that nothing is encoded which would be cut off again and again."""
+
+
+class Template:
+    """template: with {text} and <spe>, each once; max_text: tokens of the whole, end-of-text included."""
+
+    def __init__(self, template: str, vocabulary: Vocabulary, max_text: int) -> None:
+        self.vocabulary, self.max_text = vocabulary, max_text
+        self._before, self._after = template.split(SPE_PLACE)
+
+    def filled(self, text: str) -> tuple[list[int], int]:
+        """(tokens, index of <spe> among them). The text gives way to the template, so that <spe> and what follows are never cut off."""
+        limit = self.max_text
+        text = " ".join(text.split())[: limit * _LETTERS_OF_A_TOKEN]
+        while True:
+            before, after = (self._encode(part, text) for part in (self._before, self._after))
+            too_long = len(before) + len(after) + 1 - (limit - 1)
+            if too_long <= 0 or not text:
+                break
+            text = _shortened(text, too_long)
+        return [*before, self.vocabulary.spe, *after, self.vocabulary.end], len(before)
+
+    def _encode(self, part: str, text: str) -> list[int]:
+        return self.vocabulary.encode(part.replace(TEXT_PLACE, text), 1 << 20)[:-1]
+
+
+def _shortened(text: str, tokens: int) -> str:
+    """Some words less, where that many tokens are too many; of a single word (or a language without spaces) some signs less."""
+    words = text.split()
+    if len(words) > 1:
+        return " ".join(words[: max(1, len(words) - max(1, tokens // 2))])
+    return text[: -max(1, tokens // 2)]

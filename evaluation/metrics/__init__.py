@@ -1,0 +1,1 @@
+"""Scores of predictions over a whole corpus; nothing here knows of models or shards."""

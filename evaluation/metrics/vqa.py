@@ -1,0 +1,51 @@
+"""VQA accuracy: an answer is right as far as people gave it (Antol et al., 2015).
+
+Every one of the ten people in turn is left out: the answer is worth a third for each of the other nine who gave it, at most 1; the mean
+of the ten is the accuracy. Answers are compared in a common form.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+
+ENOUGH = 3
+"""People who say the same make an answer wholly right."""
+_NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+_DIGITS = {word: str(number) for number, word in enumerate(_NUMBERS)} | {"none": "0"}
+_ARTICLES = {"a", "an", "the"}
+
+
+def normal(answer: str) -> str:
+    """Lower case, number words as digits, no article and no punctuation, apart from the apostrophe, a colon and the point or comma in
+    a number. The common tool also mends apostrophes ("dont"), by a table that is not here."""
+    text = re.sub(r"(?<=\d),(?=\d)", "", answer.lower())
+    text = re.sub(r"(?<!\d)\.|\.(?!\d)", "", text)
+    text = re.sub(r"[^\w\s'.:]|_", " ", text)
+    words = [_DIGITS.get(word, word) for word in text.split()]
+    return " ".join(word for word in words if word not in _ARTICLES)
+
+
+def vqa_accuracy(answer: str, answers: Sequence[str]) -> float:
+    """In [0, 1]. answers: one of each person; of fewer than four, all others must agree, and a single one must be it."""
+    count, wanted = Counter(map(normal, answers))[normal(answer)], min(ENOUGH, len(answers) - 1)
+    return _worth(count, len(answers), wanted)
+
+
+def best_constant(all_answers: Sequence[Sequence[str]]) -> float:
+    """The accuracy of the one answer that is best for all questions."""
+    worth: dict[str, float] = defaultdict(float)
+    for answers in all_answers:
+        wanted = min(ENOUGH, len(answers) - 1)
+        for answer, count in Counter(map(normal, answers)).items():
+            worth[answer] += _worth(count, len(answers), wanted)
+    return max(worth.values()) / len(all_answers)
+
+
+def _worth(count: int, people: int, wanted: int) -> float:
+    """Of an answer that `count` of the people gave: each of these leaves count - 1 others who gave it, each of the rest count."""
+    if not wanted:
+        return float(count > 0)
+    left_out = count * min(1, (count - 1) / wanted) + (people - count) * min(1, count / wanted)
+    return left_out / people
