@@ -14,7 +14,9 @@ from tests.helpers.runs import saved_run, tiny_config
 LIMOE = "model.experts={preset: limoe, num_experts: 2}"
 
 
-@pytest.mark.parametrize("options", [[], [LIMOE]], ids=["merged", "slots"])
+@pytest.mark.parametrize(
+    "options", [pytest.param([], id="merged"), pytest.param([LIMOE], id="slots", marks=pytest.mark.slow)]
+)
 def test_graphs_of_both_encoders(world, tmp_path, capsys, options):
     runtime = pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
     pytest.importorskip("onnxscript", reason="the extra `export` is not installed")

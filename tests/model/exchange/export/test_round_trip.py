@@ -30,6 +30,7 @@ KINDS = {
     "limoe": [LIMOE, "model.readout=mean", "model.output=per_modality", "model.space=24"],
     "two_towers": [TWO_TOWERS, "model.space=24", "model.positions=learned"],
     "prompts": ["model.prompts={length: 3, target_length: 2}"],
+    "lora": ["model.lora={rank: 2, alpha: 4}"],
 }
 COUNT = 4
 TEXTS = ["a red circle", "the blue star is left of the green square, 28 of them", "It's Ünïcode &amp; more"]
