@@ -152,7 +152,7 @@ def _all_entries(arguments: argparse.Namespace, run: RunConfig) -> list[Entry]:
     unknown = [name for name in wanted if name not in by_name]
     if unknown:
         raise ConfigError(f"{arguments.run} has no task {unknown[0]!r}; its tasks are {', '.join(by_name)}")
-    tasks = [dataclasses.replace(by_name[name], split=arguments.split, shards=()) for name in wanted]
+    tasks = [by_name[name].whole(arguments.split) for name in wanted]
     return [Entry(task.name, task, arguments.templates) for task in tasks]
 
 

@@ -128,6 +128,10 @@ class Task(abc.ABC):
             raise ValueError(
                 f"task {config.name}: candidates={config.candidates} does not go with {config.kind}: use local or {together}"
             )
+        if config.shots and not (cls.answers == "classes" and config.kind != "vqa"):
+            raise ValueError(
+                f"task {config.name}: shots are samples of a class, which {config.kind} does not have: use fraction"
+            )
         if config.loss == "sigmoid" and (cls.answers != "pairs" or config.label_smoothing):
             raise ValueError(
                 f"task {config.name}: loss=sigmoid asks of every pair whether it belongs together: kind=retrieval without label_smoothing"
