@@ -188,5 +188,8 @@ def scale_of_pairs(run: RunConfig) -> str:
 
 def text_length(run: RunConfig) -> int:
     """Tokens of the texts that pictures are compared with, at most."""
-    lengths = {kind: task.max_text for task in reversed(run.data.tasks) for kind in [task.kind]}
-    return next((lengths[kind] for kind in RELATED["retrieval"] if kind in lengths), run.model.max_text)
+    for kind in RELATED["retrieval"]:
+        for task in run.data.tasks:
+            if task.kind == kind:
+                return task.max_text
+    return run.model.max_text
