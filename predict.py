@@ -6,7 +6,7 @@
   python predict.py embed    --run runs/demo --files pictures --out index.npz
   python predict.py retrieve --run runs/demo --query "a red circle" --index index.npz
   python predict.py fill     --run runs/demo --texts "the red ___ lies left of the star"
-  python predict.py caption  --model exports/demo --files pictures                          an exported run
+  python predict.py caption  --model outputs/demo --files pictures                          an exported run
 
 Files are images, clips, folders of them, patterns, or shards (.tar). Answers go to standard output, a line each (--json: JSON lines); what
 cannot be read is named on standard error, and the rest is done.

@@ -9,6 +9,7 @@ from pathlib import Path
 from data.stream.source import OpenData, open_data, read_vocabulary
 from data.tasks.base import Pixels
 from data.text.vocabulary import Vocabulary
+from model.exchange.export import open_clip
 from model.exchange.export.folder import is_export, open_export
 from model.exchange.public import load_converted
 from model.initialise import initialise
@@ -51,6 +52,9 @@ def _taken(run: RunConfig, data: OpenData, objective: Objective) -> Initial:
     if is_export(folder):
         open_export(folder).load(objective, run.init_only)
         return Initial((f"init {folder}: {', '.join(run.init_only)}",))
+    if run.init_only in (("*",), ("tower.*",)) and open_clip.is_weights(folder):
+        open_clip.load_image_tower(objective, folder, run.model, objective.tower.embedding.spe_id)
+        return Initial((f"init {folder}: open_clip's image tower as tower.*; the rest is new",))
     if run.init.endswith(".safetensors"):
         if run.init_only != ("*",):
             raise ConfigError(

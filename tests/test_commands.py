@@ -31,7 +31,7 @@ from tests.helpers.runs import environment
 
 PAGES = [
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{name}.md" for name in ("start", "data", "training", "evaluation", "use", "adding")),
+    *(ROOT / "docs" / f"{name}.md" for name in ("start", "data", "training", "evaluation", "use", "export", "adding")),
 ]
 START = re.compile(r"(\w+=\S+ )?(deepspeed|python|make|docker|printf|source) ")
 NOT_HERE = {
@@ -42,6 +42,7 @@ NOT_HERE = {
     "deepspeed --hostfile hosts ": "needs two machines; tests/test_launch.py starts two nodes on one",
     "source ": "only for shells",
     "python evaluate.py --compare ": "needs two runs that were evaluated; tests/evaluation/test_kept.py compares two",
+    "python -m model.exchange.export --run runs/clip_b32 ": "needs a run of two towers; tests/model/exchange/export makes one",
     "python evaluate.py --run runs/real_small ": "needs a run on real data",
 }
 """Beginnings of commands that are not run, with the reason."""

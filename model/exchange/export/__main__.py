@@ -1,10 +1,10 @@
 """A trained run as a folder that stands alone: plain torch for transformers, or open_clip's layout; ONNX graphs beside it.
 
-  python -m model.exchange.export --run runs/demo --out exports/demo
-  python -m model.exchange.export --run runs/demo --out exports/shapes --task shapes     experts merged for a task
-  python -m model.exchange.export --run runs/demo --out exports/images --modality image  ... for features of one modality
-  python -m model.exchange.export --run runs/demo --out exports/demo_onnx --onnx         and graphs of both encoders
-  python -m model.exchange.export --run runs/clip --out exports/clip --format open_clip  two-tower models
+  python -m model.exchange.export --run runs/demo --out outputs/demo
+  python -m model.exchange.export --run runs/demo --out outputs/shapes --task shapes     experts merged for a task
+  python -m model.exchange.export --run runs/demo --out outputs/images --modality image  ... for features of one modality
+  python -m model.exchange.export --run runs/demo --out outputs/demo_onnx --onnx         and graphs of both encoders
+  python -m model.exchange.export --run runs/clip --out outputs/clip --format open_clip  two-tower models
 
 Tensors are read and written one at a time, on the CPU, from a checkpoint of any layout. Exit codes: 0 done, 2 the run or the arguments
 cannot be used.
@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from pathlib import Path
 
 from data.batch import Modality
 from model.exchange.export import open_clip
@@ -23,12 +22,16 @@ from model.exchange.export.card import card, results_of
 from model.exchange.export.errors import ExportError
 from model.exchange.export.folder import is_export
 from model.exchange.export.from_run import (
+    USE,
     CheckpointTensors,
     infos_of,
     medium_of,
-    processor_of,
+    rows_of_data,
+    scale_of_pairs,
     settings_of,
-    write_texts,
+    text_length,
+    write_network,
+    write_processor,
 )
 from model.exchange.export.merging import Merging, entries, merging_of_modality, merging_of_task
 from model.exchange.export.writing import new_folder, write_weights
@@ -84,32 +87,34 @@ def export(arguments: argparse.Namespace, command: list[str]) -> None:
     run, vocabulary = read_run(folder)
     infos = infos_of(run)
     merging = _merging(run, arguments, medium_of(infos.get(arguments.task)))
-    with new_folder(out, arguments.overwrite, is_export) as unfinished:
+    with new_folder(out, arguments.overwrite, lambda old: is_export(old) or open_clip.is_export(old)) as unfinished:
         checkpoint = find_checkpoint(folder / "checkpoints", chosen_step(folder, arguments.step))
         tensors = CheckpointTensors(checkpoint, run.model)
         settings = settings_of(run, vocabulary, infos, tensors.shapes, merging, arguments.task, checkpoint.step)
+        write_processor(unfinished, run, vocabulary)
         if arguments.format == "open_clip":
-            written = open_clip.entries(tensors, run.model, vocabulary.spe)
-            open_clip.write_texts(unfinished, run.model, settings)
+            written = open_clip.entries(tensors, run.model, vocabulary.spe, scale_of_pairs(run))
+            open_clip.write_texts(unfinished, run.model, vocabulary.spe, text_length(run))
+            size = write_weights(unfinished, written, single=open_clip.WEIGHTS)
         else:
             written = list(entries(tensors, run.model, merging))
-        write_texts(unfinished, settings, processor_of(run, vocabulary), vocabulary)
-        size = write_weights(unfinished, written, arguments.max_shard_mib << 20)
+            write_network(unfinished, settings)
+            size = write_weights(unfinished, written, arguments.max_shard_mib << 20)
         numbers = sum(math.prod(entry.shape) for entry in written)
-        data = [
-            {
-                "task": task.name,
-                "kind": task.kind,
-                "data": Path(task.path).name,
-                "splits": ", ".join(f"{n} {s.samples:,}" for n, s in infos[task.name].splits.items())
-                if task.name in infos
-                else "",
-            }
-            for task in run.data.tasks
-        ]
-        results = results_of(folder, checkpoint.step)
-        text = card(run.name, settings, data, results, numbers, checkpoint.step, arguments.license, command)
-        (unfinished / "README.md").write_text(text, encoding="utf-8")
+        (unfinished / "README.md").write_text(
+            card(
+                run.name,
+                settings,
+                rows_of_data(run, infos),
+                results_of(folder, checkpoint.step),
+                numbers,
+                checkpoint.step,
+                arguments.license,
+                command,
+                open_clip.USE if arguments.format == "open_clip" else USE,
+            ),
+            encoding="utf-8",
+        )
         if arguments.onnx:
             from model.exchange.export.graphs import write_graphs  # needs packages of the extra `export`
 

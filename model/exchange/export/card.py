@@ -21,11 +21,12 @@ def card(
     step: int,
     licence: str,
     command: Sequence[str],
+    use: str,
 ) -> str:
     """Markdown with the hub's front matter.
 
     data: rows of task, kind, data, splits; results: rows of task, split, figure, value, low, high, floor; numbers: of all tensors; licence:
-    an SPDX name, or empty where none was said.
+    an SPDX name, or empty where none was said; use: a few lines of Python.
     """
     network, experts = settings["network"], settings["network"]["experts"]
     merged = network["merged"]
@@ -39,7 +40,7 @@ def card(
     if not licence:
         front.append('license_name: "unspecified"')
     if merged:
-        sparse = f"merged for {merged['of']} from a router by {merged['router'].replace('_', ' ')} ({len(merged['keys'])} weights per layer)"
+        sparse = f"merged for {merged['of']}, from router {merged['router']}: {len(merged['keys'])} weights per layer"
     elif experts["placement"] == "none":
         sparse = "none (dense)"
     else:
@@ -80,16 +81,10 @@ def card(
         "",
         "## Use",
         "```python",
-        "from transformers import AutoModel",
-        "",
-        'model = AutoModel.from_pretrained("FOLDER", trust_remote_code=True)',
-        "model.encode_image([picture])                # unit vectors; picture: a PIL image, an array, or pixels",
-        'model.encode_text(["a red circle"])',
-        'model.classify([picture], ["red circle", "blue star"])',
-        "model.caption([picture])",
+        use,
         "```",
-        "The code that travels with it needs torch, transformers and safetensors; Pillow scales pictures, and ftfy repairs texts that are "
-        "more than plain ASCII.",
+        "It needs no other package of ours. Pillow scales pictures, regex cuts texts into words, and ftfy repairs "
+        "those that are more than plain ASCII.",
         "",
         "## Data",
         *_table(("task", "kind", "data", "samples of splits"), tasks),

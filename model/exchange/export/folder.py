@@ -87,7 +87,7 @@ class Export:
         if self.merged:
             for module in objective.modules():
                 if isinstance(module, MergePath):
-                    module.router = FixedRouter(self.merged)
+                    module.router = FixedRouter(self.merged)  # type: ignore[assignment]
         self.load(objective)
         return objective
 

@@ -27,7 +27,17 @@ from run.suite import RELATED
 
 TASK_OPTIONS = ("name", "kind", "temperature", "max_text", "num_frames", "frame_sampling", "frame_stride", "template")
 
-CODE = ("modeling_sparse_generalist.py", "processing_sparse_generalist.py")
+MODELING, PROCESSING = "modeling_sparse_generalist.py", "processing_sparse_generalist.py"
+
+
+USE = """from transformers import AutoModel
+
+model = AutoModel.from_pretrained("FOLDER", trust_remote_code=True)
+model.encode_image([picture])                # unit vectors; picture: a PIL image, an array, or pixels
+model.encode_text(["a red circle"])
+model.classify([picture], ["red circle", "blue star"])
+model.caption([picture])"""
+"""On the model card."""
 
 
 LEFT_OUT = (".lora.", "logit_biases.")
@@ -120,8 +130,7 @@ def settings_of(
     }
 
 
-def processor_of(run: RunConfig, vocabulary: Vocabulary) -> dict[str, Any]:
-    """processor_config.json."""
+def _processor_settings(run: RunConfig, vocabulary: Vocabulary) -> dict[str, Any]:
     return {
         "processor_class": "SparseGeneralistProcessor",
         "auto_map": {"AutoProcessor": "processing_sparse_generalist.SparseGeneralistProcessor"},
@@ -136,13 +145,51 @@ def processor_of(run: RunConfig, vocabulary: Vocabulary) -> dict[str, Any]:
     }
 
 
-def write_texts(folder: Path, settings: dict[str, Any], processor: dict[str, Any], vocabulary: Vocabulary) -> None:
-    """All files but weights and card."""
-    for name, content in (("config.json", settings), ("processor_config.json", processor)):
-        (folder / name).write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+def write_network(folder: Path, settings: dict[str, Any]) -> None:
+    """config.json and the code of the network."""
+    _write_json(folder / "config.json", settings)
+    _write_code(folder, MODELING)
+
+
+def write_processor(folder: Path, run: RunConfig, vocabulary: Vocabulary) -> None:
+    """Words, tables and code of the processor."""
+    _write_json(folder / "processor_config.json", _processor_settings(run, vocabulary))
     merges = "\n".join(" ".join(pair) for pair in vocabulary.tokenizer.merges)
     (folder / "merges.txt").write_text(merges + "\n", encoding="utf-8")
     write_vocabulary(folder, vocabulary)
-    for name in CODE:
-        source = Path(__file__).with_name(name).read_text(encoding="utf-8")
-        (folder / name).write_text(source, encoding="utf-8")
+    _write_code(folder, PROCESSING)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+def _write_code(folder: Path, name: str) -> None:
+    source = Path(__file__).with_name(name).read_text(encoding="utf-8")
+    (folder / name).write_text(source, encoding="utf-8")
+
+
+def rows_of_data(run: RunConfig, infos: dict[str, DatasetInfo]) -> list[dict[str, str]]:
+    """The data sets of the tasks, for the model card; by the names of their folders, as places are those of a machine."""
+    rows = []
+    for task in run.data.tasks:
+        splits = infos[task.name].splits.items() if task.name in infos else ()
+        told = ", ".join(f"{name} {split.samples:,}" for name, split in splits)
+        rows.append({"task": task.name, "kind": task.kind, "data": Path(task.path).name, "splits": told})
+    return rows
+
+
+def scale_of_pairs(run: RunConfig) -> str:
+    """The logit scale of retrieval."""
+    return next(
+        (task.temperature for task in run.data.tasks if task.kind == "retrieval" and task.temperature), "retrieval"
+    )
+
+
+def text_length(run: RunConfig) -> int:
+    """Tokens of the texts that pictures are compared with, at most."""
+    for kind in RELATED["retrieval"]:
+        for task in run.data.tasks:
+            if task.kind == kind:
+                return task.max_text
+    return run.model.max_text

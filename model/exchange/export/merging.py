@@ -19,7 +19,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from data.attributes import CAPTION_TEXT, CAPTION_VISUAL, NAME_TARGET, TEXT_INPUT, VISUAL_INPUT, WORD_TARGET
+from data.attributes import (
+    CAPTION_TEXT,
+    CAPTION_VISUAL,
+    NAME_TARGET,
+    QUESTION_TEXT,
+    TEXT_INPUT,
+    VISUAL_INPUT,
+    WORD_TARGET,
+)
 from data.batch import Modality
 from model.config import ModelConfig
 from model.exchange.export.errors import ExportError
@@ -32,6 +40,7 @@ ATTRIBUTES = {
     "text_input": TEXT_INPUT,
     "caption_visual": CAPTION_VISUAL,
     "caption_text": CAPTION_TEXT,
+    "question_text": QUESTION_TEXT,
     "name_target": NAME_TARGET,
     "word_target": WORD_TARGET,
 }
@@ -42,6 +51,7 @@ OF_KIND = {
     "captioning": ("caption_visual", "caption_text", "word_target"),
     "masked_text": ("text_input", "word_target"),
     "text_classification": ("text_input", "word_target"),
+    "vqa": ("caption_visual", "question_text", "word_target"),
 }
 """Attribute vectors of the tokens of a kind of task."""
 BANK = re.compile(r"(.+\.blocks\.\d+)\.(attention|ffn)\.(\w+)\.bank\.(weight|bias)")

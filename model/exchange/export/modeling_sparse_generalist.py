@@ -168,10 +168,10 @@ class Router(nn.Module):
         found = []
         for length, attributes, modality in about.spans:
             key = key_of(self.net, attributes, modality, about.task)
-            found.append((length, key, self._gates_E(key)))
+            found.append((length, key, self.gates_of(key)))
         return Groups(found, about.memo)
 
-    def _gates_E(self, key: tuple[int, ...]) -> Tensor:
+    def gates_of(self, key: tuple[int, ...]) -> Tensor:
         kind, device = self.experts["router"], self._device()
         if kind in ("task_specific", "fixed"):
             number = key[0] if kind == "task_specific" else self.net["merged"]["keys"].index(list(key))
@@ -211,7 +211,7 @@ class Router(nn.Module):
     def _best(self, probs_NE: Tensor) -> tuple[Tensor, Tensor]:
         """(experts, weights) of each row, best first; of equal ones the lowest number first."""
         k = self.experts["eval_top_k"] or self.experts["top_k"]
-        ids_NK = torch.sort(probs_NE, dim=-1, descending=True, stable=True).indices[:, :k]
+        ids_NK = ranked(probs_NE, k)
         weights_NK = probs_NE.gather(1, ids_NK)
         if self.experts["renormalise"] and k > 1:
             weights_NK = weights_NK / weights_NK.sum(dim=-1, keepdim=True)
@@ -235,13 +235,21 @@ class Router(nn.Module):
         slots_G = torch.minimum((torch.ceil(slots_G / multiple) * multiple).long(), tokens_G).clamp(min=1)
         priority = self.experts["priority"]
         priority_P = {"none": torch.zeros_like(raw_PK[:, 0]), "max": raw_PK[:, 0], "sum": raw_PK.sum(dim=1)}[priority]
-        order_P = torch.sort(priority_P, descending=True, stable=True).indices
+        order_P = ranked(priority_P, positions)
         key_PK = ids_PK + experts * group_P[:, None]
         asked_NX = one_hot(key_PK[order_P].T.flatten(), groups * experts) * valid_P[order_P].repeat(k)[:, None]
         place_N = ((asked_NX.cumsum(dim=0) - asked_NX) * asked_NX).sum(dim=1)
         slots_N = slots_G[group_P[order_P].repeat(k)]
         kept_PK = ((place_N < slots_N) & (asked_NX.sum(dim=1) > 0)).view(k, positions).T
-        return kept_PK[torch.argsort(order_P)]
+        return torch.zeros_like(kept_PK).scatter(0, order_P[:, None].expand_as(kept_PK), kept_PK)
+
+
+def ranked(values: Tensor, count: int) -> Tensor:
+    """Places of the `count` largest along the last dimension, of equal ones the first. A graph has no stable sort; the runtimes of ONNX
+    take the first of equal ones, too."""
+    if torch.compiler.is_compiling():
+        return values.topk(count, dim=-1).indices
+    return values.sort(dim=-1, descending=True, stable=True).indices[..., :count]
 
 
 def key_of(net: dict[str, Any], attributes: str, modality: int, task: int) -> tuple[int, ...]:
@@ -297,6 +305,21 @@ class Attention(nn.Module):
         return self.out(y_BHLd.transpose(1, 2).flatten(2), decision)
 
 
+class ExpertNetworks(nn.Module):
+    """Experts that are whole networks."""
+
+    def __init__(self, num_experts: int, width: int, hidden: int) -> None:
+        super().__init__()
+        self.up, self.down = Bank(num_experts, width, hidden), Bank(num_experts, hidden, width)
+
+    def functions(self) -> list[Callable[[Tensor], Tensor]]:
+        return [self._function(number) for number in range(len(self.up.weight))]
+
+    def _function(self, number: int) -> Callable[[Tensor], Tensor]:
+        up, down = self.up.expert(number), self.down.expert(number)
+        return lambda x: down(gelu(up(x)))
+
+
 class FeedForward(nn.Module):
     """Linear, GELU, linear; where an expert is a whole network, a bank of these."""
 
@@ -305,8 +328,7 @@ class FeedForward(nn.Module):
         self.whole = sparse and net["experts"]["unit"] == "mlp"
         pair = (net["width"], net["ffn"]), (net["ffn"], net["width"])
         if self.whole:
-            up, down = (Bank(net["experts"]["num_experts"], *shape) for shape in pair)
-            self.experts = nn.ModuleDict({"up": up, "down": down})
+            self.experts = ExpertNetworks(net["experts"]["num_experts"], *pair[0])
         else:
             self.up, self.down = (Projection(net, *shape, sparse) for shape in pair)
 
@@ -314,9 +336,7 @@ class FeedForward(nn.Module):
         if not self.whole:
             return self.down(gelu(self.up(x_BLD, decision)), decision)
         assert isinstance(decision, Tokens)
-        up, down = self.experts["up"], self.experts["down"]
-        both = zip(*([bank.expert(e) for e in range(len(bank.weight))] for bank in (up, down)), strict=True)
-        return decision.spread([lambda x, a=a, b=b: b(gelu(a(x))) for a, b in both], x_BLD)
+        return decision.spread(self.experts.functions(), x_BLD)
 
 
 def is_sparse(net: dict[str, Any], layer: int) -> bool:
@@ -357,10 +377,10 @@ class Block(nn.Module):
         branch = self.ffn(normed, self._decision(self.ffn_path, normed, about))
         return x_BLD + (branch if self.ffn_scale is None else branch * self.ffn_scale)
 
-    def _decision(self, path: nn.Module | None, x_BLD: Tensor, about: Pass) -> Decision:
+    def _decision(self, path: RouterPath | None, x_BLD: Tensor, about: Pass) -> Decision:
         if path is None:
             return None
-        router: Router = path.router
+        router = path.router
         return router.of_tokens(x_BLD, about) if self.per_token else router.of_groups(about)
 
 
@@ -441,8 +461,8 @@ class Tower(nn.Module):
         super().__init__()
         self.net = net
         self.embedding = Embedding(net)
-        self.encoder = nn.Module()
-        self.encoder.blocks = nn.ModuleList(Block(net, layer) for layer in range(net["depth"]))
+        blocks = nn.ModuleList(Block(net, layer) for layer in range(net["depth"]))
+        self.encoder = nn.ModuleDict({"blocks": blocks})
         self.output_norm = nn.LayerNorm(net["width"])
         kinds = ("visual", "text") if net["output"] == "per_modality" else ("shared",)
         self.output = nn.ModuleDict({kind: nn.Linear(net["width"], net["space_width"]) for kind in kinds})
@@ -451,19 +471,19 @@ class Tower(nn.Module):
         """Features [B, W] in fp32 at position `read`, not normalised."""
         first = parts[0].valid_BL
         valid_BL = torch.cat([torch.ones_like(first[:, :1]), *(part.valid_BL for part in parts)], dim=1)
-        seen = [part.visibility == PREFIX for part in parts for _ in range(part.valid_BL.shape[1])]
+        seen = [torch.full_like(part.valid_BL[0], part.visibility == PREFIX) for part in parts]
         # Without words to be told apart everyone sees everyone, but for padding.
         pictures = all(part.modality != TEXT for part in parts)
         lengths = [part.valid_BL.shape[1] + (number == 0) for number, part in enumerate(parts)]
         spans = [(n, part.attributes, part.modality) for n, part in zip(lengths, parts, strict=True)]
-        prefix_L = torch.tensor([True, *seen], device=first.device)
+        prefix_L = torch.cat([torch.ones_like(first[0, :1]), *seen])
         mask_BLL = None if pictures else visible(parts, valid_BL)
         about = Pass(valid_BL, prefix_L, mask_BLL, spans, task, is_target, memo)
         if self.net["merged"]:
             for _, attributes, modality in spans:
                 key_of(self.net, attributes, modality, task)
         x_BLD = self.embedding(parts)
-        for block in self.encoder.blocks:
+        for block in self.encoder["blocks"]:  # type: ignore[attr-defined]
             x_BLD = block(x_BLD, about)
         kind = "shared" if "shared" in self.output else "text" if parts[0].modality == TEXT else "visual"
         if self.net["readout"] == "mean":
@@ -623,16 +643,16 @@ class SparseGeneralistModel(PreTrainedModel):
     def pictures(self, pixels: Tensor, modality: int, about: dict[str, Any]) -> Tensor:
         """Features [N, W] of pixels [N, T, 3, S, S], not normalised."""
         part = self.part_of(pixels, modality, "visual_input")
-        return self.encode([part], self._task_id(about), {})
+        return self.encode([part], self.task_id(about), {})
 
     def targets(self, tokens_NL: Tensor, attributes: str, about: dict[str, Any]) -> Tensor:
         """Features [N, W] of texts that are compared with, not normalised; tokens are -1 where a text has ended."""
         memo: dict[Any, Any] = {}
-        found = [
-            self.encode([words_of(rows, attributes)], self._task_id(about), memo, is_target=True)
-            for rows in tokens_NL.split(ROWS)
-        ]
-        return found[0] if len(found) == 1 else torch.cat(found)
+        return torch.cat([self.some_targets(rows, attributes, about, memo) for rows in tokens_NL.split(ROWS)])
+
+    def some_targets(self, tokens_NL: Tensor, attributes: str, about: dict[str, Any], memo: dict[Any, Any]) -> Tensor:
+        """The same in one pass."""
+        return self.encode([words_of(tokens_NL, attributes)], self.task_id(about), memo, is_target=True)
 
     def encode(
         self, parts: Sequence[Part], task: int, memo: dict[Any, Any], read: int = 0, is_target: bool = False
@@ -666,7 +686,7 @@ class SparseGeneralistModel(PreTrainedModel):
         features_NW = self.pictures(self._pixels(pictures, modality, about), modality, about)
         return normalize(features_NW, dim=-1) if normalized else features_NW
 
-    def _task_id(self, about: dict[str, Any]) -> int:
+    def task_id(self, about: dict[str, Any]) -> int:
         names = self.config.network["tasks"]
         return names.index(about["name"]) if about["name"] in names else 0
 
@@ -732,7 +752,7 @@ def beam_search(
         if length:
             parts.append(words_of(tokens_BKT.flatten(0, 1), "caption_text", visibility=CAUSAL))
         parts.append(words_of(query_N1, "caption_text", length, READOUT))
-        features_NW = model.encode(parts, model._task_id(about), memo, read=-1)
+        features_NW = model.encode(parts, model.task_id(about), memo, read=-1)
         step_BKC = model.logits(features_NW, words_CW, temperature).log_softmax(dim=1).view(batch, width, -1)
         step_BKC = torch.where(ended_BK.unsqueeze(-1), only_end_C, step_BKC)
         total_BX = (scores_BK.unsqueeze(-1) + step_BKC).flatten(1)

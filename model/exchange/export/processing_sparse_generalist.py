@@ -49,6 +49,10 @@ class SparseGeneralistProcessor:
         pairs = [tuple(line.split(" ")) for line in merges.splitlines()]
         return cls(json.loads(settings), pairs)  # type: ignore[arg-type]
 
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoProcessor") -> None:
+        """transformers calls it; the folder says already where the class lies."""
+
     def __call__(
         self, images: Any = None, text: Any = None, max_text: int | None = None, **options: Any
     ) -> dict[str, Tensor]:
@@ -183,7 +187,7 @@ def _rgb(image: Any, pillow: Any) -> Any:
         high, low = image.convert("I").getextrema()[::-1]
         if low < 0 or high > 0xFFFF:
             raise ValueError(f"a grey image of values from {low} to {high}: more than 16 bits")
-        values = torch.tensor(list(image.convert("I").getdata()), dtype=torch.int32) >> 8
+        values = torch.frombuffer(bytearray(image.convert("I").tobytes()), dtype=torch.int32) >> 8
         return pillow.frombytes("L", image.size, bytes(values.tolist())).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         rgba = image.convert("RGBA")

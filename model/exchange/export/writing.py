@@ -55,16 +55,18 @@ def new_folder(out: Path, overwrite: bool, is_ours: Callable[[Path], bool]) -> I
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def write_weights(folder: Path, entries: Sequence[Entry], max_bytes: int = MAX_SHARD_BYTES) -> int:
-    """All tensors as fp32, in files of `max_bytes` at most, and their index. Returns the bytes of all."""
-    shards = list(_shards(entries, max_bytes))
+def write_weights(folder: Path, entries: Sequence[Entry], max_bytes: int = MAX_SHARD_BYTES, single: str = "") -> int:
+    """All tensors as fp32, in files of `max_bytes` at most and their index, or in one file. Returns the bytes of all."""
+    shards = [list(entries)] if single else list(_shards(entries, max_bytes))
     where: dict[str, str] = {}
     with tqdm(total=len(entries), unit=" tensors", disable=None) as progress:
         for number, shard in enumerate(shards, start=1):
-            name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+            name = single or f"model-{number:05d}-of-{len(shards):05d}.safetensors"
             _write_shard(folder / name, shard, lambda: progress.update())
             where |= {entry.name: name for entry in shard}
     total = sum(_bytes(entry) for entry in entries)
+    if single:
+        return total
     index = {"metadata": {"total_size": total}, "weight_map": where}
     (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
     return total
@@ -98,7 +100,7 @@ def _write_shard(path: Path, shard: list[Entry], done: Callable[[], object]) -> 
         for entry in shard:
             tensor: Tensor = entry.make()
             assert tuple(tensor.shape) == entry.shape, entry.name
-            file.write(memoryview(tensor.to(torch.float32).contiguous().numpy()).cast("B") if tensor.numel() else b"")
+            file.write(tensor.to(torch.float32).contiguous().view(-1).numpy().tobytes() if tensor.numel() else b"")
             done()
         file.flush()
         os.fsync(file.fileno())

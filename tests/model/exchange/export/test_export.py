@@ -1,0 +1,175 @@
+"""The command: what it writes and refuses, what an exported folder may hold, and runs that begin from one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from model.exchange.export.__main__ import main
+from model.exchange.export.folder import open_export
+from model.initialise import initialise
+from model.objective import Objective
+from parallel.kernels import load_kernels
+from parallel.mesh import Mesh
+from predict import main as predict
+from run.config_file import load_config
+from run.initial import initial_weights
+from run.resume import Resume
+from tests.helpers.runs import saved_run, tiny_config
+
+
+@pytest.fixture(scope="module")
+def made(world, tmp_path_factory):
+    """(run folder, configuration, exported folder)."""
+    folder = tmp_path_factory.mktemp("made")
+    config = tiny_config(world, folder)
+    run = saved_run(config, noise=0.1)
+    evaluation = {
+        "split": "val",
+        "results": [{"task": "shapes", "figure": "accuracy", "floor": "chance", "interval": [0.2, 0.4]}],
+    }
+    evaluation["results"][0]["metrics"] = {"accuracy": 0.3, "chance": 0.1}
+    (run / "evaluations").mkdir()
+    (run / "evaluations" / "val_step_00000003.json").write_text(json.dumps(evaluation), encoding="utf-8")
+    out = folder / "export"
+    assert main(["--run", str(run), "--out", str(out), "--license", "CC-BY-4.0", "--max-shard-mib", "1"]) == 0
+    return run, config, out
+
+
+def test_the_folder_holds_what_others_need(made):
+    *_, out = made
+    names = {path.name for path in out.iterdir()}
+    assert names >= {"config.json", "README.md", "merges.txt", "vocabulary.json", "processor_config.json"}
+    assert names >= {"modeling_sparse_generalist.py", "processing_sparse_generalist.py", "model.safetensors.index.json"}
+    card = (out / "README.md").read_text(encoding="utf-8")
+    assert 'license: "cc-by-4.0"' in card and "| shapes | val | accuracy | 0.3000 | 0.2000 to 0.4000 | 0.1000 |" in card
+    assert f"python -m model.exchange.export --run {made[0]} --out {out}" in card
+    assert "| shapes | classification | shapes | " in card and "train 48" in card
+
+
+def test_weights_lie_in_files_of_the_size_that_was_asked_for(made, tmp_path, monkeypatch):
+    run, _, out = made
+    monkeypatch.setattr("model.exchange.export.__main__.write_weights", _small(100_000))
+    assert main(["--run", str(run), "--out", str(tmp_path / "e")]) == 0
+    files = sorted((tmp_path / "e").glob("model-*.safetensors"))
+    assert len(files) > 2 and all(path.stat().st_size < 110_000 for path in files)
+    index = json.loads((tmp_path / "e" / "model.safetensors.index.json").read_text(encoding="utf-8"))
+    assert index["weight_map"] == {name: path.name for path in files for name in load_file(path)}
+    whole = load_file(out / "model-00001-of-00001.safetensors")
+    assert all(
+        torch.equal(load_file(tmp_path / "e" / file)[name], whole[name]) for name, file in index["weight_map"].items()
+    )
+
+
+def _small(size: int):
+    from model.exchange.export.writing import write_weights
+
+    return lambda folder, entries, max_bytes: write_weights(folder, entries, size)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words", "said"),
+    [
+        (
+            [],
+            ["--task", "nothing"],
+            "--task nothing: the run's tasks are shapes, clips, sentences, captions, retrieval",
+        ),
+        (["model.experts.placement=none"], ["--task", "shapes"], "merges experts, and this run has none"),
+        (["model.experts.router=token"], ["--task", "shapes"], "router token chooses them for every token"),
+        (
+            ["model.experts.router=task"],
+            ["--modality", "image"],
+            "router task decides by tasks; choose one of them with --task",
+        ),
+        ([], ["--format", "open_clip"], "no place for a model of one tower"),
+        ([], ["--step", "9"], "no checkpoint of step 9; there are 3"),
+    ],
+)
+def test_what_cannot_be_exported_is_one_line(world, tmp_path, capsys, overrides, words, said):
+    run = saved_run(tiny_config(world, tmp_path), *overrides)
+    assert main(["--run", str(run), "--out", str(tmp_path / "e"), *words]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ") and said in error
+    assert not (tmp_path / "e").exists() and not list(tmp_path.glob(".e.*"))
+
+
+def test_what_is_there_is_kept_unless_it_is_an_export_to_be_replaced(made, tmp_path, capsys):
+    run, _, out = made
+    words = ["--run", str(run), "--out"]
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.tex").write_text("years", encoding="utf-8")
+    assert main([*words, str(mine)]) == 2
+    assert "is not empty: give another --out, or --overwrite" in capsys.readouterr().err
+    assert main([*words, str(mine), "--overwrite"]) == 2
+    assert "holds something else than an export" in capsys.readouterr().err
+    assert (mine / "thesis.tex").read_text(encoding="utf-8") == "years"
+    shutil.copytree(out, tmp_path / "e")
+    (tmp_path / "e" / "old").touch()
+    assert main([*words, str(tmp_path / "e"), "--overwrite"]) == 0
+    assert not (tmp_path / "e" / "old").exists() and sorted(p.name for p in tmp_path.iterdir()) == ["e", "mine"]
+
+
+def _edit(folder, name: str, change) -> None:
+    content = json.loads((folder / name).read_text(encoding="utf-8"))
+    change(content)
+    (folder / name).write_text(json.dumps(content), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("config.json", lambda c: c.pop("model_type"), "is no folder of"),
+        ("config.json", lambda c: c["network"].update(width=-1), "width=-1"),
+        ("config.json", lambda c: c["network"].update(depth=3), "does not fit the model: missing"),
+        ("config.json", lambda c: c["network"].update(ffn=128), "does not fit the model: shapes"),
+        ("config.json", lambda c: c["network"].update(spe=9), "the model 10: export the run again"),
+        ("config.json", lambda c: c["tasks"][0].update(max_text=-4), "the tasks of its config.json are damaged"),
+        ("config.json", lambda c: c.update(tasks="all"), "is damaged"),
+        ("model.safetensors.index.json", lambda c: c["weight_map"].update(x="../x.safetensors"), "leaves the folder"),
+        ("model.safetensors.index.json", lambda c: c["weight_map"].update(x="model-9.safetensors"), "cannot be read"),
+        ("vocabulary.json", lambda c: c.pop("words"), "is damaged"),
+    ],
+)
+def test_a_damaged_folder_is_one_line(made, tmp_path, capsys, name, change, said):
+    folder = tmp_path / "e"
+    shutil.copytree(made[2], folder)
+    _edit(folder, name, change)
+    assert predict(["fill", "--model", str(folder), "--texts", "the red ___"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ") and said in error
+
+
+def test_code_in_the_folder_is_not_run(made, tmp_path):
+    folder = tmp_path / "e"
+    shutil.copytree(made[2], folder)
+    (folder / "modeling_sparse_generalist.py").write_text("raise SystemExit(9)", encoding="utf-8")
+    assert predict(["fill", "--model", str(folder), "--texts", "the red ___", "--json"]) == 0
+
+
+def test_a_run_begins_from_an_export(made, world, tmp_path):
+    _, config, out = made
+    run = load_config(config, [f"init={out}"])
+    exported = open_export(out)
+    objective = Objective(run.model, exported.vocabulary_size, Mesh(), load_kernels("torch"))
+    initial_weights(Resume(run, None, None, 0, (), ()), objective)  # type: ignore[arg-type]
+    expected = dict(exported.objective().named_parameters())
+    assert all(torch.equal(p, expected[name]) for name, p in objective.named_parameters())
+
+
+def test_a_run_takes_a_part_of_an_export(made):
+    _, config, out = made
+    run = load_config(config, [f"init={out}", "init_only=['*.attention.*']"])
+    exported = open_export(out)
+    objective = Objective(run.model, exported.vocabulary_size, Mesh(), load_kernels("torch"))
+    initial_weights(Resume(run, None, None, 0, (), ()), objective)  # type: ignore[arg-type]
+    fresh = Objective(run.model, exported.vocabulary_size, Mesh(), load_kernels("torch"))
+    initialise(fresh, run.seed)
+    theirs, ours = dict(exported.objective().named_parameters()), dict(fresh.named_parameters())
+    for name, parameter in objective.named_parameters():
+        assert torch.equal(parameter, (theirs if ".attention." in name else ours)[name])

@@ -1,0 +1,105 @@
+"""Texts and pictures become what they are in training; what the code that travels imports."""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from data.decode.image import decode_image, encode_png
+from data.text.tokenizer import Tokenizer
+from data.text.vocabulary import Vocabulary
+from data.visual.transform import spatial_transform
+from model.exchange.export import from_run
+from model.exchange.export.from_run import write_processor
+from model.exchange.export.processing_sparse_generalist import SparseGeneralistProcessor
+from run.config_file import load_config
+from tests.helpers.places import ROOT
+from tests.helpers.runs import tiny_config
+
+VOCABULARY = Vocabulary.restricted(Tokenizer.load(), [320, 736, 2867])
+SIGNS = "ab Z9'’é&amp;&lt;<|spe|>-_.,/\t\n½Ａ\u200b東ñ\U0001f600"  # noqa: RUF001
+
+
+@pytest.fixture(scope="module")
+def processor(world, tmp_path_factory) -> SparseGeneralistProcessor:
+    folder = tmp_path_factory.mktemp("processor")
+    write_processor(folder, load_config(tiny_config(world, folder)), VOCABULARY)
+    return SparseGeneralistProcessor.from_pretrained(folder)
+
+
+@given(
+    st.one_of(
+        st.text(max_size=40),
+        st.text(SIGNS, max_size=40),
+        st.sampled_from(["it's 28,000 u.s. o'clock light-up 3rd", "x" * 5000]),
+    )
+)
+@settings(deadline=None, max_examples=60)
+def test_texts_are_cut_and_joined_as_in_training(processor, text):
+    found = processor.encode(text, 12)
+    assert found == VOCABULARY.encode(text, 12)
+    assert processor.decode(found) == VOCABULARY.decode(found)
+
+
+def test_plain_text_needs_no_ftfy_and_other_text_says_so(processor, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ftfy", None)
+    assert processor.encode("A red\n Circle's", 12) == VOCABULARY.encode("A red\n Circle's", 12)
+    with pytest.raises(ImportError, match="pip install ftfy"):
+        processor.encode("ünïcode", 12)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "1", "I;16", "CMYK"])
+def test_pictures_are_converted_and_scaled_as_in_training(processor, mode):
+    rng = np.random.default_rng(0)
+    if mode == "I;16":
+        picture = Image.fromarray(rng.integers(0, 1 << 16, (40, 61), dtype=np.uint16))
+    else:
+        picture = Image.fromarray(rng.integers(0, 256, (40, 61, 4 if mode == "RGBA" else 3), dtype=np.uint8))
+        picture = picture if mode == "RGBA" else picture.convert(mode)
+    if mode == "CMYK":  # no PNG has it
+        decoded = np.asarray(picture.convert("RGB"))
+    else:
+        buffer = io.BytesIO()
+        picture.save(buffer, format="PNG")
+        decoded = decode_image(buffer.getvalue())
+        picture = Image.open(io.BytesIO(buffer.getvalue()))
+    (expected_HWC,) = spatial_transform(decoded[None], 32, None)
+    assert np.array_equal(processor.images([picture])[0].permute(1, 2, 0).numpy(), expected_HWC)
+    assert np.array_equal(processor.images([decoded])[0].permute(1, 2, 0).numpy(), expected_HWC)
+    assert encode_png(expected_HWC)
+
+
+def test_a_clip_of_many_frames_gives_those_in_the_middle_of_equal_parts(processor):
+    frames = [np.full((32, 32, 3), number, np.uint8) for number in range(8)]
+    assert processor.clips([frames], 4)[0, :, 0, 0, 0].tolist() == [1, 3, 5, 7]
+
+
+@pytest.mark.parametrize("name", [from_run.MODELING, from_run.PROCESSING, "open_clip_sparse.py"])
+def test_what_travels_imports_nothing_of_this_program(name):
+    tree = ast.parse((ROOT / "model" / "exchange" / "export" / name).read_text(encoding="utf-8"))
+    found = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    found |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    roots = {module.split(".")[0] for module in found if module}
+    known = {
+        "torch",
+        "safetensors",
+        "transformers",
+        "regex",
+        "ftfy",
+        "PIL",
+        "open_clip",
+        "processing_sparse_generalist",
+    }
+    assert roots <= known | sys.stdlib_module_names
+
+
+def test_settings_are_plain_data(processor):
+    assert json.loads(json.dumps(processor.settings)) == processor.settings
