@@ -111,7 +111,9 @@ def as_trained(task: SuiteTask, trained: Sequence[TaskConfig]) -> TaskConfig:
     if unknown:
         raise ConfigError(f"suite task {task.name}: there is no option {unknown[0]!r} of tasks")
     options: dict[str, Any] = {"kind": task.kind, "path": str(expanded(task.path)), "split": task.split, "shards": ()}
-    options |= {"label_smoothing": 0.0} | dict(task.options)
+    # What its own kind alone may have.
+    others = {} if base.kind == task.kind else {"answer": "rank", "views": (1, 1)}
+    options |= {"label_smoothing": 0.0} | others | dict(task.options)
     try:
         return pydantic.TypeAdapter(TaskConfig).validate_python(dataclasses.asdict(base) | options)
     except (ValueError, TypeError) as error:
