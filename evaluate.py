@@ -26,7 +26,7 @@ from data.config import TaskConfig
 from data.shards.info import TRAINING_SPLIT
 from data.stream.source import Source, open_data
 from data.tasks import WRITTEN
-from data.tasks.base import Pixels
+from data.tasks.base import LABELLED, Pixels
 from evaluation import DamagedDataError, Evaluation, Result, check_complete, evaluator_of, probes
 from evaluation.kept import Kept, comparison, keep, line_of, row_of, table_of
 from evaluation.templates import read_templates
@@ -132,10 +132,10 @@ def entries_of(arguments: argparse.Namespace, run: RunConfig) -> list[Entry]:
     entries = [_with_options(entry, arguments) for entry in _all_entries(arguments, run)]
     if not arguments.probe:
         return entries
-    probed = [entry for entry in entries if entry.task.kind in probes.KINDS]
+    probed = [entry for entry in entries if entry.task.kind in LABELLED]
     if not probed or (arguments.tasks and len(probed) < len(entries)):
         others = ", ".join(f"{entry.name} ({entry.task.kind})" for entry in entries if entry not in probed)
-        raise ConfigError(f"--probe is for {' and '.join(probes.KINDS)}, not for {others}: name others by --tasks")
+        raise ConfigError(f"--probe is for {' and '.join(LABELLED)}, not for {others}: name others by --tasks")
     for entry in probed:
         if entry.task.split == _training_of(entry, run).split:
             raise ConfigError(f"--probe is fitted to split {entry.task.split} of {entry.name}: evaluate another split")
@@ -147,7 +147,7 @@ def _with_options(entry: Entry, arguments: argparse.Namespace) -> Entry:
     task, name, answer = entry.task, entry.name, "rank" if arguments.probe else arguments.answer
     if answer and task.kind in WRITTEN:
         name = name if arguments.probe else f"{name}, {'written' if answer == 'generate' else 'ranked'}"
-        task = dataclasses.replace(task, answer=answer)
+        task = dataclasses.replace(task, answer=answer)  # type: ignore[arg-type]
     views = (1, 1) if arguments.probe or task.answer == "generate" else arguments.views
     if views and task.kind == "classification":
         task = dataclasses.replace(task, views=views)
@@ -164,7 +164,7 @@ def _all_entries(arguments: argparse.Namespace, run: RunConfig) -> list[Entry]:
     unknown = [name for name in wanted if name not in by_name]
     if unknown:
         raise ConfigError(f"{arguments.run} has no task {unknown[0]!r}; its tasks are {', '.join(by_name)}")
-    tasks = [dataclasses.replace(by_name[name], split=arguments.split, shards=()) for name in wanted]
+    tasks = [by_name[name].whole(arguments.split) for name in wanted]
     return [Entry(task.name, task, arguments.templates) for task in tasks]
 
 
@@ -190,10 +190,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
     for source in sources:
         check_complete(source)
     probe = _probe_of(arguments)
-    compared = [
-        opened(_training_of(entry, run)) if probe or evaluator_of(entry.task).needs_training else None
-        for entry in entries
-    ]
+    compared = [_compared_with(entry, run, probe) for entry in entries]
+    trainings = [opened(task) if task else None for task in compared]
 
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
@@ -203,7 +201,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     objective.to(ranks.device).eval()
 
     rows = []
-    for entry, source, training in zip(entries, sources, compared, strict=True):
+    for entry, source, training in zip(entries, sources, trainings, strict=True):
         start = time.perf_counter()
         evaluation = Evaluation(
             objective=objective,
@@ -265,6 +263,13 @@ def _kept_name(arguments: argparse.Namespace) -> str:
     """Of the file in RUN/evaluations; probes have one of their own."""
     name = Path(arguments.suite).stem if arguments.suite else arguments.split
     return f"{name}_probes" if arguments.probe else name
+
+
+def _compared_with(entry: Entry, run: RunConfig, probe: probes.Probe | None) -> TaskConfig | None:
+    """A probe chooses its own part, whatever part the run was trained on, and reads features where names are ranked."""
+    if probe:
+        return dataclasses.replace(_training_of(entry, run), shots=0, fraction=1.0, answer="rank", views=(1, 1))
+    return _training_of(entry, run) if evaluator_of(entry.task).needs_training else None
 
 
 def _training_of(entry: Entry, run: RunConfig) -> TaskConfig:

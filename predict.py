@@ -6,6 +6,7 @@
   python predict.py embed    --run runs/demo --files pictures --out index.npz
   python predict.py retrieve --run runs/demo --query "a red circle" --index index.npz
   python predict.py fill     --run runs/demo --texts "the red ___ lies left of the star"
+  python predict.py caption  --model exports/demo --files pictures                          an exported run
 
 Files are images, clips, folders of them, patterns, or shards (.tar). Answers go to standard output, a line each (--json: JSON lines); what
 cannot be read is named on standard error, and the rest is done.
@@ -29,7 +30,7 @@ from tqdm import tqdm
 from data.shards import DatasetError
 from data.shards.files import replacing
 from data.transport import NotText, text_of
-from prediction import Medium, Predictor, load, media_of
+from prediction import Medium, Predictor, load, load_export, media_of
 from run.command_line import positive
 from run.errors import EXIT_USER, USER_ERRORS
 from run.streams import print_result
@@ -43,7 +44,9 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     files = argparse.ArgumentParser(add_help=False)
     files.add_argument("--files", nargs="+", default=[], metavar="PLACE", help="files, folders, patterns, shards")
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--run", required=True, help="run folder, for instance runs/demo")
+    which = common.add_mutually_exclusive_group(required=True)
+    which.add_argument("--run", help="run folder, for instance runs/demo")
+    which.add_argument("--model", help="in place of it, a folder of `python -m model.exchange.export`")
     common.add_argument("--step", type=int, help="checkpoint to use (default: the newest complete one)")
     common.add_argument("--task", default="", help="take the options of this task of the run")
     common.add_argument("--batch-size", type=positive, default=32)
@@ -72,6 +75,8 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     fill.add_argument("--texts", nargs="+", required=True, metavar="TEXT")
     fill.add_argument("--top", type=positive, default=3, help="so many words of each gap (default: 3)")
     arguments = parser.parse_args(argv)
+    if arguments.model and arguments.step is not None:
+        parser.error("--step chooses among the checkpoints of a run: an export (--model) has one")
     if arguments.command == "retrieve" and bool(arguments.files) == bool(arguments.index):
         parser.error("retrieve: give --files, or --index")
     if arguments.command in ("classify", "caption", "embed") and not arguments.files:
@@ -98,7 +103,10 @@ def predict(arguments: argparse.Namespace) -> int:
     """Returns the exit code."""
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    model = load(arguments.run, arguments.step, batch_size=arguments.batch_size)
+    if arguments.model:
+        model = load_export(arguments.model, batch_size=arguments.batch_size)
+    else:
+        model = load(arguments.run, arguments.step, batch_size=arguments.batch_size)
     unreadable = Unreadable()
     if arguments.command == "classify":
         answers = model.classify(media_of(arguments.files), _names(arguments.classes), arguments.top, arguments.task)

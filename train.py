@@ -20,7 +20,6 @@ from data.workers.loader import worker_count
 from evaluation.in_training import InTraining
 from model.noise import derive
 from model.objective import Objective
-from model.tuning import choose_trained
 from parallel.checkpoints import Saver
 from parallel.engine import Engine
 from parallel.health.failures import RankGuard
@@ -39,6 +38,7 @@ from run.console import end_line, legend, start_lines
 from run.engine_file import read_engine_file
 from run.errors import EXIT_STOPPED, EXIT_USER, USER_ERRORS, DivergedError
 from run.folder import write_run_files
+from run.initial import check_head, initial_weights, vocabulary_of
 from run.ledger import FaultLedger
 from run.library_log import keep_library_messages
 from run.meter import Meter, has_diverged
@@ -54,7 +54,9 @@ def train(run: RunConfig, guard: RankGuard) -> int:
     check_layout(run, launched_world_size())
     deepspeed_config = read_engine_file(run)
     kernels = load_kernels(run.kernels)
-    data = open_data(run.data, Pixels(run.model.image_size, run.model.patch), run.seed)
+    pixels = Pixels(run.model.image_size, run.model.patch)
+    data = open_data(run.data, pixels, run.seed, vocabulary_of(run))
+    check_head(run.data, run.model.head_classes, data)
     losses = losses_of(data.sources, run.data.max_bad_fraction)
     earlier = earlier_start(run, data.vocabulary)
     check_precision(deepspeed_config, run.parallel.deepspeed)
@@ -77,21 +79,20 @@ def train(run: RunConfig, guard: RankGuard) -> int:
     stream = training_stream(data.sources, schedule, share, step, consumed, workers, mesh.device)
 
     objective = Objective(run.model, data.vocabulary.size, mesh, kernels)
-    resume.initialise(objective)
-    choose_trained(objective, run.optimizer.tune, run.optimizer.frozen)
+    initial = initial_weights(resume, objective)
     objective.to(mesh.device)
     engine = Engine(objective, mesh, run.optimizer, deepspeed_config, kernels)
 
     resume.restore(engine)
     if mesh.is_first:
         write_run_files(run, data.vocabulary)
-        print(*start_lines(run, resume, schedule, objective, mesh, losses), legend(run), sep="\n", flush=True)
+        print(*start_lines(resume, initial, schedule, objective, mesh, losses), legend(run), sep="\n", flush=True)
 
     evaluation = InTraining.open(run.evaluate, run.data, data, objective, mesh, run.folder)
     ledger = FaultLedger(run.folder, launched_rank(), run.data.max_bad_fraction, losses)
     meter = Meter(losses, run.model, mesh)
     sinks = Sinks(run, step, mesh.is_first)
-    saver = Saver(run.folder / "checkpoints", run.keep_checkpoints, run.save_async, sinks.tell)
+    saver = Saver(run.folder / "checkpoints", run.keep_checkpoints, run.save_async, sinks.tell, initial.base)
     micro_batches = run.micro_batches // mesh.data.size
     skipped_in_a_row, stopping = 0, False
 

@@ -153,6 +153,7 @@ class TaskBatch(_Movable):
     symmetric                also pick the right read-out for every candidate (retrieval; needs Q == C)
     alike_Q2                 [Q, 2] int64, of a symmetric batch: what each row's two sides are, as numbers. Rows with an equal number in
                              either column are no wrong answers to each other. None: no two rows are alike
+    pairwise                 of a symmetric batch: every pair is a yes or a no of its own (sigmoid loss) in place of two softmaxes
     temperature              name of the learned logit scale
     weight                   factor of the loss
     candidate_log_weights_C  log of the number of targets that each candidate stands for: 0 for one of its own; where
@@ -167,6 +168,7 @@ class TaskBatch(_Movable):
     temperature: str
     scope: Scope = Scope.LOCAL
     symmetric: bool = False
+    pairwise: bool = False
     weight: float = 1.0
     label_smoothing: float = 0.0
     alike_Q2: Tensor | None = None
@@ -207,6 +209,8 @@ class TaskBatch(_Movable):
             raise ValueError("a symmetric loss pairs each read-out with one candidate: no second labels")
         if self.candidate_log_weights_C is not None and self.scope != Scope.LOCAL:
             raise ValueError("sampled candidates differ from rank to rank: they cannot be shared, scope must be LOCAL")
+        if self.pairwise and (not self.symmetric or self.label_smoothing):
+            raise ValueError("a pairwise loss needs a symmetric batch, and has no label smoothing")
         if self.scope == Scope.SHARDED and self.symmetric:
             raise ValueError("a symmetric loss pairs this batch's rows: its candidates are LOCAL or GLOBAL")
         if self.candidate_log_weights_C is not None and self.label_smoothing:

@@ -43,7 +43,10 @@ class TaskConfig:
     path             data set: a folder, or a URL prefix, that holds dataset.json and shards
     split            split of the data set
     shards           shards in place of the split's own: paths, URLs, {000..099}, globs, @file lists, and pipe: commands
+    shots            train on so many samples of each class; 0 = all. Drawn by the run's seed, the same on every machine
+    fraction         train on this share of each class (of other kinds: of all samples), int(fraction * n) + 1 of n; 1 = all
     sampling_weight  relative frequency of the task among micro-batches
+    loss             softmax over candidates; of retrieval also sigmoid: every pair is a yes or a no of its own (SigLIP)
     loss_weight      factor of the loss
     batch_size       samples of one micro-batch
     batch_tokens     in place of batch_size: as many samples as have so many tokens, if each is as long as can be; 0 = off
@@ -77,7 +80,10 @@ class TaskConfig:
     path: str
     split: str = "train"
     shards: tuple[str, ...] = ()
+    shots: int = 0
+    fraction: float = 1.0
     sampling_weight: float = 1.0
+    loss: Literal["softmax", "sigmoid"] = "softmax"
     loss_weight: float = 1.0
     batch_size: int = 32
     batch_tokens: int = 0
@@ -100,6 +106,10 @@ class TaskConfig:
     erase: float = 0.0
     mix: MixConfig = dataclasses.field(default_factory=MixConfig)
 
+    def whole(self, split: str) -> TaskConfig:
+        """The same task on all of a split."""
+        return dataclasses.replace(self, split=split, shards=(), shots=0, fraction=1.0)
+
     def __post_init__(self) -> None:
         if self.sampling_weight <= 0:
             raise ValueError(
@@ -108,6 +118,11 @@ class TaskConfig:
         if self.loss_weight <= 0:
             raise ValueError(
                 f"task {self.name}: loss_weight={self.loss_weight} must be positive; leave the task out instead"
+            )
+        if self.shots < 0 or not 0 < self.fraction <= 1 or (self.shots and self.fraction < 1):
+            raise ValueError(
+                f"task {self.name}: shots={self.shots} must not be negative, fraction={self.fraction:g} lie in (0, 1], and only one of "
+                "them be given"
             )
         if self.batch_size < 1 or self.max_text < 2 or self.num_frames < 1 or self.batch_tokens < 0:
             raise ValueError(
@@ -142,7 +157,8 @@ class TaskConfig:
 class DataConfig:
     """What is streamed and how.
 
-    vocabulary         full: all 49,411 CLIP tokens; restricted: those that training texts use, and bytes that spell others
+    vocabulary         full: all 49,411 CLIP tokens; restricted: those that training texts use, and bytes that spell others; init:
+                       that of the run that `init` names, and where that is one, this is what holds unless said otherwise
     vocabulary_sample  candidates of a step that score the vocabulary: the batch's own words and random others, their
                        weights corrected so that the softmax is unbiased; 0 = every word
     word_end           a word of the vocabulary is encoded with end-of-text after it, as the public code does
@@ -160,7 +176,7 @@ class DataConfig:
     """
 
     tasks: tuple[TaskConfig, ...]
-    vocabulary: Literal["full", "restricted"] = "full"
+    vocabulary: Literal["full", "restricted", "init"] = "full"
     vocabulary_sample: int = 0
     word_end: bool = False
     draw: Literal["mixed", "same"] = "mixed"

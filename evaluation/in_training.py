@@ -48,7 +48,7 @@ class InTraining:
         chosen = [task for task in data.tasks if config.every and (not config.tasks or task.name in config.tasks)]
         sources: list[Source] = []
         if chosen:
-            tasks = tuple(dataclasses.replace(task, split=config.split, shards=()) for task in chosen)
+            tasks = tuple(task.whole(config.split) for task in chosen)
             pixels = training.sources[0].task.context.pixels
             sources = open_data(dataclasses.replace(data, tasks=tasks), pixels, 0, training.vocabulary).sources
         for source in sources:

@@ -28,7 +28,7 @@ Row = dict[str, Any]
 def row_of(source: Source, result: Result, options: Mapping[str, Any], figure: str, floor: str, seconds: float) -> Row:
     """One task's result as it is kept. options: those of evaluate.py that change figures; views and written answers are among them."""
     config = source.task.config
-    others = {} if config.views == (1, 1) else {"views": list(config.views)}
+    others: dict[str, Any] = {} if config.views == (1, 1) else {"views": list(config.views)}
     others |= {} if config.answer == "rank" else {"answer": config.answer}
     return {
         "task": source.name,

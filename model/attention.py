@@ -41,8 +41,8 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig, sparse: bool, mesh: Mesh) -> None:
         super().__init__()
         self.head_width = config.width // config.heads
-        self.qkv = projection(config, config.width, 3 * config.width, "column", sparse, mesh)
-        self.out = projection(config, config.width, config.width, "row", sparse, mesh)
+        self.qkv = projection(config, "qkv", config.width, 3 * config.width, sparse, mesh)
+        self.out = projection(config, "out", config.width, config.width, sparse, mesh)
         self.computed = computed(config.activation_checkpointing)
 
     @property

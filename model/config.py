@@ -171,17 +171,32 @@ class PromptConfig:
 
     length          prompts of a layer
     target_length   candidates have this many of their own (retrieval); 0: inputs and candidates share
-    classes         classes of a linear head: logits = weight * cosine logits + head(feature); 0: no head. The run then has
-                    this one classification task
     """
 
     length: int = 10
     target_length: int = 0
-    classes: int = 0
 
     def __post_init__(self) -> None:
-        if self.length < 1 or self.target_length < 0 or self.classes < 0:
-            raise ValueError(f"{self}: length must be at least 1, the others not negative")
+        if self.length < 1 or self.target_length < 0:
+            raise ValueError(f"{self}: length must be at least 1, target_length not negative")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank updates of the blocks' linears (model/lora.py): weight + alpha / rank * up down, for each expert its own.
+
+    rank      columns of up, rows of down
+    alpha     factor of the update is alpha / rank
+    targets   which linears: qkv, out (attention), up, down (feed-forward)
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    targets: tuple[Literal["qkv", "out", "up", "down"], ...] = ("qkv", "out", "up", "down")
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or self.alpha <= 0 or not self.targets:
+            raise ValueError(f"rank={self.rank}, alpha={self.alpha}: need rank >= 1, alpha > 0 and at least one target")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -214,13 +229,17 @@ class ModelConfig:
     output                       one projection into the compared space, or one each for visual and text inputs (LIMoE)
     space                        width of the compared space; 0 = width
     prompts                      deep prompts for prompt tuning; none: no prompts
+    head_classes                 classes of a linear head: logits = weight * cosine logits + head(feature); 0: no head. The run
+                                 then has this one classification task
+    lora                         low-rank updates of the linears; none: no updates
     text_tower                   a tower of its own for sequences that begin with text (CLIP, ALIGN, LiT); none: one tower
     activation_checkpointing     block: keep only the blocks' inputs and the routing decisions, compute the rest again; selective:
                                  keep all but what is cheap, the results of LayerNorm and GELU; none: keep all
     chunks                       encode a batch in this many parts of which only features are kept (BASIC): the loss and its
                                  gradient are those of the whole batch, activations those of one part
     temperatures                 names of the learned logit scales, capped at 100
-    initial_scale                their initial value
+    initial_scale                their initial value; SigLIP's is 10
+    logit_biases                 names of logit scales that have a learned bias besides, for tasks with loss=sigmoid; the run fills them in
     tasks                        names of the tasks for the task routers; the run fills in those of data.tasks
     """
 
@@ -241,12 +260,15 @@ class ModelConfig:
     output: Literal["shared", "per_modality"] = "shared"
     space: int = 0
     prompts: PromptConfig | None = None
+    head_classes: int = 0
+    lora: LoraConfig | None = None
     text_tower: TextTowerConfig | None = None
     activation_checkpointing: Literal["none", "block", "selective"] = "none"
     chunks: int = 1
     experts: ExpertConfig = dataclasses.field(default_factory=ExpertConfig)
     temperatures: tuple[str, ...] = ("image", "video", "text", "caption", "retrieval")
     initial_scale: float = 1 / 0.07
+    logit_biases: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -259,6 +281,8 @@ class ModelConfig:
             raise ValueError(f"width={self.width}: two-dimensional sine-cosine positions need a multiple of 4")
         if self.image_size % self.patch:
             raise ValueError(f"image_size={self.image_size} does not divide by patch={self.patch}")
+        if self.head_classes < 0:
+            raise ValueError(f"head_classes={self.head_classes}: must not be negative")
         if self.chunks < 1 or self.space < 0 or self.initial_scale <= 0 or self.layer_scale < 0:
             raise ValueError(
                 f"chunks={self.chunks}, space={self.space}, initial_scale={self.initial_scale}, layer_scale={self.layer_scale}: "
@@ -280,6 +304,9 @@ class ModelConfig:
                 f"prompts are no tokens that router {self.experts.router} could send: use a router that decides for groups, "
                 "or experts in the FFN alone"
             )
+        unknown = set(self.logit_biases) - set(self.temperatures)
+        if unknown:
+            raise ValueError(f"logit_biases: {min(unknown)!r} is not among temperatures={list(self.temperatures)}")
         if self.position_scale <= 0 or self.position_grid < 0:
             raise ValueError(
                 f"position_scale={self.position_scale}, position_grid={self.position_grid}: must be positive, and not negative"

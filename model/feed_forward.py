@@ -11,7 +11,7 @@ from model.config import ModelConfig
 from model.moe.experts import ExpertLinear, ExpertMLP
 from model.moe.layer import Decision, DispatchDecision
 from model.moe.router import States
-from model.projection import SparseProjection, banks_of, projection
+from model.projection import SparseProjection, banks_of, lora_of, projection
 from model.recompute import Computed, computed, kept
 from parallel.dispatch import Blocks
 from parallel.mesh import Mesh
@@ -22,8 +22,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: ModelConfig, sparse: bool, mesh: Mesh) -> None:
         super().__init__()
-        self.up = projection(config, config.width, config.ffn, "column", sparse, mesh)
-        self.down = projection(config, config.ffn, config.width, "row", sparse, mesh)
+        self.up = projection(config, "up", config.width, config.ffn, sparse, mesh)
+        self.down = projection(config, "down", config.ffn, config.width, sparse, mesh)
         self.computed = computed(config.activation_checkpointing)
 
     @property
@@ -58,7 +58,8 @@ class SparseFeedForward(nn.Module):
     def __init__(self, config: ModelConfig, mesh: Mesh) -> None:
         super().__init__()
         again = computed(config.activation_checkpointing)
-        self.experts = ExpertMLP(config.width, config.ffn, config.experts.num_experts, mesh, again)
+        loras = (lora_of(config, "up"), lora_of(config, "down"))
+        self.experts = ExpertMLP(config.width, config.ffn, config.experts.num_experts, mesh, again, loras)
 
     def forward(self, xs: States, decision: Decision) -> States:
         assert isinstance(decision, DispatchDecision), "whole networks cannot be merged"

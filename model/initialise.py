@@ -11,11 +11,14 @@ import math
 import torch
 from torch import Tensor, nn
 
+from model.lora import draw_down
 from model.noise import derive
 from model.objective import Objective
 from parallel.placement import placement_of
 
 EMBEDDING_STD = 0.02
+INITIAL_BIAS = -10.0
+"""Of the sigmoid loss (SigLIP): nearly all pairs of a batch are wrong ones, and the start says so."""
 
 
 @torch.no_grad()
@@ -31,12 +34,18 @@ def initialise(objective: Objective, seed: int) -> None:
             logical.fill_(1.0)
         elif name.startswith("log_scales."):
             logical.fill_(math.log(objective.config.initial_scale))
+        elif name.startswith("logit_biases."):
+            logical.fill_(INITIAL_BIAS)
         elif name == "similarity_weight":
             logical.fill_(1.0)
         elif name.startswith("head.") or name.endswith(".spe_bias"):
             logical.zero_()
         elif name.endswith("prompts"):
             logical.normal_(0.0, EMBEDDING_STD, generator=torch.Generator().manual_seed(key))
+        elif name.endswith(".lora.up"):
+            logical.zero_()
+        elif name.endswith(".lora.down"):
+            draw_down(logical, torch.Generator().manual_seed(key))
         elif name.endswith("_scale"):
             logical.fill_(objective.config.layer_scale)
         elif name.endswith("bias"):

@@ -21,6 +21,7 @@ from model.config import ModelConfig
 from model.encoder import recomputed
 from model.moe.layer import RoutingReport
 from model.noise import Key, derive
+from model.pairwise import sigmoid_loss
 from model.scores import Scores, compare
 from model.tower import Reading, Tower
 from parallel.collectives import Axis, all_gather
@@ -57,11 +58,12 @@ class Objective(nn.Module):
         self.tower = Tower(config, vocabulary_size, mesh, kernels)
         text = config.text_tower_config()
         self.text_tower = Tower(text, vocabulary_size, mesh, kernels) if text else None
-        classes = config.prompts.classes if config.prompts else 0
+        classes = config.head_classes
         self.head = nn.Linear(config.space_width, classes) if classes else None
         self.similarity_weight = nn.Parameter(torch.empty(1)) if classes else None
         # One element, not a scalar: DeepSpeed cannot broadcast a tensor without dimensions.
         self.log_scales = nn.ParameterDict({name: nn.Parameter(torch.empty(1)) for name in config.temperatures})
+        self.logit_biases = nn.ParameterDict({name: nn.Parameter(torch.empty(1)) for name in config.logit_biases})
 
     def forward(self, batch: TaskBatch, noise: Key = None) -> Losses:
         """Inputs and candidates go through the encoder in one pass for every task, so that all ranks issue the same
@@ -75,6 +77,24 @@ class Objective(nn.Module):
         elif batch.scope == Scope.GLOBAL:
             candidates_CW = self._of_all_ranks(own_CW)
             labels_Q = labels_Q + self.data.rank * len(own_CW)
+        compare_all = self._pairwise if batch.pairwise else self._softmax
+        loss, best_Q = compare_all(batch, features_QW, own_CW, candidates_CW, labels_Q)
+        extra = sum((report.loss for report in reports), loss.new_zeros(()))
+        names = sorted({name for report in reports for name in report.losses})
+        num_experts = self.config.experts.num_experts
+        return Losses(
+            total=batch.weight * loss + extra,
+            loss=loss.detach(),
+            correct=(best_Q == labels_Q).sum(),
+            accepted_NME=_stacked([r.accepted_ME for r in reports], (len(Modality), num_experts), loss),
+            asked_NM=_stacked([r.asked_M for r in reports], (len(Modality),), loss),
+            auxiliary={name: torch.stack([r.losses[name] for r in reports]).sum() for name in names},
+        )
+
+    def _softmax(
+        self, batch: TaskBatch, features_QW: Tensor, own_CW: Tensor, candidates_CW: Tensor, labels_Q: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Cross-entropy over candidates -> (loss, best candidate of each read-out [Q])."""
         scores = self._scores(features_QW, candidates_CW, batch.temperature, self.tensor)
         if batch.candidate_log_weights_C is not None:
             scores = scores.plus(batch.candidate_log_weights_C)
@@ -87,17 +107,17 @@ class Objective(nn.Module):
             loss = torch.lerp(loss, other, batch.second_share)
         if batch.symmetric:
             loss = loss + self._reverse(features_QW, own_CW, batch, alike_QC)
-        extra = sum((report.loss for report in reports), loss.new_zeros(()))
-        names = sorted({name for report in reports for name in report.losses})
-        num_experts = self.config.experts.num_experts
-        return Losses(
-            total=batch.weight * loss + extra,
-            loss=loss.detach(),
-            correct=(scores.best_Q() == labels_Q).sum(),
-            accepted_NME=_stacked([r.accepted_ME for r in reports], (len(Modality), num_experts), loss),
-            asked_NM=_stacked([r.asked_M for r in reports], (len(Modality),), loss),
-            auxiliary={name: torch.stack([r.losses[name] for r in reports]).sum() for name in names},
-        )
+        return loss, scores.best_Q()
+
+    def _pairwise(
+        self, batch: TaskBatch, features_QW: Tensor, own_CW: Tensor, candidates_CW: Tensor, labels_Q: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """A yes or no for every pair -> (loss, best candidate of each read-out [Q])."""
+        alike_Q2 = alike_C2 = batch.alike_Q2
+        if alike_C2 is not None and batch.scope == Scope.GLOBAL:
+            alike_C2 = self._of_all_ranks(alike_C2)
+        scale, bias = self._scale(batch.temperature), self.logit_biases[batch.temperature].float()
+        return sigmoid_loss(features_QW, candidates_CW, labels_Q, scale, bias, alike_Q2, alike_C2)
 
     def encode(
         self,

@@ -4,26 +4,42 @@ from __future__ import annotations
 
 from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
+from torch.func import functional_call
 
-from model.config import ModelConfig
+from model.config import LoraConfig, ModelConfig
 from model.layout import in_storage_order
+from model.lora import LowRankUpdate
 from model.moe.experts import ExpertLinear
 from model.moe.layer import Decision
 from model.moe.router import States
+from parallel.collectives import Axis
 from parallel.linear import column_linear, row_linear
 from parallel.mesh import Mesh
+from parallel.placement import placement_of
+
+Linear = Literal["qkv", "out", "up", "down"]
+SIDES: dict[Linear, Literal["column", "row"]] = {"qkv": "column", "out": "row", "up": "column", "down": "row"}
 
 
 class DenseProjection(nn.Module):
     """One linear for all tokens; there is no decision to follow."""
 
-    def __init__(self, linear: nn.Module) -> None:
+    def __init__(self, linear: nn.Module, lora: LoraConfig | None, tensor: Axis) -> None:
         super().__init__()
         self.linear = linear
+        weight = linear.get_parameter("weight")
+        self.lora = LowRankUpdate(lora, placement_of(weight), tensor) if lora else None
 
     def forward(self, xs: States, decision: Decision) -> States:
-        return tuple(in_storage_order(self.linear, x) for x in xs)
+        if self.lora is None:
+            return tuple(in_storage_order(self.linear, x) for x in xs)
+        updated = {"weight": self.lora(self.linear.get_parameter("weight"))}
+
+        def linear(x: Tensor) -> Tensor:
+            return functional_call(self.linear, updated, (x,))
+
+        return tuple(in_storage_order(linear, x) for x in xs)
 
 
 class SparseProjection(nn.Module):
@@ -38,18 +54,19 @@ class SparseProjection(nn.Module):
         return decision.apply(self.bank, xs)
 
 
+def lora_of(config: ModelConfig, linear: Linear) -> LoraConfig | None:
+    """The updates of a linear, if it has any."""
+    return config.lora if config.lora and linear in config.lora.targets else None
+
+
 def projection(
-    config: ModelConfig,
-    in_features: int,
-    out_features: int,
-    side: Literal["column", "row"],
-    sparse: bool,
-    mesh: Mesh,
+    config: ModelConfig, linear: Linear, in_features: int, out_features: int, sparse: bool, mesh: Mesh
 ) -> nn.Module:
+    side, lora = SIDES[linear], lora_of(config, linear)
     if sparse:
-        return SparseProjection(ExpertLinear(in_features, out_features, config.experts.num_experts, side, mesh))
+        return SparseProjection(ExpertLinear(in_features, out_features, config.experts.num_experts, side, mesh, lora))
     make = column_linear if side == "column" else row_linear
-    return DenseProjection(make(in_features, out_features, mesh))
+    return DenseProjection(make(in_features, out_features, mesh), lora, mesh.tensor)
 
 
 def banks_of(*projections: nn.Module) -> tuple[ExpertLinear, ...]:

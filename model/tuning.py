@@ -1,42 +1,49 @@
-"""Which parameters a run tunes."""
+"""Which parameters a run trains."""
 
 from __future__ import annotations
 
 import fnmatch
-from typing import Literal
 
 from torch import nn
+
+from model.config import ModelConfig
+from parallel.config import Tune
 
 
 class TuningError(ValueError):
     """The parameters that were named cannot be tuned or frozen."""
 
 
-PROMPT_TUNED = ("*prompts", "*.spe_bias", "*norm.*", "head.*", "similarity_weight")
-"""What prompt tuning trains (papers.md 1.10): prompts, the bias of <SPE>, LayerNorms outside the routers, the linear head."""
+HEAD = ("head.*", "similarity_weight")
+TRAINED: dict[Tune, tuple[str, ...]] = {
+    "all": ("*",),
+    "prompts": ("*prompts", "*.spe_bias", "*norm.*", *HEAD),
+    "lora": ("*.lora.*", *HEAD),
+    "head": HEAD,
+}
+"""Names of what each way of tuning trains, outside the routers. Prompt tuning (papers.md 1.10): prompts, the bias of <SPE>,
+LayerNorms, the linear head."""
 
 
-def choose_trained(module: nn.Module, tune: Literal["all", "prompts"], frozen: tuple[str, ...]) -> None:
+def check_tune(tune: Tune, model: ModelConfig) -> None:
+    """Raises TuningError where the model does not have what is to be tuned."""
+    lacking = {
+        "prompts": (model.prompts is None, "model.prompts, for instance {length: 10}"),
+        "lora": (model.lora is None, "model.lora, for instance {rank: 8}"),
+        "head": (model.head_classes == 0, "model.head_classes, the number of the task's classes"),
+    }
+    lacks, what = lacking.get(tune, (False, ""))
+    if lacks:
+        raise TuningError(f"optimizer.tune={tune} needs {what}")
+
+
+def choose_trained(module: nn.Module, tune: Tune, frozen: tuple[str, ...] = ()) -> None:
     """Freeze what is not to be trained (OptimizerConfig). Raises TuningError."""
-    if tune == "prompts":
-        tune_prompts(module)
+    if tune != "all":
+        trained = {name for pattern in TRAINED[tune] for name in _matching(module, pattern) if ".router." not in name}
+        for name, parameter in module.named_parameters():
+            parameter.requires_grad_(name in trained)
     freeze(module, frozen)
-
-
-def tune_prompts(module: nn.Module) -> int:
-    """Freeze all but the parameters of prompt tuning; returns how many tensors are frozen.
-
-    Raises TuningError for a model without prompts.
-    """
-    named = dict(module.named_parameters())
-    if not any(name.endswith(".prompts") for name in named):
-        raise TuningError(
-            "optimizer.tune=prompts needs a model with prompts: set model.prompts, for instance {length: 10}"
-        )
-    tuned = {name for pattern in PROMPT_TUNED for name in fnmatch.filter(named, pattern) if ".router." not in name}
-    for name in named.keys() - tuned:
-        named[name].requires_grad_(False)
-    return len(named) - len(tuned)
 
 
 def freeze(module: nn.Module, patterns: tuple[str, ...]) -> int:
@@ -47,7 +54,7 @@ def freeze(module: nn.Module, patterns: tuple[str, ...]) -> int:
     named = dict(module.named_parameters())
     frozen: set[str] = set()
     for pattern in patterns:
-        matching = fnmatch.filter(named, pattern)
+        matching = _matching(module, pattern)
         if not matching:
             parts = sorted({".".join(name.split(".")[:2]) for name in named})
             raise TuningError(f"optimizer.frozen={pattern!r} matches no parameter; there are {', '.join(parts)}")
@@ -55,3 +62,7 @@ def freeze(module: nn.Module, patterns: tuple[str, ...]) -> int:
     for name in frozen:
         named[name].requires_grad_(False)
     return len(frozen)
+
+
+def _matching(module: nn.Module, pattern: str) -> list[str]:
+    return fnmatch.filter((name for name, _ in module.named_parameters()), pattern)

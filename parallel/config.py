@@ -6,6 +6,9 @@ import dataclasses
 import math
 from typing import Literal
 
+Tune = Literal["all", "prompts", "lora", "head"]
+"""What a run trains (model/tuning.py)."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ParallelConfig:
@@ -47,7 +50,10 @@ class OptimizerConfig:
     weight_decay   on linear and expert weights alone; embeddings, gates, biases, norms and scales have none
     betas, eps     of Adam
     clip           largest global gradient norm; 0 turns clipping off
-    tune           all parameters, or prompts: those of prompt tuning alone (model.prompts)
+    layer_decay    the rate of block i of L is lr times layer_decay^(L - i), counted from 1, that of the embedding lr times
+                   layer_decay^(L + 1); 1 = the same for all
+    tune           all parameters; prompts: those of prompt tuning alone (model.prompts); lora: low-rank updates alone (model.lora);
+                   head: the linear head alone (model.head_classes). All but `all` store what they train alone
     frozen         patterns of the names of parameters that are not tuned, for instance ["tower.*"]
     """
 
@@ -58,7 +64,8 @@ class OptimizerConfig:
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-6
     clip: float = 1.0
-    tune: Literal["all", "prompts"] = "all"
+    layer_decay: float = 1.0
+    tune: Tune = "all"
     frozen: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -66,6 +73,8 @@ class OptimizerConfig:
             raise ValueError(f"lr={self.lr} and min_lr={self.min_lr}: need 0 <= min_lr <= lr and lr > 0")
         if self.warmup_steps < 0 or self.weight_decay < 0 or self.clip < 0:
             raise ValueError("warmup_steps, weight_decay and clip must not be negative")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay={self.layer_decay}: must lie in (0, 1]")
         if not all(0 <= beta < 1 for beta in self.betas) or self.eps <= 0:
             raise ValueError(f"betas={list(self.betas)} and eps={self.eps}: betas must lie in [0, 1), eps above 0")
 

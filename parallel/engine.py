@@ -7,10 +7,12 @@ between ranks that drew different tasks: DeepSpeed would then add up different p
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +27,8 @@ from parallel.norms import GradientNorms, clip_gradients, gradient_norms
 from parallel.optimizer_state import OptimizerState, PartitionedState, Piece, WholeState, owns_copy
 from parallel.placement import EXPERT_AXIS, has_partial_gradient, placement_of
 from parallel.sequence_parallel import sum_gradients
+
+BLOCK = re.compile(r"\.encoder\.blocks\.(\d+)\.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +53,7 @@ class Engine:
         if mesh.expert.size > 1:
             _tag_experts(module, mesh)
         optimizer = kernels.adam(
-            parameter_groups(module, config.weight_decay, mesh), lr=config.lr, betas=config.betas, eps=config.eps
+            parameter_groups(module, config, mesh), lr=config.lr, betas=config.betas, eps=config.eps
         )
         # Clipping is ours (parallel/norms.py): one rule for all stages, layouts and precisions.
         self._clip = config.clip
@@ -95,7 +99,7 @@ class Engine:
 
     def step(self, lr: float) -> StepInfo:
         for group in self._optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["rate"]
         norms = gradient_norms(self._named_pieces(), self.mesh.device, self.loss_scale)
         finite = math.isfinite(norms.total)
         if finite:
@@ -154,17 +158,19 @@ class Engine:
             yield self._names[piece.parameter], piece
 
 
-def parameter_groups(module: nn.Module, weight_decay: float, mesh: Mesh) -> list[dict[str, Any]]:
-    """Optimizer groups by (family, decay); every trainable parameter is in exactly one."""
+def parameter_groups(module: nn.Module, config: OptimizerConfig, mesh: Mesh) -> list[dict[str, Any]]:
+    """Optimizer groups by (family, decay, rate); every trainable parameter is in exactly one. rate: factor of the learning rate."""
+    rates = layer_rates([name for name, _ in module.named_parameters()], config.layer_decay)
     groups: dict[str, dict[str, Any]] = {}
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
         expert = placement_of(parameter).is_cut_along(EXPERT_AXIS)
         decay = decays(name, parameter)
-        label = f"{'expert' if expert else 'dense'}-{'decay' if decay else 'plain'}"
+        label = f"{'expert' if expert else 'dense'}-{'decay' if decay else 'plain'}-{rates[name]:g}"
+        weight_decay = config.weight_decay if decay else 0.0
         group = groups.setdefault(
-            label, {"params": [], "name": label, "weight_decay": weight_decay if decay else 0.0, "moe": expert}
+            label, {"params": [], "name": label, "weight_decay": weight_decay, "moe": expert, "rate": rates[name]}
         )
         group["params"].append(parameter)
     for group in groups.values():
@@ -177,6 +183,24 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
     """Weight decay applies to matrices of linears and experts, not to embeddings and routers (papers.md 9)."""
     table = ".embedding." in name and ".patches." not in name
     return name.endswith(".weight") and parameter.dim() >= 2 and not table and ".router." not in name
+
+
+def layer_rates(names: Sequence[str], decay: float) -> dict[str, float]:
+    """Factors of the learning rate by name: 1 behind the blocks, less by `decay` from block to block towards the input."""
+    places = {name: BLOCK.search(name) for name in names}
+    depths = collections.Counter()  # type: collections.Counter[str]
+    for name, place in places.items():
+        if place:
+            tower = name[: place.start()]
+            depths[tower] = max(depths[tower], int(place[1]) + 1)
+
+    def distance(name: str) -> int:
+        place = places[name]
+        if place:
+            return depths[name[: place.start()]] - int(place[1])
+        return depths[name.partition(".embedding.")[0]] + 1 if ".embedding." in name else 0
+
+    return {name: decay ** distance(name) for name in names}
 
 
 def _tag_experts(module: nn.Module, mesh: Mesh) -> None:

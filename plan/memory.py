@@ -14,7 +14,7 @@ import re
 from typing import Any
 
 from model.config import ModelConfig
-from model.tuning import freeze, tune_prompts
+from model.tuning import choose_trained
 from parallel.collectives import Axis
 from parallel.engine import parameter_groups
 from parallel.mesh import Mesh
@@ -32,6 +32,7 @@ ALIGNMENT = 2
 DEFAULT_BUCKET = 500_000_000
 TENSOR_CUT = re.compile(
     r"\.(qkv|up)\.((linear|bank)\.)?(weight|bias)$|\.(out|down)\.((linear|bank)\.)?weight$|\.embedding\.tokens\.weight$"
+    r"|\.(qkv|up)\.(bank\.)?lora\.up$|\.(out|down)\.(bank\.)?lora\.down$"
 )
 """Parameters that parallel/linear.py and ExpertLinear cut over tensor ranks, each into equal parts."""
 
@@ -130,9 +131,7 @@ def parameters_of(run: RunConfig, layout: Degrees, vocabulary_size: int, padded:
     no_group = object()  # of a mesh on which nothing is sent
     mesh = Mesh(expert=Axis(EXPERT_AXIS, layout.expert, 0, no_group))
     objective = build_on_meta(run.model, vocabulary_size, mesh)
-    if run.optimizer.tune == "prompts":
-        tune_prompts(objective)
-    freeze(objective, run.optimizer.frozen)
+    choose_trained(objective, run.optimizer.tune, run.optimizer.frozen)
     numbers: dict[Any, Amounts] = {}
     frozen = Amounts()
     for name, parameter in objective.named_parameters():
@@ -141,7 +140,7 @@ def parameters_of(run: RunConfig, layout: Degrees, vocabulary_size: int, padded:
         if not parameter.requires_grad:
             frozen += numbers[parameter]
     groups = []
-    for group in parameter_groups(objective, run.optimizer.weight_decay, mesh):
+    for group in parameter_groups(objective, run.optimizer, mesh):
         held = sum((numbers[parameter] for parameter in group["params"]), Amounts())
         ranks = layout.expert_data if group["moe"] else layout.data
         padding = -held.total % (ALIGNMENT * ranks) if padded else 0

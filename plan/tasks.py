@@ -7,12 +7,12 @@ import math
 
 from data.shards import DatasetError, read_info
 from data.stream.schedule import shares
-from data.stream.source import read_vocabulary
 from data.tasks import kind_of
 from data.text.tokenizer import VocabularyFileError
 from model.config import ModelConfig
 from plan.sizes import FULL_VOCABULARY, compared_candidates, task_cost
 from run.config import RunConfig
+from run.initial import vocabulary_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +76,7 @@ def task_loads(run: RunConfig, word_candidates: int, shares: tuple[float, ...]) 
         inputs = SequenceShape(rows, cost.tokens, cost.visual_tokens, rows * cost.reads, masked=texts)
         length = cost.candidates[1] if cost.candidates else 0
         candidates = SequenceShape(number, length, 0, number, masked=answers != "words")
-        symmetric = answers == "pairs"
+        symmetric = answers == "pairs" and task.loss == "softmax"
         losses = 1 + symmetric + task.mix.is_on
         counted = cost.candidates is not None
         loads.append(TaskLoad(task.name, share, (inputs, candidates), losses, counted, symmetric, task.candidates))
@@ -101,7 +101,7 @@ def vocabulary_size_of(run: RunConfig) -> tuple[int, str]:
     if run.data.vocabulary == "full":
         return FULL_VOCABULARY, ""
     try:
-        return read_vocabulary(run.data).size, ""
+        return vocabulary_of(run).size, ""
     except (DatasetError, VocabularyFileError):
         return FULL_VOCABULARY, "vocabulary: the whole one, as the data sets that restrict it are not there"
 
@@ -110,7 +110,7 @@ def word_candidates_of(run: RunConfig) -> int:
     """Words that masked text and captions are compared with; a restricted vocabulary has bytes besides."""
     if run.data.vocabulary != "full":
         try:
-            return read_vocabulary(run.data).num_candidates
+            return vocabulary_of(run).num_candidates
         except (DatasetError, VocabularyFileError):
             pass
     return FULL_VOCABULARY

@@ -1,20 +1,24 @@
-"""A run's newest weights, ready to use. The run's data need not be there."""
+"""A run's newest weights, or an exported folder, ready to use. The run's data need not be there."""
 
 from __future__ import annotations
 
 import contextlib
 
+import pydantic
 import torch
 
-from data.shards import DatasetError, read_info
+from data.config import DataConfig, TaskConfig
+from data.shards import DatasetError, DatasetInfo, read_info
 from data.tasks.base import Pixels
 from data.transport import is_remote
+from model.exchange.export.errors import ExportError
+from model.exchange.export.folder import open_export
 from model.objective import Objective
 from parallel.checkpoints import load_found
 from parallel.kernels import load_kernels
 from parallel.mesh import Mesh
 from prediction.predictor import Predictor
-from run.folder import read_run
+from run.folder import VOCABULARY, read_run, read_vocabulary
 from run.places import expanded
 
 
@@ -34,3 +38,35 @@ def load(run: str, step: int | None = None, device: str = "", batch_size: int = 
             if not is_remote(task.path):
                 infos[task.name] = read_info(task.path)
     return Predictor(objective, vocabulary, config.data, infos, pixels, checkpoint.step, device, batch_size)
+
+
+def load_export(path: str, device: str = "", batch_size: int = 32) -> Predictor:
+    """A folder of `python -m model.exchange.export`, whose code is not run. Raises ExportError, ConfigError."""
+    folder = expanded(path)
+    export = open_export(folder)
+    vocabulary = read_vocabulary(folder / VOCABULARY)
+    if vocabulary.size != export.vocabulary_size:
+        raise ExportError(
+            f"{folder / VOCABULARY} has {vocabulary.size} tokens, the model {export.vocabulary_size}: export the run again"
+        )
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    objective = export.objective().to(device).eval()
+    try:
+        options = [
+            pydantic.TypeAdapter(TaskConfig).validate_python(task.options | {"path": ""}) for task in export.tasks
+        ]
+        data = DataConfig(tasks=tuple(options), word_end=export.word_end)
+        about = pydantic.TypeAdapter(DatasetInfo)
+        infos = {
+            task.name: about.validate_python(
+                {"kind": task.data, "classes": task.classes, "token_ids": (), "splits": {}}, strict=False
+            )
+            for task in export.tasks
+            if task.data
+        }
+    except ValueError as error:
+        raise ExportError(
+            f"{folder}: the tasks of its config.json are damaged ({str(error).splitlines()[0]})"
+        ) from error
+    pixels = Pixels(export.config.image_size, export.config.patch)
+    return Predictor(objective, vocabulary, data, infos, pixels, export.step, device, batch_size)

@@ -15,6 +15,7 @@ from data.config import DataConfig
 from data.tasks import check_tasks, kind_of
 from evaluation.config import EvaluateConfig
 from model.config import ModelConfig
+from model.tuning import check_tune
 from parallel.config import OptimizerConfig, ParallelConfig
 from parallel.kernels import KernelName
 from run.errors import ConfigError
@@ -41,8 +42,10 @@ class RunConfig:
     name               the run's folder is <runs>/<name>; repeating a command resumes there
     runs               folder of all runs
     seed               of weights, order, augmentation and noise
-    init               what a fresh run's weights start from: a run folder (its newest checkpoint), or a .safetensors file that
-                       `python -m model.exchange.public to-ours` wrote
+    init               what a fresh run's weights start from: a run folder (its newest checkpoint), whose shape and vocabulary hold where
+                       this file says nothing else; a folder of `python -m model.exchange.export`; a .safetensors file that
+                       `python -m model.exchange.public to-ours` wrote, or open_clip's, of which the image tower is taken. From a run,
+                       prompts and heads are always new, and experts may be copied from dense layers
     init_only          patterns of the names of parameters to take from there; all others start fresh
     steps              optimizer steps of the whole run
     micro_batches      of one step over all data ranks together; each rank runs micro_batches / data ranks of them one after
@@ -103,14 +106,19 @@ class RunConfig:
             raise ValueError(
                 f"optimizer.warmup_steps={self.optimizer.warmup_steps} is longer than the run of steps={self.steps}"
             )
-        if self.optimizer.tune == "prompts" and self.model.prompts is None:
-            raise ValueError("optimizer.tune=prompts needs model.prompts, for instance {length: 10}")
+        check_tune(self.optimizer.tune, self.model)
+        if self.data.vocabulary == "init" and not self.init:
+            raise ValueError("data.vocabulary=init needs init, the folder of a run")
         check_tasks(self.data)
         for task in self.data.tasks:
             temperature = task.temperature
             if temperature and temperature not in self.model.temperatures:
                 raise ValueError(
                     f"task {task.name}: temperature={temperature!r} is not among model.temperatures={list(self.model.temperatures)}"
+                )
+            if task.loss == "sigmoid" and (temperature or "retrieval") not in self.model.logit_biases:
+                raise ValueError(
+                    f"task {task.name}: loss=sigmoid needs {temperature or 'retrieval'!r} among model.logit_biases"
                 )
             if task.max_text > self.model.max_text:
                 raise ValueError(

@@ -23,19 +23,44 @@ from run.errors import ConfigError
 from run.places import expanded, with_expanded
 from run.strict_text import TextError, read_yaml, typed, unusable
 
+CONFIG = "config.yaml"
+"""In a run's folder: its resolved configuration."""
 MAX_BASES = 8
 """Files that build on one another; more is taken for a circle."""
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """YAML file plus `a.b=value` overrides; list elements are numbered or named (`data.tasks.shapes.batch_size=8`)."""
+def load_config(path: str | Path, overrides: Sequence[str] = (), is_resolved: bool = False) -> RunConfig:
+    """YAML file plus `a.b=value` overrides; list elements are numbered or named (`data.tasks.shapes.batch_size=8`).
+
+    is_resolved: the file is a run's own and says everything, so that nothing is taken from elsewhere.
+    """
     path = expanded(path)
     raw = {**_read(path, MAX_BASES)}
     raw.setdefault("name", path.stem)
     for override in overrides:
         _override(raw, override)
         raw = typed(RunConfig, raw)
+    if not is_resolved:
+        raw = _started_from(_with_presets(raw, str(path), overrides))
     return parse_config(raw, str(path), overrides)
+
+
+def _started_from(raw: dict[str, Any]) -> dict[str, Any]:
+    """What follows from the run that `init` names: the shape of its network, without what belongs to its tasks, and its vocabulary."""
+    init = raw.get("init")
+    if not isinstance(init, str) or not (expanded(init) / CONFIG).is_file():
+        return raw
+    model = dict(_read(expanded(init) / CONFIG, 0).get("model") or {})
+    for own in ("prompts", "head_classes"):
+        model.pop(own, None)
+    if (model.get("experts") or {}).get("router") not in ("task", "task_specific"):
+        model.pop("tasks", None)
+    data = raw.get("data")
+    if isinstance(data, dict):
+        data = {"vocabulary": "init", **data}
+    # The names of the tasks are the network's shape where it has something for each; they are below those that the file gives.
+    own_model = {key: value for key, value in raw["model"].items() if key != "tasks" or "tasks" not in model}
+    return {**raw, "model": _merged(model, own_model), **({"data": data} if data else {})}
 
 
 def _read(path: Path, bases: int) -> dict[str, Any]:
@@ -134,7 +159,8 @@ def dump_config(config: RunConfig) -> str:
 
 
 def _with_presets(raw: dict[str, Any], file: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """Fill in what follows from other keys: routing presets below explicit keys, names of tasks for the task routers."""
+    """Fill in what follows from other keys: routing presets below explicit keys, names of tasks for the task routers, biases for
+    sigmoid losses."""
     model = raw.get("model") or {}
     if not isinstance(model, dict):
         return raw
@@ -149,6 +175,8 @@ def _with_presets(raw: dict[str, Any], file: str, overrides: Sequence[str]) -> d
         model = {**model, "experts": _merged(ROUTING[name], explicit)}
     tasks = raw["data"].get("tasks") if isinstance(raw.get("data"), dict) else None
     if isinstance(tasks, list) and all(isinstance(task, dict) for task in tasks):
+        biased = [task.get("temperature") or "retrieval" for task in tasks if task.get("loss") == "sigmoid"]
+        model = {**({"logit_biases": sorted(set(biased))} if biased else {}), **model}
         model = {"tasks": [task.get("name") for task in tasks], **model}
     return {**raw, "model": model}
 

@@ -16,22 +16,28 @@ from model.objective import Objective
 from parallel.mesh import Mesh
 from parallel.placement import placement_of
 from run.config import RunConfig
+from run.initial import Initial
 from run.meter import Record
 from run.resume import Resume
 
 
 def start_lines(
-    run: RunConfig, resume: Resume, schedule: Schedule, objective: Objective, mesh: Mesh, losses: Mapping[str, Loss]
+    resume: Resume,
+    initial: Initial,
+    schedule: Schedule,
+    objective: Objective,
+    mesh: Mesh,
+    losses: Mapping[str, Loss],
 ) -> list[str]:
     """What was loaded, what is trained and on what."""
-    checkpoint = resume.checkpoint
+    run, checkpoint = resume.run, resume.checkpoint
     start = f"continues at step {resume.step:,} from {checkpoint.folder}" if checkpoint else "starts"
-    init = f", weights from {run.init}" if run.init and checkpoint is None else ""
     ranks = mesh.data.size * mesh.tensor.size
     lines = [
         *resume.notes,
+        *initial.notes,
         *run.model.experts.unreachable,
-        f"run {run.folder} {start}{init}; {run.steps:,} steps in all",
+        f"run {run.folder} {start}; {run.steps:,} steps in all",
         f"  ranks       {ranks} ({mesh.device.partition(':')[0]}): data {mesh.data.size}, tensor {mesh.tensor.size}, "
         f"experts over {mesh.expert.size}; DeepSpeed settings {run.parallel.deepspeed}",
         f"  parameters  {_parameters(objective)}; vocabulary of {resume.data.vocabulary.size:,} tokens",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from data.shards import DatasetError
 from data.text.tokenizer import VocabularyFileError
 from data.workers.loader import WorkersError
+from model.exchange.export.errors import ExportError
 from model.exchange.public import ConversionError
 from model.tuning import TuningError
 from parallel.checkpoints import CheckpointError
@@ -34,6 +35,7 @@ USER_ERRORS: tuple[type[Exception], ...] = (
     DivergedError,
     OutputError,
     ConversionError,
+    ExportError,
     DatasetError,
     VocabularyFileError,
     WorkersError,

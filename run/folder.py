@@ -14,19 +14,23 @@ from data.text.tokenizer import Tokenizer
 from data.text.vocabulary import Vocabulary
 from parallel.checkpoints import write_atomically
 from run.config import RunConfig
-from run.config_file import dump_config, load_config
+from run.config_file import CONFIG, dump_config, load_config
 from run.errors import ConfigError
 from run.places import with_absolute
 from run.strict_text import TextError, read_json
 
-CONFIG, VOCABULARY = "config.yaml", "vocabulary.json"
+VOCABULARY = "vocabulary.json"
 
 
 def write_run_files(run: RunConfig, vocabulary: Vocabulary) -> None:
     run.folder.mkdir(parents=True, exist_ok=True)
     write_atomically(run.folder / CONFIG, dump_config(with_absolute(run)))
+    write_vocabulary(run.folder, vocabulary)
+
+
+def write_vocabulary(folder: Path, vocabulary: Vocabulary) -> None:
     content = {"words": vocabulary.clip_ids[: vocabulary.num_words], "spells": vocabulary.num_spelling > 0}
-    write_atomically(run.folder / VOCABULARY, json.dumps(content))
+    write_atomically(folder / VOCABULARY, json.dumps(content))
 
 
 def read_run(folder: Path, overrides: Sequence[str] = ()) -> tuple[RunConfig, Vocabulary]:
@@ -39,10 +43,14 @@ def read_run(folder: Path, overrides: Sequence[str] = ()) -> tuple[RunConfig, Vo
     path = folder / VOCABULARY
     if not path.is_file():
         raise ConfigError(f"{folder} is not the folder of a run: it has no {VOCABULARY}")
-    return load_config(folder / CONFIG, overrides), _vocabulary(path)
+    return load_config(folder / CONFIG, overrides, is_resolved=True), read_vocabulary(path)
 
 
-def _vocabulary(path: Path) -> Vocabulary:
+def is_run(folder: Path) -> bool:
+    return (folder / CONFIG).is_file()
+
+
+def read_vocabulary(path: Path) -> Vocabulary:
     """Of the stored file; earlier versions stored a list, without bytes to spell with. Raises ConfigError."""
     try:
         content = read_json(path.read_bytes())

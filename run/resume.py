@@ -1,18 +1,14 @@
-"""Where a run starts: at the newest checkpoint of its folder, from other weights (`init`), or fresh."""
+"""Where a run goes on: at the newest checkpoint of its folder, or at its start."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from pathlib import Path
 from typing import Any, Self
 
 from data.stream.source import OpenData
 from data.text.vocabulary import Vocabulary
-from model.exchange.public import load_converted
-from model.initialise import initialise
-from model.objective import Objective
-from parallel.checkpoints import Checkpoint, CheckpointError, load_found, newest
+from parallel.checkpoints import Checkpoint, CheckpointError, newest
 from parallel.engine import Engine
 from parallel.health.same_inputs import check_same_inputs, digest
 from run.changes import check_changes, told_changes
@@ -48,20 +44,6 @@ class Resume:
         step, consumed = _position(checkpoint, data)
         changes = told_changes(earlier, run, step) if earlier and checkpoint else ()
         return cls(run, data, checkpoint, step, consumed, (*differences, *problems, *changes))
-
-    def initialise(self, objective: Objective) -> None:
-        """Fresh weights, or those that `init` names; a checkpoint's come later, with `restore`."""
-        initialise(objective, self.run.seed)
-        if not self.run.init or self.checkpoint is not None:
-            return
-        if not self.run.init.endswith(".safetensors"):
-            load_found(Path(self.run.init) / "checkpoints", None, objective, self.run.init_only)
-        elif self.run.init_only == ("*",):
-            load_converted(objective, Path(self.run.init))
-        else:
-            raise ConfigError(
-                f"init_only chooses from the checkpoint of a run; {self.run.init} is taken whole: leave it out"
-            )
 
     def restore(self, engine: Engine) -> None:
         """Collective. Weights and moments of the checkpoint, if there is one."""

@@ -110,11 +110,12 @@ def as_trained(task: SuiteTask, trained: Sequence[TaskConfig]) -> TaskConfig:
     unknown = [key for key in task.options if key not in fields]
     if unknown:
         raise ConfigError(f"suite task {task.name}: there is no option {unknown[0]!r} of tasks")
-    options: dict[str, Any] = {"kind": task.kind, "path": str(expanded(task.path)), "split": task.split, "shards": ()}
+    options: dict[str, Any] = {"kind": task.kind, "path": str(expanded(task.path))}
     # What its own kind alone may have.
     others = {} if base.kind == task.kind else {"answer": "rank", "views": (1, 1)}
-    options |= {"label_smoothing": 0.0} | others | dict(task.options)
+    options |= {"label_smoothing": 0.0, "loss": "softmax"} | others | dict(task.options)
+    whole = dataclasses.asdict(base.whole(task.split))
     try:
-        return pydantic.TypeAdapter(TaskConfig).validate_python(dataclasses.asdict(base) | options)
+        return pydantic.TypeAdapter(TaskConfig).validate_python(whole | options)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"suite task {task.name}: {str(error).splitlines()[-1]}") from error

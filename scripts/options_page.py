@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.config import DataConfig, MixConfig, TaskConfig
 from evaluation.config import EvaluateConfig
-from model.config import AuxiliaryConfig, ExpertConfig, ModelConfig, PromptConfig, TextTowerConfig
+from model.config import AuxiliaryConfig, ExpertConfig, LoraConfig, ModelConfig, PromptConfig, TextTowerConfig
 from parallel.config import OptimizerConfig, ParallelConfig
 from run.config import RunConfig, TrackingConfig
 
@@ -33,6 +33,7 @@ SECTIONS: tuple[tuple[str, Any], ...] = (
     ("model.experts", ExpertConfig),
     ("model.experts.auxiliary", AuxiliaryConfig),
     ("model.prompts", PromptConfig),
+    ("model.lora", LoraConfig),
     ("model.text_tower", TextTowerConfig),
     ("optimizer", OptimizerConfig),
     ("parallel", ParallelConfig),

@@ -14,36 +14,17 @@ from data.shards import DatasetError, ShardSet, read_info
 from data.stream.source import open_data
 from data.tasks.base import Pixels
 from evaluation import EVALUATORS, Evaluation, captioning
-from model.initialise import initialise
-from model.objective import Objective
-from parallel.checkpoints import Fragment, Saver
-from parallel.kernels import load_kernels
-from parallel.mesh import Mesh
-from parallel.placement import placement_of
 from predict import main
 from prediction import Predictor, load, media_of
 from run.config_file import load_config
-from run.folder import write_run_files
-from tests.helpers.runs import tiny_config
+from tests.helpers.runs import saved_run, tiny_config
 
 
 @pytest.fixture(scope="module")
 def trained(world, tmp_path_factory):
     """(run folder, its configuration): weights as a run starts with, kept as its checkpoint of step 3."""
     path = tiny_config(world, tmp_path_factory.mktemp("predict"))
-    run = load_config(path)
-    data = open_data(run.data, Pixels(run.model.image_size, run.model.patch), run.seed)
-    objective = Objective(run.model, data.vocabulary.size, Mesh(), load_kernels("torch"))
-    initialise(objective, run.seed)
-    write_run_files(run, data.vocabulary)
-    weights = [
-        Fragment(name, placement_of(p), 0, True, {"weight": p.detach().view(-1)})
-        for name, p in objective.named_parameters()
-    ]
-    saver = Saver(run.folder / "checkpoints", 1, False, lambda line: None)
-    saver.save(3, iter(weights), {})
-    saver.publish()
-    return run.folder, path
+    return saved_run(path), path
 
 
 @pytest.fixture(scope="module")

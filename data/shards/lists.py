@@ -15,6 +15,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -66,6 +67,12 @@ class ShardList:
             bytes=np.array([row.bytes for row in rows], dtype=np.int64),
             faults={number: row.fault for number, row in enumerate(rows) if row.fault},
         )
+
+    def digest(self, *facts: Any) -> str:
+        """A few characters that follow from the shards and the facts, and not from where the shards lie."""
+        names = [name.partition("?")[0].rpartition("/")[2] for name in self.names]
+        content = json.dumps([names, self.samples.tolist(), self.bytes.tolist(), *facts])
+        return hashlib.sha256(content.encode()).hexdigest()[:12]
 
     def rows(self) -> list[ShardRow]:
         numbers = zip(self.names, self.samples.tolist(), self.bytes.tolist(), strict=True)

@@ -47,7 +47,7 @@ def evaluation_pass(
     last one is filled up as well. A batch is never larger than all samples together.
     """
     if places is None:
-        places = np.arange(min(source.order.total, limit or source.order.total))
+        places = np.arange(int(source.order.sizes.sum()))[:limit]
     dataset = _Pass(source, min(batch_size, len(places)), places, share or Share())
     if not workers:
         yield from dataset

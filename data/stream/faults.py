@@ -75,7 +75,7 @@ def loss_of(source: Source) -> Loss:
     task, listed = source.task, source.shards.listed
     faults = [Fault(source.name, source.shards.name(s), None, None, reason) for s, reason in listed.faults.items()]
     split = None if task.config.shards else task.context.info.splits.get(task.config.split)
-    remaining, samples = source.order.total, 0
+    remaining, samples = int(source.order.sizes.sum()), 0
     is_exact = split is not None and (
         split.samples > remaining or (split.samples, split.shards) == (remaining, len(listed.names))
     )

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
-import json
 import os
 from pathlib import Path
 
 from data.config import DataConfig
 from data.shards import DatasetError, DatasetInfo, ShardSet, read_info
 from data.stream.order import EpochOrder
+from data.stream.part import PartOrder, order_of
 from data.tasks import Task, TaskContext, kind_of, make_task
 from data.tasks.base import Pixels
 from data.text.tokenizer import Tokenizer
@@ -25,7 +24,7 @@ class Source:
 
     task: Task
     shards: ShardSet
-    order: EpochOrder
+    order: EpochOrder | PartOrder
 
     @property
     def name(self) -> str:
@@ -34,10 +33,8 @@ class Source:
     @property
     def digest(self) -> str:
         """A few characters that follow from the samples and their order, and not from where the shards lie."""
-        listed, info = self.shards.listed, self.task.context.info
-        names = [name.partition("?")[0].rpartition("/")[2] for name in listed.names]
-        facts = [names, listed.samples.tolist(), listed.bytes.tolist(), info.kind, info.classes, info.synonyms]
-        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
+        info = self.task.context.info
+        return self.shards.listed.digest(info.kind, info.classes, info.synonyms)
 
 
 def read_vocabulary(config: DataConfig) -> Vocabulary:
@@ -83,7 +80,8 @@ def _open_sources(config: DataConfig, vocabulary: Vocabulary, pixels: Pixels, se
         else:
             shards = ShardSet.open(task_config.path, task_config.split, cache)
         context = TaskContext(task_config, info, vocabulary, pixels, config.vocabulary_sample, config.word_end)
-        order = EpochOrder(shards.sizes, seed=_mix(seed, number), window=config.shuffle_window)
+        kept = cache.folder / "labels"
+        order = order_of(task_config, info, shards, kept, _mix(seed, number), seed, config.shuffle_window)
         sources.append(Source(make_task(context), shards, order))
     _check_cache(sources, config)
     return sources

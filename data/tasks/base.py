@@ -31,6 +31,9 @@ from data.visual.augment import rand_augment, random_erase
 from data.visual.transform import patchify, spatial_transform
 
 Sample = dict[str, Any]
+Answers = Literal["classes", "words", "pairs"]
+LABELLED = ("classification", "text_classification")
+"""Kinds of tasks whose samples have a class: parts of their data are drawn class by class, and probes can be fitted."""
 _CLASS_NUMBER = re.compile(rb"(?:\xef\xbb\xbf)?\s*([-+]?[0-9]{1,9})\s*")
 
 
@@ -72,7 +75,7 @@ class Task(abc.ABC):
     """
 
     reads: ClassVar[tuple[str, ...]]
-    answers: ClassVar[Literal["classes", "words", "pairs"]]
+    answers: ClassVar[Answers]
     has_pictures: ClassVar[bool] = True
 
     @classmethod
@@ -127,6 +130,14 @@ class Task(abc.ABC):
         if config.candidates not in ("local", together):
             raise ValueError(
                 f"task {config.name}: candidates={config.candidates} does not go with {config.kind}: use local or {together}"
+            )
+        if config.shots and config.kind not in LABELLED:
+            raise ValueError(
+                f"task {config.name}: shots are samples of a class, which {config.kind} does not have: use fraction"
+            )
+        if config.loss == "sigmoid" and (cls.answers != "pairs" or config.label_smoothing):
+            raise ValueError(
+                f"task {config.name}: loss=sigmoid asks of every pair whether it belongs together: kind=retrieval without label_smoothing"
             )
         if config.views != (1, 1) and config.kind != "classification":
             raise ValueError(f"task {config.name}: views are those of classification, not of {config.kind}")
@@ -215,7 +226,7 @@ class Task(abc.ABC):
 class WordTask(Task):
     """A task whose candidates are the words of the vocabulary, all of them or a sample."""
 
-    answers = "words"
+    answers: ClassVar[Answers] = "words"
 
     def __init__(self, context: TaskContext) -> None:
         super().__init__(context)

@@ -34,6 +34,7 @@ class Retrieval(CaptionedTask):
             candidates=Sequences(segments=(texts,)),
             labels_Q=rows,
             symmetric=True,
+            pairwise=self.config.loss == "sigmoid",
             alike_Q2=_alike(examples, self.scope(generator)),
             temperature=self.temperature,
             scope=self.scope(generator),

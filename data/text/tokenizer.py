@@ -43,9 +43,9 @@ VOCABULARY_SHA256 = "924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d
 # <|mask|> has an id but is no unit of text: the published vocabulary splits it into signs, and so do we.
 # Ignoring case still matters after lower-casing: an apostrophe and a long s (U+017F) are
 # the contraction "'s".
-_PIECES = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
-_WORDS = regex.compile(
-    rf"<\|startoftext\|>|<\|endoftext\|>|<\|gen\|>|<\|spe\|>|{_PIECES}",
+PIECES = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
+WORDS = regex.compile(
+    rf"<\|startoftext\|>|<\|endoftext\|>|<\|gen\|>|<\|spe\|>|{PIECES}",
     regex.IGNORECASE,
 )
 _CACHED_WORDS = 1 << 16
@@ -88,11 +88,16 @@ class Tokenizer:
         """The tokenizer of the installed vocabulary file. Raises VocabularyFileError."""
         return cls(_read_merges(_vocabulary_path()))
 
+    @property
+    def merges(self) -> tuple[tuple[str, str], ...]:
+        """The pairs of units that become one, best first."""
+        return self._merges
+
     def encode(self, text: str, specials: bool = False, limit: int | None = None) -> list[int]:
         """Ids of the text, without start or end, at most `limit`. Specials written in the text become their ids only if asked for, as
         the public code has it; else those of their signs: what data says must not be taken for a mark of ours."""
         ids: list[int] = []
-        for match in _WORDS.finditer(cleaned(text)):
+        for match in WORDS.finditer(cleaned(text)):
             if limit is not None and len(ids) >= limit:
                 break
             word = match[0]
@@ -107,7 +112,7 @@ class Tokenizer:
 
     def words(self, text: str) -> list[str]:
         """The words that the text is cut into after cleaning."""
-        return _WORDS.findall(cleaned(text))
+        return WORDS.findall(cleaned(text))
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of the ids, a space after every word; bytes that are not valid UTF-8 become U+FFFD.
@@ -162,7 +167,7 @@ class Tokenizer:
 
     def _encode_word(self, word: str, ends: bool = True) -> tuple[int, ...]:
         if word in SPECIALS:
-            return tuple(index for piece in regex.findall(_PIECES, word) for index in self._encode_word(piece))
+            return tuple(index for piece in regex.findall(PIECES, word) for index in self._encode_word(piece))
         signs = [self._signs[byte] for byte in word.encode("utf-8")]
         units = _merge_pairs([*signs[:-1], signs[-1] + END_OF_WORD] if ends else signs, self._ranks)
         return tuple(self._ids[unit] for unit in units)

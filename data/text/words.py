@@ -28,7 +28,7 @@ _VISIBLE = regex.compile(r"[^\s\p{Z}\p{Cc}\p{Cf}\p{Cs}\p{M}\p{Default_Ignorable_
 _MARK = regex.compile(r"[\p{M}\p{Join_Control}]")
 
 _SUFFIX = r"'(?:s|t|re|ve|m|ll|d)(?!\p{L})"
-_JOINS = tuple(
+JOINS = tuple(
     (regex.compile(pattern), replacement)
     for pattern, replacement in (
         (r" ?(\p{Join_Control}) ", r"\1"),  # format characters and marks are pieces of their own
@@ -42,7 +42,7 @@ _JOINS = tuple(
         (r"\b([cdjlmnot]|ma|qu) ' (?=\p{L})", r"\1'"),  # o ' clock
     )
 )
-_INITIALS = regex.compile(r"(?<![\p{L}\p{N}])\p{L}(?: \. \p{L}(?!\p{L}))+(?: \.)?")  # u . s .
+INITIALS = regex.compile(r"(?<![\p{L}\p{N}])\p{L}(?: \. \p{L}(?!\p{L}))+(?: \.)?")  # u . s .
 
 # Before words are looked for: other signs that are written for an apostrophe or a hyphen inside a word, and those that show nothing.
 _FOLDS = tuple(
@@ -81,8 +81,8 @@ def has_word(text: str) -> bool:
 
 def joined(text: str) -> str:
     """The tokenizer's pieces put together where that can be known: numbers, contractions, hyphens, initials, combining marks."""
-    text = _INITIALS.sub(lambda match: match[0].replace(" ", ""), text)
-    for pattern, replacement in _JOINS:
+    text = INITIALS.sub(lambda match: match[0].replace(" ", ""), text)
+    for pattern, replacement in JOINS:
         text = pattern.sub(replacement, text)
     return text
 

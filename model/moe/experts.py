@@ -11,6 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from model.config import LoraConfig
+from model.lora import LowRankUpdate
 from model.moe.grouped import grouped_linear
 from model.moe.merge import MergePlan, Merging, plan_merge, start_merge
 from model.recompute import Computed, kept
@@ -29,7 +31,13 @@ class ExpertLinear(nn.Module):
     """
 
     def __init__(
-        self, in_features: int, out_features: int, num_experts: int, side: Literal["column", "row"], mesh: Mesh
+        self,
+        in_features: int,
+        out_features: int,
+        num_experts: int,
+        side: Literal["column", "row"],
+        mesh: Mesh,
+        lora: LoraConfig | None = None,
     ) -> None:
         super().__init__()
         self.side, self.tensor, self.expert = side, mesh.tensor, mesh.expert
@@ -42,6 +50,11 @@ class ExpertLinear(nn.Module):
         bias = Placement((num_experts, out_features), (experts, column) if side == "column" else (experts,))
         self.weight = place(nn.Parameter(torch.empty(weight.local_shape)), weight)
         self.bias = place(nn.Parameter(torch.empty(bias.local_shape)), bias)
+        self.lora = LowRankUpdate(lora, weight, mesh.tensor) if lora else None
+
+    def updated_weight(self) -> Tensor:
+        """[e, O, I], with its low-rank update where there is one."""
+        return self.weight if self.lora is None else self.lora(self.weight)
 
     def start_merge(self, gathered_SCE: Tensor, plan: MergePlan) -> tuple[Merging, Merging]:
         """Weights [G, O, I] and biases [G, O] of this rank's groups, under way, from the gates of every expert rank."""
@@ -49,14 +62,14 @@ class ExpertLinear(nn.Module):
         gate_SCe = gathered_SCE[..., self.expert.rank * local : (self.expert.rank + 1) * local]
         weight_gate_SCe = copy_to_axis(gate_SCe, self.tensor)  # each tensor rank sees only a part of the matrices
         bias_gate_SCe = weight_gate_SCe if self.side == "column" else gate_SCe
-        return start_merge(weight_gate_SCe, self.weight, plan), start_merge(bias_gate_SCe, self.bias, plan)
+        return start_merge(weight_gate_SCe, self.updated_weight(), plan), start_merge(bias_gate_SCe, self.bias, plan)
 
     def grouped(self, x_RI: Tensor, blocks: Blocks, scale_R: Tensor | None = None) -> Tensor:
         """Rows in blocks of local experts -> [R, O], each expert's W x + b times the row's scale.
 
         An expert without rows takes part with none, so its gradient is zero and not missing.
         """
-        (y_RO,) = self.linear((x_RI,), (blocks,), self.weight, self.bias, scale_R)
+        (y_RO,) = self.linear((x_RI,), (blocks,), self.updated_weight(), self.bias, scale_R)
         return y_RO
 
     def linear(
@@ -105,10 +118,18 @@ def start_merges(banks: tuple[ExpertLinear, ...], gathered_SCE: Tensor, num_grou
 class ExpertMLP(nn.Module):
     """E whole feed-forward networks, down(gelu(up(x))): the expert of V-MoE and LIMoE. Cannot be merged."""
 
-    def __init__(self, width: int, hidden: int, num_experts: int, mesh: Mesh, computed: Computed = kept) -> None:
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        num_experts: int,
+        mesh: Mesh,
+        computed: Computed = kept,
+        loras: tuple[LoraConfig | None, LoraConfig | None] = (None, None),
+    ) -> None:
         super().__init__()
-        self.up = ExpertLinear(width, hidden, num_experts, "column", mesh)
-        self.down = ExpertLinear(hidden, width, num_experts, "row", mesh)
+        self.up = ExpertLinear(width, hidden, num_experts, "column", mesh, loras[0])
+        self.down = ExpertLinear(hidden, width, num_experts, "row", mesh, loras[1])
         self.computed = computed
 
     def grouped(self, x_RI: Tensor, blocks: Blocks, scale_R: Tensor | None = None) -> Tensor:

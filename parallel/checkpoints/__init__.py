@@ -11,36 +11,44 @@ renamed, so a published folder is complete; only then `latest` moves and old fol
 a rank's part needs, whatever the layout was.
 
     fragments -> manifest, files -> saving -> background
-                 manifest, overlap -> reading
+                 manifest, resharding -> spans -> reading
 """
 
 from parallel.checkpoints.background import Saver
 from parallel.checkpoints.files import write_atomically
 from parallel.checkpoints.fragments import CheckpointError, Fragment
+from parallel.checkpoints.manifest import Base
 from parallel.checkpoints.reading import (
-    Checkpoint,
+    digest_of,
     find_checkpoint,
     load_found,
+    load_parts,
     load_weights,
     newest,
     open_checkpoint,
     restore,
+    with_found,
 )
 from parallel.checkpoints.saving import Published, published, save
+from parallel.checkpoints.spans import Checkpoint
 
 __all__ = [
+    "Base",
     "Checkpoint",
     "CheckpointError",
     "Fragment",
     "Published",
     "Saver",
+    "digest_of",
     "find_checkpoint",
     "load_found",
+    "load_parts",
     "load_weights",
     "newest",
     "open_checkpoint",
     "published",
     "restore",
     "save",
+    "with_found",
     "write_atomically",
 ]

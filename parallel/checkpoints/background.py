@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from parallel.checkpoints.fragments import CheckpointError, Fragment
-from parallel.checkpoints.manifest import RankPart
+from parallel.checkpoints.manifest import Base, RankPart
 from parallel.checkpoints.saving import Published, begin, owned, publish, save, write
 
 
@@ -22,10 +22,15 @@ class Saver:
     """
 
     def __init__(
-        self, root: Path, keep: int = 2, background: bool = False, tell: Callable[[str], None] = lambda line: None
+        self,
+        root: Path,
+        keep: int = 2,
+        background: bool = False,
+        tell: Callable[[str], None] = lambda line: None,
+        base: Base | None = None,
     ) -> None:
-        """tell: is given a line on every rank for each save."""
-        self.root, self.keep, self._tell = root, keep, tell
+        """tell: is given a line on every rank for each save. base: what is not written, since it is there."""
+        self.root, self.keep, self._tell, self._base = root, keep, tell, base
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint") if background else None
         self._pending: tuple[int, dict[str, Any], Future[RankPart]] | None = None
         self._waited_s = 0.0
@@ -38,13 +43,13 @@ class Saver:
         """Collective: all ranks call it at the same step, between two steps. Raises CheckpointError as `publish` does."""
         if self._pool is None:
             start = time.perf_counter()
-            done = save(self.root, step, fragments, state, self.keep)
+            done = save(self.root, step, fragments, state, self.keep, self._base)
             self._report(done, time.perf_counter() - start)
             return
         self.publish()
         start = time.perf_counter()
         begin(self.root, step)
-        snapshot = owned(fragments).snapshot()
+        snapshot = owned(fragments, self._base).snapshot()
         self._pending = step, state, self._pool.submit(write, self.root, step, snapshot)
         self._waited_s = time.perf_counter() - start
 
@@ -64,7 +69,7 @@ class Saver:
             part = error
         except Exception as error:  # it must not be lost, and the other ranks must not wait
             part = CheckpointError(f"the thread that writes failed: {type(error).__name__}: {error}")
-        done = publish(self.root, step, part, state, self.keep)
+        done = publish(self.root, step, part, state, self.keep, self._base)
         self._report(done, self._waited_s + time.perf_counter() - start)
 
     def _report(self, done: Published, waited_s: float) -> None:

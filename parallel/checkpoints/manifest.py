@@ -48,6 +48,16 @@ class StoredFile:
 
 
 @dataclasses.dataclass(frozen=True)
+class Base:
+    """Weights that the run did not train and that stay where they were: `names` are in the checkpoint `folder`, a path from the
+    folder of this one; sha256: of that one's manifest."""
+
+    folder: str
+    sha256: str
+    names: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class Manifest:
     """`tensors` by global name, `files` by name in the folder; `state` is the run's own."""
 
@@ -56,6 +66,7 @@ class Manifest:
     tensors: dict[str, StoredTensor]
     files: dict[str, StoredFile]
     state: dict[str, Any]
+    base: Base | None = None
 
     def fragments_of(self, file: str) -> dict[str, int]:
         """Keys of a file and their elements."""
@@ -85,7 +96,7 @@ class RankPart:
     tensors: dict[str, StoredTensor]
 
 
-def merge(parts: Iterable[RankPart], step: int, state: dict[str, Any]) -> Manifest:
+def merge(parts: Iterable[RankPart], step: int, state: dict[str, Any], base: Base | None = None) -> Manifest:
     """Raises CheckpointError if ranks disagree about a tensor, or do not cover every tensor exactly once."""
     files: dict[str, StoredFile] = {}
     tensors: dict[str, StoredTensor] = {}
@@ -100,7 +111,7 @@ def merge(parts: Iterable[RankPart], step: int, state: dict[str, Any]) -> Manife
                 )
             fragments.setdefault(name, []).extend(tensor.fragments)
     tensors = {name: dataclasses.replace(t, fragments=tuple(fragments[name])) for name, t in tensors.items()}
-    manifest = Manifest(VERSION, step, tensors, files, state)
+    manifest = Manifest(VERSION, step, tensors, files, state, base)
     check(manifest)
     return manifest
 
@@ -127,6 +138,9 @@ def parse(text: bytes) -> Manifest:
 def check(manifest: Manifest) -> None:
     """Every element of every logical tensor belongs to exactly one fragment, and every file can hold its fragments."""
     needed = dict.fromkeys(manifest.files, 0)
+    twice = manifest.tensors.keys() & set(manifest.base.names if manifest.base else ())
+    if twice:
+        raise CheckpointError(f"{min(twice)} is here and in the base {manifest.base.folder}")  # type: ignore[union-attr]
     for file in manifest.files:
         if not FILE_NAME.fullmatch(file):
             raise CheckpointError(f"file name {file!r} leaves the folder or is none of rank_NNNNN.safetensors")

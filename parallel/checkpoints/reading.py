@@ -5,15 +5,13 @@ With process groups every function that opens or restores is collective, and a f
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import fnmatch
 import hashlib
-import math
+import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,45 +19,15 @@ from torch import Tensor, nn
 
 from parallel.checkpoints.fragments import CheckpointError, Fragment
 from parallel.checkpoints.manifest import MANIFEST, MAX_MANIFEST_BYTES, Manifest, StoredFile, parse
-from parallel.checkpoints.resharding import Run, copy_overlap
 from parallel.checkpoints.saving import published, step_of
+from parallel.checkpoints.spans import Checkpoint, opened
 from parallel.checkpoints.together import on_every_rank, on_first_rank, rank_and_world
 from parallel.placement import Placement, placement_of
 
-MAX_MAPPED_BYTES = 1 << 26
-"""Files are mapped into memory to be read; after so many bytes they are opened anew, which lets go of the pages."""
+T = TypeVar("T")
+MAX_BASES = 8
 ATTEMPTS = 20
 """With one checkpoint after another that a training prunes while it is read."""
-LARGE_PAGE = 1 << 21
-"""What the kernel may map for a read of one number."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Checkpoint:
-    """An opened, verified checkpoint."""
-
-    folder: Path
-    manifest: Manifest
-
-    @property
-    def step(self) -> int:
-        return self.manifest.step
-
-    @property
-    def state(self) -> dict[str, Any]:
-        return self.manifest.state
-
-    @property
-    def names(self) -> set[str]:
-        return set(self.manifest.tensors)
-
-    def logical(self, name: str, kind: str) -> Tensor:
-        """One whole tensor in fp32."""
-        tensor = self.manifest.tensors.get(name)
-        whole = torch.empty(() if tensor is None else tensor.shape)
-        with _opened(self) as reader:
-            reader.fill(whole.view(-1), name, kind, Placement(tuple(whole.shape)), 0)
-        return whole
 
 
 # -- find ------------------------------------------------------------------------------------------------------------
@@ -112,9 +80,11 @@ def find_checkpoint(root: Path, step: int | None = None) -> Checkpoint:
     return checkpoint
 
 
-def open_checkpoint(folder: Path) -> Checkpoint:
-    """Collective: each rank verifies a share of the files. Raises CheckpointError that names the missing or damaged part, on all
-    ranks."""
+def open_checkpoint(folder: Path, bases: int = MAX_BASES) -> Checkpoint:
+    """Collective: each rank verifies a share of the files. bases: how many checkpoints may still build on one another.
+
+    Raises CheckpointError that names the missing or damaged part, on all ranks.
+    """
     text = on_first_rank(lambda: _manifest_text(folder / MANIFEST))
     try:
         manifest = parse(text)
@@ -128,7 +98,33 @@ def open_checkpoint(folder: Path) -> Checkpoint:
             _verify(folder / file, stored, manifest.fragments_of(file))
 
     on_every_rank(verify)
-    return Checkpoint(folder, manifest)
+    return Checkpoint(folder, manifest, _base(folder, manifest, bases) if manifest.base else None)
+
+
+def _base(folder: Path, manifest: Manifest, bases: int) -> Checkpoint:
+    """Collective. What the run of `folder` was started from. Raises CheckpointError if it is gone or another one."""
+    assert manifest.base is not None
+    place = Path(os.path.normpath(folder / manifest.base.folder))
+    if not bases:
+        raise CheckpointError(f"{folder}: more than {MAX_BASES} runs build on one another: do they form a circle?")
+    if not on_first_rank(lambda: (place / MANIFEST).is_file()):
+        raise CheckpointError(
+            f"{folder} holds what was tuned alone; the rest is in {place}, which is not there: put it back, or a link to it"
+        )
+    base = open_checkpoint(place, bases - 1)
+    if on_first_rank(lambda: digest_of(place)) != manifest.base.sha256:
+        raise CheckpointError(
+            f"{folder} was tuned from another checkpoint than what is in {place} now: put the one back that it was started from"
+        )
+    missing = sorted(set(manifest.base.names) - base.names)
+    if missing:
+        raise CheckpointError(f"{folder / MANIFEST}: {missing[0]} is to be taken from {place}, which does not hold it")
+    return base
+
+
+def digest_of(folder: Path) -> str:
+    """SHA-256 of a checkpoint's manifest, which holds those of its files."""
+    return hashlib.sha256(_manifest_text(folder / MANIFEST)).hexdigest()
 
 
 def _manifest_text(path: Path) -> bytes:
@@ -173,7 +169,7 @@ def restore(checkpoint: Checkpoint, fragments: Iterable[Fragment]) -> None:
     """Collective. Write the checkpoint into the fragments' tensors; they may be cut in any way."""
 
     def read() -> None:
-        with _opened(checkpoint) as reader:
+        with opened(checkpoint) as reader:
             for fragment in fragments:
                 for kind, tensor in fragment.tensors.items():
                     reader.fill(tensor, fragment.name, kind, fragment.placement, fragment.start)
@@ -181,13 +177,18 @@ def restore(checkpoint: Checkpoint, fragments: Iterable[Fragment]) -> None:
     on_every_rank(read)
 
 
-def load_found(root: Path, step: int | None, module: nn.Module, only: tuple[str, ...] = ("*",)) -> Checkpoint:
-    """Collective. `load_weights` from the checkpoint of a step, or the newest complete one, beside a training that saves and prunes."""
+def load_found(root: Path, step: int | None, module: nn.Module) -> Checkpoint:
+    """Collective. `load_weights` from the checkpoint of a step, or the newest complete one."""
+    return with_found(root, step, lambda checkpoint: load_weights(checkpoint, module))[0]
+
+
+def with_found(root: Path, step: int | None, use: Callable[[Checkpoint], T]) -> tuple[Checkpoint, T]:
+    """Collective. The checkpoint of a step, or the newest complete one, and what `use` makes of it, beside a training that saves and
+    prunes."""
     for _ in range(ATTEMPTS):
         checkpoint = find_checkpoint(root, step)
         try:
-            load_weights(checkpoint, module, only)
-            return checkpoint
+            return checkpoint, use(checkpoint)
         except CheckpointError:
             if not _is_pruned(checkpoint.folder):
                 raise
@@ -217,66 +218,19 @@ def load_weights(checkpoint: Checkpoint, module: nn.Module, only: tuple[str, ...
             f"{checkpoint.folder} is of another model: missing {sorted(missing)[:5]}, unknown {sorted(unknown)[:5]}"
         )
 
+    load_parts(checkpoint, [(p, name, placement_of(p)) for name, p in own.items()])
+
+
+@torch.no_grad()
+def load_parts(checkpoint: Checkpoint, parts: Iterable[tuple[Tensor, str, Placement]]) -> None:
+    """Collective. (tensor to fill, name in the checkpoint, which part of the logical tensor it is), weights alone."""
+
     def read() -> None:
-        with _opened(checkpoint) as reader:
-            for name, parameter in own.items():
-                local = parameter if parameter.is_contiguous() else torch.empty_like(parameter).contiguous()
-                reader.fill(local.view(-1), name, "weight", placement_of(parameter), 0)
-                if local is not parameter:
-                    parameter.copy_(local)
+        with opened(checkpoint) as reader:
+            for tensor, name, placement in parts:
+                local = tensor if tensor.is_contiguous() else torch.empty_like(tensor).contiguous()
+                reader.fill(local.view(-1), name, "weight", placement, 0)
+                if local is not tensor:
+                    tensor.copy_(local)
 
     on_every_rank(read)
-
-
-@contextlib.contextmanager
-def _opened(checkpoint: Checkpoint) -> Iterator[_Reader]:
-    reader = _Reader(checkpoint)
-    try:
-        yield reader
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{checkpoint.folder} cannot be read: {error}") from error
-    finally:
-        reader.close()
-
-
-class _Reader:
-    """Reads spans of the checkpoint's files, each opened once."""
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self._folder, self._tensors = checkpoint.folder, checkpoint.manifest.tensors
-        self._files: dict[str, Any] = {}
-        self._mapped = 0
-
-    def fill(self, out: Tensor, name: str, kind: str, placement: Placement, start: int) -> None:
-        """`out` [numel] takes elements from `start` on of the flattened part that the placement leaves."""
-        tensor = self._tensors.get(name)
-        if tensor is not None and tensor.kinds == ("weight",) and kind != "weight":
-            raise CheckpointError(
-                f"{self._folder} has no {kind} of {name}, which was locked when it was saved: lock it again, or begin another "
-                "run with init= the folder of this one"
-            )
-        if tensor is None or kind not in tensor.kinds:
-            raise CheckpointError(f"{self._folder} has no {kind} of {name}")
-        if tensor.shape != placement.shape:
-            raise CheckpointError(
-                f"{self._folder}: {name} has shape {tensor.shape}, the model's is {tuple(placement.shape)}"
-            )
-        wanted = Run(placement, start, start + out.numel())
-        assert wanted.stop <= math.prod(placement.local_shape), (name, wanted)
-        for stored in tensor.fragments:
-            run = Run(stored.placement(tensor.shape), stored.start, stored.start + stored.numel)
-            file, key = stored.file, f"{kind}/{name}"
-            copy_overlap(lambda at, numel, file=file, key=key: self._read(file, key, at, numel), run, wanted, out)  # type: ignore[misc]
-
-    def _read(self, file: str, key: str, start: int, numel: int) -> Tensor:
-        """A view of the mapped file, good until the next call."""
-        if self._mapped > MAX_MAPPED_BYTES:
-            self.close()
-        if file not in self._files:
-            self._files[file] = safe_open(self._folder / file, framework="pt")
-        self._mapped += max(4 * numel, LARGE_PAGE)
-        return self._files[file].get_slice(key)[start : start + numel]
-
-    def close(self) -> None:
-        self._files.clear()
-        self._mapped = 0

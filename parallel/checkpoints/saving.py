@@ -17,7 +17,7 @@ from torch import Tensor
 
 from parallel.checkpoints.files import sync_folder, write_atomically, write_durably, write_tensors
 from parallel.checkpoints.fragments import CheckpointError, Fragment
-from parallel.checkpoints.manifest import MANIFEST, RankPart, StoredFragment, StoredTensor, dump, merge
+from parallel.checkpoints.manifest import MANIFEST, Base, RankPart, StoredFragment, StoredTensor, dump, merge
 from parallel.checkpoints.together import on_every_rank, on_first_rank, rank_and_world, to_first_rank
 
 LATEST = "latest"
@@ -47,8 +47,15 @@ class Owned:
         return Owned(self.file, self.entries, deque(copies))
 
 
-def save(root: Path, step: int, fragments: Iterable[Fragment], state: dict[str, Any], keep: int = 2) -> Published:
-    """Collective: all ranks call it at the same step.
+def save(
+    root: Path,
+    step: int,
+    fragments: Iterable[Fragment],
+    state: dict[str, Any],
+    keep: int = 2,
+    base: Base | None = None,
+) -> Published:
+    """Collective: all ranks call it at the same step. base: what is not written, since it is there.
 
     `state` is JSON; the first rank's is stored. Raises CheckpointError on all ranks if one cannot write its file, or if the
     fragments of all ranks do not cover every tensor exactly once; then the checkpoints before stay as they are. So do they where
@@ -57,18 +64,19 @@ def save(root: Path, step: int, fragments: Iterable[Fragment], state: dict[str, 
     begin(root, step)
     part: RankPart | CheckpointError
     try:
-        part = write(root, step, owned(fragments))
+        part = write(root, step, owned(fragments, base))
     except CheckpointError as error:
         part = error
-    return publish(root, step, part, state, keep)
+    return publish(root, step, part, state, keep, base)
 
 
-def owned(fragments: Iterable[Fragment]) -> Owned:
+def owned(fragments: Iterable[Fragment], base: Base | None = None) -> Owned:
+    elsewhere = frozenset(base.names) if base else frozenset()
     file = f"rank_{rank_and_world()[0]:05d}.safetensors"
     entries: dict[str, StoredTensor] = {}
     tensors: deque[tuple[str, Tensor]] = deque()
     for fragment in fragments:
-        if not fragment.owned:
+        if not fragment.owned or fragment.name in elsewhere:
             continue
         assert fragment.name not in entries, fragment.name
         cuts = tuple((cut.dim, cut.axis, cut.index, cut.count) for cut in fragment.placement.cuts)
@@ -103,21 +111,30 @@ def write(root: Path, step: int, part: Owned) -> RankPart:
     return RankPart(part.file, stored, part.entries)
 
 
-def publish(root: Path, step: int, part: RankPart | CheckpointError, state: dict[str, Any], keep: int) -> Published:
+def publish(
+    root: Path,
+    step: int,
+    part: RankPart | CheckpointError,
+    state: dict[str, Any],
+    keep: int,
+    base: Base | None = None,
+) -> Published:
     """Collective: the manifest from all ranks' parts, then the rename that makes the checkpoint count."""
     # As text, since only plain data travels between ranks.
     parts = to_first_rank(str(part) if isinstance(part, CheckpointError) else part)
-    return on_first_rank(lambda: _publish(root, step, parts, state, keep))
+    return on_first_rank(lambda: _publish(root, step, parts, state, keep, base))
 
 
-def _publish(root: Path, step: int, parts: list[RankPart | str], state: dict[str, Any], keep: int) -> Published:
+def _publish(
+    root: Path, step: int, parts: list[RankPart | str], state: dict[str, Any], keep: int, base: Base | None
+) -> Published:
     partial, final = partial_folder(root, step), root / f"step_{step:08d}"
     old = replaced_folder(final)
     try:
         errors = [part for part in parts if isinstance(part, str)]
         if errors:
             raise CheckpointError("; ".join(errors[:5]))
-        manifest = merge((part for part in parts if not isinstance(part, str)), step, state)
+        manifest = merge((part for part in parts if not isinstance(part, str)), step, state, base)
         text = dump(manifest)
         write_durably(partial / MANIFEST, [text])
         sync_folder(partial)

@@ -94,7 +94,7 @@ def public_state(model: str, extra: str = "") -> dict[str, Tensor]:
     return state
 
 
-def model_config(kind: str, prompts: PromptConfig | None = None) -> ModelConfig:
+def model_config(kind: str, prompts: PromptConfig | None = None, head_classes: int = 0) -> ModelConfig:
     experts = ExpertConfig(num_experts=8, top_k=2, placement="odd" if kind == "moe" else "none")
     return ModelConfig(
         width=64,
@@ -109,19 +109,21 @@ def model_config(kind: str, prompts: PromptConfig | None = None) -> ModelConfig:
         positions="learned",  # the stored table is the sine-cosine one rounded to float16
         experts=experts,
         prompts=prompts,
+        head_classes=head_classes,
         temperatures=tuple(TEMPERATURES.values()),
     )
 
 
 def load(model: str, case: str = "") -> Objective:
     """Our model with the public weights; `case` is that of a prompt-tuned one."""
-    prompts, extra = None, ""
+    prompts, classes, extra = None, 0, ""
     if case:
         prompt = described(case)["prompt"]
         target = 0 if prompt["share"] else prompt["target_length"]
-        prompts = PromptConfig(length=prompt["length"], target_length=target, classes=prompt.get("fc_out") or 0)
+        prompts, classes = PromptConfig(length=prompt["length"], target_length=target), prompt.get("fc_out") or 0
         extra = described(case)["extra_state"].removesuffix(".npz")
-    objective = Objective(model_config(model.split("/")[1], prompts), VOCABULARY_SIZE, Mesh(), load_kernels("torch"))
+    config = model_config(model.split("/")[1], prompts, classes)
+    objective = Objective(config, VOCABULARY_SIZE, Mesh(), load_kernels("torch"))
     initialise(objective, 0)
     load_logical(objective, to_ours(public_state(model, extra), heads=HEADS, learned_positions=True))
     return objective.eval()

@@ -12,7 +12,7 @@ from torch import Tensor
 from model.exchange.public import to_ours, to_public
 from model.moe import router as router_module
 from model.objective import Objective
-from model.tuning import tune_prompts
+from model.tuning import choose_trained
 from tests.golden.reference import HEADS, arrays, batch_of, cases, described, load, public_state, tensor
 
 TASKS = ("image_cls", "video_cls", "caption", "video_caption", "mlm", "retrieval", "text_cls")
@@ -132,7 +132,7 @@ def test_gradients(case):
 @pytest.mark.parametrize("case", cases(*PROMPTS))
 def test_prompt_tuning_trains_the_same_parameters(case):
     objective = model_of(case)
-    tune_prompts(objective)
+    choose_trained(objective, "prompts")
     tuned = {name for name, parameter in objective.named_parameters() if parameter.requires_grad}
     assert tuned == set(to_ours_names(objective, described(case)["trainable"]))
 

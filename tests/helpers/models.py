@@ -28,8 +28,8 @@ def tiny(router: str = "attribute", experts: dict[str, Any] | None = None, **opt
 
 
 def make(
-    config: ModelConfig | None = None, vocabulary_size: int = VOCABULARY_SIZE, mesh: Mesh | None = None
+    config: ModelConfig | None = None, vocabulary_size: int = VOCABULARY_SIZE, mesh: Mesh | None = None, seed: int = 0
 ) -> Objective:
     objective = Objective(config or tiny(), vocabulary_size, mesh or Mesh(), load_kernels("torch"))
-    initialise(objective, seed=0)
+    initialise(objective, seed)
     return objective

@@ -27,6 +27,7 @@ class ParityRun:
                    bound; a large epsilon bounds it, so that equality can be asked for
     broken_step    the first micro-batch's loss is NaN there
     forced_expert  the router sends everything to this one
+    pairwise       the sigmoid loss, of "global" and "joined"
     scope          "": each micro-batch has its own candidates. "sharded": they have inputs of their own and candidates in common.
                    "global": pairs of all micro-batches are compared, "joined": the same pairs in one. Without noise,
                    which differs from one to the next
@@ -54,6 +55,7 @@ class ParityRun:
     frozen: tuple[str, ...] = ()
     scope: str = ""
     model: tuple[tuple[str, Any], ...] = ()
+    pairwise: bool = False
 
     def batch(self, step: int, number: int) -> TaskBatch:
         task = self.tasks[(step * self.micro_batches + number) % len(self.tasks)]
@@ -61,9 +63,10 @@ class ParityRun:
         if self.scope == "sharded":
             return sharing(task, 10 * step + number, 10 * step)
         if self.scope == "global":
-            return dataclasses.replace(pairs(seeds[number], number), scope=Scope.GLOBAL)
+            return dataclasses.replace(pairs(seeds[number], number), scope=Scope.GLOBAL, pairwise=self.pairwise)
         if self.scope == "joined":
-            return joined(*(pairs(seed, place) for place, seed in enumerate(seeds)))
+            both = joined(*(pairs(seed, place) for place, seed in enumerate(seeds)))
+            return dataclasses.replace(both, pairwise=self.pairwise)
         return BATCHES[task](step)
 
 

@@ -8,8 +8,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
 import yaml
 
+from data.stream.source import open_data
+from data.tasks.base import Pixels
+from model.initialise import initialise
+from model.objective import Objective
+from parallel.checkpoints import Fragment, Saver
+from parallel.kernels import load_kernels
+from parallel.mesh import Mesh
+from parallel.placement import placement_of
+from run.config_file import load_config
+from run.folder import write_run_files
 from tests.helpers.places import ROOT
 
 LAUNCHER = Path(sys.executable).with_name("deepspeed")
@@ -46,6 +57,28 @@ def tiny_config(world: Path, folder: Path) -> Path:
     path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump(raw))
     return path
+
+
+def saved_run(config: Path, *overrides: str, noise: float = 0.0) -> Path:
+    """The folder of a run that has not learned yet: its first weights as the checkpoint of step 3. noise: added to all weights, as those
+    that start as 0 or 1 would hide mistakes."""
+    run = load_config(config, overrides)
+    data = open_data(run.data, Pixels(run.model.image_size, run.model.patch), run.seed)
+    objective = Objective(run.model, data.vocabulary.size, Mesh(), load_kernels("torch"))
+    initialise(objective, run.seed)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in objective.parameters():
+            parameter += noise * torch.randn(parameter.shape, generator=generator)
+    write_run_files(run, data.vocabulary)
+    weights = [
+        Fragment(name, placement_of(p), 0, True, {"weight": p.detach().view(-1)})
+        for name, p in objective.named_parameters()
+    ]
+    saver = Saver(run.folder / "checkpoints", 1, False, lambda line: None)
+    saver.save(3, iter(weights), {})
+    saver.publish()
+    return run.folder
 
 
 def environment() -> dict[str, str]:

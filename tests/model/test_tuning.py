@@ -4,22 +4,38 @@ from __future__ import annotations
 
 import pytest
 
-from model.config import PromptConfig
-from model.tuning import freeze, tune_prompts
+from model.config import LoraConfig, PromptConfig
+from model.tuning import check_tune, choose_trained, freeze
 from tests.helpers.models import make, tiny
 
 
 def test_prompt_tuning_trains_its_parameters_alone():
-    objective = make(tiny(prompts=PromptConfig(length=2, target_length=3, classes=4)))
-    tune_prompts(objective)
+    objective = make(tiny(prompts=PromptConfig(length=2, target_length=3), head_classes=4))
+    choose_trained(objective, "prompts")
     tuned = {name for name, parameter in objective.named_parameters() if parameter.requires_grad}
     block = [f"tower.encoder.blocks.{i}." for i in range(2)]
     norms = [f"{b}{norm}_norm.{kind}" for b in block for norm in ("attention", "ffn") for kind in ("weight", "bias")]
     norms += [f"tower.{norm}.{kind}" for norm in ("embedding.norm", "output_norm") for kind in ("weight", "bias")]
     prompts = [b + kind for b in block for kind in ("prompts", "target_prompts")]
     assert tuned == {*norms, *prompts, "tower.embedding.spe_bias", "head.weight", "head.bias", "similarity_weight"}
-    with pytest.raises(ValueError, match="needs a model with prompts"):
-        tune_prompts(make())
+
+
+@pytest.mark.parametrize("tune", ["prompts", "lora", "head"])
+def test_what_is_to_be_tuned_must_be_there(tune):
+    with pytest.raises(ValueError, match=f"optimizer.tune={tune} needs model"):
+        check_tune(tune, tiny())
+
+
+def test_a_head_or_updates_are_trained_alone():
+    objective = make(tiny(lora=LoraConfig(rank=2, targets=("qkv",)), head_classes=3))
+    head = {"head.weight", "head.bias", "similarity_weight"}
+    choose_trained(objective, "head")
+    assert {name for name, p in objective.named_parameters() if p.requires_grad} == head
+    choose_trained(objective, "lora")
+    updates = {
+        f"tower.encoder.blocks.{i}.attention.qkv.{part}" for i, part in ((0, "bank.lora.up"), (0, "bank.lora.down"))
+    } | {f"tower.encoder.blocks.1.attention.qkv.lora.{part}" for part in ("up", "down")}
+    assert {name for name, p in objective.named_parameters() if p.requires_grad} == head | updates
 
 
 def test_patterns_lock_what_they_match():

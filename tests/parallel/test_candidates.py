@@ -31,11 +31,12 @@ def test_sharded_candidates_equal_one_process(layout, task, router):
     assert_equal_runs(reference(job), run_ranks(ranks, run_job, dataclasses.replace(job, **options)))
 
 
-@pytest.mark.parametrize("router", ["attribute", "token"])
+@pytest.mark.parametrize(("router", "loss"), [("attribute", "softmax"), ("token", "softmax"), ("attribute", "sigmoid")])
 @pytest.mark.parametrize("layout", CASES)
-def test_global_negatives_equal_one_large_batch(layout, router):
+def test_global_negatives_equal_one_large_batch(layout, router, loss):
     ranks, options = LAYOUTS[layout]
-    job = ParityRun(router=router, scope="global", sgd=True, lr=1e-3)
+    model = (("logit_biases", ("retrieval",)),) if loss == "sigmoid" else ()
+    job = ParityRun(router=router, scope="global", sgd=True, lr=1e-3, model=model, pairwise=loss == "sigmoid")
     (expected,) = reference(dataclasses.replace(job, scope="joined", micro_batches=1))
     got = run_ranks(ranks, run_job, dataclasses.replace(job, **options))
     losses, whole = merged_losses(got), merged_losses([expected])

@@ -29,7 +29,9 @@ TWO = opened(a=(5, 5), b=(9,))
 
 
 def checkpoint(state: dict[str, Any]) -> Any:
-    return SimpleNamespace(folder=Path("runs/a/checkpoints/step_00000007"), step=7, state=state)
+    return SimpleNamespace(
+        manifest=SimpleNamespace(base=None), folder=Path("runs/a/checkpoints/step_00000007"), step=7, state=state
+    )
 
 
 def test_a_run_without_a_checkpoint_is_at_its_beginning():
@@ -135,23 +137,3 @@ def test_a_damaged_vocabulary_is_named(started, content):
     (run.folder / "vocabulary.json").write_text(content)
     with pytest.raises(ConfigError, match=r"vocabulary\.json is damaged"):
         read_run(run.folder)
-
-
-def test_initial_weights_are_taken_once(config, tmp_path, monkeypatch):
-    """From a file, from a run folder by patterns, and not where a checkpoint follows."""
-    asked: list[Any] = []
-    monkeypatch.setattr("run.resume.initialise", lambda objective, seed: asked.append(seed))
-    monkeypatch.setattr("run.resume.load_converted", lambda objective, path: asked.append(path))
-    monkeypatch.setattr("run.resume.load_found", lambda root, step, objective, only: asked.append((root, step, only)))
-
-    def initialise(overrides: list[str], found: Any = None) -> list[Any]:
-        asked.clear()
-        Resume(load_config(config, overrides), TWO, found, 0, (0, 0), ()).initialise(None)  # type: ignore[arg-type]
-        return list(asked)
-
-    assert initialise(["seed=5"]) == [5]
-    assert initialise(["init=a.safetensors"]) == [0, Path("a.safetensors")]
-    assert initialise(["init=runs/a", "init_only=[tower.*]"]) == [0, (Path("runs/a/checkpoints"), None, ("tower.*",))]
-    assert initialise(["init=runs/a"], checkpoint({})) == [0]
-    with pytest.raises(ConfigError, match=r"a\.safetensors is taken whole"):
-        initialise(["init=a.safetensors", "init_only=[tower.*]"])

@@ -148,7 +148,8 @@ def imagenet_source(arguments: argparse.Namespace, context: Context) -> PublicSe
             raise DatasetError(
                 f"{next(iter(given.values()))[0]}: --present: no folder is one of the {len(synsets)} synsets"
             )
-        synsets, classes, synonyms = (tuple(part[number] for number in kept) for part in (synsets, classes, synonyms))
+        synsets, classes = (tuple(names[number] for number in kept) for names in (synsets, classes))
+        synonyms = tuple(synonyms[number] for number in kept)
     entries, failures = {}, {}
     for split, (container, strange) in opened.items():
         if split == "val" and arguments.val_labels:

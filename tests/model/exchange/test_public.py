@@ -23,7 +23,7 @@ def state_of(objective: Objective) -> dict[str, torch.Tensor]:
     return {name: parameter.detach().clone() for name, parameter in objective.named_parameters()}
 
 
-@pytest.mark.parametrize("options", [{}, {"prompts": PromptConfig(length=3, target_length=2, classes=4)}])
+@pytest.mark.parametrize("options", [{}, {"prompts": PromptConfig(length=3, target_length=2), "head_classes": 4}])
 def test_there_and_back(options):
     ours = state_of(public_sized(**options))
     ours["tower.embedding.tokens.weight"][VOCABULARY:] = 0  # padding is not part of the public table

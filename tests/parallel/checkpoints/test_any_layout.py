@@ -272,7 +272,7 @@ def test_moments_of_what_was_locked_are_refused_with_the_remedy(tmp_path):
     save(tmp_path, 1, [filled(0.0), filled_all("v")], {})
     checkpoint = open_checkpoint(tmp_path / "step_00000001")
     restore(checkpoint, [filled(1.0), filled_all("v")])
-    with pytest.raises(CheckpointError, match=r"no exp_avg of w, which was locked when it was saved: .* init="):
+    with pytest.raises(CheckpointError, match=r"no exp_avg of w, which was frozen when it was saved: .* init="):
         restore(checkpoint, [filled_all("w")])
     with pytest.raises(CheckpointError, match=r"has no weight of u$"):
         restore(checkpoint, [filled_all("u")])

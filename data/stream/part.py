@@ -1,0 +1,78 @@
+"""Training on a part of a data set: so many samples of each class, or a share of them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from data.config import TaskConfig
+from data.shards import BadSample, DatasetInfo, ShardSet
+from data.stream.order import EpochOrder
+from data.subset import chosen
+from data.tasks.base import LABELLED, label_of
+
+
+class PartOrder:
+    """As EpochOrder, over some samples; chosen_M: their rising places in the line of all. sizes: of the shards, whole."""
+
+    def __init__(self, sizes: Sequence[int], chosen_M: np.ndarray, seed: int, window: int) -> None:
+        self.sizes, self.window, self.total = np.asarray(sizes), window, len(chosen_M)
+        self._chosen_M, self._ends = chosen_M, np.cumsum(self.sizes)
+        self._line = EpochOrder([self.total], seed, window)
+
+    def locate(self, position: int) -> tuple[int, int]:
+        """(shard, index in the shard) of stream position `position`."""
+        place = int(self._chosen_M[self._line.locate(position)[1]])
+        shard = int(np.searchsorted(self._ends, place, side="right"))
+        return shard, place - int(self._ends[shard] - self.sizes[shard])
+
+    def shards_near(self, position: int) -> tuple[int, ...]:
+        """The shards of the window that the position lies in and of the next one."""
+        first = position % self.total // self.window * self.window
+        near_M = np.arange(first, first + 2 * self.window) % self.total
+        return tuple(np.unique(np.searchsorted(self._ends, self._chosen_M[near_M], side="right")).tolist())
+
+
+def order_of(
+    config: TaskConfig, info: DatasetInfo, shards: ShardSet, kept: Path, seed: int, drawn: int, window: int
+) -> EpochOrder | PartOrder:
+    """The order of all samples, or of the part that `shots` and `fraction` choose.
+
+    seed: of the order; drawn: of the choice; kept: folder for labels that were read once.
+    """
+    if not config.shots and config.fraction == 1.0:
+        return EpochOrder(shards.sizes, seed, window)
+    labels_N = np.zeros(sum(shards.sizes), dtype=np.int64)
+    if config.kind in LABELLED:
+        labels_N = _labels(info, shards, kept)
+    readable_N = np.flatnonzero(labels_N >= 0)
+    part_M = chosen(labels_N[readable_N], config.shots, config.fraction, drawn)
+    return PartOrder(shards.sizes, readable_N[part_M], seed, window)
+
+
+def _labels(info: DatasetInfo, shards: ShardSet, kept: Path) -> np.ndarray:
+    """labels_N of all samples, -1 where it cannot be read. Read once on a machine and kept, since every sample has to be touched."""
+    path = kept / f"{shards.listed.digest(info.classes)}.npy"
+    with contextlib.suppress(OSError, ValueError):
+        labels_N = np.load(path, allow_pickle=False)
+        if labels_N.shape == (sum(shards.sizes),) and labels_N.dtype == np.int64:
+            return labels_N
+    found = []
+    for shard, size in enumerate(shards.sizes):
+        for index in range(size):
+            try:
+                found.append(label_of(shards.read(shard, index), info))
+            except BadSample:
+                found.append(-1)
+    labels_N = np.array(found, dtype=np.int64)
+    with contextlib.suppress(OSError):  # a disk that is full or not ours: it is read again the next time
+        kept.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(f".{os.getpid()}.partial")
+        with unfinished.open("wb") as file:
+            np.save(file, labels_N)
+        os.replace(unfinished, path)
+    return labels_N

@@ -1,0 +1,146 @@
+"""Weights of another run in a fresh network: as they are, tokens by what they mean, experts as copies of dense layers.
+
+Prompts, biases of <SPE> and linear heads belong to a task and always start fresh. Everything else of the other run must find its place, and
+what the network has besides must be of a kind that may be new; so a mistaken option is an error, and not a network that knows half.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import fnmatch
+
+import torch
+from torch import Tensor, nn
+
+from model.objective import Objective
+from model.tuning import HEAD
+from parallel.checkpoints import Checkpoint, CheckpointError, load_parts
+from parallel.placement import Placement, placement_of
+
+ALWAYS_NEW = ("*prompts", "*.spe_bias", *HEAD)
+MAY_BE_NEW = ("log_scales.*", "logit_biases.*", "*.lora.*")
+"""Besides those: logit scales and biases of new kinds of tasks, and updates that start at zero."""
+ROUTER = "*.router.*"
+TOKENS = "*.embedding.tokens.weight"
+KINDS = ("router", "lora", "prompts", "spe_bias", "head", "similarity_weight", "log_scales", "logit_biases")
+"""Words in names, for people."""
+
+
+@dataclasses.dataclass(frozen=True)
+class WarmStart:
+    """Names of the network's parameters by where their values are from; left_out: what the other run has and this network has not.
+    tokens: (rows that were found, rows), where the vocabularies differ."""
+
+    as_it_is: tuple[str, ...]
+    copied: tuple[str, ...]
+    new: tuple[str, ...]
+    left_out: tuple[str, ...]
+    tokens: tuple[int, int] | None = None
+
+    def __str__(self) -> str:
+        """One line for people."""
+        parts = [f"{len(self.as_it_is)} tensors as they are"]
+        if self.tokens:
+            parts.append(f"{self.tokens[0]:,} of {self.tokens[1]:,} tokens by name")
+        if self.copied:
+            parts.append(f"{len(self.copied)} banks of experts copied from dense layers")
+        parts.append(f"new: {_summary(self.new)}")
+        if self.left_out:
+            parts.append(f"left there: {_summary(self.left_out)}")
+        return ", ".join(parts)
+
+
+def warm_start(
+    objective: Objective, checkpoint: Checkpoint, old_ids: tuple[int, ...], ids: tuple[int, ...]
+) -> WarmStart:
+    """Collective. old_ids, ids: the CLIP id of every row of the token tables, there and here.
+
+    Raises CheckpointError, on all ranks, for a checkpoint of another network.
+    """
+    own = dict(objective.named_parameters())
+    taken = {name for name in own.keys() & checkpoint.names if not _matches(name, ALWAYS_NEW)}
+    dense = {name: _dense_name(name) for name in own.keys() - taken}
+    copied = {name: source for name, source in dense.items() if name != source and source in checkpoint.names}
+    tokens = {name for name in taken if fnmatch.fnmatchcase(name, TOKENS)} if old_ids != ids else set()
+    new = own.keys() - taken - copied.keys()
+    allowed = (*ALWAYS_NEW, *MAY_BE_NEW, *((ROUTER,) if copied else ()))
+    left_out = checkpoint.names - taken - set(copied.values())
+    missing = [name for name in new if not _matches(name, allowed)]
+    unknown = [name for name in left_out if not _matches(name, (*ALWAYS_NEW, "log_scales.*", "logit_biases.*"))]
+    if missing or unknown:
+        raise CheckpointError(
+            f"{checkpoint.folder} is of another model: missing {sorted(missing)[:5]}, unknown {sorted(unknown)[:5]}; "
+            "leave out options of `model` that differ from that run's, or choose with init_only"
+        )
+    as_it_is = taken - tokens
+    for name in sorted(as_it_is):
+        _check_shape(checkpoint, name, name, placement_of(own[name]).shape)
+    for name, source in sorted(copied.items()):
+        _check_shape(checkpoint, source, name, placement_of(own[name]).shape[1:])
+    load_parts(checkpoint, [(own[name], name, placement_of(own[name])) for name in sorted(as_it_is)])
+    load_parts(
+        checkpoint,
+        [(own[name].data[0], source, _of_one_expert(own[name])) for name, source in sorted(copied.items())],
+    )
+    found = 0
+    with torch.no_grad():
+        for name in copied:
+            own[name][1:] = own[name][:1]
+        for name in sorted(tokens):
+            found = _map_rows(own[name], checkpoint.logical(name, "weight"), old_ids, ids)
+    return WarmStart(
+        tuple(sorted(as_it_is)),
+        tuple(sorted(copied)),
+        tuple(sorted(new)),
+        tuple(sorted(left_out)),
+        (found, len(ids)) if tokens else None,
+    )
+
+
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _dense_name(name: str) -> str:
+    """Of the dense layer in whose place a bank is: of linears, or of whole networks."""
+    return (
+        name.replace(".bank.", ".linear.")
+        .replace(".ffn.experts.up.", ".ffn.up.linear.")
+        .replace(".ffn.experts.down.", ".ffn.down.linear.")
+    )
+
+
+def _of_one_expert(parameter: nn.Parameter) -> Placement:
+    """Where one expert's part lies in the dense layer."""
+    whole = placement_of(parameter)
+    cuts = tuple(dataclasses.replace(cut, dim=cut.dim - 1) for cut in whole.cuts if cut.dim)
+    return Placement(whole.shape[1:], cuts)
+
+
+def _check_shape(checkpoint: Checkpoint, source: str, name: str, shape: tuple[int, ...]) -> None:
+    if checkpoint.shape(source) != shape:
+        raise CheckpointError(
+            f"{checkpoint.folder}: {source} has shape {checkpoint.shape(source)}, this model needs {shape} for {name}: "
+            "leave out options of `model` that differ from that run's"
+        )
+
+
+def _map_rows(table: nn.Parameter, old: Tensor, old_ids: tuple[int, ...], ids: tuple[int, ...]) -> int:
+    """Rows of this rank's part of the table [V, D] from those of the other one with the same CLIP id; returns how many of all rows of
+    the whole table have one."""
+    row_of = {clip: row for row, clip in enumerate(old_ids)}
+    placement = placement_of(table)
+    start = placement.cuts[0].index * len(table) if placement.cuts else 0
+    pairs = [(own - start, row_of[clip]) for own, clip in enumerate(ids) if clip in row_of]
+    here = [(own, row) for own, row in pairs if 0 <= own < len(table)]
+    if here:
+        to, source = (torch.tensor(rows) for rows in zip(*here, strict=True))
+        table[to] = old[source].to(table.dtype)
+    return len(pairs)
+
+
+def _summary(names: tuple[str, ...]) -> str:
+    """How many of each kind."""
+    kinds = collections.Counter(next((kind for kind in KINDS if kind in name), "other") for name in names)
+    return ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())) or "nothing"

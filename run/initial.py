@@ -1,0 +1,98 @@
+"""The weights that a run starts with: fresh ones, those that `init` names, and what of them is trained."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+from data.config import DataConfig
+from data.stream.source import OpenData, read_vocabulary
+from data.text.vocabulary import Vocabulary
+from model.exchange.export.folder import is_export, open_export
+from model.exchange.public import load_converted
+from model.initialise import initialise
+from model.objective import Objective
+from model.tuning import choose_trained
+from model.warm_start import WarmStart, warm_start
+from parallel.checkpoints import Base, Checkpoint, digest_of, load_weights, with_found
+from run.config import RunConfig
+from run.errors import ConfigError
+from run.folder import is_run, read_run
+from run.resume import Resume
+
+
+@dataclasses.dataclass(frozen=True)
+class Initial:
+    """notes: lines about what was loaded; base: weights that checkpoints of this run leave where they are."""
+
+    notes: tuple[str, ...] = ()
+    base: Base | None = None
+
+
+def initial_weights(resume: Resume, objective: Objective) -> Initial:
+    """Collective. Fresh weights or those of `init`, and what is not tuned frozen. A checkpoint's weights come later, with `restore`."""
+    run, checkpoint = resume.run, resume.checkpoint
+    initialise(objective, run.seed)
+    initial = Initial(base=checkpoint.manifest.base) if checkpoint else _taken(run, resume.data, objective)
+    choose_trained(objective, run.optimizer.tune, run.optimizer.frozen)
+    if checkpoint is None and initial.base is not None:
+        frozen = {name for name, parameter in objective.named_parameters() if not parameter.requires_grad}
+        names = tuple(name for name in initial.base.names if name in frozen)
+        initial = dataclasses.replace(initial, base=dataclasses.replace(initial.base, names=names))
+    return initial
+
+
+def _taken(run: RunConfig, data: OpenData, objective: Objective) -> Initial:
+    """Weights of `init`."""
+    if not run.init:
+        return Initial()
+    folder = Path(run.init)
+    if is_export(folder):
+        open_export(folder).load(objective, run.init_only)
+        return Initial((f"init {folder}: {', '.join(run.init_only)}",))
+    if run.init.endswith(".safetensors"):
+        if run.init_only != ("*",):
+            raise ConfigError(
+                f"init_only chooses from the checkpoint of a run; {run.init} is taken whole: leave it out"
+            )
+        load_converted(objective, folder)
+        return Initial((f"init {folder}: all weights",))
+    if run.init_only != ("*",):
+        found, _ = with_found(folder / "checkpoints", None, lambda c: load_weights(c, objective, run.init_only))
+        return Initial((f"init {found.folder}: {', '.join(run.init_only)}; the rest is new",))
+    old_ids = read_run(folder)[1].clip_ids
+
+    def load(checkpoint: Checkpoint) -> tuple[WarmStart, str]:
+        return warm_start(objective, checkpoint, old_ids, data.vocabulary.clip_ids), digest_of(checkpoint.folder)
+
+    found, (start, sha256) = with_found(folder / "checkpoints", None, load)
+    notes = (f"init {found.folder}: {start}",)
+    if run.optimizer.tune == "all":
+        return Initial(notes)
+    # From the folder of this run's own checkpoints, so that the two can be moved together.
+    place = os.path.relpath(found.folder.resolve(), (run.folder / "checkpoints" / "step").resolve())
+    return Initial(notes, Base(place, sha256, start.as_it_is))
+
+
+def vocabulary_of(run: RunConfig) -> Vocabulary:
+    """That of the run that `init` names, where data.vocabulary says so, or what follows from the data. Raises ConfigError."""
+    if run.data.vocabulary != "init":
+        return read_vocabulary(run.data)
+    if not is_run(Path(run.init)):
+        raise ConfigError(
+            f"data.vocabulary=init needs init= a run, and init={run.init!r} is none: use full or restricted"
+        )
+    return read_run(Path(run.init))[1]
+
+
+def check_head(config: DataConfig, classes: int, data: OpenData) -> None:
+    """Raises ConfigError where the linear head does not fit the task."""
+    if not classes:
+        return
+    task = config.tasks[0]
+    if len(config.tasks) > 1 or "classification" not in task.kind:
+        raise ConfigError(f"model.head_classes={classes} needs a single task, of a kind of classification")
+    found = len(data.sources[0].task.context.info.classes)
+    if found != classes:
+        raise ConfigError(f"model.head_classes={classes}: task {task.name} has {found} classes; set it to that")

@@ -1,0 +1,68 @@
+"""Training on a part of a data set."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+
+from data.config import DataConfig, TaskConfig
+from data.stream.part import PartOrder
+from data.stream.source import open_data
+from data.tasks import check_tasks
+from data.tasks.base import Pixels, label_of
+
+
+def test_an_epoch_has_the_chosen_samples_once():
+    """Places 1, 2, 5 and 9 of shards with 3, 4 and 3 samples are (0, 1), (0, 2), (1, 2) and (2, 2)."""
+    order = PartOrder([3, 4, 3], np.array([1, 2, 5, 9]), seed=0, window=4)
+    expected = [(0, 1), (0, 2), (1, 2), (2, 2)]
+    for epoch in range(3):
+        assert sorted(order.locate(4 * epoch + position) for position in range(4)) == expected
+    assert order.total == 4
+    assert order.shards_near(0) == (0, 1, 2)
+    near = PartOrder([3, 4, 3], np.array([1, 2, 5, 9]), seed=0, window=1)
+    assert near.shards_near(1) == (0, 1) and near.shards_near(3) == (0, 2)
+
+
+def opened(world, tmp_path, **options: Any):
+    task = TaskConfig(name="shapes", kind="classification", path=str(world / "shapes"), batch_size=2, **options)
+    config = DataConfig(tasks=(task,), vocabulary="restricted", cache_dir=str(tmp_path))
+    return open_data(config, Pixels(16, 8), seed=3).sources[0]
+
+
+def test_shots_are_of_each_class_and_read_once(world, tmp_path, monkeypatch):
+    def samples(source) -> list[tuple[int, int]]:
+        return sorted(source.order.locate(position) for position in range(source.order.total))
+
+    source = opened(world, tmp_path, shots=2)
+    labels = collections.Counter(
+        label_of(source.shards.read(*place), source.task.context.info) for place in samples(source)
+    )
+    assert set(labels.values()) == {2} and len(labels) == len(source.task.context.info.classes)
+    monkeypatch.setattr("data.stream.part.label_of", lambda sample, info: pytest.fail("labels are read once"))
+    assert samples(opened(world, tmp_path, shots=2)) == samples(source)
+    assert set(samples(source)) < set(samples(opened(world, tmp_path, shots=3)))
+    assert opened(world, tmp_path, fraction=0.01).order.total == len(source.task.context.info.classes)  # one of each
+    (tmp_path / "labels").joinpath(next((tmp_path / "labels").iterdir())).write_bytes(b"damaged")
+    monkeypatch.undo()
+    assert samples(opened(world, tmp_path, shots=2)) == samples(source)
+
+
+def test_of_captions_a_share_of_all_is_drawn(world, tmp_path):
+    task = TaskConfig(name="r", kind="retrieval", path=str(world / "pairs"), batch_size=2, fraction=0.25)
+    config = DataConfig(tasks=(task,), vocabulary="restricted", cache_dir=str(tmp_path))
+    assert open_data(config, Pixels(16, 8), seed=3).sources[0].order.total == 9  # int(0.25 * 32) + 1
+    with pytest.raises(ValueError, match="which retrieval does not have: use fraction"):
+        check_tasks(dataclasses.replace(config, tasks=(dataclasses.replace(task, fraction=1.0, shots=2),)))
+
+
+@pytest.mark.parametrize(
+    "options", [{"shots": -1}, {"fraction": 0.0}, {"fraction": 1.5}, {"shots": 1, "fraction": 0.5}]
+)
+def test_parts_that_make_no_sense_are_refused(options):
+    with pytest.raises(ValueError, match="task t: shots="):
+        TaskConfig(name="t", kind="classification", path="x", **options)

@@ -1,0 +1,150 @@
+"""Exported runs of every kind give the features, classes and captions of the run, merged or not; so does what predict.py makes of them."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+import torch
+from PIL import Image
+
+from data.decode.video import decode_video
+from data.shards import ShardSet
+from model.exchange.export.__main__ import main
+from model.exchange.export.errors import ExportError
+from model.exchange.export.modeling_sparse_generalist import SparseGeneralistModel
+from prediction import Predictor, load, load_export, media_of
+from tests.helpers.runs import saved_run, tiny_config
+
+TWO_TOWERS = "model.text_tower={width: 16, depth: 2, heads: 2, ffn: 32}"
+LIMOE = "model.experts={preset: limoe, num_experts: 4}"
+KINDS = {
+    "dense": ["model.experts.placement=none"],
+    "attribute": [],
+    "modality": ["model.experts.router=modality"],
+    "task": ["model.experts.router=task", "model.layer_scale=0.5"],
+    "task_specific": ["model.experts={router: task_specific, num_experts: 5}"],
+    "token": ["model.experts.router=token", "model.experts.placement=all"],
+    "context": ["model.experts.router=context", "model.experts.pooling=attention", "model.experts.unit=ffn_linear"],
+    "slots": ["model.experts={router: token, num_experts: 4, capacity_factor: 0.7, group_size: 3, priority: sum}"],
+    "limoe": [LIMOE, "model.readout=mean", "model.output=per_modality", "model.space=24"],
+    "two_towers": [TWO_TOWERS, "model.space=24", "model.positions=learned"],
+    "prompts": ["model.prompts={length: 3, target_length: 2}"],
+}
+TEXTS = ["a red circle", "the blue star is left of the green square, 28 of them", "It's Ünïcode &amp; more"]
+
+
+@pytest.fixture(scope="module")
+def runs(world, tmp_path_factory):
+    """By kind: (the run, its export), each made once."""
+    made: dict[str, tuple] = {}
+
+    def get(kind: str):
+        if kind not in made:
+            folder = tmp_path_factory.mktemp(kind)
+            run = saved_run(tiny_config(world, folder), *KINDS[kind], noise=0.1)
+            assert main(["--run", str(run), "--out", str(folder / "export")]) == 0
+            made[kind] = run, folder / "export"
+        return made[kind]
+
+    return get
+
+
+def pictures_of(world) -> list[Image.Image]:
+    shards = ShardSet.open(world / "shapes", "val")
+    return [
+        Image.open(io.BytesIO(next(v for k, v in shards.read(0, i).items() if k in ("png", "jpg")))) for i in range(8)
+    ]
+
+
+def close(found: torch.Tensor, expected: torch.Tensor, atol: float = 1e-6) -> bool:
+    return torch.allclose(found.detach(), expected, rtol=0, atol=atol)
+
+
+def embedded(model: Predictor, world) -> torch.Tensor:
+    return torch.stack([v for _, v in model.embed(media_of([str(world / "shapes" / "val-000000.tar")]))])[:8]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_features_are_those_of_the_run(runs, world, kind):
+    torch.set_num_threads(1)
+    run, out = runs(kind)
+    ours, theirs = load(str(run), batch_size=8), SparseGeneralistModel.load(out)
+    assert close(theirs.encode_image(pictures_of(world)), embedded(ours, world))
+    assert close(theirs.encode_text(TEXTS), ours.embed_texts(TEXTS))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_captions_and_classes_are_those_of_the_run(runs, world, kind):
+    run, out = runs(kind)
+    ours, theirs = load(str(run), batch_size=8), SparseGeneralistModel.load(out)
+    media = list(media_of([str(world / "shapes" / "val-000000.tar")]))[:8]
+    assert theirs.caption(pictures_of(world), max_words=6) == [c for _, c in ours.caption(media, max_words=6)]
+    names = ["red circle", "blue star", "green square"]
+    found = theirs.classify(pictures_of(world), names)
+    for (_, choices), probs_C in zip(ours.classify(media, names), found, strict=True):
+        assert {c.text: c.probability for c in choices} == pytest.approx(
+            dict(zip(names, probs_C.tolist(), strict=True)), abs=1e-5
+        )
+
+
+@pytest.mark.parametrize("kind", ["attribute", "limoe", "two_towers"])
+def test_predict_gives_the_same_with_either(runs, world, kind):
+    run, out = runs(kind)
+    ours, theirs = load(str(run), batch_size=8), load_export(str(out), batch_size=8)
+    shard = [str(world / "shapes" / "val-000000.tar")]
+    assert theirs.step == ours.step == 3
+    assert torch.equal(embedded(theirs, world), embedded(ours, world))
+    assert list(theirs.classify(media_of(shard), task="shapes")) == list(ours.classify(media_of(shard), task="shapes"))
+    clips = [str(world / "clips" / "val-000000.tar")]
+    assert list(theirs.caption(media_of(clips), max_words=4)) == list(ours.caption(media_of(clips), max_words=4))
+    assert theirs.fill(["the red ___"]) == ours.fill(["the red ___"])
+
+
+def test_clips(runs, world):
+    run, out = runs("attribute")
+    theirs = SparseGeneralistModel.load(out)
+    shards = ShardSet.open(world / "clips", "val")
+    frames = [decode_video(shards.read(0, i)["mp4"], 4) for i in range(3)]
+    media = list(media_of([str(world / "clips" / "val-000000.tar")]))[:3]
+    expected = torch.stack([v for _, v in load(str(run)).embed(media)])
+    assert close(theirs.encode_video([list(clip) for clip in frames], task="retrieval"), expected)
+
+
+@pytest.mark.parametrize("kind", ["attribute", "modality", "task", "task_specific"])
+@pytest.mark.parametrize("task", ["captions", "shapes"])
+def test_merged_for_a_task_it_answers_as_before(runs, world, tmp_path, kind, task):
+    run, whole = runs(kind)
+    assert main(["--run", str(run), "--out", str(tmp_path / "e"), "--task", task]) == 0
+    kept, merged = SparseGeneralistModel.load(whole), SparseGeneralistModel.load(tmp_path / "e")
+    ours = load_export(str(tmp_path / "e"), batch_size=8)
+    assert sum(p.numel() for p in merged.parameters()) < sum(p.numel() for p in kept.parameters())
+    media = list(media_of([str(world / "shapes" / "val-000000.tar")]))[:8]
+    if task == "captions":
+        expected = kept.caption(pictures_of(world), max_words=5)
+        assert merged.caption(pictures_of(world), max_words=5) == expected
+        assert [caption for _, caption in ours.caption(media, max_words=5)] == expected
+    else:
+        names = ["red circle", "blue star"]
+        expected = kept.classify(pictures_of(world), names, task="shapes")
+        assert close(merged.classify(pictures_of(world), names), expected, 1e-5)
+        found = [{c.text: c.probability for c in choices} for _, choices in ours.classify(media, names)]
+        assert torch.allclose(torch.tensor([[row[n] for n in names] for row in found]), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["attribute", "modality"])
+def test_merged_for_a_modality_it_is_dense_and_refuses_others(runs, world, tmp_path, kind):
+    run, whole = runs(kind)
+    kept = SparseGeneralistModel.load(whole)
+    for modality in ("image", "text"):
+        assert main(["--run", str(run), "--out", str(tmp_path / modality), "--modality", modality]) == 0
+    images, texts = (SparseGeneralistModel.load(tmp_path / modality) for modality in ("image", "text"))
+    assert not any("bank" in name or "router" in name for name, _ in images.named_parameters())
+    assert close(images.encode_image(pictures_of(world)), kept.encode_image(pictures_of(world)))
+    assert close(texts.encode_text(TEXTS), kept.encode_text(TEXTS))
+    with pytest.raises(ValueError, match="merged for modality image: it has no weights for name_target"):
+        images.encode_text(TEXTS)
+    predictor = load_export(str(tmp_path / "text"))
+    assert close(predictor.embed_texts(TEXTS), kept.encode_text(TEXTS))
+    with pytest.raises(ExportError, match="merged for modality text, and it cannot do anything else"):
+        embedded(predictor, world)

@@ -1,0 +1,140 @@
+"""What weights a run starts with, and what a tuning run leaves behind."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from parallel.checkpoints import CheckpointError, newest, open_checkpoint
+from run.config_file import load_config
+from run.errors import ConfigError
+from run.folder import read_run
+from run.initial import check_head, initial_weights
+from run.resume import Resume
+from tests.helpers.models import make
+from tests.helpers.places import ROOT
+from tests.helpers.runs import environment, losses, records, train
+from tests.run.test_resume import TWO, checkpoint
+
+
+def tuning(config: Path, **changes: Any) -> Path:
+    """A recipe on one task, from the run `base`."""
+    raw = yaml.safe_load(config.read_text())
+    shapes = next(task for task in raw["data"]["tasks"] if task["name"] == "shapes")
+    raw["data"] = {"tasks": [shapes]}
+    raw |= {"init": str(config.parent / "runs" / "base"), "name": "tuned", "steps": 4, "save_every": 2}
+    raw["model"] = {"prompts": {"length": 2}, "head_classes": 6}
+    raw["optimizer"] |= {"tune": "prompts"}
+    path = config.parent / "tuning.yaml"
+    path.write_text(yaml.safe_dump(raw | changes))
+    return path
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    found, _ = newest(folder / "checkpoints")
+    assert found is not None
+    return {name: found.logical(name, "weight") for name in found.names}
+
+
+@pytest.mark.slow
+def test_prompt_tuning_stores_what_it_trains_beside_the_base(config):
+    """Shape and vocabulary are the base's; what is not listed stays bit-equal; a second half equals the whole; another base is refused."""
+    train(config, "name=base", "steps=3")
+    runs = config.parent / "runs"
+    recipe = tuning(config)
+    out = train(recipe)
+    assert "init " in out and "new: 2 head, 2 prompts, 1 similarity_weight, 1 spe_bias" in out
+    run, vocabulary = read_run(runs / "tuned")
+    base, base_vocabulary = read_run(runs / "base")
+    assert (run.model.width, run.model.experts, run.model.tasks) == (32, base.model.experts, ("shapes",))
+    assert vocabulary.clip_ids == base_vocabulary.clip_ids
+
+    before, after = weights(runs / "base"), weights(runs / "tuned")
+    changed = {name for name, value in after.items() if name not in before or not torch.equal(before[name], value)}
+    assert changed and all(
+        any(part in name for part in ("prompts", "spe_bias", "norm.", "head.", "similarity_weight")) for name in changed
+    )
+    assert not any(".router." in name for name in changed)
+    last = runs / "tuned" / "checkpoints" / "step_00000004"
+    assert "qkv" not in (last / "manifest.json").read_text().partition('"base"')[0]
+    assert (last / "rank_00000.safetensors").stat().st_size < 100_000
+
+    train(recipe, "name=half", "steps=4", "save_every=2")  # to a place from which the last checkpoint is taken away
+    shutil.rmtree(runs / "half" / "checkpoints" / "step_00000004")
+    train(recipe, "name=half")
+    assert losses(config, "half")[-2:] == losses(config, "tuned")[-2:]
+    resumed = weights(runs / "half")
+    assert all(torch.equal(resumed[name], after[name]) for name in after)
+
+    done = subprocess.run(
+        [sys.executable, "evaluate.py", "--run", str(runs / "tuned"), "--split", "heldout", "--limit", "16"],
+        cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    assert json.loads(done.stdout)["samples"] == 16
+
+    train(config, "name=other", "steps=3", "seed=5")
+    shutil.rmtree(runs / "base" / "checkpoints")
+    with pytest.raises(CheckpointError, match="which is not there: put it back"):
+        open_checkpoint(last)
+    shutil.copytree(runs / "other" / "checkpoints", runs / "base" / "checkpoints")
+    with pytest.raises(CheckpointError, match="was tuned from another checkpoint"):
+        open_checkpoint(last)
+
+
+@pytest.mark.slow
+def test_updates_are_trained_on_two_ranks_with_experts(config):
+    """LoRA from a run of one rank, experts over two; the base stays as it is, and the run goes on on one rank."""
+    train(config, "name=base", "steps=2", "save_every=2")
+    recipe = tuning(config, model={"lora": {"rank": 2}})
+    train(recipe, "optimizer.tune=lora", "parallel.expert=2", "steps=2", ranks=2)
+    train(recipe, "optimizer.tune=lora", "steps=4")
+    assert [record["step"] for record in records(config, "tuned")] == [1, 2, 3, 4]
+    found, _ = newest(config.parent / "runs" / "tuned" / "checkpoints")
+    assert found is not None and all(".lora." in name for name in found.manifest.tensors)
+    assert found.logical("tower.encoder.blocks.0.ffn.up.bank.lora.up", "weight").abs().sum() > 0
+
+
+def test_initial_weights_are_taken_once(config, monkeypatch):
+    """From a file, from a run folder by patterns, and not where a checkpoint follows."""
+    asked: list[Any] = []
+    monkeypatch.setattr("run.initial.initialise", lambda objective, seed: asked.append(seed))
+    monkeypatch.setattr("run.initial.load_converted", lambda objective, path: asked.append(path))
+    monkeypatch.setattr(
+        "run.initial.with_found",
+        lambda root, step, use: (asked.append((root, step)), (SimpleNamespace(folder=root), None))[1],
+    )
+
+    def initialise(overrides: list[str], found: Any = None) -> list[Any]:
+        asked.clear()
+        initial_weights(Resume(load_config(config, overrides), TWO, found, 0, (0, 0), ()), make())
+        return list(asked)
+
+    assert initialise(["seed=5"]) == [5]
+    assert initialise(["init=a.safetensors"]) == [0, Path("a.safetensors")]
+    assert initialise(["init=runs/a", "init_only=[tower.*]"]) == [0, (Path("runs/a/checkpoints"), None)]
+    assert initialise(["init=runs/a"], checkpoint({})) == [0]
+    with pytest.raises(ConfigError, match=r"a\.safetensors is taken whole"):
+        initialise(["init=a.safetensors", "init_only=[tower.*]"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "classes", "message"),
+    [("classification", 3, "task a has 2 classes; set it to that"), ("captioning", 2, "needs a single task")],
+)
+def test_a_head_must_fit_its_task(kind, classes, message):
+    task: Any = SimpleNamespace(name="a", kind=kind)
+    info = SimpleNamespace(classes=("x", "y"))
+    source = SimpleNamespace(task=SimpleNamespace(context=SimpleNamespace(info=info)))
+    data: Any = SimpleNamespace(sources=[source])
+    with pytest.raises(ConfigError, match=message):
+        check_head(SimpleNamespace(tasks=(task,)), classes, data)  # type: ignore[arg-type]
+    check_head(SimpleNamespace(tasks=(task,)), 0, data)  # type: ignore[arg-type]
