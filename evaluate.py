@@ -35,7 +35,8 @@ from parallel.checkpoints import load_found
 from parallel.kernels import load_kernels
 from parallel.launch import check_launch, is_first_on_machine, launched_world_size
 from parallel.mesh import Mesh, create_mesh, destroy_mesh
-from run.command_line import crops_and_clips, finite, natural, positive
+from run.best import chosen_step
+from run.command_line import checkpoint_step, crops_and_clips, finite, natural, positive
 from run.config import RunConfig
 from run.errors import EXIT_USER, USER_ERRORS, ConfigError
 from run.folder import read_run
@@ -62,7 +63,17 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         metavar="NAME",
         help="tasks of configs/suites/NAME.yaml or of a file, as a table; TASK.path=PLACE says where data lies",
     )
-    parser.add_argument("--step", type=natural, help="checkpoint to use (default: the newest complete one)")
+    parser.add_argument(
+        "--step",
+        type=checkpoint_step,
+        help="checkpoint to use, or `best` (evaluate.keep_best); default: the newest complete one",
+    )
+    parser.add_argument(
+        "--weights",
+        choices=("final", "weight"),
+        default="final",
+        help="final: averages over the training where the run keeps them (optimizer.ema), the default; weight: never",
+    )
     parser.add_argument("--tasks", nargs="+", help="names of tasks (default: all of the run or suite)")
     parser.add_argument("--limit", type=positive, help="samples of each task at most")
     parser.add_argument("--batch-size", type=positive, default=64)
@@ -197,7 +208,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
         torch.set_num_threads(arguments.threads)
     ranks = create_mesh() if launched_world_size() > 1 else Mesh(device="cuda" if torch.cuda.is_available() else "cpu")
     objective = Objective(run.model, vocabulary.size, Mesh(), load_kernels(run.kernels))
-    checkpoint = load_found(folder / "checkpoints", arguments.step, objective)
+    step = chosen_step(folder, arguments.step)
+    checkpoint = load_found(folder / "checkpoints", step, objective, kind=arguments.weights)
     objective.to(ranks.device).eval()
 
     rows = []

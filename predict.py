@@ -31,8 +31,10 @@ from data.shards import DatasetError
 from data.shards.files import replacing
 from data.transport import NotText, text_of
 from prediction import Medium, Predictor, load, load_export, media_of
-from run.command_line import positive
+from run.best import chosen_step
+from run.command_line import checkpoint_step, positive
 from run.errors import EXIT_USER, USER_ERRORS
+from run.places import expanded
 from run.streams import print_result
 
 EXIT_UNREADABLE = 1
@@ -47,7 +49,11 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     which = common.add_mutually_exclusive_group(required=True)
     which.add_argument("--run", help="run folder, for instance runs/demo")
     which.add_argument("--model", help="in place of it, a folder of `python -m model.exchange.export`")
-    common.add_argument("--step", type=int, help="checkpoint to use (default: the newest complete one)")
+    common.add_argument(
+        "--step",
+        type=checkpoint_step,
+        help="checkpoint to use, or `best` (evaluate.keep_best); default: the newest complete one",
+    )
     common.add_argument("--task", default="", help="take the options of this task of the run")
     common.add_argument("--batch-size", type=positive, default=32)
     common.add_argument("--threads", type=positive, help="CPU threads (default: torch's choice)")
@@ -106,7 +112,9 @@ def predict(arguments: argparse.Namespace) -> int:
     if arguments.model:
         model = load_export(arguments.model, batch_size=arguments.batch_size)
     else:
-        model = load(arguments.run, arguments.step, batch_size=arguments.batch_size)
+        model = load(
+            arguments.run, chosen_step(expanded(arguments.run), arguments.step), batch_size=arguments.batch_size
+        )
     unreadable = Unreadable()
     if arguments.command == "classify":
         answers = model.classify(media_of(arguments.files), _names(arguments.classes), arguments.top, arguments.task)

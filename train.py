@@ -13,9 +13,7 @@ import torch
 
 from data.stream.faults import TooManyFaultsError, losses_of
 from data.stream.share import Share
-from data.stream.source import open_data
 from data.stream.training import schedule_of, training_stream
-from data.tasks.base import Pixels
 from data.workers.loader import worker_count
 from evaluation.in_training import InTraining
 from model.noise import derive
@@ -31,6 +29,7 @@ from parallel.launch import check_launch, is_first_on_machine, launched_rank, la
 from parallel.mesh import create_mesh, destroy_mesh
 from plan import plan, render
 from plan.sizes import describe
+from run.best import Best
 from run.command_line import parse_arguments
 from run.config import RunConfig, check_layout
 from run.config_file import load_config
@@ -38,10 +37,10 @@ from run.console import end_line, legend, start_lines
 from run.engine_file import read_engine_file
 from run.errors import EXIT_STOPPED, EXIT_USER, USER_ERRORS, DivergedError
 from run.folder import write_run_files
-from run.initial import check_head, initial_weights, vocabulary_of
+from run.initial import initial_weights, open_run_data
 from run.ledger import FaultLedger
 from run.library_log import keep_library_messages
-from run.meter import Meter, has_diverged
+from run.meter import Meter, Record, has_diverged
 from run.resume import Resume, earlier_start
 from run.sinks import Sinks
 from run.streams import keep_printing
@@ -54,9 +53,7 @@ def train(run: RunConfig, guard: RankGuard) -> int:
     check_layout(run, launched_world_size())
     deepspeed_config = read_engine_file(run)
     kernels = load_kernels(run.kernels)
-    pixels = Pixels(run.model.image_size, run.model.patch)
-    data = open_data(run.data, pixels, run.seed, vocabulary_of(run))
-    check_head(run.data, run.model.head_classes, data)
+    data = open_run_data(run)
     losses = losses_of(data.sources, run.data.max_bad_fraction)
     earlier = earlier_start(run, data.vocabulary)
     check_precision(deepspeed_config, run.parallel.deepspeed)
@@ -88,13 +85,15 @@ def train(run: RunConfig, guard: RankGuard) -> int:
         write_run_files(run, data.vocabulary)
         print(*start_lines(resume, initial, schedule, objective, mesh, losses), legend(run), sep="\n", flush=True)
 
-    evaluation = InTraining.open(run.evaluate, run.data, data, objective, mesh, run.folder)
+    evaluation = InTraining.open(run.evaluate, run.data, data, objective, engine.averaged, mesh, run.folder)
     ledger = FaultLedger(run.folder, launched_rank(), run.data.max_bad_fraction, losses)
     meter = Meter(losses, run.model, mesh)
     sinks = Sinks(run, step, mesh.is_first)
     saver = Saver(run.folder / "checkpoints", run.keep_checkpoints, run.save_async, sinks.tell, initial.base)
     micro_batches = run.micro_batches // mesh.data.size
-    skipped_in_a_row, stopping = 0, False
+    best = Best.of(run.evaluate, resume.checkpoint)
+    skipped_in_a_row, stopping = 0, best.has_stalled
+    record: Record = {}
 
     while step < run.steps and not stopping:
         checking = run.check_every > 0 and step % run.check_every == 0
@@ -128,22 +127,24 @@ def train(run: RunConfig, guard: RankGuard) -> int:
         stopping, writing = any_rank((stop.requested, saver.is_writing), mesh)
         if step % run.log_every == 0 or step == run.steps or stopping:
             figures = evaluation.figures(step, run.steps, sinks.tell, lambda: watchdog.phase("evaluate"))
+            best = best.after(step, figures, sinks.tell)
+            stopping |= best.has_stalled
             record = meter.record(step, run.steps, consumed, figures.get("evaluation_s", 0.0)) | figures
             sinks.write(record)
         watchdog.phase("save")
         if not writing:
             saver.publish()
-        if step % run.save_every == 0 or step == run.steps or stopping:
-            saver.save(step, engine.fragments(), resume.state(consumed, engine))
+        if step % run.save_every == 0 or step in (run.steps, best.step) or stopping:
+            saver.save(step, engine.fragments(), resume.state(consumed, engine, best), best.step)
     saver.publish()
     watchdog.phase("end")
     sinks.close()
     if has_diverged(record, skipped_in_a_row, engine.loss_scale):
         raise DivergedError(f"step {step}: the run has ended with a loss or a gradient that is not finite; {REMEDY}")
     if mesh.is_first:
-        print(end_line(run, step), flush=True)
+        print(end_line(run, step, best), flush=True)
     destroy_mesh()
-    return EXIT_STOPPED if stopping and step < run.steps else 0
+    return EXIT_STOPPED if stopping and step < run.steps and not best.has_stalled else 0
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -151,11 +152,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         check_launch()
         run = load_config(arguments.config, arguments.overrides)
-        if arguments.describe:
-            print(describe(run))
-            return 0
-        if arguments.plan:
-            print(render(plan(run, arguments.world or launched_world_size(), arguments.device_memory)))
+        if arguments.describe or arguments.plan:
+            world = arguments.world or launched_world_size()
+            print(describe(run) if arguments.describe else render(plan(run, world, arguments.device_memory)))
             return 0
         with RankGuard(USER_ERRORS) as guard:
             return train(run, guard)

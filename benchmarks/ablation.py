@@ -91,7 +91,7 @@ def train(objective: Objective, run: RunConfig, sources: list) -> None:
     options = run.optimizer
     groups = [
         {"params": group["params"], "weight_decay": group["weight_decay"]}
-        for group in parameter_groups(objective, options.weight_decay, Mesh())
+        for group in parameter_groups(objective, options, Mesh())
     ]
     optimizer = torch.optim.AdamW(groups, lr=options.lr, betas=options.betas, eps=options.eps)
     for step in range(run.steps):

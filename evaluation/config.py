@@ -15,6 +15,9 @@ class EvaluateConfig:
     limit       samples of each task at most; 0 = all
     batch_size  samples of a pass
     beam        hypotheses of a caption; 1 is greedy
+    keep_best   TASK/FIGURE, for instance shapes/accuracy: the checkpoint where it was best stays besides the newest ones
+                (evaluate.py --step best). Of loss, perplexity and median_rank less is better
+    patience    stop after so many evaluations in a row without a better keep_best; 0 = never
     """
 
     every: int = 0
@@ -23,8 +26,15 @@ class EvaluateConfig:
     limit: int = 0
     batch_size: int = 64
     beam: int = 1
+    keep_best: str = ""
+    patience: int = 0
 
     def __post_init__(self) -> None:
+        if self.patience < 0 or (self.patience and not self.keep_best) or (self.keep_best and not self.every):
+            raise ValueError(
+                f"patience={self.patience} counts evaluations without a better keep_best={self.keep_best!r}, of those that come every "
+                f"{self.every} steps: each needs the one before"
+            )
         if min(self.every, self.limit) < 0 or min(self.batch_size, self.beam) < 1:
             raise ValueError(
                 f"every={self.every} and limit={self.limit} must not be negative, batch_size={self.batch_size} and "

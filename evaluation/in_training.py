@@ -7,6 +7,7 @@ and no gradient is made.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable
@@ -25,12 +26,14 @@ from parallel.mesh import Mesh
 
 @dataclasses.dataclass(frozen=True)
 class InTraining:
-    """sources: the split of each task that is evaluated; training: all tasks' training splits."""
+    """sources: the split of each task that is evaluated; training: all tasks' training splits; averaged: within it the network has the
+    weights that are evaluated."""
 
     config: EvaluateConfig
     sources: tuple[Source, ...]
     training: dict[str, Source]
     objective: Objective
+    averaged: Callable[[], contextlib.AbstractContextManager[None]]
     mesh: Mesh
     folder: Path
 
@@ -41,6 +44,7 @@ class InTraining:
         data: DataConfig,
         training: OpenData,
         objective: Objective,
+        averaged: Callable[[], contextlib.AbstractContextManager[None]],
         mesh: Mesh,
         folder: Path,
     ) -> Self:
@@ -53,7 +57,7 @@ class InTraining:
             sources = open_data(dataclasses.replace(data, tasks=tasks), pixels, 0, training.vocabulary).sources
         for source in sources:
             check_complete(source)
-        return cls(config, tuple(sources), {s.name: s for s in training.sources}, objective, mesh, folder)
+        return cls(config, tuple(sources), {s.name: s for s in training.sources}, objective, averaged, mesh, folder)
 
     def figures(
         self, step: int, steps: int, tell: Callable[[str], object], alive: Callable[[], object]
@@ -65,8 +69,9 @@ class InTraining:
         start = time.perf_counter()
         rows: list[Row] = []
         self.objective.eval()
-        for source in self.sources:
-            rows.append(self._row(source, alive))
+        with self.averaged():
+            for source in self.sources:
+                rows.append(self._row(source, alive))
         self.objective.train()
         parts = [f"{row['task']} {row['figure']} {row['metrics'][row['figure']]:.3f}" for row in rows]
         tell(f"{self.config.split} at step {step}: {', '.join(parts)} ({time.perf_counter() - start:.1f} s)")

@@ -88,7 +88,7 @@ def warm_start(
         for name in copied:
             own[name][1:] = own[name][:1]
         for name in sorted(tokens):
-            found = _map_rows(own[name], checkpoint.logical(name, "weight"), old_ids, ids)
+            found = _map_rows(own[name], checkpoint.logical(name), old_ids, ids)
     return WarmStart(
         tuple(sorted(as_it_is)),
         tuple(sorted(copied)),

@@ -49,6 +49,8 @@ class OptimizerConfig:
     warmup_steps   steps of the linear rise from zero
     weight_decay   on linear and expert weights alone; embeddings, gates, biases, norms and scales have none
     betas, eps     of Adam
+    ema            decay of an exponential moving average of the weights, which is kept in checkpoints and taken by everything that reads a
+                   run but its own training; at update n it is at most (1 + n) / (10 + n). 0 = none
     clip           largest global gradient norm; 0 turns clipping off
     layer_decay    the rate of block i of L is lr times layer_decay^(L - i), counted from 1, that of the embedding lr times
                    layer_decay^(L + 1); 1 = the same for all
@@ -63,6 +65,7 @@ class OptimizerConfig:
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-6
+    ema: float = 0.0
     clip: float = 1.0
     layer_decay: float = 1.0
     tune: Tune = "all"
@@ -73,6 +76,8 @@ class OptimizerConfig:
             raise ValueError(f"lr={self.lr} and min_lr={self.min_lr}: need 0 <= min_lr <= lr and lr > 0")
         if self.warmup_steps < 0 or self.weight_decay < 0 or self.clip < 0:
             raise ValueError("warmup_steps, weight_decay and clip must not be negative")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema={self.ema}: must lie in [0, 1)")
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"layer_decay={self.layer_decay}: must lie in (0, 1]")
         if not all(0 <= beta < 1 for beta in self.betas) or self.eps <= 0:

@@ -24,7 +24,15 @@ from parallel.kernels import Kernels
 from parallel.launch import local_rank_of
 from parallel.mesh import MegatronUnit, Mesh
 from parallel.norms import GradientNorms, clip_gradients, gradient_norms
-from parallel.optimizer_state import OptimizerState, PartitionedState, Piece, WholeState, owns_copy
+from parallel.optimizer_state import (
+    OptimizerState,
+    PartitionedState,
+    Piece,
+    WholeState,
+    average_weights,
+    owns_copy,
+    swap_averages,
+)
 from parallel.placement import EXPERT_AXIS, has_partial_gradient, placement_of
 from parallel.sequence_parallel import sum_gradients
 
@@ -56,7 +64,7 @@ class Engine:
             parameter_groups(module, config, mesh), lr=config.lr, betas=config.betas, eps=config.eps
         )
         # Clipping is ours (parallel/norms.py): one rule for all stages, layouts and precisions.
-        self._clip = config.clip
+        self._clip, self._ema = config.clip, config.ema
         with local_rank_of(mesh.device):
             self._engine, self._optimizer, _, _ = deepspeed.initialize(
                 model=_with_expert_marker(module, mesh) if _tunes_own_experts(module, mesh) else module,
@@ -109,7 +117,19 @@ class Engine:
             return StepInfo(norms, lr, applied=False)
         # ZeRO finds the same non-finite gradient by itself, leaves the update out and lowers an fp16 loss scale.
         self._engine.step()
-        return StepInfo(norms, lr, applied=finite and self._engine.was_step_applied())
+        applied = finite and self._engine.was_step_applied()
+        if applied and self._ema:
+            average_weights(self._state, self._ema, self.optimizer_step)
+        return StepInfo(norms, lr, applied)
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Collective. Inside, the network has the averages of its weights, if there are any."""
+        if self._ema:
+            swap_averages(self._state)
+        yield
+        if self._ema:
+            swap_averages(self._state)
 
     # -- the optimizer's memory, for checkpoints ------------------------------------------------------------------
 
@@ -146,7 +166,7 @@ class Engine:
         updates = checkpoint.state["optimizer_step"]
         if updates:  # before the first one there were no moments to save
             # The moments that the first step would create, so that there is something to write into.
-            self._state.prepare_restore(updates)
+            self._state.prepare_restore(updates, bool(self._ema) and checkpoint.has_averages)
         restore(checkpoint, self.fragments())
         self._state.finish_restore()
         scale = float(checkpoint.state.get("loss_scale", 1.0))

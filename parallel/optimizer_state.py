@@ -17,6 +17,9 @@ from parallel.mesh import Mesh
 from parallel.placement import EXPERT_AXIS, TENSOR_AXIS, Placement, placement_of
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+AVERAGE = "average"
+"""Of the weights over updates, kept beside the moments."""
+KINDS = (*MOMENTS, AVERAGE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +28,8 @@ class Piece:
 
     owned     exactly one rank of the world owns an element of the logical tensor
     gradient  mean over data ranks between the reduction and the step, times the loss scale; None at other times
-    moments   of Adam, by torch's names; empty before the first step and for other optimizers
+    moments   of Adam, by torch's names, and the average of the weights where there is one; empty before the first step, and
+              without moments for other optimizers
     """
 
     parameter: nn.Parameter
@@ -46,8 +50,12 @@ class OptimizerState(Protocol):
         """Updates applied so far, as Adam's bias correction counts them."""
         ...
 
-    def prepare_restore(self, updates: int) -> None:
-        """Create the moments that the first step would create, so that pieces can be written into."""
+    def prepare_restore(self, updates: int, averages: bool) -> None:
+        """Create the moments that the first step would create, and averages, so that pieces can be written into."""
+        ...
+
+    def masters(self) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+        """fp32 weights as the optimizer holds them, and its state of each."""
         ...
 
     def finish_restore(self) -> None:
@@ -71,7 +79,7 @@ class PartitionedState:
                 if mapping is None:
                     continue
                 where = mapping.hp_fragment_address
-                held = {"weight": flat, **{key: state[key] for key in MOMENTS if key in state}}
+                held = {"weight": flat, **{key: state[key] for key in KINDS if key in state}}
                 views = {kind: tensor.detach().narrow(0, where.start, where.numel) for kind, tensor in held.items()}
                 yield Piece(
                     parameter=parameter,
@@ -98,9 +106,13 @@ class PartitionedState:
             return _updates(group, self._zero.optimizer.state.get(flat, {}))
         return 0
 
-    def prepare_restore(self, updates: int) -> None:
+    def prepare_restore(self, updates: int, averages: bool) -> None:
         for group, flat in self._groups():
-            _make_moments(group, self._zero.optimizer.state[flat], flat, updates)
+            _make_moments(group, self._zero.optimizer.state[flat], flat, updates, averages)
+
+    def masters(self) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+        for _, flat in self._groups():
+            yield flat.detach(), self._zero.optimizer.state[flat]
 
     def finish_restore(self) -> None:
         self._zero.update_lp_params()
@@ -124,7 +136,7 @@ class WholeState:
                 owned=owns_copy(parameter, index, self._mesh),
                 weight=parameter.detach().view(-1),
                 gradient=None if parameter.grad is None else parameter.grad.detach().view(-1),
-                moments={key: state[key].view(-1) for key in MOMENTS if key in state},
+                moments={key: state[key].view(-1) for key in KINDS if key in state},
             )
 
     @property
@@ -133,10 +145,14 @@ class WholeState:
             return _updates(group, self._optimizer.state.get(group["params"][0], {}))
         return 0
 
-    def prepare_restore(self, updates: int) -> None:
+    def prepare_restore(self, updates: int, averages: bool) -> None:
         for group in self._optimizer.param_groups:
             for parameter in group["params"]:
-                _make_moments(group, self._optimizer.state[parameter], parameter.detach(), updates)
+                _make_moments(group, self._optimizer.state[parameter], parameter.detach(), updates, averages)
+
+    def masters(self) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+        for parameter in self._parameters():
+            yield parameter.detach(), self._optimizer.state[parameter]
 
     def finish_restore(self) -> None:
         """Pieces are the parameters themselves."""
@@ -163,8 +179,28 @@ def _updates(group: dict[str, Any], state: dict[str, Any]) -> int:
     return max(int(group.get("step", 0)), int(state.get("step", 0)))
 
 
-def _make_moments(group: dict[str, Any], state: dict[str, Any], like: Tensor, updates: int) -> None:
-    for key in MOMENTS:
+def average_weights(state: OptimizerState, decay: float, updates: int) -> None:
+    """Move the averages towards the weights; the first time they are the weights. updates: applied so far, this one included."""
+    share = 1 - min(decay, (1 + updates) / (10 + updates))
+    for weight, held in state.masters():
+        if AVERAGE in held:
+            held[AVERAGE].lerp_(weight, share)
+        else:
+            held[AVERAGE] = weight.clone()
+
+
+def swap_averages(state: OptimizerState) -> None:
+    """Weights take the places of averages, and averages those of weights, on all ranks; to the last bit the same after two times."""
+    for weight, held in state.masters():
+        if AVERAGE in held:
+            kept = weight.clone()
+            weight.copy_(held[AVERAGE])
+            held[AVERAGE].copy_(kept)
+    state.finish_restore()
+
+
+def _make_moments(group: dict[str, Any], state: dict[str, Any], like: Tensor, updates: int, averages: bool) -> None:
+    for key in KINDS if averages else MOMENTS:
         state[key] = torch.zeros_like(like)
     # Before its first step nothing tells where an optimizer counts, and each ignores the other's place.
     group["step"] = updates

@@ -187,12 +187,13 @@ def sparse_linears(model: ModelConfig, tensor: int) -> tuple[tuple[Linear, ...],
     return (attention_linears(model, tensor), ffn) if model.experts.unit == "linear" else (ffn,)
 
 
-def optimizer_of(parameters: Parameters, precision: Precision) -> Amounts:
-    """fp32 masters and two moments of this rank's part. DeepSpeed keeps masters beside fp32 weights too, but without ZeRO."""
+def optimizer_of(parameters: Parameters, precision: Precision, averages: bool = False) -> Amounts:
+    """fp32 masters, two moments and averages of this rank's part. DeepSpeed keeps masters beside fp32 weights too, but without ZeRO."""
+    more = FP32 if averages else 0
     if precision.stage:
-        return sum((group.partition for group in parameters.groups), Amounts()).times(OPTIMIZER)
+        return sum((group.partition for group in parameters.groups), Amounts()).times(OPTIMIZER + more)
     masters = 0 if precision.value == FP32 else FP32
-    return sum((group.numbers for group in parameters.groups), Amounts()).times(2 * FP32 + masters)
+    return sum((group.numbers for group in parameters.groups), Amounts()).times(2 * FP32 + masters + more)
 
 
 def reduction_of(parameters: Parameters, precision: Precision) -> int:

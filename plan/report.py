@@ -152,7 +152,7 @@ def memory_of(
     return Memory(
         weights=(held + parameters.frozen).times(value),
         gradients=dataclasses.replace(held, padding=0).times(value),
-        optimizer=optimizer_of(parameters, precision),
+        optimizer=optimizer_of(parameters, precision, run.optimizer.ema > 0),
         activations=activations,
         exchange=exchange,
         reduction=reduction_of(parameters, precision),

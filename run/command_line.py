@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from typing import Literal
 
 
 def parse_arguments(argv: list[str], description: str = "") -> argparse.Namespace:
@@ -22,6 +23,11 @@ def parse_arguments(argv: list[str], description: str = "") -> argparse.Namespac
         "overrides", nargs="*", metavar="key=value", help="for instance model.depth=6 data.tasks.shapes.batch_size=8"
     )
     return parser.parse_args(argv)
+
+
+def checkpoint_step(text: str) -> int | Literal["best"]:
+    """A number from 0, or `best`."""
+    return "best" if text == "best" else natural(text)
 
 
 def positive(text: str) -> int:

@@ -15,6 +15,7 @@ from data.tasks import kind_of
 from model.objective import Objective
 from parallel.mesh import Mesh
 from parallel.placement import placement_of
+from run.best import Best
 from run.config import RunConfig
 from run.initial import Initial
 from run.meter import Record
@@ -115,7 +116,12 @@ class Console:
             self._bar.close()
 
 
-def end_line(run: RunConfig, step: int) -> str:
+def end_line(run: RunConfig, step: int, best: Best) -> str:
+    if best.has_stalled:
+        return (
+            f"stopped at step {step:,}: no better {run.evaluate.keep_best} in {best.since} evaluations than at step {best.step:,}; next: "
+            f"python evaluate.py --run {run.folder} --step best"
+        )
     if step < run.steps:
         return f"stopped at step {step:,} and saved; start the same command again to continue"
     bad = (

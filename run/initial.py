@@ -6,8 +6,8 @@ import dataclasses
 import os
 from pathlib import Path
 
-from data.config import DataConfig
-from data.stream.source import OpenData, read_vocabulary
+from data.stream.source import OpenData, open_data, read_vocabulary
+from data.tasks.base import Pixels
 from data.text.vocabulary import Vocabulary
 from model.exchange.export.folder import is_export, open_export
 from model.exchange.public import load_converted
@@ -86,13 +86,15 @@ def vocabulary_of(run: RunConfig) -> Vocabulary:
     return read_run(Path(run.init))[1]
 
 
-def check_head(config: DataConfig, classes: int, data: OpenData) -> None:
-    """Raises ConfigError where the linear head does not fit the task."""
-    if not classes:
-        return
-    task = config.tasks[0]
-    if len(config.tasks) > 1 or "classification" not in task.kind:
-        raise ConfigError(f"model.head_classes={classes} needs a single task, of a kind of classification")
-    found = len(data.sources[0].task.context.info.classes)
-    if found != classes:
-        raise ConfigError(f"model.head_classes={classes}: task {task.name} has {found} classes; set it to that")
+def open_run_data(run: RunConfig) -> OpenData:
+    """The data of all tasks. Raises ConfigError where the linear head does not fit them, and what open_data raises."""
+    pixels = Pixels(run.model.image_size, run.model.patch)
+    data = open_data(run.data, pixels, run.seed, vocabulary_of(run))
+    classes, task = run.model.head_classes, run.data.tasks[0]
+    if classes:
+        if len(data.sources) > 1 or "classification" not in task.kind:
+            raise ConfigError(f"model.head_classes={classes} needs a single task, of a kind of classification")
+        found = len(data.sources[0].task.context.info.classes)
+        if found != classes:
+            raise ConfigError(f"model.head_classes={classes}: task {task.name} has {found} classes; set it to that")
+    return data

@@ -11,6 +11,7 @@ from data.text.vocabulary import Vocabulary
 from parallel.checkpoints import Checkpoint, CheckpointError, newest
 from parallel.engine import Engine
 from parallel.health.same_inputs import check_same_inputs, digest
+from run.best import Best
 from run.changes import check_changes, told_changes
 from run.config import RunConfig
 from run.config_file import dump_config
@@ -50,13 +51,14 @@ class Resume:
         if self.checkpoint is not None:
             engine.restore(self.checkpoint)
 
-    def state(self, consumed: tuple[int, ...], engine: Engine) -> dict[str, Any]:
+    def state(self, consumed: tuple[int, ...], engine: Engine, best: Best) -> dict[str, Any]:
         """What a checkpoint says besides tensors."""
         return {
             "consumed": consumed,
             "optimizer_step": engine.optimizer_step,
             "loss_scale": engine.loss_scale,
             "data": self.data.digests,
+            "best": best.state,
         }
 
 

@@ -32,25 +32,28 @@ class Saver:
         """tell: is given a line on every rank for each save. base: what is not written, since it is there."""
         self.root, self.keep, self._tell, self._base = root, keep, tell, base
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint") if background else None
-        self._pending: tuple[int, dict[str, Any], Future[RankPart]] | None = None
+        self._pending: tuple[int, dict[str, Any], int, Future[RankPart]] | None = None
         self._waited_s = 0.0
 
     @property
     def is_writing(self) -> bool:
-        return self._pending is not None and not self._pending[2].done()
+        return self._pending is not None and not self._pending[3].done()
 
-    def save(self, step: int, fragments: Iterable[Fragment], state: dict[str, Any]) -> None:
-        """Collective: all ranks call it at the same step, between two steps. Raises CheckpointError as `publish` does."""
+    def save(self, step: int, fragments: Iterable[Fragment], state: dict[str, Any], spared: int = -1) -> None:
+        """Collective: all ranks call it at the same step, between two steps. spared: an older step that stays.
+
+        Raises CheckpointError as `publish` does.
+        """
         if self._pool is None:
             start = time.perf_counter()
-            done = save(self.root, step, fragments, state, self.keep, self._base)
+            done = save(self.root, step, fragments, state, self.keep, self._base, spared)
             self._report(done, time.perf_counter() - start)
             return
         self.publish()
         start = time.perf_counter()
         begin(self.root, step)
         snapshot = owned(fragments, self._base).snapshot()
-        self._pending = step, state, self._pool.submit(write, self.root, step, snapshot)
+        self._pending = step, state, spared, self._pool.submit(write, self.root, step, snapshot)
         self._waited_s = time.perf_counter() - start
 
     def publish(self) -> None:
@@ -60,7 +63,7 @@ class Saver:
         """
         if self._pending is None:
             return
-        (step, state, writing), self._pending = self._pending, None
+        (step, state, spared, writing), self._pending = self._pending, None
         start = time.perf_counter()
         part: RankPart | CheckpointError
         try:
@@ -69,7 +72,7 @@ class Saver:
             part = error
         except Exception as error:  # it must not be lost, and the other ranks must not wait
             part = CheckpointError(f"the thread that writes failed: {type(error).__name__}: {error}")
-        done = publish(self.root, step, part, state, self.keep, self._base)
+        done = publish(self.root, step, part, state, self.keep, self._base, spared)
         self._report(done, self._waited_s + time.perf_counter() - start)
 
     def _report(self, done: Published, waited_s: float) -> None:

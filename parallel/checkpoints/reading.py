@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from parallel.checkpoints.fragments import CheckpointError, Fragment
 from parallel.checkpoints.manifest import MANIFEST, MAX_MANIFEST_BYTES, Manifest, StoredFile, parse
 from parallel.checkpoints.saving import published, step_of
-from parallel.checkpoints.spans import Checkpoint, opened
+from parallel.checkpoints.spans import FINAL, Checkpoint, opened
 from parallel.checkpoints.together import on_every_rank, on_first_rank, rank_and_world
 from parallel.placement import Placement, placement_of
 
@@ -127,6 +127,14 @@ def digest_of(folder: Path) -> str:
     return hashlib.sha256(_manifest_text(folder / MANIFEST)).hexdigest()
 
 
+def newest_state(root: Path) -> dict[str, Any]:
+    """What the newest checkpoint says besides tensors, not verified. Raises CheckpointError."""
+    folders = published(root)
+    if not folders:
+        raise CheckpointError(f"{root} holds no checkpoint")
+    return parse(_manifest_text(folders[0] / MANIFEST)).state
+
+
 def _manifest_text(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
@@ -177,9 +185,9 @@ def restore(checkpoint: Checkpoint, fragments: Iterable[Fragment]) -> None:
     on_every_rank(read)
 
 
-def load_found(root: Path, step: int | None, module: nn.Module) -> Checkpoint:
+def load_found(root: Path, step: int | None, module: nn.Module, kind: str = FINAL) -> Checkpoint:
     """Collective. `load_weights` from the checkpoint of a step, or the newest complete one."""
-    return with_found(root, step, lambda checkpoint: load_weights(checkpoint, module))[0]
+    return with_found(root, step, lambda checkpoint: load_weights(checkpoint, module, kind=kind))[0]
 
 
 def with_found(root: Path, step: int | None, use: Callable[[Checkpoint], T]) -> tuple[Checkpoint, T]:
@@ -200,9 +208,11 @@ def _pruned_too_fast(root: Path) -> CheckpointError:
 
 
 @torch.no_grad()
-def load_weights(checkpoint: Checkpoint, module: nn.Module, only: tuple[str, ...] = ("*",)) -> None:
-    """Collective. Weights alone into a module on any layout. Names must be the same on both sides, or with `only` those of
-    the module that match a pattern must be in the checkpoint."""
+def load_weights(checkpoint: Checkpoint, module: nn.Module, only: tuple[str, ...] = ("*",), kind: str = FINAL) -> None:
+    """Collective. Weights alone (kind: FINAL or "weight") into a module on any layout.
+
+    Names must be the same on both sides, or with `only` those of the module that match a pattern must be in the checkpoint.
+    """
     own = dict(module.named_parameters())
     for pattern in only:
         if not fnmatch.filter(own, pattern):
@@ -218,18 +228,18 @@ def load_weights(checkpoint: Checkpoint, module: nn.Module, only: tuple[str, ...
             f"{checkpoint.folder} is of another model: missing {sorted(missing)[:5]}, unknown {sorted(unknown)[:5]}"
         )
 
-    load_parts(checkpoint, [(p, name, placement_of(p)) for name, p in own.items()])
+    load_parts(checkpoint, [(p, name, placement_of(p)) for name, p in own.items()], kind)
 
 
 @torch.no_grad()
-def load_parts(checkpoint: Checkpoint, parts: Iterable[tuple[Tensor, str, Placement]]) -> None:
+def load_parts(checkpoint: Checkpoint, parts: Iterable[tuple[Tensor, str, Placement]], kind: str = FINAL) -> None:
     """Collective. (tensor to fill, name in the checkpoint, which part of the logical tensor it is), weights alone."""
 
     def read() -> None:
         with opened(checkpoint) as reader:
             for tensor, name, placement in parts:
                 local = tensor if tensor.is_contiguous() else torch.empty_like(tensor).contiguous()
-                reader.fill(local.view(-1), name, "weight", placement, 0)
+                reader.fill(local.view(-1), name, kind, placement, 0)
                 if local is not tensor:
                     tensor.copy_(local)
 

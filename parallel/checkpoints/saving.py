@@ -54,8 +54,10 @@ def save(
     state: dict[str, Any],
     keep: int = 2,
     base: Base | None = None,
+    spared: int = -1,
 ) -> Published:
-    """Collective: all ranks call it at the same step. base: what is not written, since it is there.
+    """Collective: all ranks call it at the same step. base: what is not written, since it is there. spared: a step that stays besides
+    the newest `keep`.
 
     `state` is JSON; the first rank's is stored. Raises CheckpointError on all ranks if one cannot write its file, or if the
     fragments of all ranks do not cover every tensor exactly once; then the checkpoints before stay as they are. So do they where
@@ -67,7 +69,7 @@ def save(
         part = write(root, step, owned(fragments, base))
     except CheckpointError as error:
         part = error
-    return publish(root, step, part, state, keep, base)
+    return publish(root, step, part, state, keep, base, spared)
 
 
 def owned(fragments: Iterable[Fragment], base: Base | None = None) -> Owned:
@@ -118,15 +120,16 @@ def publish(
     state: dict[str, Any],
     keep: int,
     base: Base | None = None,
+    spared: int = -1,
 ) -> Published:
     """Collective: the manifest from all ranks' parts, then the rename that makes the checkpoint count."""
     # As text, since only plain data travels between ranks.
     parts = to_first_rank(str(part) if isinstance(part, CheckpointError) else part)
-    return on_first_rank(lambda: _publish(root, step, parts, state, keep, base))
+    return on_first_rank(lambda: _publish(root, step, parts, state, keep, base, spared))
 
 
 def _publish(
-    root: Path, step: int, parts: list[RankPart | str], state: dict[str, Any], keep: int, base: Base | None
+    root: Path, step: int, parts: list[RankPart | str], state: dict[str, Any], keep: int, base: Base | None, spared: int
 ) -> Published:
     partial, final = partial_folder(root, step), root / f"step_{step:08d}"
     old = replaced_folder(final)
@@ -158,7 +161,8 @@ def _publish(
     shutil.rmtree(old, ignore_errors=True)
     # Later steps are those that the run went back behind. They are not counted: this one must stay.
     for folder in [p for p in published(root) if step_of(p) <= step][keep:]:
-        _remove(folder)
+        if step_of(folder) != spared:
+            _remove(folder)
     return Published(final, step, len(text) + sum(file.bytes for file in manifest.files.values()))
 
 

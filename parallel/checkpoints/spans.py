@@ -18,6 +18,8 @@ from parallel.checkpoints.manifest import Manifest
 from parallel.checkpoints.resharding import Run, copy_overlap
 from parallel.placement import Placement
 
+AVERAGE, FINAL = "average", "final"
+"""Kinds: the moving average of a weight, and what a run has to give: the average where there is one, or else the weight."""
 MAX_MAPPED_BYTES = 1 << 26
 """Files are mapped into memory to be read; after so many bytes they are opened anew, which lets go of the pages."""
 LARGE_PAGE = 1 << 21
@@ -53,7 +55,11 @@ class Checkpoint:
         assert self.base is not None
         return self.base.shape(name)
 
-    def logical(self, name: str, kind: str) -> Tensor:
+    @property
+    def has_averages(self) -> bool:
+        return any(AVERAGE in tensor.kinds for tensor in self.manifest.tensors.values())
+
+    def logical(self, name: str, kind: str = FINAL) -> Tensor:
         """One whole tensor in fp32."""
         whole = torch.empty(self.shape(name) if name in self.names else ())
         with opened(self) as reader:
@@ -85,9 +91,11 @@ class SpanReader:
     def fill(self, out: Tensor, name: str, kind: str, placement: Placement, start: int) -> None:
         """`out` [numel] takes elements from `start` on of the flattened part that the placement leaves."""
         tensor = self._tensors.get(name)
-        if name in self._elsewhere and kind == "weight":
+        if kind == FINAL and name not in self._elsewhere:
+            kind = AVERAGE if tensor is not None and AVERAGE in tensor.kinds else "weight"
+        if name in self._elsewhere and kind in ("weight", FINAL):
             assert self._base is not None
-            self._base.fill(out, name, kind, placement, start)
+            self._base.fill(out, name, FINAL, placement, start)  # as when the run was started from it
             return
         if kind != "weight" and (name in self._elsewhere or (tensor is not None and tensor.kinds == ("weight",))):
             raise CheckpointError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import pytest
@@ -40,7 +41,7 @@ def figures(rank: int, config: str, router: str, tensor: int, expert: int, ranks
     options = EvaluateConfig(every=2, split="heldout", limit=LIMIT, batch_size=4, beam=2)
     folder = run.folder / f"{tensor}_{expert}"
     folder.mkdir(parents=True, exist_ok=True)
-    evaluation = InTraining.open(options, run.data, data, objective, mesh, folder)
+    evaluation = InTraining.open(options, run.data, data, objective, contextlib.nullcontext, mesh, folder)
     assert evaluation.figures(1, 5, print, lambda: None) == {}
     told: list[str] = []
     found = evaluation.figures(2, 5, told.append, lambda: None)

@@ -56,6 +56,7 @@ class ParityRun:
     scope: str = ""
     model: tuple[tuple[str, Any], ...] = ()
     pairwise: bool = False
+    ema: float = 0.0
 
     def batch(self, step: int, number: int) -> TaskBatch:
         task = self.tasks[(step * self.micro_batches + number) % len(self.tasks)]
@@ -104,7 +105,11 @@ def run_job(rank: int, job: ParityRun) -> dict[str, Any]:
         "steps_per_print": 1 << 30,
     }
     engine = Engine(
-        objective, mesh, OptimizerConfig(lr=job.lr, clip=job.clip, eps=job.adam_eps), engine_config, kernels
+        objective,
+        mesh,
+        OptimizerConfig(lr=job.lr, clip=job.clip, eps=job.adam_eps, ema=job.ema),
+        engine_config,
+        kernels,
     )
 
     start = 0
@@ -136,7 +141,17 @@ def run_job(rank: int, job: ParityRun) -> dict[str, Any]:
         "gradients": gradients,
         "fragments": _copied(engine.fragments()),
         "loss_scale": engine.loss_scale,
+        "averaged": _averaged(engine) if job.ema else {},
     }
+
+
+def _averaged(engine: Any) -> dict[str, np.ndarray]:
+    """This rank's parameters while averages are in their places."""
+    before = {name: p.detach().clone() for name, p in engine.module.named_parameters()}
+    with engine.averaged():
+        inside = {name: p.detach().numpy().copy() for name, p in engine.module.named_parameters()}
+    assert all(torch.equal(p, before[name]) for name, p in engine.module.named_parameters())
+    return inside
 
 
 @torch.no_grad()

@@ -33,7 +33,8 @@ from model.exchange.export.from_run import (
 from model.exchange.export.merging import Merging, entries, merging_of_modality, merging_of_task
 from model.exchange.export.writing import new_folder, write_weights
 from parallel.checkpoints import find_checkpoint
-from run.command_line import positive
+from run.best import chosen_step
+from run.command_line import checkpoint_step, positive
 from run.config import RunConfig
 from run.errors import EXIT_USER, USER_ERRORS
 from run.folder import read_run
@@ -52,7 +53,11 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--run", required=True, help="run folder, for instance runs/demo")
     parser.add_argument("--out", required=True, help="folder to make")
-    parser.add_argument("--step", type=int, help="checkpoint to use (default: the newest complete one)")
+    parser.add_argument(
+        "--step",
+        type=checkpoint_step,
+        help="checkpoint to use, or `best` (evaluate.keep_best); default: the newest complete one",
+    )
     parser.add_argument(
         "--task", default="", help="merge the experts for this task of the run, which alone can be asked then"
     )
@@ -80,7 +85,7 @@ def export(arguments: argparse.Namespace, command: list[str]) -> None:
     infos = infos_of(run)
     merging = _merging(run, arguments, medium_of(infos.get(arguments.task)))
     with new_folder(out, arguments.overwrite, is_export) as unfinished:
-        checkpoint = find_checkpoint(folder / "checkpoints", arguments.step)
+        checkpoint = find_checkpoint(folder / "checkpoints", chosen_step(folder, arguments.step))
         tensors = CheckpointTensors(checkpoint, run.model)
         settings = settings_of(run, vocabulary, infos, tensors.shapes, merging, arguments.task, checkpoint.step)
         if arguments.format == "open_clip":

@@ -47,11 +47,11 @@ class CheckpointTensors:
         """Raises CheckpointError."""
         if name not in self.shapes:
             raise CheckpointError(f"{self._checkpoint.folder} has no {name}")
-        weight = self._checkpoint.logical(name, "weight")
+        weight = self._checkpoint.logical(name)
         stem = name.removesuffix(".weight").removesuffix(".linear")
         if self._lora is None or not name.endswith(".weight") or f"{stem}.lora.up" not in self._checkpoint.names:
             return weight
-        up, down = (self._checkpoint.logical(f"{stem}.lora.{part}", "weight") for part in ("up", "down"))
+        up, down = (self._checkpoint.logical(f"{stem}.lora.{part}") for part in ("up", "down"))
         return weight + self._lora.alpha / self._lora.rank * torch.matmul(up, down)
 
 

@@ -1,0 +1,71 @@
+"""The best checkpoint of a run by a figure of its evaluations, and when to stop for want of a better one."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from evaluation.config import EvaluateConfig
+from parallel.checkpoints import Checkpoint, newest_state
+from run.errors import ConfigError
+
+LOWER = ("loss", "perplexity", "median_rank")
+"""Ends of names of figures of which less is better."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Best:
+    """step: of the checkpoint with the best value, which is kept; since: evaluations after it. -1 and none before the first evaluation."""
+
+    config: EvaluateConfig
+    step: int = -1
+    value: float | None = None
+    since: int = 0
+
+    @classmethod
+    def of(cls, config: EvaluateConfig, checkpoint: Checkpoint | None) -> Self:
+        """Where a run goes on."""
+        stored = checkpoint.state.get("best") if checkpoint else None
+        if not config.keep_best or not isinstance(stored, dict) or stored.get("figure") != config.keep_best:
+            return cls(config)
+        return cls(config, int(stored["step"]), float(stored["value"]), int(stored["since"]))
+
+    def after(self, step: int, figures: Mapping[str, float], tell: Callable[[str], object]) -> Self:
+        """With what an evaluation found at this step. Raises ConfigError if it has no such figure."""
+        name = f"{self.config.split}/{self.config.keep_best}"
+        if not self.config.keep_best or not figures:
+            return self
+        if name not in figures:
+            known = ", ".join(sorted(key.partition("/")[2] for key in figures if "/" in key))
+            raise ConfigError(
+                f"evaluate.keep_best={self.config.keep_best!r}: there is no such figure; there are {known}"
+            )
+        value = figures[name]
+        if self.value is None or (value < self.value if name.endswith(LOWER) else value > self.value):
+            tell(f"best {self.config.keep_best} so far: {value:.4f} at step {step}")
+            return dataclasses.replace(self, step=step, value=value, since=0)
+        return dataclasses.replace(self, since=self.since + 1)
+
+    @property
+    def has_stalled(self) -> bool:
+        """No better one in so many evaluations?"""
+        return 0 < self.config.patience <= self.since
+
+    @property
+    def state(self) -> dict[str, Any] | None:
+        """For the checkpoint."""
+        if self.value is None:
+            return None
+        return {"figure": self.config.keep_best, "step": self.step, "value": self.value, "since": self.since}
+
+
+def chosen_step(folder: Path, step: int | Literal["best"] | None) -> int | None:
+    """A number for `best`. Raises ConfigError where the run has none."""
+    if step != "best":
+        return step
+    stored = newest_state(folder / "checkpoints").get("best")
+    if not isinstance(stored, dict) or not isinstance(stored.get("step"), int):
+        raise ConfigError(f"{folder} does not know its best checkpoint: train with evaluate.keep_best, or name a step")
+    return stored["step"]

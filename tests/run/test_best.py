@@ -1,0 +1,71 @@
+"""The best checkpoint of a run."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from evaluation.config import EvaluateConfig
+from parallel.checkpoints import Fragment, published, save
+from parallel.placement import Placement
+from run.best import Best, chosen_step
+from run.errors import ConfigError
+
+CONFIG = EvaluateConfig(every=10, keep_best="a/accuracy", patience=2)
+
+
+def followed(config: EvaluateConfig, figure: str, values: list[float]) -> tuple[Best, list[str]]:
+    lines: list[str] = []
+    best = Best.of(config, None)
+    for number, value in enumerate(values, 1):
+        best = best.after(10 * number, {f"val/{figure}": value, "evaluation_s": 1.0}, lines.append)
+    return best, lines
+
+
+def test_the_best_stays_the_best_until_a_better_one():
+    best, lines = followed(CONFIG, "a/accuracy", [0.2, 0.5, 0.5])
+    assert (best.step, best.value, best.since, best.has_stalled) == (20, 0.5, 1, False)
+    assert lines == ["best a/accuracy so far: 0.2000 at step 10", "best a/accuracy so far: 0.5000 at step 20"]
+    assert followed(CONFIG, "a/accuracy", [0.5, 0.4, 0.3])[0].has_stalled
+    assert best.after(40, {}, lines.append) == best  # no evaluation was due
+
+
+def test_of_losses_less_is_better():
+    best, _ = followed(EvaluateConfig(every=1, keep_best="a/loss"), "a/loss", [2.0, 1.0, 3.0])
+    assert best.step == 20 and not best.has_stalled
+
+
+def test_it_goes_on_after_a_resume():
+    best, _ = followed(CONFIG, "a/accuracy", [0.5, 0.4])
+    found: Any = SimpleNamespace(state={"best": best.state})
+    assert Best.of(CONFIG, found) == best
+    assert Best.of(EvaluateConfig(every=10, keep_best="b/loss"), found).step == -1
+
+
+def test_a_figure_that_is_not_there_is_named():
+    with pytest.raises(ConfigError, match=r"keep_best='a/accuracy': there is no such figure; there are a/cider"):
+        followed(CONFIG, "a/cider", [1.0])
+
+
+@pytest.mark.parametrize(
+    "options", [{"every": 5, "patience": 2}, {"keep_best": "a/loss"}, {"every": 5, "patience": -1}]
+)
+def test_options_that_need_others(options):
+    with pytest.raises(ValueError, match="needs the one before"):
+        EvaluateConfig(**options)
+
+
+def test_its_checkpoint_stays_and_is_found(tmp_path):
+    fragments = [Fragment("w", Placement((2,)), 0, True, {"weight": torch.zeros(2)})]
+    best = Best(CONFIG, 2, 0.5)
+    for step in range(1, 6):
+        state = {"best": best.state} if step >= 2 else {}
+        save(tmp_path / "checkpoints", step, fragments, state, keep=2, spared=2)
+    assert [folder.name[-1] for folder in published(tmp_path / "checkpoints")] == ["5", "4", "2"]
+    assert chosen_step(tmp_path, "best") == 2 and chosen_step(tmp_path, 4) == 4 and chosen_step(tmp_path, None) is None
+    save(tmp_path / "other" / "checkpoints", 1, fragments, {})
+    with pytest.raises(ConfigError, match="does not know its best checkpoint"):
+        chosen_step(tmp_path / "other", "best")
