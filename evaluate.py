@@ -25,8 +25,9 @@ import torch
 from data.config import TaskConfig
 from data.shards.info import TRAINING_SPLIT
 from data.stream.source import Source, open_data
-from data.tasks.base import Pixels
-from evaluation import EVALUATORS, DamagedDataError, Evaluation, Result, check_complete, probes
+from data.tasks import WRITTEN
+from data.tasks.base import LABELLED, Pixels
+from evaluation import DamagedDataError, Evaluation, Result, check_complete, evaluator_of, probes
 from evaluation.kept import Kept, comparison, keep, line_of, row_of, table_of
 from evaluation.templates import read_templates
 from model.objective import Objective
@@ -98,6 +99,11 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         metavar="CROPSxCLIPS",
         help="of classification, for instance 3x4, whose similarities are averaged (default: those of the task)",
     )
+    parser.add_argument(
+        "--answer",
+        choices=("rank", "generate"),
+        help="of tasks with classes: the nearest name, or one that is written as captions are (default: as trained)",
+    )
     parser.add_argument("--length-penalty", type=finite, default=0.0, help="captions are ranked by score / words^p")
     parser.add_argument(
         "--workers", type=natural, default=0, help="processes of each rank that decode ahead (default: none)"
@@ -118,6 +124,8 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         parser.error("--shots and --fraction are those of a --probe")
     if arguments.probe and arguments.views:
         parser.error("--probe takes features of one view: leave --views out")
+    if arguments.answer == "generate" and (arguments.probe or arguments.views or arguments.templates != "none"):
+        parser.error("--answer generate compares with nothing: leave --probe, --views and --templates out")
     return arguments
 
 
@@ -135,10 +143,10 @@ def entries_of(arguments: argparse.Namespace, run: RunConfig) -> list[Entry]:
     entries = [_with_options(entry, arguments) for entry in _all_entries(arguments, run)]
     if not arguments.probe:
         return entries
-    probed = [entry for entry in entries if entry.task.kind in probes.KINDS]
+    probed = [entry for entry in entries if entry.task.kind in LABELLED]
     if not probed or (arguments.tasks and len(probed) < len(entries)):
         others = ", ".join(f"{entry.name} ({entry.task.kind})" for entry in entries if entry not in probed)
-        raise ConfigError(f"--probe is for {' and '.join(probes.KINDS)}, not for {others}: name others by --tasks")
+        raise ConfigError(f"--probe is for {' and '.join(LABELLED)}, not for {others}: name others by --tasks")
     for entry in probed:
         if entry.task.split == _training_of(entry, run).split:
             raise ConfigError(f"--probe is fitted to split {entry.task.split} of {entry.name}: evaluate another split")
@@ -146,11 +154,15 @@ def entries_of(arguments: argparse.Namespace, run: RunConfig) -> list[Entry]:
 
 
 def _with_options(entry: Entry, arguments: argparse.Namespace) -> Entry:
-    """Of the command line; features of a probe are those of one view."""
-    views = (1, 1) if arguments.probe else arguments.views
-    if not views or entry.task.kind != "classification":
-        return entry
-    return dataclasses.replace(entry, task=dataclasses.replace(entry.task, views=views))
+    """Of the command line. Features of a probe are those of one view, read where names are ranked; what is written has one view."""
+    task, name, answer = entry.task, entry.name, "rank" if arguments.probe else arguments.answer
+    if answer and task.kind in WRITTEN:
+        name = name if arguments.probe else f"{name}, {'written' if answer == 'generate' else 'ranked'}"
+        task = dataclasses.replace(task, answer=answer)  # type: ignore[arg-type]
+    views = (1, 1) if arguments.probe or task.answer == "generate" else arguments.views
+    if views and task.kind == "classification":
+        task = dataclasses.replace(task, views=views)
+    return dataclasses.replace(entry, name=name, task=task)
 
 
 def _all_entries(arguments: argparse.Namespace, run: RunConfig) -> list[Entry]:
@@ -189,10 +201,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
     for source in sources:
         check_complete(source)
     probe = _probe_of(arguments)
-    compared = [
-        opened(_training_of(entry, run)) if probe or EVALUATORS[entry.task.kind].needs_training else None
-        for entry in entries
-    ]
+    compared = [_compared_with(entry, run, probe) for entry in entries]
+    trainings = [opened(task) if task else None for task in compared]
 
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
@@ -203,7 +213,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     objective.to(ranks.device).eval()
 
     rows = []
-    for entry, source, training in zip(entries, sources, compared, strict=True):
+    for entry, source, training in zip(entries, sources, trainings, strict=True):
         start = time.perf_counter()
         evaluation = Evaluation(
             objective=objective,
@@ -255,7 +265,7 @@ def _evaluated(
         options = {"probe": probe.method, "shots": probe.shots, "fraction": probe.fraction, "trials": probe.trials}
         options |= {"limit": arguments.limit, "training": evaluation.training.digest}
         return probes.evaluate(evaluation, probe), options, probes.FIGURE, probes.FLOOR
-    evaluator = EVALUATORS[entry.task.kind]
+    evaluator = evaluator_of(entry.task)
     options = {name: getattr(arguments, name) for name in ("limit", "beam", "length_penalty")}
     options |= {"templates": entry.templates}
     return evaluator.evaluate(evaluation), options, evaluator.figure, evaluator.floor
@@ -265,6 +275,13 @@ def _kept_name(arguments: argparse.Namespace) -> str:
     """Of the file in RUN/evaluations; probes have one of their own."""
     name = Path(arguments.suite).stem if arguments.suite else arguments.split
     return f"{name}_probes" if arguments.probe else name
+
+
+def _compared_with(entry: Entry, run: RunConfig, probe: probes.Probe | None) -> TaskConfig | None:
+    """A probe chooses its own part, whatever part the run was trained on, and reads features where names are ranked."""
+    if probe:
+        return dataclasses.replace(_training_of(entry, run), shots=0, fraction=1.0, answer="rank", views=(1, 1))
+    return _training_of(entry, run) if evaluator_of(entry.task).needs_training else None
 
 
 def _training_of(entry: Entry, run: RunConfig) -> TaskConfig:

@@ -35,6 +35,8 @@ CAPTION_VISUAL = attributes(input_visual=True, input_text=True, token_visual=Tru
 CAPTION_TEXT = attributes(input_visual=True, input_text=True, token_text=True, causal=True)
 QUESTION_TEXT = attributes(input_visual=True, input_text=True, token_text=True)
 """Questions about pictures, whose tokens have CAPTION_VISUAL. The released table has no vector for them: this is what the bits say."""
+WRITTEN_TEXT = attributes(input_text=True, token_text=True, causal=True)
+"""Answers that are written after a text."""
 NAME_TARGET = attributes(input_visual=True, token_text=True, from_target=True)
 """Class names and the texts of retrieval: targets of tasks whose input is visual."""
 WORD_TARGET = attributes(input_visual=True, input_text=True, token_text=True, from_target=True)

@@ -65,6 +65,8 @@ class TaskConfig:
                      of which each data rank encodes a part. global: retrieval among the pairs of all data ranks. The last
                      two need data.draw=same
     template         text classification and vqa: the sample's text or question and <spe>, where the answer is read
+    answer           of classification, text_classification and vqa. rank: the name is compared with those of all classes; generate: it is
+                     written word by word, as captions are
     crop_scale       area of random crops in training; (1, 1) and flip=false leave positions in the image alone
     flip             mirror half of the images and clips in training
     color_jitter     strength of random brightness, contrast, saturation and hue
@@ -96,6 +98,7 @@ class TaskConfig:
     mask_shares: tuple[float, float] = (0.8, 0.1)
     candidates: Literal["local", "sharded", "global"] = "local"
     template: str = "{text} <spe>"
+    answer: Literal["rank", "generate"] = "rank"
     crop_scale: tuple[float, float] = (1.0, 1.0)
     flip: bool = False
     color_jitter: float = 0.0

@@ -3,6 +3,15 @@
 from __future__ import annotations
 
 from evaluation.base import DamagedDataError, Evaluation, Metrics, Result, check_complete
-from evaluation.table import EVALUATORS, Evaluator
+from evaluation.table import EVALUATORS, Evaluator, evaluator_of
 
-__all__ = ["EVALUATORS", "DamagedDataError", "Evaluation", "Evaluator", "Metrics", "Result", "check_complete"]
+__all__ = [
+    "EVALUATORS",
+    "DamagedDataError",
+    "Evaluation",
+    "Evaluator",
+    "Metrics",
+    "Result",
+    "check_complete",
+    "evaluator_of",
+]

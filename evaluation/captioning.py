@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
-from data.attributes import CAPTION_TEXT
-from data.tasks.captioning import Captioning
+from data.tasks.written import WritingTask
 from data.text.words import words_of
 from evaluation.base import Evaluation, Result
 from evaluation.encoding import encode_vocabulary
@@ -16,6 +17,8 @@ from evaluation.metrics.caption_scores import bleu, rouge_l
 from evaluation.metrics.cider import cider_d, cider_d_by_image
 from model.generate import Words, beam_search
 from model.objective import Objective
+
+T = TypeVar("T")
 
 
 @torch.no_grad()
@@ -52,27 +55,32 @@ def _key(caption: str) -> list[str] | str:
 
 def generate(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
     """(captions, references) of every sample."""
-    objective, task = evaluation.objective, evaluation.source.task
-    vocabulary, words = task.vocabulary, words_of_captions(objective, task, evaluation.device)  # type: ignore[arg-type]
-    parts: list[list[tuple[str, list[str]]]] = []
-    for examples, valid_B in evaluation.batches():
-        prefix = task.prefix(examples).to(evaluation.device)  # type: ignore[attr-defined]
-        found = beam_search(objective, prefix, words, evaluation.beam, task.config.max_text, evaluation.length_penalty)
-        captions = [vocabulary.decode(row).strip() for row in found.best(vocabulary.end)]
-        scored = zip(captions, (example.references for example in examples), strict=True)
-        parts.append(list(itertools.compress(scored, valid_B.tolist())))
-    pairs = [pair for part in evaluation.gathered(parts) for pair in part]
+    pairs = written(evaluation, evaluation.source.task.config.max_text, lambda example: example.references)
     return [caption for caption, _ in pairs], [references for _, references in pairs]
 
 
-def words_of_captions(objective: Objective, task: Captioning, device: str) -> Words:
-    """What the captions of a task are made of."""
+def written(evaluation: Evaluation, max_tokens: int, kept: Callable[[Any], T]) -> list[tuple[str, T]]:
+    """Collective. What the network writes after every sample, and what is kept of the sample."""
+    objective, task = evaluation.objective, evaluation.source.task
+    vocabulary, words = task.vocabulary, words_of_captions(objective, task, evaluation.device)  # type: ignore[arg-type]
+    parts: list[list[tuple[str, T]]] = []
+    for examples, valid_B in evaluation.batches():
+        prefix = task.prefix(examples).to(evaluation.device)  # type: ignore[attr-defined]
+        found = beam_search(objective, prefix, words, evaluation.beam, max_tokens, evaluation.length_penalty)
+        captions = [vocabulary.decode(row).strip() for row in found.best(vocabulary.end)]
+        pairs = zip(captions, map(kept, examples), strict=True)
+        parts.append(list(itertools.compress(pairs, valid_B.tolist())))
+    return [pair for part in evaluation.gathered(parts) for pair in part]
+
+
+def words_of_captions(objective: Objective, task: WritingTask, device: str) -> Words:
+    """What the captions or answers of a task are made of."""
     vocabulary = task.vocabulary
     return Words(
         *encode_vocabulary(objective, task, device),
         temperature=task.temperature,
         end=vocabulary.end,
         spe=vocabulary.spe,
-        attributes=CAPTION_TEXT,
+        attributes=task.written_attributes,
         task=task.config.name,
     )

@@ -19,7 +19,7 @@ from data.stream.source import OpenData, Source, open_data
 from evaluation.base import Evaluation, check_complete
 from evaluation.config import EvaluateConfig
 from evaluation.kept import Row, keep, row_of
-from evaluation.table import EVALUATORS
+from evaluation.table import evaluator_of
 from model.objective import Objective
 from parallel.mesh import Mesh
 
@@ -86,7 +86,7 @@ class InTraining:
 
     def _row(self, source: Source, alive: Callable[[], object]) -> Row:
         start, config = time.perf_counter(), self.config
-        evaluator = EVALUATORS[source.task.config.kind]
+        evaluator = evaluator_of(source.task.config)
         evaluation = Evaluation(
             objective=self.objective,
             source=source,

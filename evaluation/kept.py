@@ -26,13 +26,15 @@ Row = dict[str, Any]
 
 
 def row_of(source: Source, result: Result, options: Mapping[str, Any], figure: str, floor: str, seconds: float) -> Row:
-    """One task's result as it is kept. options: those of evaluate.py that change figures; several views are one of them."""
-    views = source.task.config.views
+    """One task's result as it is kept. options: those of evaluate.py that change figures; views and written answers are among them."""
+    config = source.task.config
+    others: dict[str, Any] = {} if config.views == (1, 1) else {"views": list(config.views)}
+    others |= {} if config.answer == "rank" else {"answer": config.answer}
     return {
         "task": source.name,
         "kind": source.task.config.kind,
         "digest": source.digest,
-        "options": dict(options) | ({} if views == (1, 1) else {"views": list(views)}),
+        "options": dict(options) | others,
         "figure": figure,
         "floor": floor,
         "metrics": result.metrics,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-from evaluation import captioning, classification, masked_text, retrieval, vqa
+from data.config import TaskConfig
+from evaluation import captioning, classification, masked_text, retrieval, vqa, written
 from evaluation.base import Evaluation, Result
 
 
@@ -28,3 +29,13 @@ EVALUATORS: dict[str, Evaluator] = {
     "retrieval": Evaluator(retrieval.evaluate, "image_to_text_r1", "image_to_text_chance"),
     "vqa": Evaluator(vqa.evaluate, "vqa_accuracy", "majority"),
 }
+WRITTEN: dict[str, Evaluator] = {
+    "classification": Evaluator(written.evaluate, "accuracy", "chance"),
+    "text_classification": Evaluator(written.evaluate, "accuracy", "chance"),
+    "vqa": Evaluator(written.evaluate_vqa, "vqa_accuracy", "majority"),
+}
+"""The same kinds with `answer: generate`."""
+
+
+def evaluator_of(task: TaskConfig) -> Evaluator:
+    return EVALUATORS[task.kind] if task.answer == "rank" else WRITTEN[task.kind]

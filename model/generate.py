@@ -64,7 +64,7 @@ def beam_search(
     length_penalty: float = 0.0,
     cached: bool | None = None,
 ) -> Hypotheses:
-    """The `beam` likeliest captions of each row of `prefix`, its visual segments.
+    """The `beam` likeliest captions of each row of `prefix`: its visual segments, or a text that is answered.
 
     A finished hypothesis goes on with end-of-text at no cost. The length penalty p only orders the final list, by
     score / (words + 1)^p. beam = 1 is greedy. cached: None chooses.
@@ -146,7 +146,8 @@ class _CachedScorer:
 
     def __init__(self, objective: Objective, prefix: Sequences, words: Words) -> None:
         self.objective, self.words = objective, words
-        tower = objective.tower
+        self._is_text = prefix.segments[0].modality == Modality.TEXT
+        tower = self._tower = (objective.text_tower if self._is_text else None) or objective.tower
         self._task = objective.config.task_id(words.task)
         layout = layout_of(prefix, self._task)
         _, self._past = tower.encoder.continue_from(tower.embedding(prefix, None), layout, ())
@@ -163,14 +164,14 @@ class _CachedScorer:
         segments = [_text(query_N1, length, Visibility.READOUT, self.words.attributes)]
         if length:
             segments.insert(0, _text(tokens_NT[:, -1:], length - 1, Visibility.CAUSAL, self.words.attributes))
-        tower = self.objective.tower
+        tower = self._tower
         x_NLD = torch.cat([tower.embedding.words(segment) for segment in segments], dim=1)
         x_NLD, new = tower.encoder.continue_from(x_NLD, self._layout(segments), self._past)
         if length:  # the word joins the history, the query does not
             word = tuple(KeysValues(layer.keys[:, :, :1], layer.values[:, :, :1]) for layer in new)
             self._past = tuple(old.joined(one) for old, one in zip(self._past, word, strict=True))
             self._valid_NS = torch.nn.functional.pad(self._valid_NS, (0, 1), value=True)
-        features_NW = tower.read_last(x_NLD)
+        features_NW = tower.read_last(x_NLD, self._is_text)
         return _vocabulary_log_probs(self.objective, features_NW, self.words)
 
     def _layout(self, segments: list[Segment]) -> SequenceLayout:

@@ -82,9 +82,9 @@ class Tower(nn.Module):
             read_QD = self.output_norm(x_BLD[rows_Q, positions_Q])
         return self._project(read_QD, reading.is_text) if reading.projected else read_QD.float()
 
-    def read_last(self, x_BLD: Tensor) -> Tensor:
-        """Features [B, W] of visual sequences at their last position, not normalised."""
-        return self._project(self.output_norm(x_BLD[:, -1]), is_text=False)
+    def read_last(self, x_BLD: Tensor, is_text: bool) -> Tensor:
+        """Features [B, W] of sequences at their last position, not normalised. is_text: they begin with text."""
+        return self._project(self.output_norm(x_BLD[:, -1]), is_text)
 
     def _project(self, read_QD: Tensor, is_text: bool) -> Tensor:
         kind = "shared" if "shared" in self.output else "text" if is_text else "visual"

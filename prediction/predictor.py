@@ -158,8 +158,8 @@ class Predictor:
                 raise DatasetError(f"task {config.name}: the class names of its data set are not there: say them")
         about = {"classification": f"{medium}_class", "masked_text": "text"}.get(kind, f"{medium}_caption")
         info = DatasetInfo(kind=about, classes=classes, token_ids=(), splits={})  # type: ignore[arg-type]
-        # Smoothing belongs to training, and other kinds do not allow it with every option.
-        options = dataclasses.replace(config, kind=kind, label_smoothing=0.0)
+        # Smoothing belongs to training, and other kinds do not allow it with every option. Names are compared, of one view.
+        options = dataclasses.replace(config, kind=kind, label_smoothing=0.0, answer="rank", views=(1, 1))
         return make_task(TaskContext(options, info, self.vocabulary, self.pixels, 0, self.data.word_end))
 
     def _config(self, kind: str, name: str, medium: str) -> TaskConfig:

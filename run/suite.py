@@ -111,7 +111,9 @@ def as_trained(task: SuiteTask, trained: Sequence[TaskConfig]) -> TaskConfig:
     if unknown:
         raise ConfigError(f"suite task {task.name}: there is no option {unknown[0]!r} of tasks")
     options: dict[str, Any] = {"kind": task.kind, "path": str(expanded(task.path))}
-    options |= {"label_smoothing": 0.0, "loss": "softmax"} | dict(task.options)
+    # What its own kind alone may have.
+    others = {} if base.kind == task.kind else {"answer": "rank", "views": (1, 1)}
+    options |= {"label_smoothing": 0.0, "loss": "softmax"} | others | dict(task.options)
     whole = dataclasses.asdict(base.whole(task.split))
     try:
         return pydantic.TypeAdapter(TaskConfig).validate_python(whole | options)

@@ -10,6 +10,7 @@ import yaml
 
 from benchmarks import ablation, checkpoints, moe_layer, recompute
 from benchmarks import data as data_benchmark
+from benchmarks import evaluation as evaluation_benchmark
 from data.synthetic import WorldSize, write_demo_world
 from tests.helpers.places import ROOT
 
@@ -76,3 +77,24 @@ def test_checkpoint_table(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(checkpoints, "CASES", ("save, asynchronous", "restore, cut by columns"))
     checkpoints.main()
     assert len(capsys.readouterr().out.splitlines()) == 1 + 2
+
+
+def test_evaluation_lines(monkeypatch, capsys):
+    small = {
+        "width": 64,
+        "depth": 1,
+        "side": 32,
+        "rounds": 1,
+        "images": 8,
+        "batch-size": 4,
+        "captions": 1,
+        "words": 3,
+        "retrieved": 20,
+    }
+    monkeypatch.setattr(
+        sys, "argv", ["evaluation", *(f"--{key}={value}" for key, value in small.items()), "--texts=40"]
+    )
+    evaluation_benchmark.main()
+    _, *lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0].rstrip(":,") for line in lines] == ["classification", "captions", "retrieval"]
+    assert "ratio" in lines[0] and "ratio" in lines[1] and "20 images and 40 texts" in lines[2]

@@ -112,3 +112,31 @@ def test_the_demo_s_suite_whole_and_in_part(capsys, run, world):
     options = {row["task"]: row["options"] for row in kept["results"]}
     assert options["clips"]["views"] == [3, 2] and "views" not in options["shapes"]
     assert "no task 'clip'; it has shapes" in evaluated(capsys, run, "--suite", "demo", "--tasks", "clip", expect=2)
+
+
+@pytest.mark.slow
+def test_names_are_ranked_and_written_by_one_run(capsys, run):
+    words = ["--split", "heldout", "--tasks", "shapes", "captions"]
+    written = lines_of(evaluated(capsys, run, *words, "--answer", "generate"))
+    ranked = lines_of(evaluated(capsys, run, *words, "--answer", "rank"))
+    assert [line["task"] for line in (*written, *ranked)] == [
+        "shapes, written",
+        "captions",
+        "shapes, ranked",
+        "captions",
+    ]
+    assert "named" in written[0] and "top5_accuracy" in ranked[0] and written[0]["chance"] == ranked[0]["chance"]
+    kept = json.loads((run / "evaluations" / "heldout_step_00000002.json").read_text())
+    rows = {row["task"]: row["options"] for row in kept["results"]}
+    assert rows["shapes, written"]["answer"] == "generate" and "answer" not in rows["shapes, ranked"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--probe", "knn", "--views", "3x1"], ["--answer", "generate", "--views", "3x1"], ["--answer", "generate", "--templates", "simple"],
+     ["--answer", "speak"], ["--views", "3"]],
+)  # fmt: skip
+def test_ways_that_do_not_go_together(capsys, words):
+    with pytest.raises(SystemExit) as caught:
+        parse_arguments(["--run", "r", *words])
+    assert caught.value.code == 2

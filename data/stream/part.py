@@ -13,10 +13,7 @@ from data.config import TaskConfig
 from data.shards import BadSample, DatasetInfo, ShardSet
 from data.stream.order import EpochOrder
 from data.subset import chosen
-from data.tasks.base import label_of
-
-LABELLED = ("classification", "text_classification")
-"""Kinds of tasks whose parts are drawn class by class; of others a part is drawn from all samples."""
+from data.tasks.base import LABELLED, label_of
 
 
 class PartOrder:

@@ -38,6 +38,8 @@ from data.synthetic.scenes import MOTIONS, SHAPES, SIDE, Pair, Thing
 from data.text.tokenizer import END_OF_TEXT, Tokenizer
 
 NUM_FRAMES, FPS = 8, 8
+RADII = (4.0, 10.0)
+"""Of things in clips, in pixels."""
 SPLITS = ("train", "val", "heldout")
 Sample = dict[str, Any]
 
@@ -69,7 +71,7 @@ def write_demo_world(out: Path | str, seed: int, size: WorldSize) -> None:
     """
     out = Path(out)
     with only_writer(out):
-        _claim(out, {"version": 1, "seed": seed, **dataclasses.asdict(size)})
+        _claim(out, {"version": 2, "seed": seed, **dataclasses.asdict(size)})
         tokenizer = Tokenizer.load()
         for number, (name, make) in enumerate(_MAKERS.items()):
             folder = out / name
@@ -213,19 +215,26 @@ def _pair_centres(pair: Pair, rng: np.random.Generator) -> tuple[np.ndarray, np.
 
 
 def _clip(thing: Thing, motion: str, rng: np.random.Generator) -> bytes:
-    """A clip in mp4: the thing passes near the middle of the frame, or a middling size, half-way through.
-
-    Middle frames say little of the motion, the first and the last give it away by place and size: a score on clips does not
-    show that time is read. Clips without that hint took far longer to learn than a demo may.
-    """
-    times_T = np.linspace(-1, 1, NUM_FRAMES)
-    velocity_2 = np.array(scenes.VELOCITY.get(motion, (0, 0))) * rng.uniform(8, 9.5)
-    growth = {"growing": 1, "shrinking": -1}.get(motion, 0) * rng.uniform(2.5, 3)
-    centres_T2 = SIDE / 2 + rng.uniform(-2.5, 2.5, size=2) + times_T[:, None] * velocity_2
-    radii_T = rng.uniform(5, 6.5) + times_T * growth
+    """A clip in mp4."""
+    centres_T2, radii_T = trajectory(motion, rng)
     frames_THWC = np.repeat(scenes.background(rng)[None], NUM_FRAMES, axis=0)
     scenes.draw(frames_THWC, thing, centres_T2, radii_T, rng)
     return encode_mp4(_pixels(frames_THWC), FPS)
+
+
+def trajectory(motion: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """(centres_T2, radii_T) in pixels. No frame by itself says anything of the motion, any two neighbours do.
+
+    The thing starts anywhere on the torus with any size, and sizes come round as places do: what grows past the largest is smallest again.
+    Place and size in a frame are then equally likely to be anything, whatever the motion is.
+    """
+    steps_T = np.arange(NUM_FRAMES)
+    velocity_2 = np.array(scenes.VELOCITY.get(motion, (0, 0))) * rng.uniform(2.2, 2.8)
+    growth = {"growing": 1, "shrinking": -1}.get(motion, 0) * rng.uniform(0.7, 0.85)
+    centres_T2 = (rng.uniform(0, SIDE, size=2) + steps_T[:, None] * velocity_2) % SIDE
+    smallest, largest = RADII
+    sizes_T = (rng.uniform(0, largest - smallest) + steps_T * growth) % (largest - smallest)
+    return centres_T2, smallest + sizes_T
 
 
 def _png(frames_THWC: np.ndarray) -> bytes:

@@ -13,6 +13,7 @@ from data.tasks.masked_text import MaskedText
 from data.tasks.retrieval import Retrieval
 from data.tasks.text_classification import TextClassification
 from data.tasks.vqa import VisualQuestionAnswering
+from data.tasks.written import WrittenClassification, WrittenTextClassification, WrittenVisualQuestionAnswering
 from data.transport import shown
 
 TASKS: dict[str, type[Task]] = {
@@ -23,16 +24,28 @@ TASKS: dict[str, type[Task]] = {
     "retrieval": Retrieval,
     "vqa": VisualQuestionAnswering,
 }
+WRITTEN: dict[str, type[Task]] = {
+    "classification": WrittenClassification,
+    "text_classification": WrittenTextClassification,
+    "vqa": WrittenVisualQuestionAnswering,
+}
+"""The same kinds with `answer: generate`."""
 
 
 def kind_of(config: TaskConfig) -> type[Task]:
-    """The class of the task's kind. Raises ValueError for an unknown one."""
+    """The class of the task's kind and way to answer. Raises ValueError for an unknown one."""
     if config.kind not in TASKS:
         near = difflib.get_close_matches(config.kind, TASKS, n=1, cutoff=0.0)
         raise ValueError(
             f"task {config.name}: unknown kind={config.kind!r}; did you mean {near[0]}? There are {', '.join(TASKS)}"
         )
-    return TASKS[config.kind]
+    if config.answer == "rank":
+        return TASKS[config.kind]
+    if config.kind not in WRITTEN:
+        raise ValueError(
+            f"task {config.name}: answer={config.answer} is for {', '.join(WRITTEN)}, not for {config.kind}"
+        )
+    return WRITTEN[config.kind]
 
 
 def check_tasks(data: DataConfig) -> None:

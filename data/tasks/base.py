@@ -31,6 +31,9 @@ from data.visual.augment import rand_augment, random_erase
 from data.visual.transform import patchify, spatial_transform
 
 Sample = dict[str, Any]
+Answers = Literal["classes", "words", "pairs"]
+LABELLED = ("classification", "text_classification")
+"""Kinds of tasks whose samples have a class: parts of their data are drawn class by class, and probes can be fitted."""
 _CLASS_NUMBER = re.compile(rb"(?:\xef\xbb\xbf)?\s*([-+]?[0-9]{1,9})\s*")
 
 
@@ -72,7 +75,7 @@ class Task(abc.ABC):
     """
 
     reads: ClassVar[tuple[str, ...]]
-    answers: ClassVar[Literal["classes", "words", "pairs"]]
+    answers: ClassVar[Answers]
     has_pictures: ClassVar[bool] = True
 
     @classmethod
@@ -128,7 +131,7 @@ class Task(abc.ABC):
             raise ValueError(
                 f"task {config.name}: candidates={config.candidates} does not go with {config.kind}: use local or {together}"
             )
-        if config.shots and not (cls.answers == "classes" and config.kind != "vqa"):
+        if config.shots and config.kind not in LABELLED:
             raise ValueError(
                 f"task {config.name}: shots are samples of a class, which {config.kind} does not have: use fraction"
             )
@@ -223,7 +226,7 @@ class Task(abc.ABC):
 class WordTask(Task):
     """A task whose candidates are the words of the vocabulary, all of them or a sample."""
 
-    answers = "words"
+    answers: ClassVar[Answers] = "words"
 
     def __init__(self, context: TaskContext) -> None:
         super().__init__(context)

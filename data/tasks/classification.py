@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ import torch
 from data.attributes import VISUAL_INPUT
 from data.batch import Modality, Sequences, TaskBatch
 from data.shards import DatasetError
-from data.tasks.base import Sample, Task, TaskContext, Visual, label_of
+from data.tasks.base import Answers, Sample, Task, TaskContext, Visual, label_of
 from data.tasks.candidates import check_distinct, class_names
 from data.visual.mixing import mix
 
@@ -27,7 +28,7 @@ class Labelled:
 
 class Classification(Task):
     reads = ("image_class", "video_class")
-    answers = "classes"
+    answers: ClassVar[Answers] = "classes"
 
     def __init__(self, context: TaskContext) -> None:
         super().__init__(context)

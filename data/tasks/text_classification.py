@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from data.batch import Sequences, TaskBatch
 from data.config import TaskConfig
 from data.decode.text import decode_json, decode_text
 from data.shards.errors import BadSample
-from data.tasks.base import Sample, Task, TaskContext, label_of
+from data.tasks.base import Answers, Sample, Task, TaskContext, label_of
 from data.tasks.candidates import check_distinct, class_names
 from data.tasks.members import member
 from data.tasks.segments import text_segment
@@ -33,7 +34,7 @@ class Templated:
 
 class TextClassification(Task):
     reads = ("text_class",)
-    answers = "classes"
+    answers: ClassVar[Answers] = "classes"
     has_pictures = False
 
     @classmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from data.batch import Sequences, TaskBatch
 from data.config import TaskConfig
 from data.decode.text import decode_json
 from data.shards.errors import BadSample
-from data.tasks.base import Sample, Task, TaskContext, Visual, label_of
+from data.tasks.base import Answers, Sample, Task, TaskContext, Visual, label_of
 from data.tasks.candidates import check_distinct, class_names
 from data.tasks.members import found
 from data.tasks.segments import text_segment
@@ -37,7 +38,7 @@ class Asked:
 
 class VisualQuestionAnswering(Task):
     reads = ("image_question", "video_question")
-    answers = "classes"
+    answers: ClassVar[Answers] = "classes"
 
     @classmethod
     def text_tokens(cls, config: TaskConfig) -> int:

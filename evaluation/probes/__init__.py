@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from evaluation.probes.classifiers import METHODS
-from evaluation.probes.probe import FIGURE, FLOOR, KINDS, Probe, evaluate
+from evaluation.probes.probe import FIGURE, FLOOR, Probe, evaluate
 
-__all__ = ["FIGURE", "FLOOR", "KINDS", "METHODS", "Probe", "evaluate"]
+__all__ = ["FIGURE", "FLOOR", "METHODS", "Probe", "evaluate"]

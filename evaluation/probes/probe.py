@@ -16,8 +16,6 @@ from evaluation.probes.classifiers import METHODS
 from evaluation.probes.features import features_of, labels_of
 
 FIGURE, FLOOR = "accuracy", "chance"
-KINDS = ("classification", "text_classification")
-"""Of tasks that have classes to tell."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -148,7 +148,7 @@ def imagenet_source(arguments: argparse.Namespace, context: Context) -> PublicSe
             raise DatasetError(
                 f"{next(iter(given.values()))[0]}: --present: no folder is one of the {len(synsets)} synsets"
             )
-        synsets, classes = (tuple(part[number] for number in kept) for part in (synsets, classes))
+        synsets, classes = (tuple(names[number] for number in kept) for names in (synsets, classes))
         synonyms = tuple(synonyms[number] for number in kept)
     entries, failures = {}, {}
     for split, (container, strange) in opened.items():

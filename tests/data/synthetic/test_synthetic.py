@@ -8,13 +8,14 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from sklearn.linear_model import LogisticRegression
 
 from data.decode.image import decode_image
 from data.decode.video import decode_video
 from data.shards import DatasetError, ShardSet, read_info
 from data.synthetic import WorldSize, scenes, world, write_demo_world
 from data.synthetic.__main__ import main
-from data.synthetic.scenes import COLOURS, MOTIONS, SHAPES, Pair, Thing
+from data.synthetic.scenes import COLOURS, MOTIONS, SHAPES, SIDE, Pair, Thing
 from data.text.tokenizer import END_OF_TEXT, Tokenizer
 
 SIZE = WorldSize(shapes=84, pairs=60, clips=24, clip_captions=24, sentences=120, evaluation=12)
@@ -206,3 +207,61 @@ def test_a_complete_world_is_left_alone_and_an_incomplete_one_redone(tmp_path, c
     with pytest.raises(DatasetError, match=r"world\.json"):
         write_demo_world(tmp_path, 0, SIZE)
     assert main([*command, "--clips", "0"]) == 2
+
+
+def trajectories(motion: str, count: int = 1500) -> tuple[np.ndarray, np.ndarray]:
+    """Place and size (x, y, radius) of things in every frame [N, 8, 3] of clips with this motion."""
+    rng = np.random.default_rng(MOTIONS.index(motion))
+    found = [world.trajectory(motion, rng) for _ in range(count)]
+    return np.concatenate([np.stack([c for c, _ in found]), np.stack([r for _, r in found])[..., None]], axis=2)
+
+
+def around(values: np.ndarray) -> np.ndarray:
+    """On circles, as places and sizes come round: cosine and sine of each."""
+    smallest, largest = world.RADII
+    turns = values / np.array([SIDE, SIDE, largest - smallest]) * 2 * np.pi
+    return np.concatenate([np.cos(turns), np.sin(turns)], axis=-1)
+
+
+def test_no_frame_of_a_clip_tells_its_motion():
+    """In each frame place and size are uniform whatever the motion: no moment differs by more than chance makes, and a linear model
+    finds one of six as often as a guess."""
+    paths = np.stack([trajectories(motion) for motion in MOTIONS])
+    low, high = np.array([0, 0, world.RADII[0]]), np.array([SIDE, SIDE, world.RADII[1]])
+    shares = (paths - low) / (high - low)
+    assert shares.min() >= 0 and shares.max() < 1
+    for motion, frame, axis in itertools.product(range(len(MOTIONS)), range(8), range(3)):
+        # Kolmogorov's distance from the uniform distribution: above 2.3 / root(N) once in 20,000.
+        ordered = np.sort(shares[motion, :, frame, axis])
+        assert np.abs(ordered - (np.arange(1500) + 0.5) / 1500).max() < 2.3 / 1500**0.5, (motion, frame, axis)
+    labels = np.repeat(np.arange(len(MOTIONS)), 750)
+    for frame in (0, 3, 7):
+        train, test = (around(paths[:, half, frame]).reshape(-1, 6) for half in (slice(0, 750), slice(750, None)))
+        accuracy = LogisticRegression().fit(train, labels).score(test, labels)
+        assert accuracy == pytest.approx(1 / 6, abs=0.03), frame
+
+
+@pytest.mark.parametrize(("first", "second"), [(0, 1), (6, 7), (1, 3)])
+def test_two_frames_in_their_order_tell_it(first, second):
+    period = np.array([SIDE, SIDE, world.RADII[1] - world.RADII[0]])
+    for motion in MOTIONS:
+        path = trajectories(motion, 50)
+        moved = (path[:, second] - path[:, first] + period / 2) % period - period / 2
+        sign = {"moving left": (-1, 0, 0), "moving right": (1, 0, 0), "moving up": (0, -1, 0), "moving down": (0, 1, 0)}
+        expected = sign.get(motion, (0, 0, 1 if motion == "growing" else -1))
+        assert np.array_equal(np.sign(np.round(moved, 6)), np.tile(expected, (50, 1)))
+
+
+def test_moving_things_look_as_they_are_told(folder):
+    """From the pixels: the mean picture of what differs from the ground moves round the torus the right way."""
+    for sample in samples(folder, "clips", "train"):
+        motion = MOTIONS[int(sample["cls"])]
+        if motion not in scenes.VELOCITY:
+            continue
+        clip = decode_video(sample["mp4"], 8).astype(float)
+        weight = np.abs(clip - np.median(clip, axis=(1, 2), keepdims=True)).sum(axis=3) ** 2
+        grid = 2j * np.pi * (np.arange(SIDE) + 0.5) / SIDE
+        turns = [np.angle((weight.sum(axis=axis) * np.exp(grid)).sum(axis=1)) for axis in (1, 2)]  # of x, of y
+        steps = np.array([((np.diff(turn) + np.pi) % (2 * np.pi) - np.pi).mean() for turn in turns])
+        assert int(np.abs(steps).argmax()) == int(np.abs(scenes.VELOCITY[motion]).argmax())
+        assert np.sign(steps @ scenes.VELOCITY[motion]) == 1, motion
