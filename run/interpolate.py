@@ -1,0 +1,90 @@
+"""Weights between a run and what was tuned from it (WiSE-FT, arXiv 2109.01903), as a run of its own.
+
+python -m run.interpolate --base runs/real_small --tuned runs/flowers --share 0.5 --out runs/flowers_half
+
+Each weight is (1 - share) base + share tuned; what the base does not have, as prompts and heads, is the tuned run's. Averages over the
+training are taken where a run has them. The result is evaluated, used, exported and tuned as any run, but cannot be trained on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Iterator
+
+from tqdm import tqdm
+
+from parallel.checkpoints import Checkpoint, CheckpointError, Fragment, find_checkpoint, save
+from parallel.placement import Placement
+from run.best import chosen_step
+from run.command_line import checkpoint_step
+from run.errors import EXIT_USER, USER_ERRORS, ConfigError
+from run.folder import read_run, write_run_files
+from run.places import expanded
+from run.streams import keep_printing, print_result
+
+
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", required=True, help="folder of the run that tuning started from")
+    parser.add_argument("--tuned", required=True, help="folder of the tuned run")
+    parser.add_argument("--share", type=_share, default=0.5, help="of the tuned weights, 0 to 1 (default: 0.5)")
+    parser.add_argument("--out", required=True, help="folder of the new run, which must not be there yet")
+    parser.add_argument(
+        "--step", type=checkpoint_step, help="checkpoint of the tuned run, or `best`; default: the newest"
+    )
+    return parser.parse_args(argv)
+
+
+def _share(text: str) -> float:
+    number = float(text)
+    if not 0 <= number <= 1:
+        raise ValueError
+    return number
+
+
+def interpolate(arguments: argparse.Namespace) -> str:
+    """Returns a line for people. Raises ConfigError, CheckpointError."""
+    base_folder, tuned_folder, out = (expanded(place) for place in (arguments.base, arguments.tuned, arguments.out))
+    if out.exists():
+        raise ConfigError(f"--out {out} is there already: choose another place, or remove it")
+    (_, base_vocabulary), (run, vocabulary) = read_run(base_folder), read_run(tuned_folder)
+    if base_vocabulary.clip_ids != vocabulary.clip_ids:
+        raise ConfigError(f"{tuned_folder} has another vocabulary than {base_folder}: tune with data.vocabulary=init")
+    base = find_checkpoint(base_folder / "checkpoints")
+    tuned = find_checkpoint(tuned_folder / "checkpoints", chosen_step(tuned_folder, arguments.step))
+    common = sorted(base.names & tuned.names)
+    if not common:
+        raise ConfigError(f"{tuned_folder} and {base_folder} have no weight in common: they are different networks")
+    for name in common:
+        if base.shape(name) != tuned.shape(name):
+            raise CheckpointError(
+                f"{name} is {base.shape(name)} in {base_folder}, {tuned.shape(name)} in {tuned_folder}"
+            )
+    write_run_files(dataclasses.replace(run, name=out.name, runs=str(out.parent), init=""), vocabulary)
+    save(out / "checkpoints", tuned.step, _between(base, tuned, arguments.share), {})
+    own = len(tuned.names) - len(common)
+    return f"{out}: {len(common)} tensors between the two, {own} of the tuned run alone, step {tuned.step}"
+
+
+def _between(base: Checkpoint, tuned: Checkpoint, share: float) -> Iterator[Fragment]:
+    for name in tqdm(sorted(tuned.names), desc="weights", unit="tensor", disable=not sys.stderr.isatty()):
+        weight = tuned.logical(name)
+        if name in base.names:
+            weight = base.logical(name).lerp_(weight, share)
+        yield Fragment(name, Placement(tuple(weight.shape)), 0, True, {"weight": weight.view(-1)})
+
+
+def main(argv: list[str] | None = None) -> int:
+    try:
+        print_result(interpolate(parse_arguments(sys.argv[1:] if argv is None else argv)))
+    except USER_ERRORS as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USER
+    return 0
+
+
+if __name__ == "__main__":
+    keep_printing()
+    sys.exit(main())
