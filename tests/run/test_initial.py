@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -18,7 +19,7 @@ from parallel.checkpoints import CheckpointError, newest, open_checkpoint
 from run.config_file import load_config
 from run.errors import ConfigError
 from run.folder import read_run
-from run.initial import check_head, initial_weights
+from run.initial import initial_weights, open_run_data
 from run.resume import Resume
 from tests.helpers.models import make
 from tests.helpers.places import ROOT
@@ -126,15 +127,12 @@ def test_initial_weights_are_taken_once(config, monkeypatch):
         initialise(["init=a.safetensors", "init_only=[tower.*]"])
 
 
-@pytest.mark.parametrize(
-    ("kind", "classes", "message"),
-    [("classification", 3, "task a has 2 classes; set it to that"), ("captioning", 2, "needs a single task")],
-)
-def test_a_head_must_fit_its_task(kind, classes, message):
-    task: Any = SimpleNamespace(name="a", kind=kind)
-    info = SimpleNamespace(classes=("x", "y"))
-    source = SimpleNamespace(task=SimpleNamespace(context=SimpleNamespace(info=info)))
-    data: Any = SimpleNamespace(sources=[source])
-    with pytest.raises(ConfigError, match=message):
-        check_head(SimpleNamespace(tasks=(task,)), classes, data)  # type: ignore[arg-type]
-    check_head(SimpleNamespace(tasks=(task,)), 0, data)  # type: ignore[arg-type]
+def test_a_head_must_fit_its_task(config):
+    head = load_config(config, ["model.head_classes=6"])
+    with pytest.raises(ConfigError, match="head_classes=6 needs a single task"):
+        open_run_data(head)
+    shapes = tuple(task for task in head.data.tasks if task.name == "shapes")
+    one = dataclasses.replace(head, data=dataclasses.replace(head.data, tasks=shapes))
+    assert open_run_data(one).sources
+    with pytest.raises(ConfigError, match="head_classes=7: task shapes has 6 classes; set it to that"):
+        open_run_data(dataclasses.replace(one, model=dataclasses.replace(one.model, head_classes=7)))
