@@ -35,7 +35,7 @@ from parallel.checkpoints import load_found
 from parallel.kernels import load_kernels
 from parallel.launch import check_launch, is_first_on_machine, launched_world_size
 from parallel.mesh import Mesh, create_mesh, destroy_mesh
-from run.best import chosen_step
+from run.weights.best import chosen_step
 from run.command_line import checkpoint_step, crops_and_clips, finite, natural, positive
 from run.config import RunConfig
 from run.errors import EXIT_USER, USER_ERRORS, ConfigError

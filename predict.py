@@ -31,7 +31,7 @@ from data.shards import DatasetError
 from data.shards.files import replacing
 from data.transport import NotText, text_of
 from prediction import Medium, Predictor, load, load_export, media_of
-from run.best import chosen_step
+from run.weights.best import chosen_step
 from run.command_line import checkpoint_step, positive
 from run.errors import EXIT_USER, USER_ERRORS
 from run.places import expanded

@@ -15,9 +15,9 @@ from data.tasks import kind_of
 from model.objective import Objective
 from parallel.mesh import Mesh
 from parallel.placement import placement_of
-from run.best import Best
+from run.weights.best import Best
 from run.config import RunConfig
-from run.initial import Initial
+from run.weights.initial import Initial
 from run.meter import Record
 from run.resume import Resume
 

@@ -11,7 +11,7 @@ from data.text.vocabulary import Vocabulary
 from parallel.checkpoints import Checkpoint, CheckpointError, newest
 from parallel.engine import Engine
 from parallel.health.same_inputs import check_same_inputs, digest
-from run.best import Best
+from run.weights.best import Best
 from run.changes import check_changes, told_changes
 from run.config import RunConfig
 from run.config_file import dump_config

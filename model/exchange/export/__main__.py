@@ -36,7 +36,7 @@ from model.exchange.export.from_run import (
 from model.exchange.export.merging import Merging, entries, merging_of_modality, merging_of_task
 from model.exchange.export.writing import new_folder, write_weights
 from parallel.checkpoints import find_checkpoint
-from run.best import chosen_step
+from run.weights.best import chosen_step
 from run.command_line import checkpoint_step, positive
 from run.config import RunConfig
 from run.errors import EXIT_USER, USER_ERRORS

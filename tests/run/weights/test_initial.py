@@ -19,7 +19,7 @@ from parallel.checkpoints import CheckpointError, newest, open_checkpoint
 from run.config_file import load_config
 from run.errors import ConfigError
 from run.folder import read_run
-from run.initial import initial_weights, open_run_data
+from run.weights.initial import initial_weights, open_run_data
 from run.resume import Resume
 from tests.helpers.models import make
 from tests.helpers.places import ROOT
@@ -107,10 +107,10 @@ def test_updates_are_trained_on_two_ranks_with_experts(config):
 def test_initial_weights_are_taken_once(config, monkeypatch):
     """From a file, from a run folder by patterns, and not where a checkpoint follows."""
     asked: list[Any] = []
-    monkeypatch.setattr("run.initial.initialise", lambda objective, seed: asked.append(seed))
-    monkeypatch.setattr("run.initial.load_converted", lambda objective, path: asked.append(path))
+    monkeypatch.setattr("run.weights.initial.initialise", lambda objective, seed: asked.append(seed))
+    monkeypatch.setattr("run.weights.initial.load_converted", lambda objective, path: asked.append(path))
     monkeypatch.setattr(
-        "run.initial.with_found",
+        "run.weights.initial.with_found",
         lambda root, step, use: (asked.append((root, step)), (SimpleNamespace(folder=root), None))[1],
     )
 

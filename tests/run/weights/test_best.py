@@ -11,7 +11,7 @@ import torch
 from evaluation.config import EvaluateConfig
 from parallel.checkpoints import Fragment, published, save
 from parallel.placement import Placement
-from run.best import Best, chosen_step
+from run.weights.best import Best, chosen_step
 from run.errors import ConfigError
 
 CONFIG = EvaluateConfig(every=10, keep_best="a/accuracy", patience=2)

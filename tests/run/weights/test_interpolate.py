@@ -15,7 +15,7 @@ from parallel.placement import Placement
 from run.config import RunConfig
 from run.config_file import load_config
 from run.folder import read_run, write_run_files
-from run.interpolate import main
+from run.weights.interpolate import main
 
 
 def kept(run: RunConfig, name: str, weights: dict[str, list[float]]) -> Path:

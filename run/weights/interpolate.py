@@ -1,6 +1,6 @@
 """Weights between a run and what was tuned from it (WiSE-FT, arXiv 2109.01903), as a run of its own.
 
-python -m run.interpolate --base runs/real_small --tuned runs/flowers --share 0.5 --out runs/flowers_half
+python -m run.weights.interpolate --base runs/real_small --tuned runs/flowers --share 0.5 --out runs/flowers_half
 
 Each weight is (1 - share) base + share tuned; what the base does not have, as prompts and heads, is the tuned run's. Averages over the
 training are taken where a run has them. The result is evaluated, used, exported and tuned as any run, but cannot be trained on.
@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from parallel.checkpoints import Checkpoint, CheckpointError, Fragment, find_checkpoint, save
 from parallel.placement import Placement
-from run.best import chosen_step
+from run.weights.best import chosen_step
 from run.command_line import checkpoint_step
 from run.errors import EXIT_USER, USER_ERRORS, ConfigError
 from run.folder import read_run, write_run_files
