@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from evaluate import _places_of_suite, main, parse_arguments
+from evaluate import main
+from evaluation.config import PROBES
+from evaluation.probes import METHODS
+from run.evaluation.arguments import parse_arguments, places_of_suite
 from tests.helpers.runs import tiny_config, train
 
 
@@ -20,8 +23,12 @@ def test_tasks_are_taken_once_and_overrides_may_follow_them():
 def test_places_of_a_suite_are_told_apart_from_options_of_the_run():
     words = ["--run", "r", "--suite", "s", "cifar10.path=/a", "data.workers=1", "data.tasks.x.path=/b"]
     arguments = parse_arguments(words)
-    assert _places_of_suite(arguments) == ["cifar10.path=/a"]
-    assert _places_of_suite(parse_arguments(["--run", "r", "cifar10.path=/a"])) == []
+    assert places_of_suite(arguments) == ["cifar10.path=/a"]
+    assert places_of_suite(parse_arguments(["--run", "r", "cifar10.path=/a"])) == []
+
+
+def test_probes_of_the_command_line_are_those_that_there_are():
+    assert tuple(METHODS) == PROBES
 
 
 def test_a_run_is_evaluated_or_two_are_compared(capsys):
