@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from data.config import TaskConfig
+from data.config import Frames, TaskConfig
 from data.stream.source import Source, open_data
 from data.tasks.base import Pixels
 from evaluation import DamagedDataError, Evaluation, Result, check_complete, evaluator_of, probes
@@ -51,10 +51,11 @@ def evaluate(arguments: argparse.Namespace) -> None:
     templates = {entry.templates: read_templates(entry.templates) for entry in entries}
     pixels = Pixels(run.model.image_size, run.model.patch)
 
-    def opened(task: TaskConfig) -> Source:
-        return open_data(dataclasses.replace(run.data, tasks=(task,)), pixels, run.seed, vocabulary).sources[0]
+    def opened(task: TaskConfig, frames: Frames = "as-is") -> Source:
+        data = dataclasses.replace(run.data, tasks=(task,))
+        return open_data(data, pixels, run.seed, vocabulary, frames).sources[0]
 
-    sources = [opened(entry.task) for entry in entries]
+    sources = [opened(entry.task, arguments.frames) for entry in entries]
     for source in sources:
         check_complete(source)
     probe = _probe_of(arguments)

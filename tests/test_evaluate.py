@@ -11,7 +11,7 @@ from evaluate import main
 from evaluation.config import PROBES
 from evaluation.probes import METHODS
 from run.evaluation.arguments import parse_arguments, places_of_suite
-from tests.helpers.runs import tiny_config, train
+from tests.helpers.runs import saved_run, tiny_config, train
 
 
 def test_tasks_are_taken_once_and_overrides_may_follow_them():
@@ -83,6 +83,36 @@ def evaluated(capsys, run: Path, *words: str, expect: int = 0) -> str:
 
 def lines_of(text: str) -> list[dict]:
     return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def untrained(world, tmp_path_factory) -> Path:
+    """A folder of a run as it starts."""
+    return saved_run(tiny_config(world, tmp_path_factory.mktemp("untrained")))
+
+
+def test_frames_of_clips_in_another_order_or_frozen(capsys, untrained):
+    words = ["--split", "heldout", "--limit", "4"]
+    shuffled = lines_of(evaluated(capsys, untrained, *words, "--frames", "shuffled"))
+    frozen = lines_of(evaluated(capsys, untrained, *words, "--frames", "frozen", "--tasks", "clips"))
+    evaluated(capsys, untrained, *words, "--tasks", "clips")
+    assert [line["task"] for line in (*shuffled, *frozen)] == ["clips, shuffled frames", "clips, frozen frames"]
+    (path,) = (untrained / "evaluations").glob("heldout_step_*.json")
+    options = {row["task"]: row["options"].get("frames") for row in json.loads(path.read_text())["results"]}
+    assert options == {"clips": None, "clips, shuffled frames": "shuffled", "clips, frozen frames": "frozen"}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--tasks", "shapes"], "--frames frozen is for clips of several frames, not for shapes (image_class)"),
+        (["--tasks", "clips", "captions"], "not for captions (image_caption): name others by --tasks"),
+        (["data.tasks.clips.num_frames=1", "--tasks", "clips"], "not for clips (video_class, num_frames=1)"),
+    ],
+)
+def test_frames_of_what_has_none(capsys, untrained, words, said):
+    error = evaluated(capsys, untrained, "--frames", "frozen", *words, expect=2)
+    assert said in error and error.startswith("error: ") and error.count("\n") == 1
 
 
 @pytest.mark.slow

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import get_args
 
+from data.config import Frames
 from evaluation.config import PROBES
 from run.command_line import checkpoint_step, crops_and_clips, finite, natural, positive
 
@@ -61,6 +63,12 @@ def parse_arguments(argv: list[str], description: str = "") -> argparse.Namespac
         type=crops_and_clips,
         metavar="CROPSxCLIPS",
         help="of classification, for instance 3x4, whose similarities are averaged (default: those of the task)",
+    )
+    parser.add_argument(
+        "--frames",
+        choices=get_args(Frames),
+        default="as-is",
+        help="of clips, to see whether a model reads time: in another order, or the middle one throughout (default: as-is)",
     )
     parser.add_argument(
         "--answer",

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 
 from data.config import TaskConfig
+from data.shards import read_info
 from data.shards.info import TRAINING_SPLIT
 from data.tasks import WRITTEN
 from data.tasks.base import LABELLED
@@ -25,8 +26,10 @@ class Entry:
 
 
 def entries_of(arguments: argparse.Namespace, run: RunConfig) -> list[Entry]:
-    """Raises ConfigError."""
+    """Raises ConfigError and DatasetError."""
     entries = [_with_options(entry, arguments) for entry in _all_entries(arguments, run)]
+    if arguments.frames != "as-is":
+        entries = _of_clips(entries, arguments)
     if not arguments.probe:
         return entries
     probed = [entry for entry in entries if entry.task.kind in LABELLED]
@@ -37,6 +40,22 @@ def entries_of(arguments: argparse.Namespace, run: RunConfig) -> list[Entry]:
         if entry.task.split == training_of(entry, run).split:
             raise ConfigError(f"--probe is fitted to split {entry.task.split} of {entry.name}: evaluate another split")
     return probed
+
+
+def _of_clips(entries: list[Entry], arguments: argparse.Namespace) -> list[Entry]:
+    """Those whose frames can be rearranged, under names of their own. Raises ConfigError and DatasetError."""
+    kinds = [read_info(entry.task.path).kind for entry in entries]
+    found = [e for e, kind in zip(entries, kinds, strict=True) if kind.startswith("video") and e.task.num_frames > 1]
+    if not found or (arguments.tasks and len(found) < len(entries)):
+        others = ", ".join(
+            f"{entry.name} ({kind}{', num_frames=1' if kind.startswith('video') else ''})"
+            for entry, kind in zip(entries, kinds, strict=True)
+            if entry not in found
+        )
+        raise ConfigError(
+            f"--frames {arguments.frames} is for clips of several frames, not for {others}: name others by --tasks"
+        )
+    return [dataclasses.replace(entry, name=f"{entry.name}, {arguments.frames} frames") for entry in found]
 
 
 def _with_options(entry: Entry, arguments: argparse.Namespace) -> Entry:
