@@ -85,8 +85,7 @@ def _open_sources(
         else:
             shards = ShardSet.open(task_config.path, task_config.split, cache)
         context = TaskContext(task_config, info, vocabulary, pixels, config.vocabulary_sample, config.word_end, frames)
-        kept = cache.folder / "labels"
-        order = order_of(task_config, info, shards, kept, _mix(seed, number), seed, config.shuffle_window)
+        order = order_of(task_config, info, shards, _mix(seed, number), seed, config.shuffle_window)
         sources.append(Source(make_task(context), shards, order))
     _check_cache(sources, config)
     return sources
