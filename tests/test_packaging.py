@@ -33,7 +33,7 @@ EXPORT_ROOM = ("model", "exchange", "export")
 NOT_FROM_PYPI = {"apex"}
 TARGETS = {
     *("help", "setup", "demo", "test", "test-slow", "parity", "curves", "mutants", "check", "docs"),
-    *("bench", "bench-data", "ablation", "image-check", "clean"),
+    *("bench", "bench-data", "bench-evaluation", "ablation", "image-check", "clean"),
 }
 
 
