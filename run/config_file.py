@@ -42,15 +42,30 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), is_resolved: bo
         raw = typed(RunConfig, raw)
     if not is_resolved:
         raw = _started_from(_with_presets(raw, str(path), overrides))
-    return parse_config(raw, str(path), overrides)
+    try:
+        return parse_config(raw, str(path), overrides)
+    except ConfigError as error:
+        init = raw.get("init")
+        if is_resolved or not isinstance(init, str) or not init or expanded(init).exists():
+            raise
+        raise ConfigError(
+            f"{error}; init={init} is not there, so the shape of its network is not known here"
+        ) from error
 
 
 def _started_from(raw: dict[str, Any]) -> dict[str, Any]:
-    """What follows from the run that `init` names: the shape of its network, without what belongs to its tasks, and its vocabulary."""
+    """What follows from the run that `init` names: the shape of its network, without what belongs to its tasks, and its vocabulary.
+
+    Where that run is gone, what this one noted of it when it was started.
+    """
     init = raw.get("init")
-    if not isinstance(init, str) or not (expanded(init) / CONFIG).is_file():
+    if not isinstance(init, str) or not init or init.endswith(".safetensors"):
         return raw
-    model = dict(_read(expanded(init) / CONFIG, 0).get("model") or {})
+    places = (expanded(init), expanded(str(raw.get("runs", "runs"))) / str(raw.get("name")))
+    found = [place for place in places if (place / CONFIG).is_file()]
+    if not found:
+        return raw
+    model = dict(_read(found[0] / CONFIG, 0).get("model") or {})
     for own in ("prompts", "head_classes"):
         model.pop(own, None)
     if (model.get("experts") or {}).get("router") not in ("task", "task_specific"):

@@ -83,6 +83,8 @@ def vocabulary_of(run: RunConfig) -> Vocabulary:
     """That of the run that `init` names, where data.vocabulary says so, or what follows from the data. Raises ConfigError."""
     if run.data.vocabulary != "init":
         return read_vocabulary(run.data)
+    if is_run(run.folder):  # it goes on
+        return read_run(run.folder)[1]
     if not is_run(Path(run.init)):
         raise ConfigError(
             f"data.vocabulary=init needs init= a run, and init={run.init!r} is none: use full or restricted"
@@ -91,7 +93,9 @@ def vocabulary_of(run: RunConfig) -> Vocabulary:
 
 
 def open_run_data(run: RunConfig) -> OpenData:
-    """The data of all tasks. Raises ConfigError where the linear head does not fit them, and what open_data raises."""
+    """The data of all tasks. Raises ConfigError where `init` is not there or the linear head does not fit, and what open_data raises."""
+    if run.init and not Path(run.init).exists() and not is_run(run.folder):
+        raise ConfigError(f"init={run.init}: there is no such run, export or file; say where yours is with init=PLACE")
     pixels = Pixels(run.model.image_size, run.model.patch)
     data = open_data(run.data, pixels, run.seed, vocabulary_of(run))
     classes, task = run.model.head_classes, run.data.tasks[0]
