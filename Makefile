@@ -8,10 +8,10 @@ export OMP_NUM_THREADS ?= 1
 export GLOO_SOCKET_IFNAME ?= $(if $(filter Darwin,$(shell uname -s)),lo0,lo)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow parity curves mutants check docs bench bench-data ablation image-check clean
+.PHONY: help setup demo test test-slow parity curves mutants check docs bench bench-data bench-evaluation ablation image-check clean
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-20s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-23s %s\n", $$1, $$2}'
 
 setup: ## the environment in .venv: 3 minutes the first time, nothing to do the next (scripts/setup.sh tells the options)
 	@bash scripts/setup.sh
@@ -48,6 +48,9 @@ bench: setup ## what a sparse block costs against a dense one and DeepSpeed's, o
 
 bench-data: setup ## reading and decoding against webdataset's pipeline and decoding alone; ARGS="--data FOLDER" for real files
 	$(PYTHON) -W ignore -m benchmarks.data $(ARGS)
+
+bench-evaluation: setup ## what evaluating costs besides the network; ARGS="--parts captions" for a part
+	$(PYTHON) -m benchmarks.evaluation $(ARGS)
 
 ablation: setup ## dense, six routers and LIMoE on the demo's world, three seeds: 20 minutes on two cores; ARGS="--seeds 1"
 	$(PYTHON) -m data.synthetic --out data_demo

@@ -8,8 +8,8 @@
   python predict.py fill     --run runs/demo --texts "the red ___ lies left of the star"
   python predict.py caption  --model outputs/demo --files pictures                          an exported run
 
-Files are images, clips, folders of them, patterns, or shards (.tar). Answers go to standard output, a line each (--json: JSON lines); what
-cannot be read is named on standard error, and the rest is done.
+Files are images, clips, folders of them, patterns, or shards (.tar), also by URL or as @LIST. Answers go to standard output, a line each
+(--json: JSON lines, --parquet FILE: a table in its place); what cannot be read is named on standard error, and the rest is done.
 
 Exit codes: 0 done, 1 done but for files that could not be read, or failure, 2 the run or the arguments cannot be used.
 """
@@ -17,9 +17,8 @@ Exit codes: 0 done, 1 done but for files that could not be read, or failure, 2 t
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +27,15 @@ import torch
 from tqdm import tqdm
 
 from data.shards import DatasetError
-from data.shards.files import replacing
 from data.transport import NotText, text_of
 from prediction import Medium, Predictor, load, load_export, media_of
-from run.weights.best import chosen_step
+from prediction.answers import Answers, check_place, writing
+from prediction.media import CACHE_DIR, shard_cache
+from prediction.nearest import nearest
 from run.command_line import checkpoint_step, positive
 from run.errors import EXIT_USER, USER_ERRORS
 from run.places import expanded
-from run.streams import print_result
+from run.weights.best import chosen_step
 
 EXIT_UNREADABLE = 1
 
@@ -45,6 +45,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     files = argparse.ArgumentParser(add_help=False)
     files.add_argument("--files", nargs="+", default=[], metavar="PLACE", help="files, folders, patterns, shards")
+    files.add_argument("--cache-dir", type=Path, metavar="FOLDER", help=f"of remote shards (default: {CACHE_DIR})")
     common = argparse.ArgumentParser(add_help=False)
     which = common.add_mutually_exclusive_group(required=True)
     which.add_argument("--run", help="run folder, for instance runs/demo")
@@ -57,7 +58,9 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     common.add_argument("--task", default="", help="take the options of this task of the run")
     common.add_argument("--batch-size", type=positive, default=32)
     common.add_argument("--threads", type=positive, help="CPU threads (default: torch's choice)")
-    common.add_argument("--json", action="store_true", help="JSON lines in place of text")
+    answers = common.add_mutually_exclusive_group()
+    answers.add_argument("--json", action="store_true", help="JSON lines in place of text")
+    answers.add_argument("--parquet", type=Path, metavar="FILE", help="a table of the same in FILE; needs pyarrow")
 
     classify = commands.add_parser("classify", parents=[common, files], help="which of these names fits best")
     classify.add_argument(
@@ -70,13 +73,18 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     classify.add_argument("--top", type=positive, default=3, help="so many names of each file (default: 3)")
     caption = commands.add_parser("caption", parents=[common, files], help="a sentence about each file")
     caption.add_argument("--beam", type=positive, default=2, help="hypotheses; 1 is greedy (default: 2)")
-    retrieve = commands.add_parser("retrieve", parents=[common, files], help="the files that fit a text or a file best")
+    retrieve = commands.add_parser(
+        "retrieve",
+        parents=[common, files],
+        help="the files that fit a text or a file best",
+        description="Finds the files by faiss where it is installed, and by numpy elsewhere, with the same answers.",
+    )
     retrieve.add_argument("--query", nargs="+", required=True, help="texts, or with --by-file images and clips")
     retrieve.add_argument("--by-file", action="store_true", help="queries are files")
     retrieve.add_argument("--index", type=Path, help="what `embed` wrote, in place of --files")
     retrieve.add_argument("--top", type=positive, default=5, help="so many files of each query (default: 5)")
     embed = commands.add_parser("embed", parents=[common, files], help="a vector of each file, as an index")
-    embed.add_argument("--out", type=Path, required=True, help="index to write (.npz: names, vectors)")
+    embed.add_argument("--out", type=Path, help="index to write (.npz: names, vectors)")
     fill = commands.add_parser("fill", parents=[common], help="words in place of ___")
     fill.add_argument("--texts", nargs="+", required=True, metavar="TEXT")
     fill.add_argument("--top", type=positive, default=3, help="so many words of each gap (default: 3)")
@@ -87,6 +95,8 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         parser.error("retrieve: give --files, or --index")
     if arguments.command in ("classify", "caption", "embed") and not arguments.files:
         parser.error(f"{arguments.command}: give --files")
+    if arguments.command == "embed" and not (arguments.out or arguments.parquet):
+        parser.error("embed: give --out, or --parquet")
     return arguments
 
 
@@ -107,6 +117,9 @@ class Unreadable:
 
 def predict(arguments: argparse.Namespace) -> int:
     """Returns the exit code."""
+    answers = Answers(arguments.command, arguments.json, arguments.parquet)
+    if arguments.command == "embed" and arguments.out:
+        check_place(arguments.out)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     if arguments.model:
@@ -117,32 +130,37 @@ def predict(arguments: argparse.Namespace) -> int:
         )
     unreadable = Unreadable()
     if arguments.command == "classify":
-        answers = model.classify(media_of(arguments.files), _names(arguments.classes), arguments.top, arguments.task)
-        for medium, choices in unreadable.without(answers):
+        named = model.classify(_media(arguments), _names(arguments.classes), arguments.top, arguments.task)
+        for medium, choices in unreadable.without(named):
             found = [{"class": choice.text, "probability": round(choice.probability, 5)} for choice in choices]
             text = ", ".join(f"{choice.text} {choice.probability:.1%}" for choice in choices)
-            _put(arguments, {"file": medium.name, "classes": found}, f"{medium.name}: {text}")
+            answers.put({"file": medium.name, "classes": found}, f"{medium.name}: {text}")
     elif arguments.command == "caption":
-        for medium, caption in unreadable.without(
-            model.caption(media_of(arguments.files), arguments.beam, task=arguments.task)
-        ):
-            _put(arguments, {"file": medium.name, "caption": caption}, f"{medium.name}: {caption}")
+        captions = model.caption(_media(arguments), arguments.beam, task=arguments.task)
+        for medium, caption in unreadable.without(captions):
+            answers.put({"file": medium.name, "caption": caption}, f"{medium.name}: {caption}")
     elif arguments.command == "embed":
         names, vectors_ND = _embedded(model, arguments, arguments.files, unreadable)
-        with replacing(arguments.out) as file:
-            np.savez(file, names=np.array(names), vectors=vectors_ND, step=model.step)
-        _put(arguments, {"index": str(arguments.out), "files": len(names)}, f"{arguments.out}: {len(names)} files")
+        if arguments.out:
+            with writing(arguments.out) as file:
+                np.savez(file, names=np.array(names), vectors=vectors_ND, step=model.step)
+        if arguments.parquet:
+            for name, vector_D in zip(names, vectors_ND, strict=True):
+                answers.put({"file": name, "vector": vector_D}, name)
+        else:
+            answers.put({"index": str(arguments.out), "files": len(names)}, f"{arguments.out}: {len(names)} files")
     elif arguments.command == "retrieve":
-        _retrieve(model, arguments, unreadable)
+        _retrieve(model, arguments, unreadable, answers)
     else:
         for text, gaps in zip(arguments.texts, model.fill(arguments.texts, arguments.top, arguments.task), strict=True):
             words = [[{"word": c.text, "probability": round(c.probability, 5)} for c in gap] for gap in gaps]
             shown = "; ".join(", ".join(f"{c.text} {c.probability:.1%}" for c in gap) for gap in gaps)
-            _put(arguments, {"text": text, "gaps": words}, f"{text}: {shown}")
+            answers.put({"text": text, "gaps": words}, f"{text}: {shown}")
+    answers.close()
     return EXIT_UNREADABLE if unreadable.count else 0
 
 
-def _retrieve(model: Predictor, arguments: argparse.Namespace, unreadable: Unreadable) -> None:
+def _retrieve(model: Predictor, arguments: argparse.Namespace, unreadable: Unreadable, answers: Answers) -> None:
     if arguments.index:
         names, vectors_ND = _index(arguments.index)
     else:
@@ -155,18 +173,22 @@ def _retrieve(model: Predictor, arguments: argparse.Namespace, unreadable: Unrea
         raise DatasetError(
             f"{arguments.index}: vectors of {vectors_ND.shape[1]} numbers, the run has {queries_QD.shape[1]}"
         )
-    for query, similarity_N in zip(queries, queries_QD @ vectors_ND.T, strict=True):
-        best = np.argsort(-similarity_N, kind="stable")[: arguments.top]
-        found = [{"file": names[place], "similarity": round(float(similarity_N[place]), 5)} for place in best]
+    for query, best in zip(queries, nearest(vectors_ND, queries_QD, arguments.top), strict=True):
+        found = [{"file": names[place], "similarity": round(similarity, 5)} for place, similarity in best]
         lines = [f"  {row['similarity']:.3f}  {row['file']}" for row in found]
-        _put(arguments, {"query": query, "files": found}, "\n".join([f"{query}:", *lines]))
+        answers.put({"query": query, "files": found}, "\n".join([f"{query}:", *lines]))
+
+
+def _media(arguments: argparse.Namespace, places: Sequence[str] = ()) -> Iterator[Medium]:
+    """Of these places, or of --files."""
+    return media_of(places or arguments.files, shard_cache(arguments.cache_dir or CACHE_DIR))
 
 
 def _embedded(
     model: Predictor, arguments: argparse.Namespace, places: list[str], unreadable: Unreadable
 ) -> tuple[list[str], np.ndarray]:
     """(names, vectors [N, D]). Raises DatasetError if none can be read."""
-    found = [(m.name, v.numpy()) for m, v in unreadable.without(model.embed(media_of(places), arguments.task))]
+    found = [(m.name, v.numpy()) for m, v in unreadable.without(model.embed(_media(arguments, places), arguments.task))]
     if not found:
         raise DatasetError(f"none of {', '.join(places)[:200]} can be read")
     return [name for name, _ in found], np.stack([vector for _, vector in found])
@@ -179,6 +201,8 @@ def _index(path: Path) -> tuple[list[str], np.ndarray]:
             names, vectors_ND = content["names"], content["vectors"]
         if vectors_ND.ndim != 2 or len(names) != len(vectors_ND) or vectors_ND.dtype != np.float32:
             raise ValueError("names and vectors do not go together")
+        if not len(names) or not np.isfinite(vectors_ND).all():
+            raise ValueError("no vectors, or some that are not finite")
         return names.tolist(), vectors_ND
     except OSError as error:
         raise DatasetError(f"{path}: {error.strerror or error}") from error
@@ -199,11 +223,6 @@ def _names(words: list[str]) -> list[str]:
     if len(words) == 1:
         raise DatasetError("--classes: give two names at least, or @FILE with one per line")
     return words
-
-
-def _put(arguments: argparse.Namespace, record: dict[str, Any], text: str) -> None:
-    """Raises OutputError."""
-    print_result(json.dumps(record, ensure_ascii=False) if arguments.json else text)
 
 
 def main(argv: list[str] | None = None) -> int:

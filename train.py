@@ -29,7 +29,6 @@ from parallel.launch import check_launch, is_first_on_machine, launched_rank, la
 from parallel.mesh import create_mesh, destroy_mesh
 from plan import plan, render
 from plan.sizes import describe
-from run.weights.best import Best
 from run.command_line import parse_arguments
 from run.config import RunConfig, check_layout
 from run.config_file import load_config
@@ -37,13 +36,14 @@ from run.console import end_line, legend, start_lines
 from run.engine_file import read_engine_file
 from run.errors import EXIT_STOPPED, EXIT_USER, USER_ERRORS, DivergedError
 from run.folder import write_run_files
-from run.weights.initial import initial_weights, open_run_data
 from run.ledger import FaultLedger
 from run.library_log import keep_library_messages
 from run.meter import Meter, Record, has_diverged
 from run.resume import Resume, earlier_start
 from run.sinks import Sinks
 from run.streams import keep_printing
+from run.weights.best import Best
+from run.weights.initial import initial_weights, open_run_data
 
 REMEDY = "lower optimizer.lr or look at the data"
 

@@ -7,6 +7,8 @@ from typing import Literal
 
 Sampling = Literal["segment", "uniform", "stride"]
 """Of a clip's frames."""
+Frames = Literal["as-is", "shuffled", "frozen"]
+"""What evaluation does to the frames that were sampled (data/tasks/frames.py)."""
 TEXT_PLACE, SPE_PLACE = "{text}", "<spe>"
 """What a template of a text or question holds: the text, and where the answer is read."""
 

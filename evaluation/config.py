@@ -1,8 +1,11 @@
-"""Options of evaluation while training."""
+"""Options of evaluation: those of evaluation while training, and the names of probes."""
 
 from __future__ import annotations
 
 import dataclasses
+
+PROBES = ("linear", "ridge", "knn")
+"""Classifiers of frozen features (evaluation/probes)."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,10 +26,12 @@ Row = dict[str, Any]
 
 
 def row_of(source: Source, result: Result, options: Mapping[str, Any], figure: str, floor: str, seconds: float) -> Row:
-    """One task's result as it is kept. options: those of evaluate.py that change figures; views and written answers are among them."""
+    """One task's result as it is kept. options: those of evaluate.py that change figures, besides those of the task."""
     config = source.task.config
     others: dict[str, Any] = {} if config.views == (1, 1) else {"views": list(config.views)}
     others |= {} if config.answer == "rank" else {"answer": config.answer}
+    frames = source.task.context.frames
+    others |= {} if frames == "as-is" else {"frames": frames}
     return {
         "task": source.name,
         "kind": source.task.config.kind,

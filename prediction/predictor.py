@@ -33,7 +33,7 @@ from evaluation.encoding import encode_rows, encode_vocabulary
 from model.generate import Words, beam_search
 from model.objective import Objective
 from prediction.media import Medium
-from run.suite import RELATED
+from run.evaluation.suite import RELATED
 
 GAP = "___"
 """Where a word is to be filled in."""

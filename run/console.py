@@ -15,11 +15,11 @@ from data.tasks import kind_of
 from model.objective import Objective
 from parallel.mesh import Mesh
 from parallel.placement import placement_of
-from run.weights.best import Best
 from run.config import RunConfig
-from run.weights.initial import Initial
 from run.meter import Record
 from run.resume import Resume
+from run.weights.best import Best
+from run.weights.initial import Initial
 
 
 def start_lines(

@@ -11,12 +11,12 @@ from data.text.vocabulary import Vocabulary
 from parallel.checkpoints import Checkpoint, CheckpointError, newest
 from parallel.engine import Engine
 from parallel.health.same_inputs import check_same_inputs, digest
-from run.weights.best import Best
 from run.changes import check_changes, told_changes
 from run.config import RunConfig
 from run.config_file import dump_config
 from run.errors import ConfigError
 from run.folder import CONFIG, read_run
+from run.weights.best import Best
 
 
 @dataclasses.dataclass(frozen=True)

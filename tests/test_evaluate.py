@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from evaluate import _places_of_suite, main, parse_arguments
-from tests.helpers.runs import tiny_config, train
+from evaluate import main
+from evaluation.config import PROBES
+from evaluation.probes import METHODS
+from run.evaluation.arguments import parse_arguments, places_of_suite
+from tests.helpers.runs import saved_run, tiny_config, train
 
 
 def test_tasks_are_taken_once_and_overrides_may_follow_them():
@@ -20,8 +23,12 @@ def test_tasks_are_taken_once_and_overrides_may_follow_them():
 def test_places_of_a_suite_are_told_apart_from_options_of_the_run():
     words = ["--run", "r", "--suite", "s", "cifar10.path=/a", "data.workers=1", "data.tasks.x.path=/b"]
     arguments = parse_arguments(words)
-    assert _places_of_suite(arguments) == ["cifar10.path=/a"]
-    assert _places_of_suite(parse_arguments(["--run", "r", "cifar10.path=/a"])) == []
+    assert places_of_suite(arguments) == ["cifar10.path=/a"]
+    assert places_of_suite(parse_arguments(["--run", "r", "cifar10.path=/a"])) == []
+
+
+def test_probes_of_the_command_line_are_those_that_there_are():
+    assert tuple(METHODS) == PROBES
 
 
 def test_a_run_is_evaluated_or_two_are_compared(capsys):
@@ -76,6 +83,36 @@ def evaluated(capsys, run: Path, *words: str, expect: int = 0) -> str:
 
 def lines_of(text: str) -> list[dict]:
     return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def untrained(world, tmp_path_factory) -> Path:
+    """A folder of a run as it starts."""
+    return saved_run(tiny_config(world, tmp_path_factory.mktemp("untrained")))
+
+
+def test_frames_of_clips_in_another_order_or_frozen(capsys, untrained):
+    words = ["--split", "heldout", "--limit", "4"]
+    shuffled = lines_of(evaluated(capsys, untrained, *words, "--frames", "shuffled"))
+    frozen = lines_of(evaluated(capsys, untrained, *words, "--frames", "frozen", "--tasks", "clips"))
+    evaluated(capsys, untrained, *words, "--tasks", "clips")
+    assert [line["task"] for line in (*shuffled, *frozen)] == ["clips, shuffled frames", "clips, frozen frames"]
+    (path,) = (untrained / "evaluations").glob("heldout_step_*.json")
+    options = {row["task"]: row["options"].get("frames") for row in json.loads(path.read_text())["results"]}
+    assert options == {"clips": None, "clips, shuffled frames": "shuffled", "clips, frozen frames": "frozen"}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--tasks", "shapes"], "--frames frozen is for clips of several frames, not for shapes (image_class)"),
+        (["--tasks", "clips", "captions"], "not for captions (image_caption): name others by --tasks"),
+        (["data.tasks.clips.num_frames=1", "--tasks", "clips"], "not for clips (video_class, num_frames=1)"),
+    ],
+)
+def test_frames_of_what_has_none(capsys, untrained, words, said):
+    error = evaluated(capsys, untrained, "--frames", "frozen", *words, expect=2)
+    assert said in error and error.startswith("error: ") and error.count("\n") == 1
 
 
 @pytest.mark.slow

@@ -67,6 +67,7 @@ OWNERS = {
     "av": "data",
     "requests": "data",
     "fsspec": "data",
+    "faiss": "prediction.nearest",
 }
 
 

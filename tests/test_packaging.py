@@ -19,6 +19,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 # Where the name in an import statement is not the distribution's.
 DISTRIBUTION_OF = {
+    "faiss": "faiss-cpu",
     "PIL": "pillow",
     "megatron": "megatron-core",
     "open_clip": "open-clip-torch",
@@ -32,7 +33,7 @@ EXPORT_ROOM = ("model", "exchange", "export")
 NOT_FROM_PYPI = {"apex"}
 TARGETS = {
     *("help", "setup", "demo", "test", "test-slow", "parity", "curves", "mutants", "check", "docs"),
-    *("bench", "bench-data", "ablation", "image-check", "clean"),
+    *("bench", "bench-data", "bench-evaluation", "ablation", "image-check", "clean"),
 }
 
 
@@ -54,6 +55,7 @@ def constraint_lines() -> list[str]:
 
 RUNTIME = pins(PROJECT["project"]["dependencies"])
 PREPARATION = pins(PROJECT["project"]["optional-dependencies"]["prepare"])
+INDEX = pins(PROJECT["project"]["optional-dependencies"]["index"])
 EXPORT = pins(PROJECT["project"]["optional-dependencies"]["export"])
 DOCUMENTATION = pins(PROJECT["project"]["optional-dependencies"]["docs"])
 DEVELOPMENT = pins(PROJECT["project"]["optional-dependencies"]["dev"])
@@ -84,7 +86,8 @@ def test_every_import_is_declared() -> None:
     undeclared = []
     for file in source_files():
         parts = file.relative_to(ROOT).parts
-        optional = DEVELOPMENT if parts[0] == "tests" else PREPARATION if parts[:2] == ("data", "prepare") else {}
+        room = {"tests": DEVELOPMENT, "prediction": INDEX}.get(parts[0], {})
+        optional = PREPARATION if parts[:2] == ("data", "prepare") else room
         declared = RUNTIME.keys() | optional.keys() | (EXPORT.keys() | ELSEWHERE if parts[:3] == EXPORT_ROOM else set())
         for name in sorted(third_party_imports(file)):
             if normal(DISTRIBUTION_OF.get(name, name)) not in declared:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 import torch
 import yaml
@@ -194,3 +196,48 @@ def test_the_data_need_not_be_there(trained, tmp_path, world):
     with pytest.raises(DatasetError, match="the class names of its data set are not there: say them"):
         list(model.classify(media_of([shard_of(world, "shapes")])))
     assert len(list(model.classify(media_of([shard_of(world, "shapes")]), ["circle", "square"]))) == 16
+
+
+def rows_of(path) -> list[dict]:
+    return pyarrow.parquet.read_table(path).to_pylist()
+
+
+def test_a_table_has_what_json_lines_have(trained, world, tmp_path, capsys):
+    shard, table, index = shard_of(world, "shapes"), tmp_path / "t.parquet", tmp_path / "index.npz"
+    commands = [
+        ["classify", "--classes", "red circle", "blue star", "--files", shard],
+        ["caption", "--files", shard],
+        ["retrieve", "--query", "a red circle", "a star", "--files", shard],
+        ["fill", "--texts", "the red ___ is left of the ___", "a ___"],
+    ]
+    for command, *words in commands:
+        run = [command, "--run", str(trained[0]), "--threads", "1", *words]
+        assert main([*run, "--json"]) == main([*run, "--parquet", str(table)]) == 0
+        *lines, said = capsys.readouterr().out.splitlines()
+        assert said == f"{table}: {len(lines)} rows" and len(lines) >= 2
+        assert rows_of(table) == [json.loads(line) for line in lines]
+    embed = ["embed", "--run", str(trained[0]), "--files", shard, "--parquet", str(table), "--out", str(index)]
+    assert main(embed) == 0
+    with np.load(index) as content:
+        assert [row["file"] for row in rows_of(table)] == content["names"].tolist()
+        assert np.array_equal(np.array([row["vector"] for row in rows_of(table)], np.float32), content["vectors"])
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [("nowhere/t.parquet", "there is no folder"), (".", "is a folder: name a file"), ("t.parquet", "writing it needs pyarrow: EXTRAS=")],
+)  # fmt: skip
+def test_a_table_that_cannot_be_written_is_refused_before_the_work(tmp_path, monkeypatch, capsys, path, said):
+    if path == "t.parquet":
+        monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.chdir(tmp_path)
+    assert main(["caption", "--run", "nothing", "--files", "x.png", "--parquet", path]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.startswith("error: ") and error.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("words", [["embed", "--files", "x"], ["caption", "--files", "x", "--json", "--parquet", "t"]])
+def test_an_answer_needs_one_place(capsys, words):
+    with pytest.raises(SystemExit) as caught:
+        main([*words, "--run", "r"])
+    assert caught.value.code == 2

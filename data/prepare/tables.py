@@ -91,10 +91,10 @@ def parquet(path: Path, columns: Sequence[str] = ()) -> Iterator[Any]:
         raise DatasetError(f"{path}: cannot be read ({str(error)[:200]})") from error
 
 
-def pyarrow_for(path: Path) -> Any:
-    """pyarrow, which nothing but such tables needs. Raises DatasetError."""
+def pyarrow_for(path: Path, doing: str = "reading") -> Any:
+    """pyarrow with its parquet, which nothing but such tables needs. Raises DatasetError."""
     try:
         import pyarrow.parquet
     except ImportError as error:
-        raise DatasetError(f"{path}: reading it needs pyarrow: EXTRAS=prepare scripts/setup.sh installs it") from error
+        raise DatasetError(f"{path}: {doing} it needs pyarrow: EXTRAS=prepare scripts/setup.sh installs it") from error
     return pyarrow

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from data.config import TaskConfig
-from data.shards import BadSample, DatasetInfo, ShardSet
+from data.shards import BadSample, BadShard, DatasetInfo, ShardSet
+from data.shards.files import replacing
 from data.stream.order import EpochOrder
 from data.subset import chosen
 from data.tasks.base import LABELLED, label_of
@@ -38,41 +38,54 @@ class PartOrder:
 
 
 def order_of(
-    config: TaskConfig, info: DatasetInfo, shards: ShardSet, kept: Path, seed: int, drawn: int, window: int
+    config: TaskConfig, info: DatasetInfo, shards: ShardSet, seed: int, drawn: int, window: int
 ) -> EpochOrder | PartOrder:
     """The order of all samples, or of the part that `shots` and `fraction` choose.
 
-    seed: of the order; drawn: of the choice; kept: folder for labels that were read once.
+    seed: of the order; drawn: of the choice.
     """
     if not config.shots and config.fraction == 1.0:
         return EpochOrder(shards.sizes, seed, window)
     labels_N = np.zeros(sum(shards.sizes), dtype=np.int64)
     if config.kind in LABELLED:
-        labels_N = _labels(info, shards, kept)
+        labels_N = labels_of(info, shards)
     readable_N = np.flatnonzero(labels_N >= 0)
     part_M = chosen(labels_N[readable_N], config.shots, config.fraction, drawn)
     return PartOrder(shards.sizes, readable_N[part_M], seed, window)
 
 
-def _labels(info: DatasetInfo, shards: ShardSet, kept: Path) -> np.ndarray:
-    """labels_N of all samples, -1 where it cannot be read. Read once on a machine and kept, since every sample has to be touched."""
-    path = kept / f"{shards.listed.digest(info.classes)}.npy"
-    with contextlib.suppress(OSError, ValueError):
-        labels_N = np.load(path, allow_pickle=False)
-        if labels_N.shape == (sum(shards.sizes),) and labels_N.dtype == np.int64:
-            return labels_N
-    found = []
+def labels_of(info: DatasetInfo, shards: ShardSet) -> np.ndarray:
+    """labels_N of all samples, -1 where it cannot be read; no picture is decoded. Read once on a machine and kept in the cache of shards,
+    since every sample has to be touched; read again where a local shard was written anew, or where a whole one failed."""
+    path = _kept(info, shards)
+    if path:
+        with contextlib.suppress(OSError, ValueError):
+            labels_N = np.load(path, allow_pickle=False)
+            if labels_N.shape == (sum(shards.sizes),) and labels_N.dtype == np.int64:
+                return labels_N
+    found, keep = [], True
     for shard, size in enumerate(shards.sizes):
         for index in range(size):
             try:
                 found.append(label_of(shards.read(shard, index), info))
-            except BadSample:
+            except BadSample as error:
                 found.append(-1)
+                keep = keep and not isinstance(error, BadShard)
     labels_N = np.array(found, dtype=np.int64)
-    with contextlib.suppress(OSError):  # a disk that is full or not ours: it is read again the next time
-        kept.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(f".{os.getpid()}.partial")
-        with unfinished.open("wb") as file:
-            np.save(file, labels_N)
-        os.replace(unfinished, path)
+    if path and keep:
+        with contextlib.suppress(OSError):  # a disk that is full or not ours: it is read again the next time
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as file:
+                np.save(file, labels_N)
     return labels_N
+
+
+def _kept(info: DatasetInfo, shards: ShardSet) -> Path | None:
+    """The file of the labels. Shards with other labels may have the same names and sizes: local ones are told apart by their times."""
+    if shards.cache is None:
+        return None
+    try:
+        times = [] if shards.is_remote else [path.stat().st_mtime_ns for path in shards.paths]
+    except OSError:
+        return None
+    return shards.cache.folder / "labels" / f"{shards.listed.digest(info.classes, times)}.npy"

@@ -7,7 +7,7 @@ import itertools
 import os
 from pathlib import Path
 
-from data.config import DataConfig
+from data.config import DataConfig, Frames
 from data.shards import DatasetError, DatasetInfo, ShardSet, read_info
 from data.stream.order import EpochOrder
 from data.stream.part import PartOrder, order_of
@@ -59,16 +59,21 @@ class OpenData:
         return {source.name: source.digest for source in self.sources}
 
 
-def open_data(config: DataConfig, pixels: Pixels, seed: int, vocabulary: Vocabulary | None = None) -> OpenData:
-    """Bind every task to its data set; vocabulary: of an earlier run, in place of the one that follows from the data sets.
+def open_data(
+    config: DataConfig, pixels: Pixels, seed: int, vocabulary: Vocabulary | None = None, frames: Frames = "as-is"
+) -> OpenData:
+    """Bind every task to its data set; vocabulary: of an earlier run, in place of the one that follows from the data sets; frames: of
+    clips, in evaluation.
 
     Batch sizes of token budgets are filled in. Raises DatasetError, which names the task and the folder, and VocabularyFileError.
     """
     vocabulary = vocabulary or read_vocabulary(config)
-    return OpenData(vocabulary, _open_sources(config, vocabulary, pixels, seed))
+    return OpenData(vocabulary, _open_sources(config, vocabulary, pixels, seed, frames))
 
 
-def _open_sources(config: DataConfig, vocabulary: Vocabulary, pixels: Pixels, seed: int) -> list[Source]:
+def _open_sources(
+    config: DataConfig, vocabulary: Vocabulary, pixels: Pixels, seed: int, frames: Frames
+) -> list[Source]:
     cache = Cache(Path(os.path.expanduser(config.cache_dir)), int(config.cache_gib * (1 << 30)))
     sources = []
     for number, task_config in enumerate(config.tasks):
@@ -79,9 +84,8 @@ def _open_sources(config: DataConfig, vocabulary: Vocabulary, pixels: Pixels, se
             shards = ShardSet.from_urls(task_config.shards, cache, config.allow_pipe)
         else:
             shards = ShardSet.open(task_config.path, task_config.split, cache)
-        context = TaskContext(task_config, info, vocabulary, pixels, config.vocabulary_sample, config.word_end)
-        kept = cache.folder / "labels"
-        order = order_of(task_config, info, shards, kept, _mix(seed, number), seed, config.shuffle_window)
+        context = TaskContext(task_config, info, vocabulary, pixels, config.vocabulary_sample, config.word_end, frames)
+        order = order_of(task_config, info, shards, _mix(seed, number), seed, config.shuffle_window)
         sources.append(Source(make_task(context), shards, order))
     _check_cache(sources, config)
     return sources

@@ -16,13 +16,15 @@ import numpy as np
 
 from data.attributes import Attributes
 from data.batch import Modality, Scope, Segment, Sequences, TaskBatch
-from data.config import TaskConfig
+from data.config import Frames, TaskConfig
 from data.decode.image import decode_image
 from data.decode.text import decode_json, decode_text
 from data.decode.video import decode_video
+from data.seeding import rng
 from data.shards import DatasetError, DatasetInfo
 from data.shards.errors import BadSample
 from data.tasks.candidates import WordCandidates
+from data.tasks.frames import rearranged
 from data.tasks.members import IMAGE_KEYS, VIDEO_KEYS, found, member
 from data.tasks.segments import visual_segment
 from data.text.vocabulary import Vocabulary
@@ -47,7 +49,7 @@ class Pixels:
 
 @dataclasses.dataclass(frozen=True)
 class TaskContext:
-    """What a task is built from besides its own options."""
+    """What a task is built from besides its own options. frames: of clips, in evaluation alone."""
 
     config: TaskConfig
     info: DatasetInfo
@@ -55,6 +57,7 @@ class TaskContext:
     pixels: Pixels
     vocabulary_sample: int = 0
     word_end: bool = False
+    frames: Frames = "as-is"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,13 +180,7 @@ class Task(abc.ABC):
     def visual(self, sample: Sample, generator: np.random.Generator | None) -> Visual:
         """Decode, augment and cut the sample's image or clip."""
         config, pixels = self.config, self.context.pixels
-        picture = self._picture(sample)
-        if self.modality == Modality.VIDEO:
-            frames_THWC = decode_video(
-                picture, config.num_frames, config.frame_sampling, config.frame_stride, rng=generator
-            )
-        else:
-            frames_THWC = decode_image(picture)[None]
+        (frames_THWC,) = self._clips(sample, generator, 1)
         square = spatial_transform(
             frames_THWC,
             pixels.image_size,
@@ -201,20 +198,27 @@ class Task(abc.ABC):
 
     def views(self, sample: Sample) -> tuple[Visual, ...]:
         """In evaluation: crops of each clip in turn (papers.md 1.9). One crop of one clip is `visual`. Raises BadSample."""
-        config, pixels, picture = self.config, self.context.pixels, self._picture(sample)
-        crops, clips = config.views
-        if self.modality == Modality.VIDEO:
-            frames_THWC = decode_video(
-                picture, config.num_frames, config.frame_sampling, config.frame_stride, clips=clips
-            )
-        else:
-            frames_THWC = decode_image(picture)[None]
+        pixels, (crops, clips) = self.context.pixels, self.config.views
         squares = [
             spatial_transform(clip_THWC, pixels.image_size, None, place=0.5 if crops == 1 else crop / (crops - 1))
-            for clip_THWC in np.split(frames_THWC, clips)
+            for clip_THWC in self._clips(sample, None, clips)
             for crop in range(crops)
         ]
         return tuple(Visual(*patchify(square, pixels.patch)) for square in squares)
+
+    def _clips(self, sample: Sample, generator: np.random.Generator | None, clips: int) -> list[np.ndarray]:
+        """The frames [T, H, W, 3] of each of so many clips; an image is one of one frame."""
+        config, picture = self.config, self._picture(sample)
+        if self.modality != Modality.VIDEO:
+            return [decode_image(picture)[None]]
+        frames_THWC = decode_video(
+            picture, config.num_frames, config.frame_sampling, config.frame_stride, rng=generator, clips=clips
+        )
+        clips_THWC = np.split(frames_THWC, clips)
+        if self.context.frames == "as-is":
+            return clips_THWC
+        orders = rng(number_of(picture))  # of the content: the same whoever reads it
+        return [rearranged(clip_THWC, self.context.frames, orders) for clip_THWC in clips_THWC]
 
     def _picture(self, sample: Sample) -> bytes:
         return member(sample, VIDEO_KEYS if self.modality == Modality.VIDEO else IMAGE_KEYS)

@@ -15,15 +15,30 @@ ENOUGH = 3
 _NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 _DIGITS = {word: str(number) for number, word in enumerate(_NUMBERS)} | {"none": "0"}
 _ARTICLES = {"a", "an", "the"}
+_CONTRACTIONS = {
+    "n't": "ai are ca could did does do had has have is might must need ought sha should was were wo would",
+    "'ve": "could might must should would i they we who you",
+    "'re": "they you",
+    "'ll": "it that they you",
+    "'d": "he it they who you",
+    "'s": "he here how she that there what when where who",
+    "'m": "i",
+}
+"""Endings, and what they follow. Left out is what would be another word: hell, id, ill, its, lets, shed, shell, wed, well, were, whore."""
+_WHOLE = {
+    (stem + ending).replace("'", ""): stem + ending for ending, stems in _CONTRACTIONS.items() for stem in stems.split()
+} | {"maam": "ma'am", "oclock": "o'clock", "yall": "y'all"}
+"""A contraction without its apostrophe, and with it."""
 
 
 def normal(answer: str) -> str:
     """Lower case, number words as digits, no article and no punctuation, apart from the apostrophe, a colon and the point or comma in
-    a number. The common tool also mends apostrophes ("dont"), by a table that is not here."""
+    a number; contractions with their apostrophe ("dont"), by the rule of English. The common tool has a list of them, which may differ in
+    rare ones."""
     text = re.sub(r"(?<=\d),(?=\d)", "", answer.lower())
     text = re.sub(r"(?<!\d)\.|\.(?!\d)", "", text)
     text = re.sub(r"[^\w\s'.:]|_", " ", text)
-    words = [_DIGITS.get(word, word) for word in text.split()]
+    words = [_WHOLE.get(word) or _DIGITS.get(word, word) for word in text.split()]
     return " ".join(word for word in words if word not in _ARTICLES)
 
 

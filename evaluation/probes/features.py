@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from data.batch import TaskBatch
 from data.stream.evaluation import EvaluationBatch
-from data.stream.source import Source
-from data.tasks.base import Sample, Task, label_of
+from data.stream.part import labels_of
 from evaluation.base import Evaluation
 
 
@@ -47,29 +44,9 @@ def features_of(evaluation: Evaluation, batches: Iterator[EvaluationBatch]) -> F
     return Features(*map(np.concatenate, zip(*evaluation.gathered(parts), strict=True)))
 
 
-def labels_of(evaluation: Evaluation, source: Source) -> np.ndarray:
-    """Collective. labels_N of all samples of a training split, -1 where it cannot be read. No picture is decoded."""
-    labels = dataclasses.replace(source, task=_Labels(source.task.context))
-    parts = [
-        [(place, label) for place, label, valid in zip(b.places, b.examples, b.valid, strict=True) if valid]
-        for b in evaluation.training_passed(labels)
-    ]
-    labels_N = np.full(source.order.total, -1)
-    for part in evaluation.gathered(parts):
-        for place, label in part:
-            labels_N[place] = label
-    return labels_N
-
-
-class _Labels(Task):
-    """Reads the class of a sample and nothing else."""
-
-    reads = ("image_class", "video_class", "text_class")
-    answers = "classes"
-    default_temperature = ""
-
-    def example(self, sample: Sample, generator: np.random.Generator | None) -> int:
-        return label_of(sample, self.context.info)
-
-    def batch(self, examples: list[int], generator: np.random.Generator | None) -> TaskBatch:
-        raise NotImplementedError
+def training_labels(evaluation: Evaluation) -> np.ndarray:
+    """Collective. labels_N of all samples of the training split, -1 where it cannot be read. Every rank reads them, by what its machine has
+    kept, and those of the first count, so that all choose the same samples whatever one of them failed to read."""
+    assert evaluation.training is not None
+    own_N = labels_of(evaluation.training.task.context.info, evaluation.training.shards)
+    return evaluation.of_all_ranks(own_N if evaluation.share.index == 0 else np.empty(0, np.int64))[0]

@@ -13,7 +13,7 @@ from data.subset import chosen
 from evaluation.base import Evaluation, Metrics, Result
 from evaluation.classification import class_accuracy
 from evaluation.probes.classifiers import METHODS
-from evaluation.probes.features import features_of, labels_of
+from evaluation.probes.features import features_of, training_labels
 
 FIGURE, FLOOR = "accuracy", "chance"
 
@@ -57,7 +57,7 @@ def evaluate(evaluation: Evaluation, probe: Probe) -> Result:
     a trial. details: each trial's accuracy, and its strength (C, penalty or neighbours). Raises DatasetError."""
     source, share = evaluation.training, evaluation.share
     assert source is not None
-    places = probe.parts(labels_of(evaluation, source)) if probe.is_part else [np.arange(source.order.total)]
+    places = probe.parts(training_labels(evaluation)) if probe.is_part else [np.arange(source.order.total)]
     wanted = np.unique(np.concatenate(places))
     training = features_of(evaluation, evaluation.training_passed(source, wanted))
     rows = [np.flatnonzero(np.isin(training.places_N, part)) for part in places]

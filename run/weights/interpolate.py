@@ -17,12 +17,12 @@ from tqdm import tqdm
 
 from parallel.checkpoints import Checkpoint, CheckpointError, Fragment, find_checkpoint, save
 from parallel.placement import Placement
-from run.weights.best import chosen_step
 from run.command_line import checkpoint_step
 from run.errors import EXIT_USER, USER_ERRORS, ConfigError
 from run.folder import read_run, write_run_files
 from run.places import expanded
 from run.streams import keep_printing, print_result
+from run.weights.best import chosen_step
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:

@@ -7,7 +7,8 @@ import pytest
 
 from data.decode.image import encode_png
 from data.shards import write_shard
-from prediction.media import media_of
+from prediction.media import media_of, shard_cache
+from tests.helpers.shard_server import serving
 
 PNG = encode_png(np.zeros((8, 8, 3), np.uint8))
 
@@ -43,6 +44,34 @@ def test_a_shard(tmp_path):
         (f"{path}:x", "png", False), (f"{path}:y", "mp4", True), (f"{path}:z", "", False),
     ]  # fmt: skip
     assert [m.fault for m in found] == ["", "", "no image or clip in this sample"]
+
+
+def test_shards_by_url_and_in_a_list(tmp_path):
+    with serving() as server:
+        for number in range(2):
+            write_shard(tmp_path / "x.tar", [{"__key__": f"{number}", "png": PNG}])
+            server.files[f"/x-{number}.tar"] = (tmp_path / "x.tar").read_bytes()
+        server.files["/page.tar"] = b"<html>"
+        server.files["/all.txt"] = b"x-1.tar\nx-0.tar\n"
+        url, cache = server.url, shard_cache(tmp_path / "cache")
+        (tmp_path / "list.txt").write_text(f"# ours\n{url}/x-0.tar\nx.tar\n")
+        places = [
+            f"{url}/x-{{0..1}}.tar",
+            f"@{url}/all.txt",
+            f"@{tmp_path}/list.txt",
+            f"{url}/page.tar",
+            f"{url}/x-7.tar",
+        ]
+        found = [(medium.name.replace(url, ""), medium.fault) for medium in media_of(places, cache)]
+    sound = [name for name, fault in found if not fault]
+    assert sound == ["/x-0.tar:0", "/x-1.tar:1", "/x-1.tar:1", "/x-0.tar:0", "/x-0.tar:0", f"{tmp_path}/x.tar:1"]
+    (page, html), (gone, missing) = [row for row in found if row[1]]
+    assert (page, gone) == ("/page.tar", "/x-7.tar") and "HTML" in html and "404" in missing
+
+
+def test_commands_are_not_started(tmp_path):
+    (medium,) = media_of([f"pipe:touch {tmp_path}/x"])
+    assert "commands need data.allow_pipe" in medium.fault and not (tmp_path / "x").exists()
 
 
 def test_what_is_not_there_is_named_and_the_rest_comes(folder):

@@ -36,13 +36,13 @@ from model.exchange.export.from_run import (
 from model.exchange.export.merging import Merging, entries, merging_of_modality, merging_of_task
 from model.exchange.export.writing import new_folder, write_weights
 from parallel.checkpoints import find_checkpoint
-from run.weights.best import chosen_step
 from run.command_line import checkpoint_step, positive
 from run.config import RunConfig
 from run.errors import EXIT_USER, USER_ERRORS
 from run.folder import read_run
 from run.places import expanded
 from run.streams import print_result
+from run.weights.best import chosen_step
 
 MEDIA = {"image": (Modality.IMAGE,), "video": (Modality.VIDEO,), "text": (), "": (Modality.IMAGE, Modality.VIDEO)}
 """Which pictures a task has been trained on; of data that is not there both."""

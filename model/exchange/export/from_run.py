@@ -22,8 +22,8 @@ from model.exchange.export.folder import MODEL_TYPE
 from model.exchange.export.merging import ATTRIBUTES, Merging, merged_config
 from parallel.checkpoints import Checkpoint, CheckpointError
 from run.config import RunConfig
+from run.evaluation.suite import RELATED
 from run.folder import write_vocabulary
-from run.suite import RELATED
 
 TASK_OPTIONS = ("name", "kind", "temperature", "max_text", "num_frames", "frame_sampling", "frame_stride", "template")
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from data.config import DataConfig, TaskConfig
-from data.stream.part import PartOrder
+from data.shards import BadShard, DatasetInfo, ShardSet, write_info, write_shards
+from data.stream.part import PartOrder, labels_of
 from data.stream.source import open_data
 from data.tasks import check_tasks
 from data.tasks.base import Pixels, label_of
@@ -50,6 +51,42 @@ def test_shots_are_of_each_class_and_read_once(world, tmp_path, monkeypatch):
     (tmp_path / "labels").joinpath(next((tmp_path / "labels").iterdir())).write_bytes(b"damaged")
     monkeypatch.undo()
     assert samples(opened(world, tmp_path, shots=2)) == samples(source)
+
+
+def test_labels_are_kept_but_for_shards_that_failed(world, tmp_path, monkeypatch):
+    source = opened(world, tmp_path)
+    info, shards, read = source.task.context.info, source.shards, ShardSet.read
+
+    def failing(self: ShardSet, shard: int, index: int):
+        if index == 2:
+            raise BadShard("away for now")
+        return read(self, shard, index)
+
+    monkeypatch.setattr(ShardSet, "read", failing)
+    assert labels_of(info, shards)[2] == -1 and not (tmp_path / "labels").exists()
+    monkeypatch.undo()
+    labels = labels_of(info, shards)
+    assert labels.min() == 0
+    monkeypatch.setattr(ShardSet, "read", lambda *_: pytest.fail("labels are read once"))
+    assert np.array_equal(labels_of(info, shards), labels)
+
+
+def test_labels_of_shards_that_were_written_anew(tmp_path):
+    """The same names and bytes, other labels."""
+    (tmp_path / "set").mkdir()
+    info = DatasetInfo(kind="text_class", classes=("a", "b"), token_ids=(320, 321, 49407), splits={})
+    write_info(tmp_path / "set", info)
+    task = TaskConfig(name="t", kind="text_classification", path=str(tmp_path / "set"))
+    config = DataConfig(tasks=(task,), vocabulary="restricted", cache_dir=str(tmp_path / "cache"))
+    for labels in ([0, 1, 1], [1, 0, 1]):
+        for path in (tmp_path / "set").glob("train*"):
+            path.unlink()
+        samples = [{"__key__": f"{n}", "txt": "a", "cls": label} for n, label in enumerate(labels)]
+        write_shards(tmp_path / "set", "train", iter(samples))
+        source = open_data(config, Pixels(16, 8), 0).sources[0]
+        for _ in range(2):
+            assert labels_of(source.task.context.info, source.shards).tolist() == labels
+    assert len(list((tmp_path / "cache" / "labels").iterdir())) == 2
 
 
 def test_of_captions_a_share_of_all_is_drawn(world, tmp_path):

@@ -37,7 +37,8 @@ def test_fewer_people():
 @pytest.mark.parametrize(
     ("written", "common"),
     [("The Dog.", "dog"), ("two", "2"), ("none", "0"), ("1,000", "1000"), ("3.5", "3.5"), ("t-shirt", "t shirt"),
-     ("it's  a man", "it's man"), ("yes!", "yes"), ("10:30", "10:30"), ("U.S.", "us"), ("a", "")],
+     ("it's  a man", "it's man"), ("yes!", "yes"), ("10:30", "10:30"), ("U.S.", "us"), ("a", ""),
+     ("I dont know", "i don't know"), ("its", "its"), ("WONT", "won't"), ("don't", "don't"), ("were", "were"), ("3 oclock", "3 o'clock")],
 )  # fmt: skip
 def test_the_common_form(written, common):
     assert normal(written) == common

@@ -15,7 +15,7 @@ from data.stream.source import open_data
 from data.tasks.base import Pixels
 from evaluation import Evaluation
 from evaluation.probes import Probe, evaluate
-from evaluation.probes.features import features_of, labels_of
+from evaluation.probes.features import features_of, training_labels
 from model.initialise import initialise
 from model.objective import Objective
 from parallel.collectives import Axis
@@ -69,6 +69,23 @@ def test_two_ranks_give_the_figures_of_one(config):
         assert found == alone
 
 
+def labels_of_rank(rank: int, config: str) -> list[int]:
+    """The second rank cannot read one of the labels."""
+    from evaluation.probes import features
+
+    dist.init_process_group("gloo")
+    read = features.labels_of
+    features.labels_of = lambda info, shards: np.where(np.arange(48) == 5 * rank - 1, -1, read(info, shards))
+    found = training_labels(probed(config, "shapes", Axis("data", 2, rank, dist.group.WORLD))).tolist()
+    dist.destroy_process_group()
+    return found
+
+
+def test_ranks_choose_by_the_same_labels(config):
+    alone = training_labels(probed(str(config), "shapes", Axis("data"))).tolist()
+    assert -1 not in alone and run_ranks(2, labels_of_rank, str(config)) == [alone, alone]
+
+
 def test_features_stand_before_the_projection_and_training_is_not_augmented(config):
     evaluation = probed(str(config), "shapes", Axis("data"))
     features = features_of(evaluation, evaluation.passed())
@@ -90,7 +107,7 @@ def test_features_stand_before_the_projection_and_training_is_not_augmented(conf
 def test_labels_are_read_without_decoding(config, monkeypatch):
     evaluation = probed(str(config), "shapes", Axis("data"))
     monkeypatch.setattr("data.tasks.base.decode_image", None)
-    labels = labels_of(evaluation, evaluation.training)
+    labels = training_labels(evaluation)
     assert np.bincount(labels).tolist() == [8] * 6
 
 
@@ -128,7 +145,7 @@ def test_texts_and_damaged_training_samples(tmp_path, config):
     evaluation = dataclasses.replace(
         like, objective=objective.eval(), source=sources[0], training=sources[1], limit=None
     )
-    assert labels_of(evaluation, sources[1]).tolist() == [0, 1, -1, 1, 0, 1, 0, 1]
+    assert training_labels(evaluation).tolist() == [0, 1, -1, 1, 0, 1, 0, 1]
     for probe in (Probe("ridge", shots=3, trials=2), Probe("knn"), Probe("linear")):
         metrics = evaluate(evaluation, probe).metrics
         assert metrics["accuracy"] == 1.0 and metrics["training_samples"] == (6 if probe.is_part else 7)
@@ -144,7 +161,7 @@ def test_probes_are_named_and_checked():
 
 def test_one_class_alone_cannot_be_probed(config):
     evaluation = probed(str(config), "shapes", Axis("data"))
-    labels = labels_of(evaluation, evaluation.training)
+    labels = training_labels(evaluation)
     one, only = Probe("knn", shots=8), np.flatnonzero(labels == 0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Probe, "parts", lambda self, labels_N: [only])

@@ -11,8 +11,8 @@ import torch
 from evaluation.config import EvaluateConfig
 from parallel.checkpoints import Fragment, published, save
 from parallel.placement import Placement
-from run.weights.best import Best, chosen_step
 from run.errors import ConfigError
+from run.weights.best import Best, chosen_step
 
 CONFIG = EvaluateConfig(every=10, keep_best="a/accuracy", patience=2)
 

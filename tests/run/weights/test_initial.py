@@ -19,8 +19,8 @@ from parallel.checkpoints import CheckpointError, newest, open_checkpoint
 from run.config_file import load_config
 from run.errors import ConfigError
 from run.folder import read_run
-from run.weights.initial import initial_weights, open_run_data
 from run.resume import Resume
+from run.weights.initial import initial_weights, open_run_data
 from tests.helpers.models import make
 from tests.helpers.places import ROOT
 from tests.helpers.runs import environment, losses, records, train

@@ -20,8 +20,8 @@ from parallel.kernels import load_kernels
 from parallel.mesh import Mesh
 from prediction import load, media_of
 from run.config_file import load_config
-from run.weights.initial import initial_weights
 from run.resume import Resume
+from run.weights.initial import initial_weights
 from tests.helpers.runs import saved_run, tiny_config
 from tests.model.exchange.export.test_round_trip import COUNT, TEXTS, close, embedded, pictures_of
 

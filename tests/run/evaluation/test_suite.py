@@ -7,7 +7,7 @@ import pytest
 from data.config import TaskConfig
 from evaluation import EVALUATORS
 from run.errors import ConfigError
-from run.suite import RELATED, SUITES, SuiteTask, as_trained, read_suite
+from run.evaluation.suite import RELATED, SUITES, SuiteTask, as_trained, read_suite
 from tests.helpers.streams import write_numbered
 
 TRAINED = (

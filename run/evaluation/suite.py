@@ -30,7 +30,7 @@ from run.errors import ConfigError
 from run.places import expanded, is_path
 from run.strict_text import TextError, read_yaml, typed
 
-SUITES = Path(__file__).resolve().parents[1] / "configs" / "suites"
+SUITES = Path(__file__).resolve().parents[2] / "configs" / "suites"
 RELATED = {
     "classification": ("classification", "retrieval", "captioning"),
     "text_classification": ("text_classification", "masked_text"),

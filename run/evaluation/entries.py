@@ -1,0 +1,90 @@
+"""What is evaluated: the run's tasks or those of a suite, with the options of the command line."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+
+from data.config import TaskConfig
+from data.shards import read_info
+from data.shards.info import TRAINING_SPLIT
+from data.tasks import WRITTEN
+from data.tasks.base import LABELLED
+from run.config import RunConfig
+from run.errors import ConfigError
+from run.evaluation.arguments import places_of_suite
+from run.evaluation.suite import as_trained, read_suite
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A row of the results: its name, and a task of the network on the data that is evaluated."""
+
+    name: str
+    task: TaskConfig
+    templates: str
+
+
+def entries_of(arguments: argparse.Namespace, run: RunConfig) -> list[Entry]:
+    """Raises ConfigError and DatasetError."""
+    entries = [_with_options(entry, arguments) for entry in _all_entries(arguments, run)]
+    if arguments.frames != "as-is":
+        entries = _of_clips(entries, arguments)
+    if not arguments.probe:
+        return entries
+    probed = [entry for entry in entries if entry.task.kind in LABELLED]
+    if not probed or (arguments.tasks and len(probed) < len(entries)):
+        others = ", ".join(f"{entry.name} ({entry.task.kind})" for entry in entries if entry not in probed)
+        raise ConfigError(f"--probe is for {' and '.join(LABELLED)}, not for {others}: name others by --tasks")
+    for entry in probed:
+        if entry.task.split == training_of(entry, run).split:
+            raise ConfigError(f"--probe is fitted to split {entry.task.split} of {entry.name}: evaluate another split")
+    return probed
+
+
+def _of_clips(entries: list[Entry], arguments: argparse.Namespace) -> list[Entry]:
+    """Those whose frames can be rearranged, under names of their own. Raises ConfigError and DatasetError."""
+    kinds = [read_info(entry.task.path).kind for entry in entries]
+    found = [e for e, kind in zip(entries, kinds, strict=True) if kind.startswith("video") and e.task.num_frames > 1]
+    if not found or (arguments.tasks and len(found) < len(entries)):
+        others = ", ".join(
+            f"{entry.name} ({kind}{', num_frames=1' if kind.startswith('video') else ''})"
+            for entry, kind in zip(entries, kinds, strict=True)
+            if entry not in found
+        )
+        raise ConfigError(
+            f"--frames {arguments.frames} is for clips of several frames, not for {others}: name others by --tasks"
+        )
+    return [dataclasses.replace(entry, name=f"{entry.name}, {arguments.frames} frames") for entry in found]
+
+
+def _with_options(entry: Entry, arguments: argparse.Namespace) -> Entry:
+    """Of the command line. Features of a probe are those of one view, read where names are ranked; what is written has one view."""
+    task, name, answer = entry.task, entry.name, "rank" if arguments.probe else arguments.answer
+    if answer and task.kind in WRITTEN:
+        name = name if arguments.probe else f"{name}, {'written' if answer == 'generate' else 'ranked'}"
+        task = dataclasses.replace(task, answer=answer)  # type: ignore[arg-type]
+    views = (1, 1) if arguments.probe or task.answer == "generate" else arguments.views
+    if views and task.kind == "classification":
+        task = dataclasses.replace(task, views=views)
+    return dataclasses.replace(entry, name=name, task=task)
+
+
+def _all_entries(arguments: argparse.Namespace, run: RunConfig) -> list[Entry]:
+    if arguments.suite:
+        places = dict(override.split(".path=", 1) for override in places_of_suite(arguments))
+        suite = read_suite(arguments.suite, places, arguments.tasks)
+        return [Entry(task.name, as_trained(task, run.data.tasks), task.templates) for task in suite.tasks]
+    by_name = {task.name: task for task in run.data.tasks}
+    wanted = arguments.tasks or list(by_name)
+    unknown = [name for name in wanted if name not in by_name]
+    if unknown:
+        raise ConfigError(f"{arguments.run} has no task {unknown[0]!r}; its tasks are {', '.join(by_name)}")
+    tasks = [by_name[name].whole(arguments.split) for name in wanted]
+    return [Entry(task.name, task, arguments.templates) for task in tasks]
+
+
+def training_of(entry: Entry, run: RunConfig) -> TaskConfig:
+    """The training split that an evaluation is compared with: the run's own, where it is of the same data."""
+    trained = next((task for task in run.data.tasks if task.name == entry.task.name), entry.task)
+    return trained if trained.path == entry.task.path else dataclasses.replace(entry.task, split=TRAINING_SPLIT)
