@@ -41,6 +41,7 @@ from run.places import expanded
 from run.sinks import json_line
 from run.streams import print_result
 from run.weights.best import chosen_step
+from run.weights.initial import check_head
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
@@ -58,6 +59,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
     sources = [opened(entry.task, arguments.frames) for entry in entries]
     for source in sources:
         check_complete(source)
+        if not arguments.probe:
+            check_head(run, source.task.context.info.classes, source.name)
     probe = _probe_of(arguments)
     compared = [_compared_with(entry, run, probe) for entry in entries]
     trainings = [opened(task) if task else None for task in compared]
@@ -88,6 +91,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         )
         result, options, figure, floor = _evaluated(evaluation, probe, arguments, entry)
         name = f"{entry.name}, {probe.name}" if probe else entry.name
+        name += "" if arguments.weights == "final" else ", raw weights"
         seconds = round(time.perf_counter() - start, 2)
         row = row_of(source, result, options, figure, floor, seconds) | {"task": name}
         rows.append(row)
@@ -125,7 +129,7 @@ def _evaluated(
         return probes.evaluate(evaluation, probe), options, probes.FIGURE, probes.FLOOR
     evaluator = evaluator_of(entry.task)
     options = {name: getattr(arguments, name) for name in ("limit", "beam", "length_penalty")}
-    options |= {"templates": entry.templates}
+    options |= {"templates": entry.templates} | ({} if arguments.weights == "final" else {"weights": arguments.weights})
     return evaluator.evaluate(evaluation), options, evaluator.figure, evaluator.floor
 
 

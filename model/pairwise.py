@@ -58,5 +58,6 @@ def _part(
     losses_Qc = -logsigmoid(torch.where(right_Qc, logits_Qc, -logits_Qc))
     if left_out_Qc is not None:
         losses_Qc = losses_Qc.masked_fill(left_out_Qc & ~right_Qc, 0.0)
+        logits_Qc = logits_Qc.masked_fill(left_out_Qc & ~right_Qc, -torch.inf)
     value_Q, place_Q = logits_Qc.detach().max(dim=1)
     return losses_Qc.sum(), value_Q, place_Q

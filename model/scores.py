@@ -33,6 +33,7 @@ class Scores:
 
     def plus(self, addend: Tensor) -> Scores:
         """With [C] or [Q, C] added, which all ranks of the axis hold."""
+        assert addend.shape[-1] == self.total, f"{addend.shape[-1]} numbers for {self.total} candidates"
         mine = copy_to_axis(addend, self.axis)[..., self.start : self.start + self.logits_Qc.shape[1]]
         return dataclasses.replace(self, logits_Qc=self.logits_Qc + mine)
 

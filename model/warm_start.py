@@ -60,7 +60,7 @@ def warm_start(
     """
     own = dict(objective.named_parameters())
     taken = {name for name in own.keys() & checkpoint.names if not _matches(name, ALWAYS_NEW)}
-    dense = {name: _dense_name(name) for name in own.keys() - taken}
+    dense = {name: dense_name(name) for name in own.keys() - taken}
     copied = {name: source for name, source in dense.items() if name != source and source in checkpoint.names}
     tokens = {name for name in taken if fnmatch.fnmatchcase(name, TOKENS)} if old_ids != ids else set()
     new = own.keys() - taken - copied.keys()
@@ -102,7 +102,7 @@ def _matches(name: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _dense_name(name: str) -> str:
+def dense_name(name: str) -> str:
     """Of the dense layer in whose place a bank is: of linears, or of whole networks."""
     return (
         name.replace(".bank.", ".linear.")

@@ -125,10 +125,13 @@ class Engine:
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
         """Collective. Inside, the network has the averages of its weights, if there are any."""
-        if self._ema:
-            swap_averages(self._state)
-        yield
-        if self._ema:
+        if not self._ema:
+            yield
+            return
+        swap_averages(self._state)
+        try:
+            yield
+        finally:
             swap_averages(self._state)
 
     # -- the optimizer's memory, for checkpoints ------------------------------------------------------------------

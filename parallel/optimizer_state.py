@@ -13,12 +13,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from parallel.checkpoints.spans import AVERAGE
 from parallel.mesh import Mesh
 from parallel.placement import EXPERT_AXIS, TENSOR_AXIS, Placement, placement_of
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-AVERAGE = "average"
-"""Of the weights over updates, kept beside the moments."""
 KINDS = (*MOMENTS, AVERAGE)
 
 

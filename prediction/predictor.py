@@ -76,6 +76,13 @@ class Predictor:
                 continue
             if medium.is_clip not in names:
                 assert isinstance(made, Classification)
+                trained = self.infos.get(made.config.name)
+                if self.objective.head is not None and (
+                    trained is None or trained.classes != made.context.info.classes
+                ):
+                    raise DatasetError(
+                        "the linear head of this model knows the classes that it was trained on: name no others"
+                    )
                 names[medium.is_clip] = encode_rows(self.objective, made.candidates, made.config.name, self.device)
             logits_C = self.objective.logits(feature_D[None], names[medium.is_clip], made.temperature)[0]
             yield medium, _choices(logits_C, made.context.info.classes, top)

@@ -54,7 +54,7 @@ class RunConfig:
     log_every          steps between two lines of metrics
     save_every         steps between two checkpoints; the last step is always saved
     save_async         a save copies what the rank owns to host memory and a thread writes it while training goes on; needs
-                       12 bytes of host memory for each parameter that a rank owns, until they are written
+                       12 bytes of host memory (16 with optimizer.ema) for each parameter that a rank owns, until they are written
     keep_checkpoints   older checkpoints are removed
     max_skipped_steps  consecutive updates that may be skipped for non-finite gradients
     check_every        steps between two checks that copies of parameters and batches are equal on the ranks that share them;
@@ -106,10 +106,16 @@ class RunConfig:
             raise ValueError(
                 f"optimizer.warmup_steps={self.optimizer.warmup_steps} is longer than the run of steps={self.steps}"
             )
+        followed = self.evaluate.keep_best.partition("/")[0]
+        evaluated = self.evaluate.tasks or tuple(task.name for task in self.data.tasks)
+        if followed and followed not in evaluated:
+            raise ValueError(f"evaluate.keep_best={self.evaluate.keep_best!r}: evaluated are {', '.join(evaluated)}")
         check_tune(self.optimizer.tune, self.model)
         if self.data.vocabulary == "init" and not self.init:
             raise ValueError("data.vocabulary=init needs init, the folder of a run")
         check_tasks(self.data)
+        for task in self.data.tasks:
+            self.model.task_id(task.name)
         for task in self.data.tasks:
             temperature = task.temperature
             if temperature and temperature not in self.model.temperatures:

@@ -17,6 +17,7 @@ from typing import Any
 import pydantic
 import yaml
 
+from model.exchange.export.folder import is_export, open_export
 from model.moe.presets import ROUTING
 from run.config import RunConfig, neighbours
 from run.errors import ConfigError
@@ -41,7 +42,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), is_resolved: bo
         _override(raw, override)
         raw = typed(RunConfig, raw)
     if not is_resolved:
-        raw = _started_from(_with_presets(raw, str(path), overrides))
+        says_tasks = isinstance(raw.get("model"), dict) and "tasks" in raw["model"]
+        raw = _started_from(_with_presets(raw, str(path), overrides), says_tasks)
     try:
         return parse_config(raw, str(path), overrides)
     except ConfigError as error:
@@ -53,7 +55,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), is_resolved: bo
         ) from error
 
 
-def _started_from(raw: dict[str, Any]) -> dict[str, Any]:
+def _started_from(raw: dict[str, Any], says_tasks: bool) -> dict[str, Any]:
     """What follows from the run that `init` names: the shape of its network, without what belongs to its tasks, and its vocabulary.
 
     Where that run is gone, what this one noted of it when it was started.
@@ -63,18 +65,23 @@ def _started_from(raw: dict[str, Any]) -> dict[str, Any]:
         return raw
     places = (expanded(init), expanded(str(raw.get("runs", "runs"))) / str(raw.get("name")))
     found = [place for place in places if (place / CONFIG).is_file()]
-    if not found:
+    if found:
+        shape = load_config(found[0] / CONFIG, is_resolved=True).model
+    elif is_export(expanded(init)):
+        shape = open_export(expanded(init)).config
+    else:
         return raw
-    model = dict(_read(found[0] / CONFIG, 0).get("model") or {})
+    model = json.loads(json.dumps(dataclasses.asdict(shape)))
     for own in ("prompts", "head_classes"):
-        model.pop(own, None)
-    if (model.get("experts") or {}).get("router") not in ("task", "task_specific"):
-        model.pop("tasks", None)
-    data = raw.get("data")
+        model.pop(own)
+    data, own_model = raw.get("data"), raw.get("model")
     if isinstance(data, dict):
         data = {"vocabulary": "init", **data}
-    # The names of the tasks are the network's shape where it has something for each; they are below those that the file gives.
-    own_model = {key: value for key, value in raw["model"].items() if key != "tasks" or "tasks" not in model}
+    if not isinstance(own_model, dict):
+        return raw
+    # The names of the tasks are the network's shape where it has something for each.
+    if shape.experts.router in ("task", "task_specific") and not says_tasks:
+        own_model = {key: value for key, value in own_model.items() if key != "tasks"}
     return {**raw, "model": _merged(model, own_model), **({"data": data} if data else {})}
 
 

@@ -68,7 +68,7 @@ def _parameters(objective: Objective) -> str:
 
 def legend(run: RunConfig) -> str:
     """What the progress line shows, said once."""
-    pairs = [task.name for task in run.data.tasks if kind_of(task).answers == "pairs"]
+    pairs = [task.name for task in run.data.tasks if kind_of(task).answers == "pairs" and task.loss == "softmax"]
     both = f" ({', '.join(pairs)}: the sum of both directions)" if pairs else ""
     text = (
         f"Each line: mean loss per task in nats since the last line{both}; samples and tokens per second on all ranks; wait: share "

@@ -30,7 +30,7 @@ from parallel.checkpoints.reading import (
     restore,
     with_found,
 )
-from parallel.checkpoints.saving import Published, published, save
+from parallel.checkpoints.saving import Published, mark_as_base, published, save
 from parallel.checkpoints.spans import Checkpoint
 
 __all__ = [
@@ -45,6 +45,7 @@ __all__ = [
     "load_found",
     "load_parts",
     "load_weights",
+    "mark_as_base",
     "newest",
     "newest_state",
     "open_checkpoint",

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
-import os
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -104,7 +103,7 @@ def open_checkpoint(folder: Path, bases: int = MAX_BASES) -> Checkpoint:
 def _base(folder: Path, manifest: Manifest, bases: int) -> Checkpoint:
     """Collective. What the run of `folder` was started from. Raises CheckpointError if it is gone or another one."""
     assert manifest.base is not None
-    place = Path(os.path.normpath(folder / manifest.base.folder))
+    place = (folder.resolve() / manifest.base.folder).resolve()
     if not bases:
         raise CheckpointError(f"{folder}: more than {MAX_BASES} runs build on one another: do they form a circle?")
     if not on_first_rank(lambda: (place / MANIFEST).is_file()):

@@ -21,6 +21,8 @@ from parallel.checkpoints.manifest import MANIFEST, Base, RankPart, StoredFragme
 from parallel.checkpoints.together import on_every_rank, on_first_rank, rank_and_world, to_first_rank
 
 LATEST = "latest"
+IS_BASE = "is_base"
+"""A file in a checkpoint that tuned runs build on: it is not removed."""
 FOLDER = re.compile(r"step_(\d{8,})")
 
 
@@ -161,7 +163,7 @@ def _publish(
     shutil.rmtree(old, ignore_errors=True)
     # Later steps are those that the run went back behind. They are not counted: this one must stay.
     for folder in [p for p in published(root) if step_of(p) <= step][keep:]:
-        if step_of(folder) != spared:
+        if step_of(folder) != spared and not (folder / IS_BASE).exists():
             _remove(folder)
     return Published(final, step, len(text) + sum(file.bytes for file in manifest.files.values()))
 
@@ -183,6 +185,12 @@ def published(root: Path) -> list[Path]:
     """Published folders, newest first."""
     found = (p for p in root.glob("step_*") if FOLDER.fullmatch(p.name) and (p / MANIFEST).is_file())
     return sorted(found, key=step_of, reverse=True)
+
+
+def mark_as_base(folder: Path) -> None:
+    """Ask the run that the checkpoint is of not to remove it; where its folder cannot be written nobody does."""
+    with contextlib.suppress(OSError):
+        (folder / IS_BASE).touch()
 
 
 def step_of(folder: Path) -> int:

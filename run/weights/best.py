@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -28,7 +29,11 @@ class Best:
     def of(cls, config: EvaluateConfig, checkpoint: Checkpoint | None) -> Self:
         """Where a run goes on."""
         stored = checkpoint.state.get("best") if checkpoint else None
-        if not config.keep_best or not isinstance(stored, dict) or stored.get("figure") != config.keep_best:
+        if (
+            not config.keep_best
+            or not isinstance(stored, dict)
+            or stored.get("figure") != f"{config.split}/{config.keep_best}"
+        ):
             return cls(config)
         return cls(config, int(stored["step"]), float(stored["value"]), int(stored["since"]))
 
@@ -43,7 +48,8 @@ class Best:
                 f"evaluate.keep_best={self.config.keep_best!r}: there is no such figure; there are {known}"
             )
         value = figures[name]
-        if self.value is None or (value < self.value if name.endswith(LOWER) else value > self.value):
+        is_better = self.value is None or (value < self.value if name.endswith(LOWER) else value > self.value)
+        if is_better and math.isfinite(value):
             tell(f"best {self.config.keep_best} so far: {value:.4f} at step {step}")
             return dataclasses.replace(self, step=step, value=value, since=0)
         return dataclasses.replace(self, since=self.since + 1)
@@ -58,7 +64,12 @@ class Best:
         """For the checkpoint."""
         if self.value is None:
             return None
-        return {"figure": self.config.keep_best, "step": self.step, "value": self.value, "since": self.since}
+        return {
+            "figure": f"{self.config.split}/{self.config.keep_best}",
+            "step": self.step,
+            "value": self.value,
+            "since": self.since,
+        }
 
 
 def chosen_step(folder: Path, step: int | Literal["best"] | None) -> int | None:

@@ -2,7 +2,7 @@
 
 python -m run.weights.interpolate --base runs/real_small --tuned runs/flowers --share 0.5 --out runs/flowers_half
 
-Each weight is (1 - share) base + share tuned; what the base does not have, as prompts and heads, is the tuned run's. Averages over the
+Each weight is (1 - share) base + share tuned, and low-rank updates are scaled by the share; prompts and heads are the tuned run's. Averages over the
 training are taken where a run has them. The result is evaluated, used, exported and tuned as any run, but cannot be trained on.
 """
 
@@ -15,6 +15,7 @@ from collections.abc import Iterator
 
 from tqdm import tqdm
 
+from model.warm_start import dense_name
 from parallel.checkpoints import Checkpoint, CheckpointError, Fragment, find_checkpoint, save
 from parallel.placement import Placement
 from run.command_line import checkpoint_step
@@ -40,7 +41,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
 def _share(text: str) -> float:
     number = float(text)
     if not 0 <= number <= 1:
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"{text} does not lie between 0 and 1")
     return number
 
 
@@ -52,8 +53,10 @@ def interpolate(arguments: argparse.Namespace) -> str:
     (_, base_vocabulary), (run, vocabulary) = read_run(base_folder), read_run(tuned_folder)
     if base_vocabulary.clip_ids != vocabulary.clip_ids:
         raise ConfigError(f"{tuned_folder} has another vocabulary than {base_folder}: tune with data.vocabulary=init")
-    base = find_checkpoint(base_folder / "checkpoints")
     tuned = find_checkpoint(tuned_folder / "checkpoints", chosen_step(tuned_folder, arguments.step))
+    base = find_checkpoint(base_folder / "checkpoints")
+    if tuned.base is not None and tuned.base.folder.parent == base.folder.parent.resolve():
+        base = tuned.base  # the checkpoint that tuning started from, where the base went on
     common = sorted(base.names & tuned.names)
     if not common:
         raise ConfigError(f"{tuned_folder} and {base_folder} have no weight in common: they are different networks")
@@ -62,7 +65,14 @@ def interpolate(arguments: argparse.Namespace) -> str:
             raise CheckpointError(
                 f"{name} is {base.shape(name)} in {base_folder}, {tuned.shape(name)} in {tuned_folder}"
             )
-    write_run_files(dataclasses.replace(run, name=out.name, runs=str(out.parent), init=""), vocabulary)
+    copied = sorted(name for name in tuned.names - base.names if dense_name(name) in base.names)
+    if copied:
+        raise ConfigError(
+            f"{tuned_folder} has experts where {base_folder} is dense ({copied[0]}): their weights cannot be taken apart"
+        )
+    data = dataclasses.replace(run.data, vocabulary="restricted") if run.data.vocabulary == "init" else run.data
+    made = dataclasses.replace(run, name=out.name, runs=str(out.parent), init="", data=data)
+    write_run_files(made, vocabulary)
     save(out / "checkpoints", tuned.step, _between(base, tuned, arguments.share), {})
     own = len(tuned.names) - len(common)
     return f"{out}: {len(common)} tensors between the two, {own} of the tuned run alone, step {tuned.step}"
@@ -73,6 +83,8 @@ def _between(base: Checkpoint, tuned: Checkpoint, share: float) -> Iterator[Frag
         weight = tuned.logical(name)
         if name in base.names:
             weight = base.logical(name).lerp_(weight, share)
+        elif name.endswith(".lora.up"):  # an update that the base does not have
+            weight = share * weight
         yield Fragment(name, Placement(tuple(weight.shape)), 0, True, {"weight": weight.view(-1)})
 
 

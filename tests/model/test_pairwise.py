@@ -38,3 +38,9 @@ def test_pairs_that_are_alike_do_not_count():
     same = torch.tensor([[0, 5], [1, 5]])
     loss, _ = sigmoid_loss(q, c, torch.arange(2), torch.tensor(2.0), torch.tensor(-1.0), same, same)
     assert loss.item() == pytest.approx(math.log1p(math.exp(-1)))  # the two right ones alone
+
+
+def test_an_alike_pair_is_not_the_best_candidate():
+    twice, same = torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([[0, 5], [0, 6]])
+    _, best_Q = sigmoid_loss(twice, twice, torch.arange(2), torch.tensor(2.0), torch.tensor(-1.0), same, same)
+    assert best_Q.tolist() == [0, 1]

@@ -603,6 +603,8 @@ class SparseGeneralistModel(PreTrainedModel):
         modality = modality_of(pictures)
         about = self.task_for("classification", MEDIUM[modality], task)
         chosen = list(names) or about["classes"]
+        if self.head is not None and chosen != about["classes"]:
+            raise ValueError("the linear head of this model knows the classes that it was trained on: name no others")
         if not chosen:
             raise ValueError("the names of the classes did not travel with this export: say them")
         features_NW = self.pictures(self._pixels(pictures, modality, about), modality, about)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -36,6 +37,12 @@ def test_the_best_stays_the_best_until_a_better_one():
 def test_of_losses_less_is_better():
     best, _ = followed(EvaluateConfig(every=1, keep_best="a/loss"), "a/loss", [2.0, 1.0, 3.0])
     assert best.step == 20 and not best.has_stalled
+
+
+def test_what_is_not_finite_is_never_the_best():
+    best, _ = followed(EvaluateConfig(every=1, keep_best="a/loss"), "a/loss", [math.nan, 2.0, math.nan, 1.0])
+    assert (best.step, best.value) == (40, 1.0)
+    assert followed(CONFIG, "a/accuracy", [math.nan])[0].state is None
 
 
 def test_it_goes_on_after_a_resume():
