@@ -2,8 +2,9 @@
 
 python -m run.weights.interpolate --base runs/real_small --tuned runs/flowers --share 0.5 --out runs/flowers_half
 
-Each weight is (1 - share) base + share tuned, and low-rank updates are scaled by the share; prompts and heads are the tuned run's. Averages over the
-training are taken where a run has them. The result is evaluated, used, exported and tuned as any run, but cannot be trained on.
+Each weight is (1 - share) base + share tuned, and low-rank updates are scaled by the share; prompts and heads are the tuned run's.
+Averages over the training are taken where a run has them. The result is evaluated, used, exported and tuned as any run, but cannot be
+trained on.
 """
 
 from __future__ import annotations
