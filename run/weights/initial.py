@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fnmatch
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,7 +55,8 @@ def _taken(run: RunConfig, data: OpenData, objective: Objective) -> Initial:
         return Initial()
     folder = Path(run.init)
     if is_export(folder):
-        if read_vocabulary_file(folder / VOCABULARY).clip_ids != data.vocabulary.clip_ids:
+        takes_tokens = any(fnmatch.filter(("tower.embedding.tokens.weight",), pattern) for pattern in run.init_only)
+        if takes_tokens and read_vocabulary_file(folder / VOCABULARY).clip_ids != data.vocabulary.clip_ids:
             raise ConfigError(f"init={folder} has another vocabulary: use data.vocabulary=init, which is its own")
         open_export(folder).load(objective, run.init_only)
         return Initial((f"init {folder}: {', '.join(run.init_only)}",))

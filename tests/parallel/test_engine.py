@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 
 from model.config import TextTowerConfig
+from parallel.config import OptimizerConfig
 from parallel.engine import decays, parameter_groups
 from parallel.mesh import Mesh
 from tests.helpers.batches import BATCHES
@@ -27,7 +28,7 @@ def test_matrices_of_linears_and_experts_decay_and_nothing_else():
 
 def test_groups_hold_every_parameter_once():
     objective = make(tiny("token", text_tower=TextTowerConfig(width=8, depth=1, heads=2, ffn=8)))
-    groups = parameter_groups(objective, 0.1, Mesh())
+    groups = parameter_groups(objective, OptimizerConfig(weight_decay=0.1), Mesh())
     grouped = [id(parameter) for group in groups for parameter in group["params"]]
     assert sorted(grouped) == sorted(id(parameter) for parameter in objective.parameters())
     assert {group["weight_decay"] for group in groups} == {0.0, 0.1}

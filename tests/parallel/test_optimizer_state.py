@@ -30,7 +30,7 @@ def test_a_restored_count_goes_on(optimizer):
     adam = optimizer([parameter])
     memory = WholeState(adam, Mesh())
     assert memory.updates == 0
-    memory.prepare_restore(500)
+    memory.prepare_restore(500, averages=False)
     assert memory.updates == 500
     adam.step()
     own = adam.param_groups[0] if optimizer is CountsInGroup else adam.state[parameter]

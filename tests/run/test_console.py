@@ -20,6 +20,8 @@ from run.config_file import load_config
 from run.console import Console, end_line, legend, start_lines
 from run.library_log import LIBRARIES, keep_library_messages
 from run.resume import Resume
+from run.weights.best import Best
+from run.weights.initial import Initial
 
 RECORD = {
     "step": 3, "loss/shapes": 1.25, "loss/pairs": 2.0, "samples_per_s": 40.4, "tokens_per_s": 1000.0, "data_wait": 0.015,
@@ -36,17 +38,20 @@ def test_the_start_says_what_is_trained_on_what(config):
     losses = losses_of(data.sources, 0.0) | {
         "shapes": Loss(5, 12_000, 48, (Fault("shapes", "a.tar", None, None, "cut off"),), False)
     }
-    lines = start_lines(run, resume, schedule_of(run.data, 2, 0, data.sources), objective, Mesh(), losses)
+    lines = start_lines(
+        resume, Initial(("init a: all weights",)), schedule_of(run.data, 2, 0, data.sources), objective, Mesh(), losses
+    )
     total = sum(p.numel() for p in objective.parameters())
     trained = sum(p.numel() for p in objective.parameters() if p.requires_grad)
     assert trained < total and lines[0] == "environment differs: OMP_NUM_THREADS"
+    assert lines[1] == "init a: all weights"
     page = "\n".join(lines)
     assert f"run {run.folder} starts; 6 steps in all" in page
     assert f"{total:,}, {trained:,} trained; vocabulary of {data.vocabulary.size}" in page
     # Weights of the demo: 5, 3, 1, 1, 1.5 of 11.5.
     assert "shapes      classification, 48 samples, 4 per micro-batch, 43% of the micro-batches" in page
     assert "              about 5 of 53 samples (0.012 MB) are lost: a.tar: cut off" in page
-    assert len(lines) == 5 + 5 + 1
+    assert len(lines) == 6 + 5 + 1
 
 
 def test_the_legend_names_tasks_whose_loss_has_two_directions(config):
@@ -82,7 +87,16 @@ def test_on_a_terminal_one_line_is_redrawn(config, capsys, monkeypatch):
 
 @pytest.mark.parametrize(("step", "said"), [(6, "finished at step 6; next: python evaluate.py --run"), (4, "stopped")])
 def test_the_end_says_what_to_do_next(config, step, said):
-    assert end_line(load_config(config), step).startswith(said)
+    run = load_config(config)
+    assert end_line(run, step, Best(run.evaluate)).startswith(said)
+
+
+def test_the_end_says_why_it_came_early(config):
+    run = load_config(config, ["evaluate={every: 1, keep_best: shapes/accuracy, patience: 2}"])
+    line = end_line(run, 5, Best(run.evaluate, step=3, value=0.5, since=2))
+    assert line.startswith(
+        "stopped at step 5: no better shapes/accuracy in 2 evaluations than at step 3"
+    ) and line.endswith("--step best")
 
 
 def test_messages_of_libraries_go_to_a_file_and_errors_to_the_console_too(tmp_path, capsys):

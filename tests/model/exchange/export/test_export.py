@@ -18,7 +18,7 @@ from parallel.mesh import Mesh
 from predict import main as predict
 from run.config_file import load_config
 from run.resume import Resume
-from run.weights.initial import initial_weights
+from run.weights.initial import initial_weights, open_run_data
 from tests.helpers.runs import saved_run, tiny_config
 
 
@@ -157,7 +157,7 @@ def test_a_run_begins_from_an_export(made, world, tmp_path):
     run = load_config(config, [f"init={out}"])
     exported = open_export(out)
     objective = Objective(run.model, exported.vocabulary_size, Mesh(), load_kernels("torch"))
-    initial_weights(Resume(run, None, None, 0, (), ()), objective)  # type: ignore[arg-type]
+    initial_weights(Resume(run, open_run_data(run), None, 0, (), ()), objective)
     expected = dict(exported.objective().named_parameters())
     assert all(torch.equal(p, expected[name]) for name, p in objective.named_parameters())
 
@@ -167,7 +167,7 @@ def test_a_run_takes_a_part_of_an_export(made):
     run = load_config(config, [f"init={out}", "init_only=['*.attention.*']"])
     exported = open_export(out)
     objective = Objective(run.model, exported.vocabulary_size, Mesh(), load_kernels("torch"))
-    initial_weights(Resume(run, None, None, 0, (), ()), objective)  # type: ignore[arg-type]
+    initial_weights(Resume(run, open_run_data(run), None, 0, (), ()), objective)
     fresh = Objective(run.model, exported.vocabulary_size, Mesh(), load_kernels("torch"))
     initialise(fresh, run.seed)
     theirs, ours = dict(exported.objective().named_parameters()), dict(fresh.named_parameters())
