@@ -12,12 +12,14 @@ import pytest
 
 from data.stream.source import OpenData, read_vocabulary
 from data.text.vocabulary import Vocabulary
+from evaluation.config import EvaluateConfig
 from parallel.checkpoints import CheckpointError
 from run.changes import told_changes
 from run.config_file import load_config
 from run.errors import ConfigError
 from run.folder import read_run, write_run_files
 from run.resume import Resume, _position, earlier_start
+from run.weights.best import Best
 
 
 def opened(**sizes: tuple[int, ...]) -> Any:
@@ -61,7 +63,7 @@ def test_a_data_set_that_has_grown_is_named():
     """The order of its samples is another one, so a position says nothing."""
     engine: Any = SimpleNamespace(optimizer_step=6, loss_scale=1.0)
     resume = Resume(None, TWO, None, 0, (0, 0), ())  # type: ignore[arg-type]
-    saved = checkpoint(json.loads(json.dumps(resume.state((3, 4), engine))))
+    saved = checkpoint(json.loads(json.dumps(resume.state((3, 4), engine, Best(EvaluateConfig())))))
     assert _position(saved, TWO) == (7, (3, 4))
     with pytest.raises(CheckpointError, match="task b: its data set is another one"):
         _position(saved, opened(a=(5, 5), b=(9, 1)))
