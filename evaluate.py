@@ -33,6 +33,7 @@ from parallel.kernels import load_kernels
 from parallel.launch import check_launch, is_first_on_machine, launched_world_size
 from parallel.mesh import Mesh, create_mesh, destroy_mesh
 from run.config import RunConfig
+from run.data import check_head
 from run.errors import EXIT_USER, USER_ERRORS, ConfigError
 from run.evaluation.arguments import kept_name, parse_arguments, places_of_suite
 from run.evaluation.entries import Entry, entries_of, training_of
@@ -41,7 +42,6 @@ from run.places import expanded
 from run.sinks import json_line
 from run.streams import print_result
 from run.weights.best import chosen_step
-from run.weights.initial import check_head
 
 
 def evaluate(arguments: argparse.Namespace) -> None:

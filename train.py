@@ -33,6 +33,7 @@ from run.command_line import parse_arguments
 from run.config import RunConfig, check_layout
 from run.config_file import load_config
 from run.console import end_line, legend, start_lines
+from run.data import open_run_data
 from run.engine_file import read_engine_file
 from run.errors import EXIT_STOPPED, EXIT_USER, USER_ERRORS, DivergedError
 from run.folder import write_run_files
@@ -43,7 +44,7 @@ from run.resume import Resume, earlier_start
 from run.sinks import Sinks
 from run.streams import keep_printing
 from run.weights.best import Best
-from run.weights.initial import initial_weights, open_run_data
+from run.weights.initial import initial_weights
 
 REMEDY = "lower optimizer.lr or look at the data"
 
@@ -92,8 +93,7 @@ def train(run: RunConfig, guard: RankGuard) -> int:
     saver = Saver(run.folder / "checkpoints", run.keep_checkpoints, run.save_async, sinks.tell, initial.base)
     micro_batches = run.micro_batches // mesh.data.size
     best = Best.of(run.evaluate, resume.checkpoint)
-    skipped_in_a_row, stopping = 0, best.has_stalled
-    record: Record = {}
+    skipped_in_a_row, stopping, record = 0, best.has_stalled, Record()
 
     while step < run.steps and not stopping:
         checking = run.check_every > 0 and step % run.check_every == 0

@@ -25,8 +25,9 @@ from torch.profiler import ProfilerActivity, profile
 from data.attributes import CAPTION_TEXT, CAPTION_VISUAL
 from data.batch import Modality
 from model.block import Block
-from model.config import ExpertConfig, ModelConfig
+from model.config import ModelConfig
 from model.layout import SequenceLayout, Span, position_major
+from model.moe.config import ExpertConfig
 from parallel.kernels import load_kernels
 from parallel.mesh import Mesh, create_mesh, destroy_mesh
 

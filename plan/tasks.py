@@ -12,7 +12,7 @@ from data.text.tokenizer import VocabularyFileError
 from model.config import ModelConfig
 from plan.sizes import FULL_VOCABULARY, compared_candidates, task_cost
 from run.config import RunConfig
-from run.weights.initial import vocabulary_of
+from run.data import vocabulary_of
 
 
 @dataclasses.dataclass(frozen=True)

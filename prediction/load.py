@@ -18,7 +18,7 @@ from parallel.checkpoints import load_found
 from parallel.kernels import load_kernels
 from parallel.mesh import Mesh
 from prediction.predictor import Predictor
-from run.folder import VOCABULARY, read_run, read_vocabulary
+from run.folder import VOCABULARY, read_run, read_vocabulary_file
 from run.places import expanded
 
 
@@ -44,7 +44,7 @@ def load_export(path: str, device: str = "", batch_size: int = 32) -> Predictor:
     """A folder of `python -m model.exchange.export`, whose code is not run. Raises ExportError, ConfigError."""
     folder = expanded(path)
     export = open_export(folder)
-    vocabulary = read_vocabulary(folder / VOCABULARY)
+    vocabulary = read_vocabulary_file(folder / VOCABULARY)
     if vocabulary.size != export.vocabulary_size:
         raise ExportError(
             f"{folder / VOCABULARY} has {vocabulary.size} tokens, the model {export.vocabulary_size}: export the run again"

@@ -43,14 +43,14 @@ def read_run(folder: Path, overrides: Sequence[str] = ()) -> tuple[RunConfig, Vo
     path = folder / VOCABULARY
     if not path.is_file():
         raise ConfigError(f"{folder} is not the folder of a run: it has no {VOCABULARY}")
-    return load_config(folder / CONFIG, overrides, is_resolved=True), read_vocabulary(path)
+    return load_config(folder / CONFIG, overrides, is_resolved=True), read_vocabulary_file(path)
 
 
 def is_run(folder: Path) -> bool:
     return (folder / CONFIG).is_file()
 
 
-def read_vocabulary(path: Path) -> Vocabulary:
+def read_vocabulary_file(path: Path) -> Vocabulary:
     """Of the stored file; earlier versions stored a list, without bytes to spell with. Raises ConfigError."""
     try:
         content = read_json(path.read_bytes())

@@ -20,7 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.config import DataConfig, MixConfig, TaskConfig
 from evaluation.config import EvaluateConfig
-from model.config import AuxiliaryConfig, ExpertConfig, LoraConfig, ModelConfig, PromptConfig, TextTowerConfig
+from model.config import LoraConfig, ModelConfig, PromptConfig, TextTowerConfig
+from model.moe.config import AuxiliaryConfig, ExpertConfig
 from parallel.config import OptimizerConfig, ParallelConfig
 from run.config import RunConfig, TrackingConfig
 

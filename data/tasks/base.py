@@ -13,6 +13,7 @@ import re
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+from torch import Tensor
 
 from data.attributes import Attributes
 from data.batch import Modality, Scope, Segment, Sequences, TaskBatch
@@ -239,6 +240,25 @@ class WordTask(Task):
     @property
     def kept_candidates(self) -> tuple[Sequences, ...]:
         return () if self.context.vocabulary_sample else (self.words.all,)
+
+    def word_batch(
+        self, inputs: Sequences, read_Q2: Tensor, tokens: list[int], generator: np.random.Generator | None
+    ) -> TaskBatch:
+        """tokens: the right word of each read-out [Q]. Training may compare with a sample of the vocabulary."""
+        sample = 0 if generator is None else self.context.vocabulary_sample
+        targets = self.words.targets(tokens, sample, generator or rng(0))
+        return TaskBatch(
+            task=self.config.name,
+            inputs=inputs,
+            read_Q2=read_Q2,
+            candidates=targets.candidates,
+            candidate_log_weights_C=targets.log_weights_C,
+            labels_Q=targets.labels_Q,
+            temperature=self.temperature,
+            scope=self.scope(generator),
+            weight=self.config.loss_weight,
+            label_smoothing=self.config.label_smoothing if targets.log_weights_C is None else 0.0,
+        )
 
 
 @dataclasses.dataclass(frozen=True)

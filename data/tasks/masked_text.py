@@ -75,18 +75,6 @@ class MaskedText(WordTask):
 
     def batch(self, examples: list[Masked], generator: np.random.Generator | None) -> TaskBatch:
         read = [(row, 1 + position) for row, e in enumerate(examples) for position in e.masked]
-        sample = 0 if generator is None else self.context.vocabulary_sample
+        inputs = Sequences(segments=(text_segment([e.tokens for e in examples], TEXT_INPUT),))
         originals = [token for e in examples for token in e.originals]
-        targets = self.words.targets(originals, sample, generator or rng(0))
-        return TaskBatch(
-            task=self.config.name,
-            inputs=Sequences(segments=(text_segment([e.tokens for e in examples], TEXT_INPUT),)),
-            read_Q2=torch.tensor(read),
-            candidates=targets.candidates,
-            candidate_log_weights_C=targets.log_weights_C,
-            labels_Q=targets.labels_Q,
-            temperature=self.temperature,
-            scope=self.scope(generator),
-            weight=self.config.loss_weight,
-            label_smoothing=self.config.label_smoothing if targets.log_weights_C is None else 0.0,
-        )
+        return self.word_batch(inputs, torch.tensor(read), originals, generator)

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from data.config import SPE_PLACE, TEXT_PLACE
+from typing import ClassVar
+
+from data.attributes import WORD_TARGET
+from data.batch import Sequences
+from data.config import SPE_PLACE, TEXT_PLACE, TaskConfig
+from data.tasks.base import Answers, Task, TaskContext
+from data.tasks.candidates import check_distinct, class_names
 from data.text.vocabulary import Vocabulary
 
 _LETTERS_OF_A_TOKEN = 64
@@ -38,3 +44,28 @@ def _shortened(text: str, tokens: int) -> str:
     if len(words) > 1:
         return " ".join(words[: max(1, len(words) - max(1, tokens // 2))])
     return text[: -max(1, tokens // 2)]
+
+
+class TemplatedTask(Task):
+    """A task that reads a text in a template, where the names of classes are label words or answers."""
+
+    answers: ClassVar[Answers] = "classes"
+
+    @classmethod
+    def text_tokens(cls, config: TaskConfig) -> int:
+        return config.max_text
+
+    def __init__(self, context: TaskContext) -> None:
+        super().__init__(context)
+        config, classes = context.config, context.info.classes
+        check_distinct(classes, context.vocabulary, config.max_text, config.name)
+        self.candidates = class_names(classes, context.vocabulary, config.max_text, WORD_TARGET)
+        self.template = Template(config.template, context.vocabulary, config.max_text)
+
+    @property
+    def kept_candidates(self) -> tuple[Sequences, ...]:
+        return (self.candidates,)
+
+    @property
+    def default_temperature(self) -> str:
+        return "text"

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import ClassVar
 
 import numpy as np
 import torch
 
-from data.attributes import TEXT_INPUT, WORD_TARGET
+from data.attributes import TEXT_INPUT
 from data.batch import Sequences, TaskBatch
-from data.config import TaskConfig
 from data.decode.text import decode_json, decode_text
 from data.shards.errors import BadSample
-from data.tasks.base import Answers, Sample, Task, TaskContext, label_of
-from data.tasks.candidates import check_distinct, class_names
+from data.tasks.base import Sample, label_of
 from data.tasks.members import member
 from data.tasks.segments import text_segment
-from data.tasks.template import Template
+from data.tasks.template import TemplatedTask
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,28 +29,9 @@ class Templated:
     score: float
 
 
-class TextClassification(Task):
+class TextClassification(TemplatedTask):
     reads = ("text_class",)
-    answers: ClassVar[Answers] = "classes"
     has_pictures = False
-
-    @classmethod
-    def text_tokens(cls, config: TaskConfig) -> int:
-        return config.max_text
-
-    def __init__(self, context: TaskContext) -> None:
-        super().__init__(context)
-        check_distinct(context.info.classes, context.vocabulary, context.config.max_text, context.config.name)
-        self.candidates = class_names(context.info.classes, context.vocabulary, context.config.max_text, WORD_TARGET)
-        self.template = Template(context.config.template, context.vocabulary, context.config.max_text)
-
-    @property
-    def kept_candidates(self) -> tuple[Sequences, ...]:
-        return (self.candidates,)
-
-    @property
-    def default_temperature(self) -> str:
-        return "text"
 
     def example(self, sample: Sample, generator: np.random.Generator | None) -> Templated:
         text = decode_text(member(sample, ("txt",)))

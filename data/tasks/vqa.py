@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
 
 import numpy as np
 import torch
 
-from data.attributes import CAPTION_VISUAL, QUESTION_TEXT, WORD_TARGET
+from data.attributes import CAPTION_VISUAL, QUESTION_TEXT
 from data.batch import Sequences, TaskBatch
 from data.config import TaskConfig
 from data.decode.text import decode_json
 from data.shards.errors import BadSample
-from data.tasks.base import Answers, Sample, Task, TaskContext, Visual, label_of
-from data.tasks.candidates import check_distinct, class_names
+from data.tasks.base import Sample, Visual, label_of
 from data.tasks.members import found
 from data.tasks.segments import text_segment
-from data.tasks.template import Template
+from data.tasks.template import TemplatedTask
 
 UNKNOWN = -1
 """Label of a question to be evaluated whose most frequent answer is no candidate; training has none of these."""
@@ -36,34 +34,14 @@ class Asked:
     answer_type: str
 
 
-class VisualQuestionAnswering(Task):
+class VisualQuestionAnswering(TemplatedTask):
     reads = ("image_question", "video_question")
-    answers: ClassVar[Answers] = "classes"
-
-    @classmethod
-    def text_tokens(cls, config: TaskConfig) -> int:
-        return config.max_text
 
     @classmethod
     def check(cls, config: TaskConfig) -> None:
         super().check(config)
         if config.mix.is_on:
             raise ValueError(f"task {config.name}: mix blends pictures, but not the questions about them")
-
-    def __init__(self, context: TaskContext) -> None:
-        super().__init__(context)
-        config, classes = context.config, context.info.classes
-        check_distinct(classes, context.vocabulary, config.max_text, config.name)
-        self.candidates = class_names(classes, context.vocabulary, config.max_text, WORD_TARGET)
-        self.template = Template(config.template, context.vocabulary, config.max_text)
-
-    @property
-    def kept_candidates(self) -> tuple[Sequences, ...]:
-        return (self.candidates,)
-
-    @property
-    def default_temperature(self) -> str:
-        return "text"
 
     def example(self, sample: Sample, generator: np.random.Generator | None) -> Asked:
         about = decode_json(sample["json"]) if "json" in sample else {}

@@ -14,7 +14,6 @@ import torch
 from data.attributes import CAPTION_TEXT, CAPTION_VISUAL, QUESTION_TEXT, TEXT_INPUT, WRITTEN_TEXT, Attributes
 from data.batch import Sequences, TaskBatch, Visibility
 from data.config import TaskConfig
-from data.seeding import rng
 from data.tasks.base import TaskContext, WordTask
 from data.tasks.classification import Classification
 from data.tasks.segments import readout_segment, text_segment
@@ -50,20 +49,9 @@ class WritingTask(WordTask):
         queries = readout_segment([len(row) for row in rows], self.vocabulary.spe, self.written_attributes)
         prefix = self.prefix(examples)
         first_query = prefix.length + words.valid_BL.shape[1]
-        sample = 0 if generator is None else self.context.vocabulary_sample
-        targets = self.words.targets([token for row in rows for token in row], sample, generator or rng(0))
-        return TaskBatch(
-            task=self.config.name,
-            inputs=Sequences(segments=(*prefix.segments, words, queries)),
-            read_Q2=queries.valid_BL.nonzero() + torch.tensor([0, first_query]),
-            candidates=targets.candidates,
-            candidate_log_weights_C=targets.log_weights_C,
-            labels_Q=targets.labels_Q,
-            temperature=self.temperature,
-            scope=self.scope(generator),
-            weight=self.config.loss_weight,
-            label_smoothing=self.config.label_smoothing if targets.log_weights_C is None else 0.0,
-        )
+        inputs = Sequences(segments=(*prefix.segments, words, queries))
+        read_Q2 = queries.valid_BL.nonzero() + torch.tensor([0, first_query])
+        return self.word_batch(inputs, read_Q2, [token for row in rows for token in row], generator)
 
 
 class _WrittenClass(WritingTask):

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from data.batch import Modality
-from model.config import ExpertConfig
+from model.moe.config import ExpertConfig
 from model.moe.experts import ExpertLinear, Merges, start_merges
 from model.moe.router import GROUP_ROUTERS, TOKEN_ROUTERS, Layouts, States
 from model.noise import Key

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from data.attributes import NUM_ATTRIBUTES
 from data.batch import Modality
-from model.config import ExpertConfig
 from model.layout import SequenceLayout
 from model.moe import losses
+from model.moe.config import ExpertConfig
 from model.moe.routing import TokenRouting, capacity, kept_choices, scatter_weights, top_k
 from model.noise import Key, derive, normal, uniform
 from parallel.kernels import Kernels

@@ -19,7 +19,6 @@ from parallel.checkpoints.files import write_atomically
 from parallel.checkpoints.fragments import CheckpointError, Fragment
 from parallel.checkpoints.manifest import Base
 from parallel.checkpoints.reading import (
-    digest_of,
     find_checkpoint,
     load_found,
     load_parts,
@@ -40,7 +39,6 @@ __all__ = [
     "Fragment",
     "Published",
     "Saver",
-    "digest_of",
     "find_checkpoint",
     "load_found",
     "load_parts",

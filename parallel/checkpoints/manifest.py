@@ -138,9 +138,10 @@ def parse(text: bytes) -> Manifest:
 def check(manifest: Manifest) -> None:
     """Every element of every logical tensor belongs to exactly one fragment, and every file can hold its fragments."""
     needed = dict.fromkeys(manifest.files, 0)
-    twice = manifest.tensors.keys() & set(manifest.base.names if manifest.base else ())
-    if twice:
-        raise CheckpointError(f"{min(twice)} is here and in the base {manifest.base.folder}")  # type: ignore[union-attr]
+    if manifest.base:
+        twice = manifest.tensors.keys() & set(manifest.base.names)
+        if twice:
+            raise CheckpointError(f"{min(twice)} is here and in the base {manifest.base.folder}")
     for file in manifest.files:
         if not FILE_NAME.fullmatch(file):
             raise CheckpointError(f"file name {file!r} leaves the folder or is none of rank_NNNNN.safetensors")

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from parallel.checkpoints.fragments import CheckpointError, Fragment
-from parallel.checkpoints.manifest import MANIFEST, MAX_MANIFEST_BYTES, Manifest, StoredFile, parse
+from parallel.checkpoints.manifest import MANIFEST, MAX_MANIFEST_BYTES, Base, StoredFile, parse
 from parallel.checkpoints.saving import published, step_of
 from parallel.checkpoints.spans import FINAL, Checkpoint, opened
 from parallel.checkpoints.together import on_every_rank, on_first_rank, rank_and_world
@@ -97,13 +97,13 @@ def open_checkpoint(folder: Path, bases: int = MAX_BASES) -> Checkpoint:
             _verify(folder / file, stored, manifest.fragments_of(file))
 
     on_every_rank(verify)
-    return Checkpoint(folder, manifest, _base(folder, manifest, bases) if manifest.base else None)
+    base = _base(folder, manifest.base, bases) if manifest.base else None
+    return Checkpoint(folder, manifest, hashlib.sha256(text).hexdigest(), base)
 
 
-def _base(folder: Path, manifest: Manifest, bases: int) -> Checkpoint:
+def _base(folder: Path, wanted: Base, bases: int) -> Checkpoint:
     """Collective. What the run of `folder` was started from. Raises CheckpointError if it is gone or another one."""
-    assert manifest.base is not None
-    place = (folder.resolve() / manifest.base.folder).resolve()
+    place = (folder.resolve() / wanted.folder).resolve()
     if not bases:
         raise CheckpointError(f"{folder}: more than {MAX_BASES} runs build on one another: do they form a circle?")
     if not on_first_rank(lambda: (place / MANIFEST).is_file()):
@@ -111,19 +111,14 @@ def _base(folder: Path, manifest: Manifest, bases: int) -> Checkpoint:
             f"{folder} holds what was tuned alone; the rest is in {place}, which is not there: put it back, or a link to it"
         )
     base = open_checkpoint(place, bases - 1)
-    if on_first_rank(lambda: digest_of(place)) != manifest.base.sha256:
+    if base.sha256 != wanted.sha256:
         raise CheckpointError(
             f"{folder} was tuned from another checkpoint than what is in {place} now: put the one back that it was started from"
         )
-    missing = sorted(set(manifest.base.names) - base.names)
+    missing = sorted(set(wanted.names) - base.names)
     if missing:
         raise CheckpointError(f"{folder / MANIFEST}: {missing[0]} is to be taken from {place}, which does not hold it")
     return base
-
-
-def digest_of(folder: Path) -> str:
-    """SHA-256 of a checkpoint's manifest, which holds those of its files."""
-    return hashlib.sha256(_manifest_text(folder / MANIFEST)).hexdigest()
 
 
 def newest_state(root: Path) -> dict[str, Any]:

@@ -28,10 +28,12 @@ LARGE_PAGE = 1 << 21
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """An opened, verified checkpoint. base: the one that has the weights which the run did not train (manifest.Base)."""
+    """An opened, verified checkpoint. sha256: of its manifest, which has those of its files; base: the one that has the weights which the
+    run did not train (manifest.Base)."""
 
     folder: Path
     manifest: Manifest
+    sha256: str
     base: Checkpoint | None = None
 
     @property

@@ -28,9 +28,10 @@ from data.attributes import (
     Attributes,
 )
 from data.batch import Modality, Segment, Sequences, TaskBatch, Visibility
-from model.config import ExpertConfig, ModelConfig, PromptConfig
+from model.config import ModelConfig, PromptConfig
 from model.exchange.public import TEMPERATURES, load_logical, to_ours
 from model.initialise import initialise
+from model.moe.config import ExpertConfig
 from model.objective import Objective
 from parallel.kernels import load_kernels
 from parallel.mesh import Mesh

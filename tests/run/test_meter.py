@@ -14,7 +14,8 @@ from data.batch import Modality
 from data.stream.faults import Fault, Loss
 from data.stream.micro_batch import MicroBatch
 from data.stream.schedule import Assignment
-from model.config import AuxiliaryConfig, ExpertConfig, ModelConfig
+from model.config import ModelConfig
+from model.moe.config import AuxiliaryConfig, ExpertConfig
 from model.noise import derive
 from model.objective import Losses
 from parallel.collectives import Axis

@@ -8,8 +8,8 @@ import pytest
 
 from run.config import check_layout
 from run.config_file import dump_config, load_config
+from run.data import open_run_data
 from run.errors import ConfigError
-from run.weights.initial import open_run_data
 from tests.helpers.places import ROOT
 
 RECIPES = ROOT / "configs" / "recipes"

@@ -34,7 +34,7 @@ def test_a_preset_has_the_published_numbers(name):
 
 def test_thresholds_that_so_few_experts_cannot_reach_are_told():
     """LIMoE's threshold is the entropy of S equally used experts."""
-    from model.config import AuxiliaryConfig, ExpertConfig
+    from model.moe.config import AuxiliaryConfig, ExpertConfig
 
     def told(**auxiliary: float) -> tuple[str, ...]:
         return ExpertConfig(router="token", num_experts=4, top_k=1, auxiliary=AuxiliaryConfig(**auxiliary)).unreachable

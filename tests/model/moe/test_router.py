@@ -7,9 +7,9 @@ import torch
 
 from data.attributes import TEXT_INPUT, VISUAL_INPUT
 from data.batch import Modality
-from model.config import AuxiliaryConfig, ExpertConfig
 from model.layout import Span
 from model.moe import router as router_module
+from model.moe.config import AuxiliaryConfig, ExpertConfig
 from model.moe.layer import DispatchPath, make_path
 from model.moe.router import GROUP_ROUTERS, TOKEN_ROUTERS
 from parallel.kernels import load_kernels

@@ -8,8 +8,8 @@ import torch
 from hypothesis import strategies as st
 
 from data.attributes import TEXT_INPUT, VISUAL_INPUT
-from model.config import ExpertConfig
 from model.layout import Span
+from model.moe.config import ExpertConfig
 from model.moe.experts import ExpertLinear, start_merges
 from model.moe.layer import DispatchDecision, DispatchPath, MergeDecision, MergePath, RoutingReport
 from model.moe.router import AttributeRouter

@@ -17,10 +17,11 @@ import yaml
 
 from parallel.checkpoints import CheckpointError, newest, open_checkpoint
 from run.config_file import load_config
+from run.data import open_run_data
 from run.errors import ConfigError
 from run.folder import read_run
 from run.resume import Resume
-from run.weights.initial import initial_weights, open_run_data
+from run.weights.initial import initial_weights
 from tests.helpers.models import make
 from tests.helpers.places import ROOT
 from tests.helpers.runs import environment, losses, records, train

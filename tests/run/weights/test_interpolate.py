@@ -13,8 +13,8 @@ from parallel.checkpoints import Fragment, open_checkpoint, save
 from parallel.placement import Placement
 from run.config import RunConfig
 from run.config_file import load_config
+from run.data import vocabulary_of
 from run.folder import read_run, write_run_files
-from run.weights.initial import vocabulary_of
 from run.weights.interpolate import main
 
 

@@ -17,8 +17,9 @@ from parallel.kernels import load_kernels
 from parallel.mesh import Mesh
 from predict import main as predict
 from run.config_file import load_config
+from run.data import open_run_data
 from run.resume import Resume
-from run.weights.initial import initial_weights, open_run_data
+from run.weights.initial import initial_weights
 from tests.helpers.runs import saved_run, tiny_config
 
 

@@ -1,0 +1,63 @@
+"""The data of a run, and what of it must fit the network: vocabulary and linear head."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from data.shards import DatasetError, read_info
+from data.stream.source import OpenData, open_data, read_vocabulary
+from data.tasks.base import Pixels
+from data.text.vocabulary import Vocabulary
+from model.exchange.export.folder import is_export
+from run.config import RunConfig
+from run.errors import ConfigError
+from run.folder import VOCABULARY, is_run, read_run, read_vocabulary_file
+
+
+def vocabulary_of(run: RunConfig) -> Vocabulary:
+    """That of the run that `init` names, where data.vocabulary says so, or what follows from the data. Raises ConfigError."""
+    if run.data.vocabulary != "init":
+        return read_vocabulary(run.data)
+    if (run.folder / "checkpoints" / "latest").is_file():  # it goes on
+        return read_run(run.folder)[1]
+    if is_export(Path(run.init)):
+        return read_vocabulary_file(Path(run.init) / VOCABULARY)
+    if not is_run(Path(run.init)):
+        raise ConfigError(
+            f"data.vocabulary=init needs init= a run or export, and init={run.init!r} is none: use full or restricted"
+        )
+    return read_run(Path(run.init))[1]
+
+
+def open_run_data(run: RunConfig) -> OpenData:
+    """The data of all tasks. Raises ConfigError where `init` is not there or the linear head does not fit, and what open_data raises."""
+    if run.init and not Path(run.init).exists() and not is_run(run.folder):
+        raise ConfigError(f"init={run.init}: there is no such run, export or file; say where yours is with init=PLACE")
+    pixels = Pixels(run.model.image_size, run.model.patch)
+    data = open_data(run.data, pixels, run.seed, vocabulary_of(run))
+    classes, task = run.model.head_classes, run.data.tasks[0]
+    if classes:
+        if len(data.sources) > 1 or "classification" not in task.kind or task.answer != "rank":
+            raise ConfigError(
+                f"model.head_classes={classes} needs a single task, of a kind of classification, whose names are ranked"
+            )
+        found = len(data.sources[0].task.context.info.classes)
+        if found != classes:
+            raise ConfigError(f"model.head_classes={classes}: task {task.name} has {found} classes; set it to that")
+    return data
+
+
+def check_head(run: RunConfig, classes: Sequence[str], name: str) -> None:
+    """Raises ConfigError where a run's linear head would be asked about other classes than those that it was trained on; name: of who
+    asks. Nothing is known of them where the data set of the run is gone."""
+    if not run.model.head_classes:
+        return
+    task = run.data.tasks[0]
+    with contextlib.suppress(DatasetError):
+        if tuple(classes) != tuple(read_info(task.path).classes):
+            raise ConfigError(
+                f"{name}: the linear head of {run.name} knows the classes of task {task.name} alone; leave other tasks and names out, or "
+                "probe the features (--probe)"
+            )
