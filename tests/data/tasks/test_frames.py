@@ -8,7 +8,6 @@ import pytest
 from data.config import DataConfig, TaskConfig
 from data.decode.image import encode_png
 from data.decode.video import encode_mp4
-from data.shards import DatasetInfo, SplitInfo, write_info, write_shards
 from data.stream.source import Source, open_data
 from data.tasks.base import Pixels
 from data.tasks.frames import rearranged
@@ -16,6 +15,7 @@ from data.visual.transform import unpatchify
 from evaluation import EVALUATORS, Evaluation
 from evaluation.kept import row_of
 from tests.helpers.models import make, tiny
+from tests.helpers.sets import write_classes
 
 
 @pytest.mark.parametrize(("count", "middle"), [(1, 0), (2, 1), (4, 2), (5, 2)])
@@ -40,10 +40,7 @@ def folder(tmp_path_factory):
         "video": [{"mp4": encode_mp4(_brighter(n), fps=8), "cls": n % 2} for n in range(6)],
         "image": [{"png": encode_png(np.full((16, 16, 3), 90, np.uint8)), "cls": 0}],
     }.items():
-        write_shards(folder / kind, "val", iter([{"__key__": f"{n}"} | sample for n, sample in enumerate(samples)]))
-        splits = {"val": SplitInfo(len(samples), 1)}
-        info = DatasetInfo(kind=f"{kind}_class", classes=("red", "blue"), token_ids=(736, 1746, 49407), splits=splits)  # type: ignore[arg-type]
-        write_info(folder / kind, info)
+        write_classes(folder / kind, f"{kind}_class", samples)
     return folder
 
 

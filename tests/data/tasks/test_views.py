@@ -11,8 +11,7 @@ import torch
 from data.config import DataConfig, TaskConfig
 from data.decode.image import encode_png
 from data.decode.video import decode_video, encode_mp4, positions
-from data.shards import DatasetError, DatasetInfo, SplitInfo, write_info
-from data.shards.writing import write_shards
+from data.shards import DatasetError
 from data.stream.source import Source, open_data
 from data.tasks import kind_of
 from data.tasks.base import Pixels
@@ -20,6 +19,7 @@ from data.visual.transform import unpatchify
 from evaluation import EVALUATORS, Evaluation
 from run.command_line import crops_and_clips
 from tests.helpers.models import make, tiny
+from tests.helpers.sets import write_classes
 
 
 def clip(seed: int) -> bytes:
@@ -35,10 +35,7 @@ def folders(tmp_path_factory):
         "video": [{"mp4": clip(n), "cls": n % 2} for n in range(5)],
         "image": [{"png": encode_png(np.arange(16 * 32 * 3).reshape(16, 32, 3).astype(np.uint8)), "cls": 0}],
     }.items():
-        write_shards(folder / kind, "val", iter([{"__key__": f"{n}"} | sample for n, sample in enumerate(samples)]))
-        splits = {"val": SplitInfo(len(samples), 1)}
-        info = DatasetInfo(kind=f"{kind}_class", classes=("red", "blue"), token_ids=(736, 1746, 49407), splits=splits)  # type: ignore[arg-type]
-        write_info(folder / kind, info)
+        write_classes(folder / kind, f"{kind}_class", samples)
     return folder
 
 
