@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.helpers.places import ROOT
 
 ENTRIES = ("train", "evaluate", "predict")
-PACKAGES = ("data", "model", "parallel", "evaluation", "prediction", "run", "plan", "benchmarks")
+PACKAGES = ("data", "model", "parallel", "evaluation", "prediction", "run", "plan", "analysis", "benchmarks")
 PARALLEL = {
     "parallel.checkpoints",
     "parallel.collectives",
@@ -32,6 +32,7 @@ ALLOWED = {
     "prediction": {"evaluation", "run", "model", "data"} | PARALLEL,
     "run": {"model", "data", "evaluation.config"} | PARALLEL,
     "plan": {"run", "model", "data"} | PARALLEL,
+    "analysis": {"prediction", "evaluation", "run", "model", "data"} | PARALLEL,
     "benchmarks": {"evaluation", "plan", "run", "model", "data", "parallel"},
 }
 """Packages, and what each imports besides itself."""

@@ -1,0 +1,65 @@
+"""What the commands of analysis/ have in common: options, exit codes, and the folder that keeps what they find."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from evaluation import DamagedDataError
+from parallel.checkpoints import write_atomically
+from parallel.launch import check_launch, is_first_on_machine
+from run.command_line import checkpoint_step, natural, positive
+from run.errors import EXIT_USER, USER_ERRORS
+from run.places import expanded
+from run.sinks import json_line
+
+FOLDER = "analysis"
+
+
+def parser_of(description: str | None) -> argparse.ArgumentParser:
+    """With the options of a command that opens a run's checkpoint and data."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", required=True, metavar="FOLDER", help="a run")
+    parser.add_argument("--step", type=checkpoint_step, metavar="N|best", help="of a checkpoint; by default the newest")
+    parser.add_argument("--tasks", nargs="+", default=[], metavar="NAME", help="by default all tasks of the run")
+    parser.add_argument(
+        "--tensor", type=positive, default=1, metavar="N", help="cut the network over so many ranks (parallel.tensor)"
+    )
+    parser.add_argument(
+        "--expert", type=positive, default=1, metavar="N", help="share experts out over so many (parallel.expert)"
+    )
+    parser.add_argument(
+        "--threads", type=natural, default=0, metavar="N", help="CPU threads of a rank; 0 leaves the choice to torch"
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="where data lie today: data.tasks.NAME.path=PLACE"
+    )
+    return parser
+
+
+def run_command(
+    command: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser, argv: Sequence[str]
+) -> int:
+    """-> the exit code: 0 done, 2 the run, its checkpoint or its data cannot be used."""
+    try:
+        check_launch()
+        command(parser.parse_args(argv))
+    except USER_ERRORS as error:
+        if is_first_on_machine() or isinstance(error, DamagedDataError):
+            print(f"error: {error}", file=sys.stderr)
+        return EXIT_USER
+    return 0
+
+
+def kept_in(run: str | Path) -> Path:
+    """The folder of a run that keeps what was found, made where it is not there."""
+    folder = expanded(str(run)) / FOLDER
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Numbers that are not finite become null."""
+    write_atomically(path, json_line(content) + "\n")
