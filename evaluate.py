@@ -39,7 +39,7 @@ from run.evaluation.arguments import kept_name, parse_arguments, places_of_suite
 from run.evaluation.entries import Entry, entries_of, training_of
 from run.folder import read_run
 from run.places import expanded
-from run.sinks import json_line
+from run.sinks.json_lines import json_line
 from run.streams import print_result
 from run.weights.best import chosen_step
 

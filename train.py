@@ -39,9 +39,9 @@ from run.errors import EXIT_STOPPED, EXIT_USER, USER_ERRORS, DivergedError
 from run.folder import write_run_files
 from run.ledger import FaultLedger
 from run.library_log import keep_library_messages
-from run.meter import Meter, Record, has_diverged
+from run.metrics.meter import Meter, Record, has_diverged
 from run.resume import Resume, earlier_start
-from run.sinks import Sinks
+from run.sinks.sinks import Sinks
 from run.streams import keep_printing
 from run.weights.best import Best
 from run.weights.initial import initial_weights

@@ -13,7 +13,7 @@ from parallel.launch import check_launch, is_first_on_machine
 from run.command_line import checkpoint_step, natural, positive
 from run.errors import EXIT_USER, USER_ERRORS
 from run.places import expanded
-from run.sinks import json_line
+from run.sinks.json_lines import json_line
 
 FOLDER = "analysis"
 

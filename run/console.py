@@ -16,7 +16,7 @@ from model.objective import Objective
 from parallel.mesh import Mesh
 from parallel.placement import placement_of
 from run.config import RunConfig
-from run.meter import Record
+from run.metrics.meter import Record
 from run.resume import Resume
 from run.weights.best import Best
 from run.weights.initial import Initial

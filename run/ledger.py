@@ -12,7 +12,7 @@ from typing import Any
 
 from data.stream.faults import Fault, Loss, TooManyFaultsError
 from parallel.checkpoints import write_atomically
-from run.meter import Record
+from run.metrics.meter import Record
 
 
 class FaultLedger:

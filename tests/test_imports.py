@@ -63,7 +63,7 @@ OWNERS = {
     "megatron": "parallel",
     "apex": "parallel",
     "torch.distributed": "parallel",
-    "wandb": "run.tracking",
+    "wandb": "run.sinks.tracking",
     "webdataset": "data",
     "av": "data",
     "requests": "data",

@@ -12,7 +12,7 @@ from run.changes import told_changes
 from run.config_file import dump_config, load_config
 from run.folder import write_run_files
 from run.resume import earlier_start
-from run.tracking import without_credentials
+from run.sinks.tracking import without_credentials
 from tests.helpers.runs import ROOT
 
 LISTS = {

@@ -1,28 +1,15 @@
-"""Where a run's records go: a progress line, JSON lines and wandb.
-
-`metrics.jsonl` in the run folder is the truth, wandb and the bar are views of it.
-"""
+"""metrics.jsonl: a record per line."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from parallel.checkpoints import write_atomically
 from parallel.health.claim import FolderError
-from run.config import RunConfig
-from run.console import Console
-from run.meter import Record
-from run.tracking import Wandb, wanted_mode
-
-
-class Sink(Protocol):
-    def write(self, record: Record) -> None: ...
-
-    def close(self) -> None: ...
+from run.metrics.meter import Record
 
 
 class JsonLines:
@@ -45,31 +32,6 @@ class JsonLines:
 
     def close(self) -> None:
         self._file.close()
-
-
-class Sinks:
-    """All sinks on the first rank, none on the others."""
-
-    def __init__(self, config: RunConfig, start_step: int, is_first: bool) -> None:
-        self._sinks: list[Sink] = []
-        self._console = Console(config, start_step) if is_first else None
-        if self._console is not None:
-            self._sinks = [self._console, JsonLines(config.folder / "metrics.jsonl", start_step)]
-            if wanted_mode(config.tracking.wandb, os.environ) != "disabled":
-                self._sinks.append(Wandb(config, config.folder))
-
-    def write(self, record: Record) -> None:
-        for sink in self._sinks:
-            sink.write(record)
-
-    def tell(self, line: str) -> None:
-        """Something that happened, for the console alone."""
-        if self._console is not None:
-            self._console.tell(line)
-
-    def close(self) -> None:
-        for sink in self._sinks:
-            sink.close()
 
 
 def json_line(record: Record) -> str:

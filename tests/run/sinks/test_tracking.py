@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import pytest
 
 from run.config_file import load_config
-from run.tracking import Wandb, _numbered, answers, run_id, wanted_mode
+from run.sinks.tracking import Wandb, _numbered, answers, run_id, wanted_mode
 from tests.helpers.places import ROOT
 
 
@@ -120,7 +120,7 @@ import sys
 import time
 from pathlib import Path
 from run.config_file import load_config
-from run.tracking import Wandb
+from run.sinks.tracking import Wandb
 start = time.monotonic()
 sink = Wandb(load_config(sys.argv[1], ["tracking.wandb=online"]), Path(sys.argv[2]))
 took = time.monotonic() - start
@@ -141,7 +141,7 @@ def test_without_an_answer_it_is_offline_soon(asked, silent, monkeypatch, capsys
     import wandb
 
     monkeypatch.setattr(wandb, "setup", lambda settings: SimpleNamespace(settings=SimpleNamespace(base_url=silent)))
-    monkeypatch.setattr("run.tracking.ANSWER_S", 0.5)
+    monkeypatch.setattr("run.sinks.tracking.ANSWER_S", 0.5)
     start = time.monotonic()
     (call,) = asked("tracking.wandb=online")
     assert call["mode"] == "offline" and time.monotonic() - start < 5

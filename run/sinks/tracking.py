@@ -25,7 +25,7 @@ from data.transport import shown
 from parallel.checkpoints import write_atomically
 from run.config import RunConfig
 from run.config_file import dump_config
-from run.meter import Record
+from run.metrics.meter import Record
 
 IDENTITY = "wandb_run.json"
 ANSWER_S, START_S = 6.0, 12.0

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-import run.meter
+import run.metrics.meter
 from data.batch import Modality
 from data.stream.faults import Fault, Loss
 from data.stream.micro_batch import MicroBatch
@@ -22,7 +22,7 @@ from parallel.collectives import Axis
 from parallel.engine import StepInfo
 from parallel.mesh import Mesh
 from parallel.norms import GradientNorms
-from run.meter import Meter
+from run.metrics.meter import Meter
 from tests.helpers.batches import retrieval
 from tests.helpers.distributed import run_ranks
 from tests.helpers.models import make, tiny
@@ -68,7 +68,7 @@ def two_steps(meter: Meter) -> None:
 def clock(monkeypatch):
     """A clock that stands still until it is told."""
     now = SimpleNamespace(value=100.0)
-    monkeypatch.setattr(run.meter.time, "perf_counter", lambda: now.value)
+    monkeypatch.setattr(run.metrics.meter.time, "perf_counter", lambda: now.value)
     return now
 
 

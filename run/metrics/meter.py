@@ -1,6 +1,6 @@
 """What a run tells about itself: sums on the device between two log points.
 
-A log record is a flat dict; run/sinks.py takes it further.
+A log record is a flat dict; run/sinks/sinks.py takes it further.
 """
 
 from __future__ import annotations

@@ -8,7 +8,8 @@ import pytest
 
 from parallel.health.claim import FolderError
 from run.config_file import load_config
-from run.sinks import JsonLines, Sinks
+from run.sinks.json_lines import JsonLines
+from run.sinks.sinks import Sinks
 
 
 def test_records_after_the_checkpoint_are_dropped_and_others_stay(tmp_path):
