@@ -7,7 +7,6 @@ configuration or data cannot be used, 85 stopped by a signal after saving.
 from __future__ import annotations
 
 import sys
-import time
 
 import torch
 
@@ -27,8 +26,7 @@ from parallel.health.stop_signal import StopSignal, any_rank
 from parallel.kernels import load_kernels
 from parallel.launch import check_launch, is_first_on_machine, launched_rank, launched_ranks_here, launched_world_size
 from parallel.mesh import create_mesh, destroy_mesh
-from plan import plan, render
-from plan.sizes import describe
+from plan import describe, expected, plan, render
 from run.command_line import parse_arguments
 from run.config import RunConfig, check_layout
 from run.config_file import load_config
@@ -39,6 +37,7 @@ from run.errors import EXIT_STOPPED, EXIT_USER, USER_ERRORS, DivergedError
 from run.folder import write_run_files
 from run.ledger import FaultLedger
 from run.library_log import keep_library_messages
+from run.metrics.efficiency import Efficiency
 from run.metrics.meter import Meter, Record, has_diverged
 from run.resume import Resume, earlier_start
 from run.sinks.sinks import Sinks
@@ -62,7 +61,6 @@ def train(run: RunConfig, guard: RankGuard) -> int:
     if run.threads:
         torch.set_num_threads(run.threads)
     stop = StopSignal()
-
     if launched_rank() == 0:
         print(f"loading DeepSpeed and megatron-core, then {launched_world_size()} rank(s) meet", flush=True)
     mesh = create_mesh(run.parallel.tensor, run.parallel.expert, run.parallel.timeout_s, run.parallel.sequence)
@@ -80,7 +78,6 @@ def train(run: RunConfig, guard: RankGuard) -> int:
     initial = initial_weights(resume, objective)
     objective.to(mesh.device)
     engine = Engine(objective, mesh, run.optimizer, deepspeed_config, kernels)
-
     resume.restore(engine)
     if mesh.is_first:
         write_run_files(run, data.vocabulary)
@@ -88,58 +85,57 @@ def train(run: RunConfig, guard: RankGuard) -> int:
 
     evaluation = InTraining.open(run.evaluate, run.data, data, objective, engine.averaged, mesh, run.folder)
     ledger = FaultLedger(run.folder, launched_rank(), run.data.max_bad_fraction, losses)
-    meter = Meter(losses, run.model, mesh)
     sinks = Sinks(run, step, mesh.is_first)
     saver = Saver(run.folder / "checkpoints", run.keep_checkpoints, run.save_async, sinks.tell, initial.base)
     micro_batches = run.micro_batches // mesh.data.size
     best = Best.of(run.evaluate, resume.checkpoint)
-    skipped_in_a_row, stopping, record = 0, best.has_stalled, Record()
+    efficiency = Efficiency.open(run, objective, engine, expected(run, mesh), watchdog.phase, sinks.tell)
+    meter, phase = Meter(losses, run.model, mesh, efficiency, run.tracking.alarm_steps), efficiency.phase
+    stopping, record = best.has_stalled, Record()
 
     while step < run.steps and not stopping:
         checking = run.check_every > 0 and step % run.check_every == 0
         with engine.accumulation():
             for _ in range(micro_batches):
-                watchdog.phase("data", step + 1)
-                before = time.perf_counter()
+                phase("data", step + 1)
                 micro = next(stream)
-                waited = time.perf_counter() - before
                 ledger.add(micro.batch.task, micro.num_samples, micro.faults)
+                phase("forward")
                 if checking:
                     check_batch([("labels", micro.batch.labels_Q), ("read-outs", micro.batch.read_Q2)], mesh)
-                watchdog.phase("forward")
                 losses = engine(micro.batch.to(mesh.device), derive(run.seed, "noise", step, micro.assignment.number))
-                watchdog.phase("backward")
+                phase("backward")
                 engine.backward(losses.total / micro_batches)
-                meter.add(micro, losses, waited)
-            watchdog.phase("reduce")
-        watchdog.phase("step")
+                meter.add(micro, losses)
+            phase("reduce")
+        phase("step")
         info = engine.step(run.optimizer.learning_rate(step, run.steps))
         meter.end_step(info)
         if checking:
             check_replicas(objective, mesh)
         _, consumed = schedule.step(step, consumed)
         step += 1
-
-        skipped_in_a_row = 0 if info.applied else skipped_in_a_row + 1
-        if skipped_in_a_row > run.max_skipped_steps:
-            raise DivergedError(f"step {step}: no finite gradient for {skipped_in_a_row} steps in a row; {REMEDY}")
-        watchdog.phase("report")
+        if meter.skipped_in_a_row > run.max_skipped_steps:
+            raise DivergedError(f"step {step}: no finite gradient {meter.skipped_in_a_row} times in a row; {REMEDY}")
+        phase("report")
         stopping, writing = any_rank((stop.requested, saver.is_writing), mesh)
         if step % run.log_every == 0 or step == run.steps or stopping:
-            figures = evaluation.figures(step, run.steps, sinks.tell, lambda: watchdog.phase("evaluate"))
+            phase("evaluate")
+            figures = evaluation.figures(step, run.steps, sinks.tell, lambda: phase("evaluate"))
+            phase("report")
             best = best.after(step, figures, sinks.tell)
             stopping |= best.has_stalled
             record = meter.record(step, run.steps, consumed, figures.get("evaluation_s", 0.0)) | figures
             sinks.write(record)
-        watchdog.phase("save")
+        phase("save")
         if not writing:
             saver.publish()
         if step % run.save_every == 0 or step in (run.steps, best.step) or stopping:
             saver.save(step, engine.fragments(), resume.state(consumed, engine, best), best.step)
     saver.publish()
-    watchdog.phase("end")
+    phase("end")
     sinks.close()
-    if has_diverged(record, skipped_in_a_row, engine.loss_scale):
+    if has_diverged(record, meter.skipped_in_a_row, engine.loss_scale):
         raise DivergedError(f"step {step}: the run has ended with a loss or a gradient that is not finite; {REMEDY}")
     if mesh.is_first:
         print(end_line(run, step, best), flush=True)

@@ -10,6 +10,7 @@ import torch
 
 from data.stream.source import Source, open_data
 from data.tasks.base import Pixels
+from model.moe.config import AuxiliaryConfig
 from model.objective import Objective
 from parallel.checkpoints import load_found
 from parallel.kernels import load_kernels
@@ -35,11 +36,14 @@ class OpenRun:
     step: int
 
 
-def open_run(arguments: argparse.Namespace, split: str = "") -> OpenRun:
-    """Collective. arguments: of `command.parser_of`; split: by default the one that each task trains on. Raises ConfigError, DatasetError,
-    CheckpointError."""
+def open_run(arguments: argparse.Namespace, split: str = "", without_auxiliary: bool = False) -> OpenRun:
+    """Collective. arguments: of `command.parser_of`; split: by default the one that each task trains on; without_auxiliary: the network's
+    loss is the task's alone. Raises ConfigError, DatasetError, CheckpointError."""
     folder = expanded(arguments.run)
     config, vocabulary = read_run(folder, arguments.overrides)
+    if without_auxiliary:
+        experts = dataclasses.replace(config.model.experts, auxiliary=AuxiliaryConfig())
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, experts=experts))
     known = [task.name for task in config.data.tasks]
     for name in arguments.tasks:
         if name not in known:

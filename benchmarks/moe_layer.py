@@ -103,8 +103,8 @@ def one_pass(block: Block, x_BLD: Tensor, layout: SequenceLayout) -> tuple[float
     if x_BLD.is_cuda:
         torch.cuda.synchronize()
     seconds = time.perf_counter() - start
-    asked = sum(report.asked_M.sum().item() for report in reports)
-    return seconds, sum(report.accepted_ME.sum().item() for report in reports) / asked if asked else 1.0
+    asked = sum(report.use.asked_M.sum().item() for report in reports)
+    return seconds, sum(report.use.taken_ME.sum().item() for report in reports) / asked if asked else 1.0
 
 
 def peak_bytes(block: Block, x_BLD: Tensor, layout: SequenceLayout) -> int:

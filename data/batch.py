@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -111,6 +112,39 @@ class Segment(_Movable):
             raise ValueError("visual segments are PREFIX: causal order is defined on text positions")
 
 
+@dataclasses.dataclass(frozen=True)
+class TokenCounts:
+    """Valid tokens of sequences.
+
+    rows        sequences, each with one <SPE> token
+    tokens_M    of segments, by modality
+    first       modality that the sequences begin with
+    places      positions, pads and <SPE> included
+    squares     sum over rows of (valid tokens, <SPE> included) squared: what attention goes by
+    """
+
+    rows: int
+    tokens_M: tuple[int, ...]
+    first: Modality
+    places: int
+    squares: int
+
+    @property
+    def tokens(self) -> int:
+        """<SPE> included."""
+        return self.rows + sum(self.tokens_M)
+
+    @property
+    def visual(self) -> int:
+        """Patches."""
+        return sum(self.tokens_M) - self.tokens_M[Modality.TEXT]
+
+    @property
+    def is_text(self) -> bool:
+        """Do the sequences begin with text?"""
+        return self.first == Modality.TEXT
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sequences(_Movable):
     """Rows of concatenated segments; `length` counts the <SPE> token that the model puts first."""
@@ -135,10 +169,26 @@ class Sequences(_Movable):
         """Some of the rows, by a slice or by their numbers."""
         return self.map(lambda tensor: tensor[rows])
 
+    @functools.cached_property
+    def counts(self) -> TokenCounts:
+        """For tensors on the CPU, as a device would have to be waited for. Counted once, since some candidates serve all batches."""
+        length_B, tokens_M = torch.ones(self.num_rows, dtype=torch.long), [0] * len(Modality)
+        for segment in self.segments:
+            tokens_B = segment.valid_BL.sum(dim=1)
+            length_B += tokens_B
+            tokens_M[segment.modality] += int(tokens_B.sum())
+        return TokenCounts(
+            rows=self.num_rows,
+            tokens_M=tuple(tokens_M),
+            first=self.segments[0].modality,
+            places=self.num_rows * self.length,
+            squares=int(length_B.square().sum()),
+        )
+
     @property
     def num_tokens(self) -> int:
         """Valid tokens, <SPE> included."""
-        return self.num_rows + sum(int(segment.valid_BL.sum()) for segment in self.segments)
+        return self.counts.tokens
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -30,7 +30,7 @@ class PromptConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoraConfig:
-    """Low-rank updates of the blocks' linears (model/lora.py): weight + alpha / rank * up down, for each expert its own.
+    """Low-rank updates of the blocks' linears (model/tuning/lora.py): weight + alpha / rank * up down, for each expert its own.
 
     rank      columns of up, rows of down
     alpha     factor of the update is alpha / rank

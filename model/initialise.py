@@ -11,9 +11,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from model.lora import draw_down
 from model.noise import derive
 from model.objective import Objective
+from model.tuning.lora import draw_down
 from parallel.placement import placement_of
 
 EMBEDDING_STD = 0.02

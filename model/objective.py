@@ -20,6 +20,7 @@ from data.batch import Modality, Scope, Sequences, TaskBatch
 from model.config import ModelConfig
 from model.encoder import recomputed
 from model.moe.layer import RoutingReport
+from model.moe.use import ExpertUse, added, stacked, unused
 from model.noise import Key, derive
 from model.pairwise import sigmoid_loss
 from model.scores import Scores, compare
@@ -37,16 +38,14 @@ class Losses:
 
     loss          unweighted loss of the task
     correct       number of read-outs whose best candidate is the right one
-    accepted_NME  (token, choice) pairs that expert e took from modality m, by decision
-    asked_NM      all such pairs of the modality
+    use           of the experts, by decision
     auxiliary     auxiliary losses by name, unweighted, summed over decisions
     """
 
     total: Tensor
     loss: Tensor
     correct: Tensor
-    accepted_NME: Tensor
-    asked_NM: Tensor
+    use: ExpertUse
     auxiliary: dict[str, Tensor]
 
 
@@ -81,13 +80,12 @@ class Objective(nn.Module):
         loss, best_Q = compare_all(batch, features_QW, own_CW, candidates_CW, labels_Q)
         extra = sum((report.loss for report in reports), loss.new_zeros(()))
         names = sorted({name for report in reports for name in report.losses})
-        num_experts = self.config.experts.num_experts
+        uses = [report.use for report in reports]
         return Losses(
             total=batch.weight * loss + extra,
             loss=loss.detach(),
             correct=(best_Q == labels_Q).sum(),
-            accepted_NME=_stacked([r.accepted_ME for r in reports], (len(Modality), num_experts), loss),
-            asked_NM=_stacked([r.asked_M for r in reports], (len(Modality),), loss),
+            use=stacked(uses) if uses else unused(self.config.experts.num_experts, len(Modality), loss.detach()),
             auxiliary={name: torch.stack([r.losses[name] for r in reports]).sum() for name in names},
         )
 
@@ -229,16 +227,11 @@ def _targets(sequences: Sequences) -> Reading:
     return Reading(sequences, torch.stack([rows_C, torch.zeros_like(rows_C)], dim=1), is_target=True)
 
 
-def _stacked(parts: list[Tensor], shape: tuple[int, ...], like: Tensor) -> Tensor:
-    return torch.stack(parts) if parts else like.new_zeros(0, *shape)
-
-
 def _mean_report(reports: tuple[RoutingReport, ...]) -> RoutingReport:
     """Reports of the same decision over the chunks of a batch: counts add up, losses are averaged."""
     count = len(reports)
     return RoutingReport(
-        accepted_ME=torch.stack([r.accepted_ME for r in reports]).sum(dim=0),
-        asked_M=torch.stack([r.asked_M for r in reports]).sum(dim=0),
+        use=added([r.use for r in reports]),
         losses={name: torch.stack([r.losses[name] for r in reports]).mean() for name in reports[0].losses},
         loss=torch.stack([r.loss for r in reports]).sum() / count,
     )

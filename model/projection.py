@@ -9,10 +9,10 @@ from torch.func import functional_call
 
 from model.config import LoraConfig, ModelConfig
 from model.layout import in_storage_order
-from model.lora import LowRankUpdate
 from model.moe.experts import ExpertLinear
 from model.moe.layer import Decision
 from model.moe.router import States
+from model.tuning.lora import LowRankUpdate
 from parallel.collectives import Axis
 from parallel.linear import column_linear, row_linear
 from parallel.mesh import Mesh

@@ -1,11 +1,12 @@
 """Collectives over one axis of the mesh; those that are differentiable have their backward beside them.
 
 On an axis of size 1 every function is the identity, so serial and parallel are the same code. Backward passes *sum*
-over ranks; the one division by the data degree happens in the engine.
+over ranks; the one division by the data degree happens in the engine. Whoever asks for it learns what is sent (parallel/traffic.py).
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from typing import Any, TypeVar
 
@@ -13,20 +14,31 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from parallel.traffic import Traffic, sent_by_all_reduce, sent_by_exchange, sent_by_gather, sent_by_scatter
+
 T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
 class Axis:
-    """One axis of the mesh: this rank's place in a process group. A size of 1 needs no group."""
+    """One axis of the mesh: this rank's place in a process group. A size of 1 needs no group. traffic: counts what is sent, if it is
+    there."""
 
     name: str
     size: int = 1
     rank: int = 0
     group: Any = None
+    traffic: Traffic | None = dataclasses.field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         assert self.size == 1 or self.group is not None, f"axis {self.name} of size {self.size} has no process group"
+
+    def sends(self, num_bytes: int) -> contextlib.AbstractContextManager[None]:
+        """Around a collective in which this rank sends so much."""
+        if self.traffic is None:
+            return contextlib.nullcontext()
+        self.traffic.sends(num_bytes)
+        return self.traffic.waiting()
 
 
 def copy_to_axis(x: Tensor, axis: Axis) -> Tensor:
@@ -37,6 +49,18 @@ def copy_to_axis(x: Tensor, axis: Axis) -> Tensor:
 def reduce_from_axis(x: Tensor, axis: Axis) -> Tensor:
     """Forward: all-reduce sum. Backward: identity (the result is the same on all ranks)."""
     return x if axis.size == 1 else _ReduceFromAxis.apply(x, axis)
+
+
+def count_sum(x: Tensor, axis: Axis) -> Tensor:
+    """Identity, for a sum over ranks that somebody else has made of x."""
+    if axis.traffic is not None:
+        axis.traffic.sends(sent_by_all_reduce(x, axis.size))
+    return x
+
+
+def count_gradient_sum(x: Tensor, axis: Axis) -> Tensor:
+    """Identity, for a sum over ranks that somebody else makes of x's gradient."""
+    return x if axis.traffic is None else _CountGradientSum.apply(x, axis)
 
 
 def all_gather(x: Tensor, axis: Axis) -> Tensor:
@@ -70,13 +94,16 @@ class Flight:
 
     def start(self, x: Tensor, send_counts: list[int], receive_counts: list[int]) -> Tensor:
         x, out = x.contiguous(), x.new_empty((sum(receive_counts), *x.shape[1:]))
+        if self.axis.traffic is not None:
+            self.axis.traffic.sends(sent_by_exchange(x, send_counts, self.axis.rank))
         work = dist.all_to_all_single(out, x, receive_counts, send_counts, group=self.axis.group, async_op=True)
         self._under_way = work, x, out
         return out
 
     def wait(self) -> Tensor:
         (work, _, out), self._under_way = self._under_way, None
-        work.wait()
+        with self.axis.sends(0):
+            work.wait()
         return out
 
 
@@ -113,7 +140,7 @@ class _CopyToAxis(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         grad = grad.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(grad, group=ctx.axis.group)
+        add_up(grad, ctx.axis)
         return grad, None
 
 
@@ -121,7 +148,7 @@ class _ReduceFromAxis(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, axis):
         x = x.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(x, group=axis.group)
+        add_up(x, axis)
         return x
 
     @staticmethod
@@ -129,17 +156,37 @@ class _ReduceFromAxis(torch.autograd.Function):
         return grad, None
 
 
+class _CountGradientSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, axis):
+        ctx.axis = axis
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return count_sum(grad, ctx.axis), None
+
+
+def add_up(x: Tensor, axis: Axis, operation: Any = dist.ReduceOp.SUM) -> None:
+    """All-reduce in place, without a gradient; x is contiguous."""
+    with axis.sends(sent_by_all_reduce(x, axis.size)):
+        dist.all_reduce(x, op=operation, group=axis.group)
+
+
 def gathered(x: Tensor, axis: Axis) -> Tensor:
     """[...] of every rank as [R, ...], without a gradient."""
     out = x.new_empty((axis.size * x.shape[0], *x.shape[1:]) if x.dim() else (axis.size,))
-    dist.all_gather_single(out, x.contiguous(), group=axis.group)
+    with axis.sends(sent_by_gather(x, axis.size)):
+        dist.all_gather_single(out, x.contiguous(), group=axis.group)
     return out.view(axis.size, *x.shape)
 
 
 def scattered_sum(x: Tensor, axis: Axis) -> Tensor:
     """Part r of [R, ...], summed over ranks, to rank r as [...], without a gradient."""
     out = x.new_empty(x.shape[1:])
-    dist.reduce_scatter_single(out, x.contiguous().flatten(0, 1) if x.dim() > 1 else x.contiguous(), group=axis.group)
+    with axis.sends(sent_by_scatter(x, axis.size)):
+        flat = x.contiguous().flatten(0, 1) if x.dim() > 1 else x.contiguous()
+        dist.reduce_scatter_single(out, flat, group=axis.group)
     return out
 
 
@@ -158,7 +205,7 @@ def _reduced(x: Tensor, axis: Axis, operation: Any) -> Tensor:
     if axis.size == 1:
         return x
     x = x.clone()
-    dist.all_reduce(x, op=operation, group=axis.group)
+    add_up(x, axis, operation)
     return x
 
 
@@ -186,15 +233,17 @@ class _AllToAll(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, send_counts, receive_counts, axis):
         ctx.counts, ctx.axis = (send_counts, receive_counts), axis
-        return _exchange(x, send_counts, receive_counts, axis)
+        return exchanged(x, send_counts, receive_counts, axis)
 
     @staticmethod
     def backward(ctx, grad):
         send_counts, receive_counts = ctx.counts
-        return _exchange(grad, receive_counts, send_counts, ctx.axis), None, None, None
+        return exchanged(grad, receive_counts, send_counts, ctx.axis), None, None, None
 
 
-def _exchange(x: Tensor, send_counts: list[int], receive_counts: list[int], axis: Axis) -> Tensor:
+def exchanged(x: Tensor, send_counts: list[int], receive_counts: list[int], axis: Axis) -> Tensor:
+    """An all-to-all of rows, without a gradient."""
     out = x.new_empty((sum(receive_counts), *x.shape[1:]))
-    dist.all_to_all_single(out, x.contiguous(), receive_counts, send_counts, group=axis.group)
+    with axis.sends(sent_by_exchange(x, send_counts, axis.rank)):
+        dist.all_to_all_single(out, x.contiguous(), receive_counts, send_counts, group=axis.group)
     return out

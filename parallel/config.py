@@ -7,7 +7,7 @@ import math
 from typing import Literal
 
 Tune = Literal["all", "prompts", "lora", "head"]
-"""What a run trains (model/tuning.py)."""
+"""What a run trains (model/tuning/trained.py)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -14,10 +14,9 @@ import dataclasses
 import itertools
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from parallel.collectives import Axis, all_to_all
+from parallel.collectives import Axis, all_to_all, exchanged
 
 Blocks = tuple[tuple[int, int, int], ...]
 """(first row, row after the last, number of the expert); in order and without gaps."""
@@ -72,8 +71,8 @@ def plan_dispatch(
     sent_SE = counts_E.view(axis.size, local)
     received_SE = sent_SE
     if axis.size > 1:
-        received_SE = torch.empty_like(sent_SE)
-        dist.all_to_all_single(received_SE, sent_SE.contiguous(), group=axis.group)
+        one_each = [1] * axis.size
+        received_SE = exchanged(sent_SE, one_each, one_each, axis)
     place_N = token_N if place_T is None else place_T[token_N]
     copies_PK = torch.full((num_places, num_choices), -1, device=token_N.device)
     copies_PK[place_N, choice_N] = torch.arange(token_N.shape[0], device=token_N.device)

@@ -31,6 +31,7 @@ def column_linear(in_features: int, out_features: int, mesh: Mesh, bias: bool = 
         gather_output=False,
         disable_grad_reduce=mesh.sequence.size > 1,
     )
+    layer.axis, layer.reduces = axis, mesh.sequence.size == 1
     cut = (Cut(0, TENSOR_AXIS, axis.rank, axis.size),)
     place(layer.weight, Placement((out_features, in_features), cut))
     if bias:
@@ -58,8 +59,7 @@ def row_linear(in_features: int, out_features: int, mesh: Mesh, bias: bool = Tru
         skip_bias_add=False,
     )
     place(layer.weight, Placement((out_features, in_features), (Cut(1, TENSOR_AXIS, axis.rank, axis.size),)))
-    if mesh.sequence.size > 1:
-        layer.axis = axis
+    layer.axis = axis
     return layer
 
 
@@ -71,5 +71,6 @@ def vocabulary_embedding(num_rows: int, width: int, mesh: Mesh) -> nn.Module:
     from parallel.megatron_layers import VocabularyEmbedding, layer_config
 
     layer = VocabularyEmbedding(num_rows, width, init_method=lambda weight: None, config=layer_config(axis.size))
+    layer.axis = axis
     place(layer.weight, Placement((num_rows, width), (Cut(0, TENSOR_AXIS, axis.rank, axis.size),)))
     return layer

@@ -1,4 +1,7 @@
-"""megatron-core's parallel layers with a call that returns the output alone (theirs returns (output, bias))."""
+"""megatron-core's parallel layers with a call that returns the output alone (theirs returns (output, bias)).
+
+Each has the tensor axis, to which it tells the sums over ranks that megatron-core makes.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinea
 from torch import Tensor
 from torch.nn.functional import linear
 
-from parallel.collectives import Axis
+from parallel.collectives import Axis, count_gradient_sum, count_sum
 from parallel.sequence_parallel import only_first
 
 
@@ -23,13 +26,20 @@ def layer_config(tensor_size: int) -> ModelParallelConfig:
 
 
 class ColumnLinear(ColumnParallelLinear):
+    """reduces: whether the gradient of the input is summed here."""
+
+    axis: Axis
+    reduces: bool
+
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x)[0]
+        return super().forward(count_gradient_sum(x, self.axis) if self.reduces else x)[0]
 
 
 class RowLinear(RowParallelLinear):
+    axis: Axis
+
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x)[0]
+        return count_sum(super().forward(x)[0], self.axis)
 
 
 class PartialRowLinear(RowParallelLinear):
@@ -42,4 +52,7 @@ class PartialRowLinear(RowParallelLinear):
 
 
 class VocabularyEmbedding(VocabParallelEmbedding):
-    pass
+    axis: Axis
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return count_sum(super().forward(ids), self.axis)

@@ -23,6 +23,7 @@ from parallel.launch import (
     replaced_variable,
 )
 from parallel.placement import EXPERT_AXIS, TENSOR_AXIS
+from parallel.traffic import Traffic
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,8 +145,8 @@ def create_mesh(tensor: int = 1, expert: int = 1, timeout_s: float = 1800.0, seq
         deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", verbose=False)
     parallel_state.initialize_model_parallel(tensor_model_parallel_size=tensor)
 
-    tensor_axis = _axis(TENSOR_AXIS, parallel_state.get_tensor_model_parallel_group(), timeout)
-    data_axis = _axis("data", parallel_state.get_data_parallel_group(), timeout)
+    tensor_axis = _axis(TENSOR_AXIS, parallel_state.get_tensor_model_parallel_group(), timeout, device)
+    data_axis = _axis("data", parallel_state.get_data_parallel_group(), timeout, device)
     groups.mpu = MegatronUnit()
     groups._create_expert_data_and_model_parallel(expert, mpu=groups.mpu)
     name = f"ep_size_{expert}"
@@ -155,8 +156,8 @@ def create_mesh(tensor: int = 1, expert: int = 1, timeout_s: float = 1800.0, seq
         tensor=tensor_axis,
         sequence=dataclasses.replace(tensor_axis if sequence else Axis(""), name="sequence"),
         data=data_axis,
-        expert=_axis(EXPERT_AXIS, groups._get_expert_parallel_group(name), timeout),
-        expert_data=_axis("expert_data", groups._get_expert_data_parallel_group(name), timeout),
+        expert=_axis(EXPERT_AXIS, groups._get_expert_parallel_group(name), timeout, device),
+        expert_data=_axis("expert_data", groups._get_expert_data_parallel_group(name), timeout, device),
         device=device,
     )
 
@@ -171,9 +172,9 @@ def destroy_mesh() -> None:
         dist.destroy_process_group()
 
 
-def _axis(name: str, group: Any, timeout: datetime.timedelta) -> Axis:
+def _axis(name: str, group: Any, timeout: datetime.timedelta, device: str) -> Axis:
     """megatron-core and DeepSpeed make groups that wait as long as they like: ours is set on every one."""
     import torch.distributed as dist
 
     dist.distributed_c10d._set_pg_timeout(timeout, group)
-    return Axis(name, dist.get_world_size(group), dist.get_rank(group), group)
+    return Axis(name, dist.get_world_size(group), dist.get_rank(group), group, Traffic(device))

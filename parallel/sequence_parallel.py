@@ -14,11 +14,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from parallel.collectives import Axis, gathered, scattered_sum
+from parallel.collectives import Axis, add_up, gathered, scattered_sum
 
 
 def cut_rows(x_ND: Tensor, axis: Axis) -> Tensor:
@@ -59,7 +58,7 @@ def sum_gradients(parameters: Iterable[nn.Parameter], axis: Axis) -> None:
     if axis.size == 1 or not gradients:
         return
     flat = torch.cat([gradient.flatten() for gradient in gradients])
-    dist.all_reduce(flat, group=axis.group)
+    add_up(flat, axis)
     for gradient, total in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
         gradient.copy_(total.view_as(gradient))
 

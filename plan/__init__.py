@@ -1,5 +1,7 @@
-"""`train.py --plan`: memory and traffic of a rank on any number of ranks."""
+"""`train.py --describe` and `--plan`: parameters, memory and traffic of a run on any number of ranks."""
 
+from plan.expected import expected
 from plan.report import plan, render
+from plan.sizes import describe
 
-__all__ = ["plan", "render"]
+__all__ = ["describe", "expected", "plan", "render"]

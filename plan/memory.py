@@ -14,7 +14,7 @@ import re
 from typing import Any
 
 from model.config import ModelConfig
-from model.tuning import choose_trained
+from model.tuning.trained import choose_trained
 from parallel.collectives import Axis
 from parallel.engine import parameter_groups
 from parallel.mesh import Mesh

@@ -1,6 +1,6 @@
 """`train.py --config X --describe`: layers, parameters and arithmetic of a configuration, without allocating its weights.
 
-The network is built on torch's meta device. FLOPs count a multiplication and an addition as two, matrix products alone.
+The network is built on torch's meta device. model/flops.py says what FLOPs count.
 """
 
 from __future__ import annotations
@@ -9,11 +9,13 @@ import dataclasses
 
 import torch
 
+from data.batch import Modality, TokenCounts
 from data.config import TaskConfig
 from data.shards import DatasetError, read_info
 from data.tasks import kind_of
 from data.text.tokenizer import SPE
 from model.config import ModelConfig
+from model.flops import forward_flops, sequence_work
 from model.objective import Objective
 from parallel.kernels import load_kernels
 from parallel.mesh import Mesh
@@ -88,19 +90,23 @@ def count_parameters(model: ModelConfig, vocabulary_size: int = FULL_VOCABULARY)
     )
 
 
-def flops_of_sequences(model: ModelConfig, rows: int, tokens: int, visual_tokens: int, reads: int) -> int:
-    """Forward FLOPs of `rows` sequences of `tokens` tokens each, of which `visual_tokens` are patches, read at `reads`
-    places. Merged experts count as the one linear that they become; merging itself does not depend on tokens and is left
-    out, as are the gates."""
-    width = model.width
-    total = 2 * rows * visual_tokens * model.patch_values * width
-    for layer in range(model.depth):
-        sparse = model.experts.is_sparse(layer, model.depth) and model.experts.decides_per_token
-        k = model.experts.top_k if sparse else 1
-        attention = 4 * width * width * (k if model.experts.unit == "linear" else 1)
-        total += 2 * rows * tokens * (attention + 2 * width * model.ffn * k)
-        total += 4 * rows * tokens * tokens * width
-    return total + 2 * rows * reads * width * model.space_width
+def flops_of_sequences(
+    model: ModelConfig, rows: int, tokens: int, visual_tokens: int, reads: int, is_target: bool = False
+) -> int:
+    """Forward FLOPs of `rows` sequences of `tokens` tokens each, of which `visual_tokens` are patches, read at `reads` places,
+    in a tower of this shape."""
+    words = tokens - 1 - visual_tokens
+    kinds = {Modality.TEXT: words, Modality.IMAGE: visual_tokens}
+    counts = TokenCounts(
+        rows=rows,
+        tokens_M=tuple(rows * kinds.get(modality, 0) for modality in Modality),
+        first=Modality.IMAGE if visual_tokens else Modality.TEXT,
+        places=rows * tokens,
+        squares=rows * tokens**2,
+    )
+    one_tower = dataclasses.replace(model, text_tower=None, space=model.space_width)
+    work = sequence_work(one_tower, counts, rows * reads, is_target)
+    return round(sum(forward_flops(one_tower, (work,)).values()))
 
 
 def task_cost(
@@ -131,7 +137,7 @@ def task_cost(
         candidates=(number, length) if number else None,
         rows=task.batch_size,
         input_flops=flops_of_sequences(input_model, 1, 1 + visual + text, visual, reads),
-        candidate_flops=flops_of_sequences(text_model, number, length, 0, 1),
+        candidate_flops=flops_of_sequences(text_model, number, length, 0, 1, is_target=True),
     )
 
 

@@ -49,6 +49,7 @@ RULES: tuple[tuple[str, Rule], ...] = (
     ("check_every", "free"),
     ("evaluate.*", "free"),
     ("tracking.*", "free"),
+    ("profile*", "free"),
 )
 """The first pattern that fits an option's name; every option has one."""
 

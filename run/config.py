@@ -15,24 +15,67 @@ from data.config import DataConfig
 from data.tasks import check_tasks, kind_of
 from evaluation.config import EvaluateConfig
 from model.config import ModelConfig
-from model.tuning import check_tune
+from model.tuning.trained import check_tune
 from parallel.config import OptimizerConfig, ParallelConfig
 from parallel.kernels import KernelName
 from run.errors import ConfigError
 
 MAX_THREADS = 1024
+MAX_PROFILED = 50
+"""Steps; a trace has thousands of events of each, and viewers end at some gigabytes."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrackingConfig:
     """Where metrics go besides the progress bar and metrics.jsonl.
 
-    wandb     offline: files below the run folder, to be sent later with `wandb sync`; online; disabled
-    project   of wandb
+    wandb        offline: files below the run folder, to be sent later with `wandb sync`; online; disabled
+    project      of wandb, and the label `job` in Prometheus
+    tags         of wandb, to find runs by
+    group        of wandb, for runs that belong together
+    tensorboard  files for TensorBoard in the run's folder; needs the extra `tensorboard`
+    prometheus   a .prom file that is replaced at each record, for the textfile collector of Prometheus' node exporter; "" = none; needs
+                 the extra `prometheus`
+    alarm_steps  routing that has collapsed, and experts that nobody chooses, are told when they have been so for so many steps; 0 = never
+    peak         what model FLOPs utilisation is a share of: known, the figure of the device's data sheet; measured, a product of matrices
+                 that each rank times when it starts; or TFLOP/s of one rank
     """
 
     wandb: Literal["offline", "online", "disabled"] = "offline"
     project: str = "sparse-generalists"
+    tags: tuple[str, ...] = ()
+    group: str = ""
+    tensorboard: bool = False
+    prometheus: str = ""
+    alarm_steps: int = 200
+    peak: float | Literal["known", "measured"] = "known"
+
+    def __post_init__(self) -> None:
+        if wrong := [tag for tag in self.tags if not 1 <= len(tag) <= 64]:
+            raise ValueError(f"tags: {wrong[0]!r} must have 1 to 64 characters")
+        if self.alarm_steps < 0:
+            raise ValueError(f"alarm_steps={self.alarm_steps}: must not be negative")
+        if not isinstance(self.peak, str) and self.peak <= 0:
+            raise ValueError(f"peak={self.peak}: TFLOP/s of a rank must be positive; or known, or measured")
+        if self.prometheus and not self.prometheus.endswith(".prom"):
+            raise ValueError(f"prometheus={self.prometheus!r} must end in .prom: node exporter reads no other files")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProfileConfig:
+    """Some steps looked at closely by torch.profiler: a trace for Perfetto, and a table of operators and collectives, of each rank. These
+    steps take longer.
+
+    steps  the first and the last, counted as the progress line counts; 50 at most
+    """
+
+    steps: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.steps) != 2 or not 1 <= self.steps[0] <= self.steps[1] < self.steps[0] + MAX_PROFILED:
+            raise ValueError(
+                f"steps={list(self.steps)}: needs a first and a last step, {MAX_PROFILED} steps at most, as [10, 15]"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,6 +103,7 @@ class RunConfig:
     check_every        steps between two checks that copies of parameters and batches are equal on the ranks that share them;
                        0 = never
     threads            CPU threads of a rank; 0 leaves the choice to OMP_NUM_THREADS and torch
+    profile            steps to look at closely; none: no profile
     """
 
     name: str
@@ -83,6 +127,7 @@ class RunConfig:
     parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)
     tracking: TrackingConfig = dataclasses.field(default_factory=TrackingConfig)
     evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
+    profile: ProfileConfig | None = None
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}", self.name):
@@ -102,6 +147,8 @@ class RunConfig:
             raise ValueError(f"evaluate.tasks: there is no task {unknown[0]!r}")
         if self.threads > MAX_THREADS:
             raise ValueError(f"threads={self.threads}: must be {MAX_THREADS} at most")
+        if self.profile and self.profile.steps[1] > self.steps:
+            raise ValueError(f"profile.steps={list(self.profile.steps)} goes beyond the run of steps={self.steps}")
         if self.optimizer.warmup_steps > self.steps:
             raise ValueError(
                 f"optimizer.warmup_steps={self.optimizer.warmup_steps} is longer than the run of steps={self.steps}"

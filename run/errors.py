@@ -7,7 +7,7 @@ from data.text.tokenizer import VocabularyFileError
 from data.workers.loader import WorkersError
 from model.exchange.export.errors import ExportError
 from model.exchange.public import ConversionError
-from model.tuning import TuningError
+from model.tuning.trained import TuningError
 from parallel.checkpoints import CheckpointError
 from parallel.health.claim import FolderError
 from parallel.health.same_inputs import DisagreementError

@@ -1,5 +1,5 @@
 """The demo from start to end: write the made world, train on two ranks with the deepspeed launcher, evaluate on
-combinations of colour and shape that training never saw. Called by `make demo`; repeating it resumes or re-evaluates."""
+combinations of colour and shape that training never saw, and write the report. Called by `make demo`; repeating it resumes or re-evaluates."""
 
 from __future__ import annotations
 
@@ -56,9 +56,14 @@ def main() -> None:
         record = json.loads(line)
         figure, floor = record["figure"], record["floor"]
         print(f"  {record['task']:<10} {figure:<17} {record[figure]:6.3f}   untrained {record[floor]:6.3f}")
+    print()
+    for what in ("experts", "routing_maps", "samples", "report"):
+        words = ["--split=val", "--threads=2"] if what in ("experts", "routing_maps") else []
+        run(sys.executable, "-m", f"analysis.{what}", "--run=runs/demo", *words, capture=what == "experts")
     print(
         f"""
 done in {time.perf_counter() - start:.0f} s. Results lie in runs/demo: metrics.jsonl, config.yaml, checkpoints/, wandb/ (offline).
+One page shows them: {ROOT / "runs" / "demo" / "analysis" / "report.html"}
 To try next:
   python evaluate.py --run runs/demo --split val                            seen combinations, new pictures
   python train.py --config configs/demo.yaml name=dense parallel.expert=1 model.experts.placement=none

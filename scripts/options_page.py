@@ -23,7 +23,7 @@ from evaluation.config import EvaluateConfig
 from model.config import LoraConfig, ModelConfig, PromptConfig, TextTowerConfig
 from model.moe.config import AuxiliaryConfig, ExpertConfig
 from parallel.config import OptimizerConfig, ParallelConfig
-from run.config import RunConfig, TrackingConfig
+from run.config import ProfileConfig, RunConfig, TrackingConfig
 
 SECTIONS: tuple[tuple[str, Any], ...] = (
     ("", RunConfig),
@@ -40,6 +40,7 @@ SECTIONS: tuple[tuple[str, Any], ...] = (
     ("parallel", ParallelConfig),
     ("tracking", TrackingConfig),
     ("evaluate", EvaluateConfig),
+    ("profile", ProfileConfig),
 )
 SECTION_KEYS = {key.removesuffix(".NAME") for key, _ in SECTIONS}
 HEAD = """# Options

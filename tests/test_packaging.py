@@ -24,6 +24,7 @@ DISTRIBUTION_OF = {
     "megatron": "megatron-core",
     "open_clip": "open-clip-torch",
     "sklearn": "scikit-learn",
+    "vl_convert": "vl-convert-python",
     "yaml": "pyyaml",
 }
 # What code that travels with an export imports where it is used: environments of others, with versions of theirs.
@@ -56,6 +57,12 @@ def constraint_lines() -> list[str]:
 RUNTIME = pins(PROJECT["project"]["dependencies"])
 PREPARATION = pins(PROJECT["project"]["optional-dependencies"]["prepare"])
 INDEX = pins(PROJECT["project"]["optional-dependencies"]["index"])
+SINKS = pins(
+    [
+        *PROJECT["project"]["optional-dependencies"]["tensorboard"],
+        *PROJECT["project"]["optional-dependencies"]["prometheus"],
+    ]
+)
 EXPORT = pins(PROJECT["project"]["optional-dependencies"]["export"])
 DOCUMENTATION = pins(PROJECT["project"]["optional-dependencies"]["docs"])
 DEVELOPMENT = pins(PROJECT["project"]["optional-dependencies"]["dev"])
@@ -87,6 +94,7 @@ def test_every_import_is_declared() -> None:
     for file in source_files():
         parts = file.relative_to(ROOT).parts
         room = {"tests": DEVELOPMENT, "prediction": INDEX}.get(parts[0], {})
+        room = SINKS if parts[:2] == ("run", "sinks") else room
         optional = PREPARATION if parts[:2] == ("data", "prepare") else room
         declared = RUNTIME.keys() | optional.keys() | (EXPORT.keys() | ELSEWHERE if parts[:3] == EXPORT_ROOM else set())
         for name in sorted(third_party_imports(file)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from run.metrics.phases import PHASES
 from tests.helpers.runs import ROOT, command, environment, losses, records, train
 
 
@@ -33,6 +35,7 @@ def test_launcher_with_experts_on_two_ranks_equals_one_process(config):
     assert [record["lr"] for record in records(config, "two")] == pytest.approx(rates, rel=1e-3)
     last = records(config, "two")[-1]
     assert {"lr", "samples_per_s", "tokens_per_s", "data_wait", "expert_load", "eta_s"} <= last.keys()
+    measured_alike(config)
 
     done = subprocess.run(
         [sys.executable, "evaluate.py", "--run", str(config.parent / "runs" / "two"), "--split", "heldout", "--limit", "16"],
@@ -42,6 +45,24 @@ def test_launcher_with_experts_on_two_ranks_equals_one_process(config):
     assert by_kind.keys() == {"classification", "masked_text", "captioning", "retrieval"}
     assert {"image_to_text_r1", "text_to_image_r10"} <= by_kind["retrieval"].keys()
     assert by_kind["captioning"]["samples"] == 16
+
+
+def measured_alike(config: Path) -> None:
+    """Phases partition a step; work is a function of the data, and not of who does it."""
+    for two, one in zip(records(config, "two"), records(config, "one"), strict=True):
+        for record in (two, one):
+            assert sum(record[f"time/{phase}"] for phase in PHASES) == pytest.approx(record["step_s"], rel=0.03)
+            assert record["padding"] == pytest.approx(one["padding"])
+        assert two["model_tflops_per_s"] * two["step_s"] == pytest.approx(one["model_tflops_per_s"] * one["step_s"])
+        assert 0 < two["time/exchange"] < two["time/forward"] + two["time/backward"]
+        assert (
+            two["sent_gib/data"] == pytest.approx(records(config, "two")[0]["sent_gib/data"])
+            and two["sent_gib/expert"] > 0
+        )
+    plan = json.loads((config.parent / "runs" / "one" / "memory.json").read_text())
+    for name in ("weights", "gradients", "optimizer"):
+        assert plan["measured"][name] == pytest.approx(plan["predicted"][name], rel=0.01, abs=2e-6), name
+    assert 0 < plan["measured"]["peak"] <= records(config, "one")[-1]["memory/peak_gib"] + 1e-6
 
 
 def test_killed_and_repeated_equals_uninterrupted(config):
@@ -126,6 +147,28 @@ def test_wandb_offline_keeps_its_id(config):
     segments = list((folder / "wandb").glob(f"offline-run-*-{run_id}"))
     assert len(segments) == 2
     assert all(any(segment.glob("*.wandb")) for segment in segments)
+
+
+@pytest.mark.slow
+def test_a_profile_of_two_ranks_opens_and_tells_of_their_collectives(config):
+    out = train(
+        config, "parallel.expert=2", "steps=4", "evaluate={every: 2, limit: 8}", "tracking.peak=measured",
+        "profile={steps: [2, 3]}", ranks=2,
+    )  # fmt: skip
+    folder = config.parent / "runs" / "tiny" / "profile"
+    assert out.count("profile of steps 2 to 3 in") == 1 and "MFU of a measured peak of" in out
+    for rank in (0, 1):
+        table = json.loads((folder / f"operators_rank_{rank:05d}.json").read_text())
+        assert any("all_to_all" in row["name"] or "alltoall" in row["name"] for row in table["collectives"]), table
+        assert table["operators"][0]["seconds"] >= table["operators"][-1]["seconds"] > 0
+        events = json.loads(gzip.decompress((folder / f"trace_rank_{rank:05d}.json.gz").read_bytes()))["traceEvents"]
+        named = [event["name"] for event in events if event["ph"] == "X"]
+        assert named.count("phase step") == 2 and named.count("phase forward") == 2
+    assert (records(config)[1]["time/evaluate"] > 0) and all(0 < r["mfu"] < 1 for r in records(config))
+    assert all(r["time/evaluate"] < 1e-3 for r in records(config)[::2])
+    for record in records(config):
+        times = sum(record[f"time/{phase}"] for phase in PHASES if phase != "evaluate")
+        assert times == pytest.approx(record["step_s"], rel=0.03)
 
 
 LIMOE = "model.experts={preset: limoe, num_experts: 4}"

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from data.batch import TaskBatch
+from data.batch import TaskBatch, TokenCounts
 from data.seeding import rng
 from data.shards import BadSample
 from data.stream.faults import Fault, TooManyFaultsError, fault_of
@@ -27,13 +27,20 @@ READ_AHEAD_BYTES = 4 << 20
 
 @dataclasses.dataclass(frozen=True)
 class MicroBatch:
-    """What the loop gets: the batch, and which part of the plan it is."""
+    """What the loop gets: the batch, and which part of the plan it is. inputs, candidates: what they hold, counted where the batch was
+    made, on the host."""
 
     assignment: Assignment
     batch: TaskBatch
     num_samples: int
-    num_tokens: int
+    inputs: TokenCounts
+    candidates: TokenCounts
     faults: tuple[Fault, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Valid ones, <SPE> included."""
+        return self.inputs.tokens + self.candidates.tokens
 
 
 def build_micro_batch(source: Source, assignment: Assignment, schedule: Schedule) -> MicroBatch:
@@ -49,8 +56,7 @@ def build_micro_batch(source: Source, assignment: Assignment, schedule: Schedule
             _example(source, position, itertools.chain([read], others), schedule.seed, assignment.task, faults)
         )
     batch = source.task.batch(examples, rng(schedule.seed, assignment.task, assignment.start, 1))
-    num_tokens = batch.inputs.num_tokens + batch.candidates.num_tokens
-    return MicroBatch(assignment, batch, size, num_tokens, tuple(faults))
+    return MicroBatch(assignment, batch, size, batch.inputs.counts, batch.candidates.counts, tuple(faults))
 
 
 @dataclasses.dataclass(frozen=True)

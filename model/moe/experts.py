@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from model.config import LoraConfig
-from model.lora import LowRankUpdate
 from model.moe.grouped import grouped_linear
 from model.moe.merge import MergePlan, Merging, plan_merge, start_merge
 from model.recompute import Computed, kept
+from model.tuning.lora import LowRankUpdate
 from parallel.collectives import Axis, copy_to_axis, reduce_from_axis
 from parallel.dispatch import Blocks
 from parallel.mesh import Mesh

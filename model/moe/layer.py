@@ -21,6 +21,8 @@ from data.batch import Modality
 from model.moe.config import ExpertConfig
 from model.moe.experts import ExpertLinear, Merges, start_merges
 from model.moe.router import GROUP_ROUTERS, TOKEN_ROUTERS, Layouts, States
+from model.moe.routing import TokenRouting
+from model.moe.use import ExpertUse, unpacked
 from model.noise import Key
 from parallel.collectives import all_gather
 from parallel.dispatch import Blocks, DispatchPlan, combine, dispatch, dispatch_weights, plan_dispatch
@@ -30,11 +32,10 @@ from parallel.mesh import Mesh
 
 @dataclasses.dataclass(frozen=True)
 class RoutingReport:
-    """accepted_ME: (token, choice) pairs that expert e took from modality m; asked_M: all such pairs of the modality.
-    losses: auxiliary losses by name, unweighted and detached; loss: their weighted sum, a scalar with gradient."""
+    """use: of the experts, without gradient. losses: auxiliary losses by name, unweighted and detached; loss: their weighted sum, a scalar
+    with gradient."""
 
-    accepted_ME: Tensor
-    asked_M: Tensor
+    use: ExpertUse
     losses: dict[str, Tensor]
     loss: Tensor
 
@@ -104,7 +105,7 @@ class MergePath(nn.Module):
 
     def forward(self, banks: tuple[ExpertLinear, ...], layouts: Layouts, noise: Key) -> MergeDecision:
         """Decides, and starts to merge the banks that the decision is for."""
-        weights_CE = self.router(layouts, noise)
+        weights_CE, entropy_C = self.router(layouts, noise)
         num_groups, num_experts = weights_CE.shape
         if num_groups > self.max_groups:
             raise ValueError(
@@ -118,9 +119,12 @@ class MergePath(nn.Module):
             [_tokens(layout, group) for layout in layouts for group in range(len(layout.modality_G))]
         )
         pairs_CE = tokens_C.to(chosen_CE)[:, None] * chosen_CE
+        weight_CE = tokens_C.to(chosen_CE)[:, None] * weights_CE.detach()
+        asked_C = pairs_CE.sum(dim=1)
+        use_CX = ExpertUse(pairs_CE, weight_CE, asked_C, asked_C * entropy_C).packed()
         modality_C = torch.cat([layout.modality_G for layout in layouts])
-        accepted_ME = pairs_CE.new_zeros(len(Modality), num_experts).index_add(0, modality_C, pairs_CE)
-        report = RoutingReport(accepted_ME, accepted_ME.sum(dim=1), {}, weights_CE.new_zeros(()))
+        use_MX = use_CX.new_zeros(len(Modality), use_CX.shape[1]).index_add(0, modality_C, use_CX)
+        report = RoutingReport(unpacked(use_MX), {}, weights_CE.new_zeros(()))
         gathered_SCE = all_gather(padded_CE, self.expert)
         return MergeDecision(start_merges(banks, gathered_SCE, num_groups, self.expert), layouts, report)
 
@@ -138,12 +142,23 @@ class DispatchPath(nn.Module):
         place_T, num_places = _places(layouts)
         plan = plan_dispatch(routing.expert_ids_TK, routing.kept_TK, self.num_experts, self.expert, place_T, num_places)
         modality_T = torch.cat([layout.modality_BL[layout.valid_BL] for layout in layouts])
-        cell_TK = routing.expert_ids_TK + self.num_experts * modality_T[:, None]
-        cells = len(Modality) * self.num_experts
-        accepted_ME = torch.bincount(cell_TK[routing.kept_TK], minlength=cells).view(len(Modality), -1)
-        asked_M = torch.bincount(modality_T, minlength=len(Modality)) * cell_TK.shape[1]
-        report = RoutingReport(accepted_ME.to(routing.loss), asked_M.to(routing.loss), routing.losses, routing.loss)
+        use = _use_of(routing, modality_T, self.num_experts)
+        report = RoutingReport(use, routing.losses, routing.loss)
         return DispatchDecision(dispatch_weights(routing.weights_TK, plan), plan, layouts, report)
+
+
+def _use_of(routing: TokenRouting, modality_T: Tensor, num_experts: int) -> ExpertUse:
+    """Float64, as sums over many tokens must stay exact counts."""
+    num_choices = routing.expert_ids_TK.shape[1]
+    cell_TK = routing.expert_ids_TK + num_experts * modality_T[:, None]
+    kinds = len(Modality)
+    sums = routing.entropy_T.new_zeros(2, kinds * num_experts, dtype=torch.float64)
+    sums[0].index_add_(0, cell_TK.flatten(), routing.kept_TK.flatten().double())
+    sums[1].index_add_(0, cell_TK.flatten(), routing.weights_TK.detach().flatten().double())
+    of_tokens = torch.stack([torch.ones_like(routing.entropy_T), routing.entropy_T]).double() * num_choices
+    asked_M, entropy_M = of_tokens.new_zeros(2, kinds).index_add_(1, modality_T, of_tokens)
+    taken_ME, weight_ME = sums.view(2, kinds, num_experts)
+    return ExpertUse(taken_ME, weight_ME, asked_M, entropy_M)
 
 
 def make_path(

@@ -35,14 +35,15 @@ class GroupRouter(nn.Module):
         super().__init__()
         self.config, self.num_tasks = config, num_tasks
 
-    def forward(self, layouts: Layouts, noise: Key) -> Tensor:
-        """-> weights_CE, zero outside the top k."""
+    def forward(self, layouts: Layouts, noise: Key) -> tuple[Tensor, Tensor]:
+        """-> (weights_CE, zero outside the top k; entropy_C of the gate's distribution without noise, in nats, without gradient)."""
         with torch.autocast(layouts[0].attributes_GA.device.type, enabled=False):
             features_NF, row_C = self.conditions(layouts)
-            probs_NE, selection_NE, _, _ = _probabilities(features_NF, self.gate, self.config, noise)
+            probs_NE, selection_NE, logits_NE, _ = _probabilities(features_NF, self.gate, self.config, noise)
             k = _evaluated(self.config.eval_top_k, self.config.top_k, noise)
             ids_NK, weights_NK = top_k(probs_NE, k, self.config.renormalise, selection_NE)
-            return scatter_weights(ids_NK, weights_NK, self.config.num_experts)[row_C]
+            weights_NE = scatter_weights(ids_NK, weights_NK, self.config.num_experts)
+            return weights_NE[row_C], _entropy(logits_NE)[row_C]
 
     def conditions(self, layouts: Layouts) -> tuple[Tensor, Tensor]:
         """-> (features_NF of the distinct conditions in fp32, row_C the condition of each group)."""
@@ -91,9 +92,10 @@ class TaskRouter(GroupRouter):
 class TaskSpecific(GroupRouter):
     """No gate: task i has expert i to itself. The paper's alternative to routing, parameters growing with tasks."""
 
-    def forward(self, layouts: Layouts, noise: Key) -> Tensor:
+    def forward(self, layouts: Layouts, noise: Key) -> tuple[Tensor, Tensor]:
         identity_EE = torch.eye(self.config.num_experts, device=layouts[0].attributes_GA.device)
-        return identity_EE[_tasks_of(layouts)]
+        weights_CE = identity_EE[_tasks_of(layouts)]
+        return weights_CE, weights_CE.new_zeros(len(weights_CE))
 
 
 class TokenRouter(nn.Module):
@@ -126,7 +128,7 @@ class TokenRouter(nn.Module):
             weights = config.auxiliary
             total = sum((getattr(weights, name) * value for name, value in found.items()), logits_TE.new_zeros(()))
             detached = {name: value.detach() for name, value in found.items()}
-            return TokenRouting(ids_TK, weights_TK * kept_TK, kept_TK, detached, total)
+            return TokenRouting(ids_TK, weights_TK * kept_TK, kept_TK, _entropy(logits_TE), detached, total)
 
     def _kept(self, ids_TK: Tensor, probs_TE: Tensor, group_T: Tensor, num_groups: int, noise: Key) -> Tensor:
         config = self.config
@@ -229,6 +231,11 @@ def _probabilities(
     std = config.noise_std / config.num_experts
     noisy_NE = logits_NE + std * normal(noise, tuple(logits_NE.shape), logits_NE) if std else logits_NE
     return noisy_NE.softmax(dim=-1), None, logits_NE, noisy_NE
+
+
+def _entropy(logits_NE: Tensor) -> Tensor:
+    """[N], in nats."""
+    return torch.special.entr(logits_NE.detach().softmax(dim=-1)).sum(dim=-1)
 
 
 Value = TypeVar("Value")

@@ -19,6 +19,7 @@ class TokenRouting:
     expert_ids_TK   int64, best first
     weights_TK      0 where the choice was dropped
     kept_TK         bool, False where the choice was dropped
+    entropy_T       of the gate's distribution without noise, in nats, without gradient
     losses          auxiliary losses by name, unweighted
     loss            their weighted sum
     """
@@ -26,6 +27,7 @@ class TokenRouting:
     expert_ids_TK: Tensor
     weights_TK: Tensor
     kept_TK: Tensor
+    entropy_T: Tensor
     losses: dict[str, Tensor]
     loss: Tensor
 

@@ -8,52 +8,52 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from data.batch import Modality
 from data.shards.files import INFO_FILE
 from data.stream.faults import Loss
 from data.stream.micro_batch import MicroBatch
 from model.config import ModelConfig
+from model.moe.use import unpacked
 from model.objective import Losses
 from parallel.collectives import maximum, total
 from parallel.engine import StepInfo
 from parallel.mesh import Mesh
 from parallel.norms import FAMILIES
-
-Record = dict[str, Any]
+from run.metrics.alarms import Alarms
+from run.metrics.efficiency import Efficiency
+from run.metrics.expert_use import Record, UseByTask
 
 
 class Meter:
     """Sums between two log points. Nothing waits for the device until `record`, which all ranks call together."""
 
-    def __init__(self, losses: dict[str, Loss], model: ModelConfig, mesh: Mesh) -> None:
-        """losses: by task, what there is of its data set and what was missing at the start."""
-        self.tasks, self.losses, self.mesh = list(losses), list(losses.values()), mesh
+    def __init__(
+        self, losses: dict[str, Loss], model: ModelConfig, mesh: Mesh, efficiency: Efficiency, alarm_steps: int = 0
+    ) -> None:
+        """losses: by task, what there is of its data set and what was missing at the start; alarm_steps: tracking.alarm_steps."""
+        self.tasks, self.losses, self.mesh, self._efficiency = list(losses), list(losses.values()), mesh, efficiency
         self._bad_shards = {
             (fault.task, fault.shard) for loss in self.losses for fault in loss.faults if fault.shard != INFO_FILE
         }
-        self._decisions, self._experts = model.num_decisions, model.experts.num_experts
-        self._auxiliary_names = model.experts.auxiliary.names
-        self._reset()
+        self._use, self._alarms = UseByTask(model, self.tasks, mesh.device), Alarms.of(model, alarm_steps)
+        self._auxiliary_names = model.experts.auxiliary.names if model.num_decisions else ()
+        self._families = FAMILIES if model.num_decisions else ("dense",)
+        self.skipped_in_a_row = 0
+        self._reset(time.perf_counter())
 
-    def _reset(self) -> None:
-        # Per task: micro-batches, loss, right read-outs, read-outs. Then samples, tokens, faults, seconds waited for data.
+    def _reset(self, start: float) -> None:
+        # Per task: micro-batches, loss, right read-outs, read-outs. Then samples, tokens, faults, micro-batches.
         self._tasks = torch.zeros(len(self.tasks), 4, dtype=torch.float64, device=self.mesh.device)
-        self._counts = torch.zeros(5, dtype=torch.float64)
+        self._counts = torch.zeros(4, dtype=torch.float64)
         self._by_task = torch.zeros(len(self.tasks), 2, dtype=torch.float64)  # faults, tokens
-        kinds = len(Modality)
-        shape = (self._decisions, kinds, self._experts + 1)
-        # Pairs that each expert took from each modality, and in the last column all that were asked.
-        self._routed_NMX = torch.zeros(*shape, dtype=torch.float64, device=self.mesh.device)
         self._auxiliary = torch.zeros(len(self._auxiliary_names), dtype=torch.float64, device=self.mesh.device)
         self._steps, self._skipped = 0, 0
-        self._start = time.perf_counter()
+        self._start = start
 
-    def add(self, micro: MicroBatch, losses: Losses, waited_s: float) -> None:
+    def add(self, micro: MicroBatch, losses: Losses) -> None:
         row = self._tasks[micro.assignment.task]
         row += torch.stack(
             [
@@ -63,12 +63,11 @@ class Meter:
                 losses.loss.new_tensor(micro.batch.labels_Q.numel()),
             ]
         ).double()
-        self._counts += torch.tensor([micro.num_samples, micro.num_tokens, len(micro.faults), waited_s, 1.0])
+        self._counts += torch.tensor([micro.num_samples, micro.num_tokens, len(micro.faults), 1.0])
         self._by_task[micro.assignment.task] += torch.tensor([len(micro.faults), micro.num_tokens])
         self._bad_shards |= {(fault.task, fault.shard) for fault in micro.faults if fault.sample is None}
-        routed_NMX = torch.cat([losses.accepted_NME, losses.asked_NM.unsqueeze(-1)], dim=-1)
-        if routed_NMX.shape[0] == self._decisions:
-            self._routed_NMX += routed_NMX.double()
+        self._use.add(micro.assignment.task, losses.use)
+        self._efficiency.add(micro)
         for index, name in enumerate(self._auxiliary_names):
             if name in losses.auxiliary:  # no sparse block, no such loss
                 self._auxiliary[index] += losses.auxiliary[name].double()
@@ -76,6 +75,8 @@ class Meter:
     def end_step(self, info: StepInfo) -> None:
         self._steps += 1
         self._skipped += not info.applied
+        self.skipped_in_a_row = 0 if info.applied else self.skipped_in_a_row + 1
+        self._efficiency.end_step()
         self._last = info
 
     def record(self, step: int, total_steps: int, consumed: Sequence[int], paused_s: float = 0.0) -> Record:
@@ -86,28 +87,32 @@ class Meter:
         faults: samples that had to be replaced; bad_shards: since the start, the most that one rank has met; lost_samples, lost_bytes:
         of all tasks' shards, missing since the start.
         """
-        seconds = time.perf_counter() - self._start - paused_s
+        now = time.perf_counter()
+        seconds = now - self._start - paused_s
+        efficiency = self._efficiency.sums()
+        use_TNMX = self._use.taken()
         parts = [
             self._tasks.cpu().flatten(),
             self._counts,
             self._by_task.flatten(),
-            self._routed_NMX.cpu().flatten(),
+            use_TNMX.flatten(),
             self._auxiliary.cpu(),
+            efficiency,
         ]
         of_all = total(torch.cat(parts).to(self.mesh.device), self.mesh.data).cpu()
         # Ranks meet the same shards, so their counts must not be added.
         bad_shards = maximum(torch.tensor(len(self._bad_shards), device=self.mesh.device), self.mesh.data)
-        tasks, counts, by_task, routed, auxiliary = of_all.split([p.numel() for p in parts])
-        samples, tokens, faults, waited, micro_batches = counts.tolist()
+        tasks, counts, by_task, use, auxiliary, efficiency = of_all.split([p.numel() for p in parts])
+        samples, tokens, faults, micro_batches = counts.tolist()
+        use_TNMX = use.view(use_TNMX.shape)
         record: Record = {
             "step": step,
             "lr": self._last.lr,
             "grad_norm": self._last.norms.total,
-            **{f"grad_norm/{family}": getattr(self._last.norms, family) for family in FAMILIES},
+            **{f"grad_norm/{family}": getattr(self._last.norms, family) for family in self._families},
             "samples_per_s": samples / seconds,
             "tokens_per_s": tokens / seconds,
             "step_s": seconds / self._steps,
-            "data_wait": waited / self.mesh.data.size / seconds,
             "samples": int(samples),
             "faults": int(faults),
             "bad_shards": int(bad_shards),
@@ -128,33 +133,22 @@ class Meter:
                 record[f"faults/{name}"] = int(faults_of_task)
         for name, value in zip(self._auxiliary_names, auxiliary.tolist(), strict=True):
             record[f"auxiliary/{name}"] = value / micro_batches
-        record |= _routing_record(routed.view(self._routed_NMX.shape))
-        self._reset()
+        record |= self._use.record(use_TNMX, step, total_steps)
+        record |= self._efficiency.figures(efficiency, _dropped(use_TNMX), seconds)
+        record["data_wait"] = record["time/data"] / record["step_s"]
+        self._alarms, alarms = self._alarms.after(record, self._steps)
+        record |= self._alarms.figures | ({"alarms": list(alarms)} if alarms else {})
+        self._reset(now)
         return record
+
+
+def _dropped(use_TNMX: Tensor) -> Tensor:
+    """[N]: choices that found no slot."""
+    use = unpacked(use_TNMX.sum(dim=0))
+    return use.asked_M.sum(dim=1) - use.taken_ME.sum(dim=(1, 2))
 
 
 def has_diverged(record: Record, skipped_in_a_row: int, loss_scale: float) -> bool:
     """Is the last record's loss no finite number, or was the last update left out for a reason other than fp16's search for its scale?"""
     losses = [value for key, value in record.items() if key.startswith("loss/")]
     return not all(map(math.isfinite, losses)) or (skipped_in_a_row > 0 and loss_scale == 1.0)
-
-
-def _routing_record(routed_NMX: Tensor) -> Record:
-    """expert_load: share of all asked pairs that each expert took, by decision; success: share of a modality's asked pairs
-    that were taken at all, over all decisions and by decision (LIMoE's success rate)."""
-    if not routed_NMX.numel():
-        return {}
-    accepted_NME, asked_NM = routed_NMX[..., :-1], routed_NMX[..., -1]
-    load_NE = accepted_NME.sum(dim=1) / asked_NM.sum(dim=1, keepdim=True).clamp(min=1)
-    record: Record = {"expert_load": _rounded(load_NE), "expert_load_max": load_NE.max().item()}
-    for modality in Modality:
-        asked_N = asked_NM[:, modality]
-        if asked_N.sum() > 0:
-            taken_N = accepted_NME[:, modality].sum(dim=-1)
-            record[f"success/{modality.name.lower()}"] = (taken_N.sum() / asked_N.sum()).item()
-            record[f"success_by_decision/{modality.name.lower()}"] = _rounded(taken_N / asked_N.clamp(min=1))
-    return record
-
-
-def _rounded(values: Tensor) -> list:
-    return (values * 1e4).round().div(1e4).tolist()

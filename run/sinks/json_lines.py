@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from parallel.checkpoints import write_atomically
 from parallel.health.claim import FolderError
@@ -23,15 +23,20 @@ class JsonLines:
         self._file = path.open("a", buffering=1, encoding="utf-8")
 
     def write(self, record: Record) -> None:
-        try:
-            self._file.write(json_line(record) + "\n")
-        except OSError as error:
-            raise FolderError(
-                f"{self._file.name}: {error.strerror}; the same command resumes from the newest checkpoint"
-            ) from error
+        write_line(self._file, record)
 
     def close(self) -> None:
         self._file.close()
+
+
+def write_line(file: IO[str], record: Record) -> None:
+    """Raises FolderError."""
+    try:
+        file.write(json_line(record) + "\n")
+    except OSError as error:
+        raise FolderError(
+            f"{file.name}: {error.strerror}; the same command resumes from the newest checkpoint"
+        ) from error
 
 
 def json_line(record: Record) -> str:

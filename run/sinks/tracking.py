@@ -1,13 +1,15 @@
 """wandb: one run per run folder, whose steps are the training's, offline unless asked for and possible otherwise.
 
-The environment wins over the configuration (WANDB_MODE, WANDB_DISABLED, WANDB_PROJECT, WANDB_NAME, WANDB_RUN_ID, WANDB_DIR), as
-whoever starts a run on a cluster sets it there. Nothing here stops a training, waits for more than 20 s, or asks a question.
+The environment wins over the configuration (WANDB_MODE, WANDB_DISABLED, WANDB_PROJECT, WANDB_NAME, WANDB_RUN_ID, WANDB_DIR, WANDB_TAGS,
+WANDB_RUN_GROUP), as whoever starts a run on a cluster sets it there. Nothing here waits for more than 20 s, or asks a question; what fails
+is dropped (run/sinks/guarded.py).
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import html
 import http.client
 import json
 import os
@@ -24,42 +26,78 @@ from typing import Any
 from data.transport import shown
 from parallel.checkpoints import write_atomically
 from run.config import RunConfig
-from run.config_file import dump_config
+from run.environment import shown_word
+from run.metrics.expert_use import decision_names
 from run.metrics.meter import Record
+from run.metrics.names import EVALUATION, metric_of
+from run.sinks.drawing import finite, heat_map, is_drawn
+from run.sinks.guarded import first_line, warn
 
 IDENTITY = "wandb_run.json"
+TITLE = 63
+"""Characters of an alert's title, which wandb shortens otherwise."""
 ANSWER_S, START_S = 6.0, 12.0
 """How long the server may take to answer at all, and then to open the run."""
 
 
+BINS = 16
+"""Of histograms."""
+
+
 class Wandb:
-    """What it raises becomes one warning, and the end of it (its helper process may have got the signal that asks us to stop)."""
+    """Every number is a chart, every list stands in the history as it is and is drawn now and then, every alarm is an alert."""
 
     def __init__(self, config: RunConfig, folder: Path) -> None:
-        self._run: Any = None
-        with self._guarded():
+        self._config = config
+        with _without_secrets():
             self._run = _start(config, folder)
+        self._known: set[str] = set()
 
     def write(self, record: Record) -> None:
-        flat: Record = {}
-        for key, value in record.items():
-            flat |= _numbered(key, value)
-        with self._guarded():
-            if self._run is not None:
-                self._run.log(flat, step=record["step"])
+        entries = {key: value for key, value in record.items() if key != "alarms"}
+        evaluated = {key: value for key, value in entries.items() if _is_evaluation(key)}
+        for key in entries.keys() - self._known:
+            # The table of runs: a figure's best is its least or its greatest; lists are too long for it.
+            if key in evaluated:
+                self._run.define_metric(key, step_metric="step", summary="last,min,max")
+            elif isinstance(entries[key], list):
+                self._run.define_metric(key, step_metric="step", summary="none")
+        self._known |= entries.keys()
+        if evaluated:
+            entries["evaluation"] = _page(evaluated)
+        if is_drawn(record["step"], self._config):
+            entries |= self._drawn(record)
+        self._run.log(entries, step=record["step"])
+        for alarm in record.get("alarms", ()):
+            self._run.alert(alarm[:TITLE], f"{alarm} (step {record['step']:,})", level="WARN")
 
     def close(self) -> None:
-        with self._guarded():
-            if self._run is not None:
-                self._run.finish()
+        self._run.finish()
 
-    @contextlib.contextmanager
-    def _guarded(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:
-            self._run = None
-            _warn(f"no wandb from here on ({_first_line(error)}); metrics.jsonl has everything")
+    def _drawn(self, record: Record) -> Record:
+        import wandb
+
+        drawn: Record = {}
+        for key, value in record.items():
+            if key == "alarms" or not isinstance(value, list) or not finite(value).size:
+                continue
+            drawn[f"spread/{key}"] = wandb.Histogram(finite(value).tolist(), num_bins=BINS)
+            if isinstance(value[0], list):
+                drawn[f"maps/{key}"] = wandb.Image(heat_map(value, decision_names(self._config.model)))
+        return drawn
+
+
+def _is_evaluation(key: str) -> bool:
+    found = metric_of(key)
+    return found is not None and found[0] is EVALUATION
+
+
+def _page(figures: Record) -> Any:
+    """A table as a page of its own. wandb's tables are artifacts, whose rows lie outside the run folder until they are sent."""
+    import wandb
+
+    rows = "".join(f"<tr><td>{html.escape(key)}</td><td>{value:.4g}</td></tr>" for key, value in figures.items())
+    return wandb.Html(f"<table><tr><th>figure</th><th>value</th></tr>{rows}</table>")
 
 
 def wanted_mode(configured: str, environment: Mapping[str, str]) -> str:
@@ -71,9 +109,8 @@ def wanted_mode(configured: str, environment: Mapping[str, str]) -> str:
 
 
 def _start(config: RunConfig, folder: Path) -> Any:
+    """Where it is wanted at all."""
     mode = wanted_mode(config.tracking.wandb, os.environ)
-    if mode == "disabled":
-        return None
     try:
         (Path(os.environ["HOME"]) / ".cache").mkdir(exist_ok=True)
     except (KeyError, OSError):  # as in a container: its helper would print what it cannot log there
@@ -82,7 +119,7 @@ def _start(config: RunConfig, folder: Path) -> Any:
     import wandb
 
     if mode == "online" and (missing := _missing(wandb)):
-        _warn(f"wandb is offline: {missing}; send it later with `wandb sync {folder}/wandb/offline-run-*`")
+        warn(f"wandb is offline: {missing}; send it later with `wandb sync {folder}/wandb/offline-run-*`")
         mode = "offline"
     options: dict[str, Any] = {
         "project": None if os.environ.get("WANDB_PROJECT") else config.tracking.project,
@@ -90,7 +127,8 @@ def _start(config: RunConfig, folder: Path) -> Any:
         "dir": None if os.environ.get("WANDB_DIR") else str(folder),
         "id": os.environ.get("WANDB_RUN_ID") or run_id(folder),
         "resume": "allow",
-        "config": {"yaml": dump_config(without_credentials(config))},
+        "tags": None if os.environ.get("WANDB_TAGS") else (config.tracking.tags or None),
+        "group": None if os.environ.get("WANDB_RUN_GROUP") else (config.tracking.group or None),
     }
     settings = wandb.Settings(silent=True, console="off", init_timeout=START_S)
     try:
@@ -98,10 +136,24 @@ def _start(config: RunConfig, folder: Path) -> Any:
     except Exception as error:
         if mode != "online":
             raise
-        _warn(f"wandb is offline: {_first_line(error)}; send it later with `wandb sync {folder}/wandb/offline-run-*`")
+        warn(f"wandb is offline: {first_line(error)}; send it later with `wandb sync {folder}/wandb/offline-run-*`")
         run = wandb.init(**options, mode="offline", settings=settings)
+    # Later than its start, as a run that goes on keeps the values of its first start otherwise.
+    run.config.update(by_names(dataclasses.asdict(without_credentials(config))), allow_val_change=True)
     run.define_metric("*", step_metric="step")
+    run.define_metric("step", hidden=True)  # a chart of itself
     return run
+
+
+@contextlib.contextmanager
+def _without_secrets() -> Iterator[None]:
+    """wandb keeps the command line, and overrides in it may name URLs with passwords."""
+    words = sys.argv
+    sys.argv = [shown_word(word) for word in words]
+    try:
+        yield
+    finally:
+        sys.argv = words
 
 
 def _missing(wandb: Any) -> str | None:
@@ -149,7 +201,7 @@ def run_id(folder: Path) -> str:
     if not same:
         identity = secrets.token_hex(4)
         if known is not None:
-            _warn(f"{folder} is a copy: it becomes another run in wandb, {identity}; metrics.jsonl goes on")
+            warn(f"{folder} is a copy: it becomes another run in wandb, {identity}; metrics.jsonl goes on")
     write_atomically(path, json.dumps({"id": identity, "where": here}))
     return identity
 
@@ -160,22 +212,15 @@ def without_credentials(config: RunConfig) -> RunConfig:
         dataclasses.replace(task, path=shown(task.path), shards=tuple(map(shown, task.shards)))
         for task in config.data.tasks
     )
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, tasks=tasks))
+    return dataclasses.replace(config, init=shown(config.init), data=dataclasses.replace(config.data, tasks=tasks))
 
 
-def _warn(text: str) -> None:
-    print(f"warning: {text}", file=sys.stderr, flush=True)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def _numbered(key: str, value: Any) -> Record:
-    """Lists as one entry per element: wandb draws numbers alone."""
-    if not isinstance(value, list):
-        return {key: value}
-    flat: Record = {}
-    for index, item in enumerate(value):
-        flat |= _numbered(f"{key}/{index}", item)
-    return flat
+def by_names(tree: Any) -> Any:
+    """Lists of named elements as mappings: wandb filters and groups runs by keys, as `data.tasks.shapes.batch_size`."""
+    if isinstance(tree, dict):
+        return {key: by_names(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        if tree and all(isinstance(item, dict) and "name" in item for item in tree):
+            return {item["name"]: by_names({k: v for k, v in item.items() if k != "name"}) for item in tree}
+        return [by_names(item) for item in tree]
+    return tree

@@ -13,8 +13,8 @@ from model.exchange.export.folder import is_export, open_export
 from model.exchange.public import load_converted
 from model.initialise import initialise
 from model.objective import Objective
-from model.tuning import choose_trained
-from model.warm_start import WarmStart, warm_start
+from model.tuning.trained import choose_trained
+from model.tuning.warm_start import WarmStart, warm_start
 from parallel.checkpoints import Base, Checkpoint, load_weights, mark_as_base, with_found
 from run.config import RunConfig
 from run.errors import ConfigError

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 from tqdm import tqdm
 
-from model.warm_start import dense_name
+from model.tuning.warm_start import dense_name
 from parallel.checkpoints import Checkpoint, CheckpointError, Fragment, find_checkpoint, save
 from parallel.placement import Placement
 from run.command_line import checkpoint_step

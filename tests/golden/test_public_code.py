@@ -12,7 +12,7 @@ from torch import Tensor
 from model.exchange.public import to_ours, to_public
 from model.moe import router as router_module
 from model.objective import Objective
-from model.tuning import choose_trained
+from model.tuning.trained import choose_trained
 from tests.golden.reference import HEADS, arrays, batch_of, cases, described, load, public_state, tensor
 
 TASKS = ("image_cls", "video_cls", "caption", "video_caption", "mlm", "retrieval", "text_cls")

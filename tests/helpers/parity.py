@@ -78,7 +78,7 @@ def run_job(rank: int, job: ParityRun) -> dict[str, Any]:
 
     from model.initialise import initialise
     from model.objective import Objective
-    from model.tuning import freeze
+    from model.tuning.trained import freeze
     from parallel.checkpoints import Saver, newest
     from parallel.config import OptimizerConfig
     from parallel.engine import Engine

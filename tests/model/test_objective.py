@@ -30,10 +30,10 @@ def test_every_task_has_a_loss_and_gradients(task, router):
     for name, parameter in objective.named_parameters():
         if ".gate." in name or (".weight" in name and ".bank." in name):
             assert parameter.grad is not None, name
-    assert losses.accepted_NME.shape == (2, 3, 4)
-    torch.testing.assert_close(losses.accepted_NME.sum(dim=2), losses.asked_NM)  # no capacity: all are served
+    assert losses.use.taken_ME.shape == (2, 3, 4)
+    torch.testing.assert_close(losses.use.taken_ME.sum(dim=2), losses.use.asked_M)  # no capacity: all are served
     tokens = BATCHES[task]().inputs.num_tokens + BATCHES[task]().candidates.num_tokens
-    assert losses.asked_NM.sum(dim=1).tolist() == [2 * tokens] * 2
+    assert losses.use.asked_M.sum(dim=1).tolist() == [2 * tokens] * 2
 
 
 def test_loss_is_the_formula():
@@ -90,7 +90,7 @@ def test_padding_changes_nothing(router):
     )
     other = dataclasses.replace(batch, inputs=Sequences(segments=(padded,)))
     torch.testing.assert_close(objective(batch).loss, objective(other).loss, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(objective(batch).accepted_NME, objective(other).accepted_NME)
+    torch.testing.assert_close(objective(batch).use.taken_ME, objective(other).use.taken_ME)
 
 
 def test_noise_is_a_function_of_its_key():

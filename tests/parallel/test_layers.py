@@ -57,6 +57,7 @@ def sparse_pair(rank: int, axis: str, path: str, groups: tuple[int, ...]) -> dic
     from model.layout import Span
     from model.moe.experts import ExpertLinear, start_merges
     from model.moe.layer import DispatchDecision, MergeDecision, RoutingReport
+    from model.moe.use import ExpertUse
     from model.noise import derive
     from parallel.collectives import all_gather
     from parallel.dispatch import dispatch_weights, plan_dispatch
@@ -65,7 +66,7 @@ def sparse_pair(rank: int, axis: str, path: str, groups: tuple[int, ...]) -> dic
     from tests.helpers.layouts import plain_layout
 
     mesh = create_mesh(**({axis: 2} if axis else {}))
-    report = RoutingReport(torch.zeros(3, 4), torch.zeros(3), {}, torch.zeros(()))
+    report = RoutingReport(ExpertUse(*torch.zeros(2, 3, 4), *torch.zeros(2, 3)), {}, torch.zeros(()))
     up = ExpertLinear(WIDTH, HIDDEN, 4, "column", mesh)
     down = ExpertLinear(HIDDEN, WIDTH, 4, "row", mesh)
     for name, bank in (("up", up), ("down", down)):

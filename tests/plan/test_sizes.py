@@ -1,15 +1,14 @@
-"""Parameter counts against those that the papers and the public code state, FLOPs against torch's own counter."""
+"""Parameter counts against those that the papers and the public code state, FLOPs of a sequence by hand."""
 
 from __future__ import annotations
 
 import pytest
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
+from model.config import TextTowerConfig
 from plan.sizes import count_parameters, describe, flops_of_sequences
 from run.config_file import load_config
-from tests.helpers.batches import BATCHES, VOCABULARY_SIZE
-from tests.helpers.models import make, tiny
+from tests.helpers.batches import VOCABULARY_SIZE
+from tests.helpers.models import tiny
 from tests.helpers.places import ROOT
 
 PRESETS = ROOT / "configs" / "presets"
@@ -49,27 +48,13 @@ def test_counts_of_a_small_model_by_hand():
     assert token.deployed == token.held
 
 
-@pytest.mark.parametrize("router", ["none", "token"])
-@pytest.mark.parametrize("task", BATCHES)
-def test_flops_are_those_that_torch_counts(task, router):
-    config = tiny("token", {"placement": "none"} if router == "none" else {})
-    objective = make(config)
-    batch = BATCHES[task]()
-    sequences = batch.inputs
-    with (
-        FlopCounterMode(display=False) as counter,
-        sdpa_kernel(SDPBackend.MATH),
-    ):  # it counts products, not fused kernels
-        objective.encode(sequences, batch.read_Q2)
-    # torch counts what is computed: dense linears also at padded positions, experts and gates at valid ones.
-    visual = sum(s.valid_BL.shape[1] for s in sequences.segments if s.modality)
-    expected = flops_of_sequences(config, 1, sequences.length, visual, 0) * sequences.num_rows
-    expected += 2 * batch.read_Q2.shape[0] * 16 * 16
-    if router == "token":
-        padded = sequences.num_rows * sequences.length - sequences.num_tokens
-        expected -= 2 * padded * (4 * 16 * 16 + 2 * 16 * 32) * 2
-        expected += 2 * 2 * sequences.num_tokens * 16 * 4  # two gates
-    assert counter.get_total_flops() == expected
+def test_a_sequence_costs_what_its_tokens_cost():
+    """Two images of nine patches and five words: fifteen tokens with <SPE>, in two dense blocks of a width of 16 and 32 within."""
+    config = tiny(experts={"placement": "none"}, text_tower=TextTowerConfig(width=8, depth=1, heads=2, ffn=24))
+    block = 2 * 15 * (4 * 16 * 16 + 2 * 16 * 32) + 4 * 15 * 15 * 16
+    assert flops_of_sequences(config, 2, 15, 9, 3) == 2 * (2 * 9 * 192 * 16 + 2 * block + 2 * 3 * 16 * 16)
+    text = config.text_tower_config()
+    assert text and flops_of_sequences(text, 1, 4, 0, 1) == 2 * 4 * (4 * 8 * 8 + 2 * 8 * 24) + 4 * 16 * 8 + 2 * 8 * 16
 
 
 def test_the_page_names_what_matters(capsys):

@@ -13,7 +13,7 @@ from data.stream.source import open_data
 from data.stream.training import schedule_of
 from data.tasks.base import Pixels
 from model.objective import Objective
-from model.tuning import choose_trained
+from model.tuning.trained import choose_trained
 from parallel.kernels import load_kernels
 from parallel.mesh import Mesh
 from run.config_file import load_config

@@ -11,7 +11,7 @@ from model.config import TextTowerConfig
 from model.initialise import initialise
 from model.moe.presets import ROUTING
 from model.objective import Objective
-from model.tuning import freeze
+from model.tuning.trained import freeze
 from parallel.kernels import load_kernels
 from parallel.mesh import Mesh
 from plan.sizes import build_on_meta

@@ -137,8 +137,9 @@ class FixedRouter(nn.Module):
         super().__init__()
         self.merged = merged
 
-    def forward(self, layouts: Layouts, noise: Key) -> Tensor:
-        """Weights [G, K] of all groups, one of each row. Raises ExportError for a key that has none."""
+    def forward(self, layouts: Layouts, noise: Key) -> tuple[Tensor, Tensor]:
+        """(weights [G, K] of all groups, one of each row; entropy of the gates, of which nothing is left: 0). Raises ExportError for a key
+        that has none."""
         numbers = []
         for layout in layouts:
             rows = zip(layout.attributes_GA.long().tolist(), layout.modality_G.tolist(), strict=True)
@@ -151,7 +152,8 @@ class FixedRouter(nn.Module):
                     )
                 numbers.append(self.merged.keys.index(key))
         device = layouts[0].attributes_GA.device
-        return torch.eye(len(self.merged.keys), device=device)[torch.tensor(numbers, device=device)]
+        weights_GK = torch.eye(len(self.merged.keys), device=device)[torch.tensor(numbers, device=device)]
+        return weights_GK, weights_GK.new_zeros(len(numbers))
 
 
 def is_export(folder: Path) -> bool:

@@ -196,4 +196,4 @@ def gates_KE(tensors: Tensors, config: ModelConfig, path: str, merging: Merging)
         prefix_L=seen_1G[0],
         task=merging.task,
     )
-    return router((layout,), None)
+    return router((layout,), None)[0]

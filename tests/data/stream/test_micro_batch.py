@@ -43,6 +43,15 @@ def contents(micros: list[MicroBatch]) -> list[Any]:
     ]
 
 
+def test_what_it_holds_is_counted_where_it_is_made(source):
+    for micro in built(source):
+        inputs, names = micro.batch.inputs, micro.batch.candidates
+        assert (micro.inputs, micro.candidates) == (inputs.counts, names.counts)
+        patches, words = (int(s.segments[0].valid_BL.sum()) for s in (inputs, names))
+        assert micro.inputs.tokens_M == (0, patches, 0) and micro.candidates.tokens_M == (words, 0, 0)
+        assert micro.num_tokens == patches + inputs.num_rows + words + names.num_rows
+
+
 @pytest.mark.parametrize("limit", [0, 1, 700, 2000])
 def test_how_much_is_read_ahead_changes_nothing(source, monkeypatch, limit):
     expected = contents(built(source))

@@ -37,9 +37,7 @@ class Keys:
         return int(sample["__key__"])
 
     def batch(self, examples, generator):
-        return SimpleNamespace(
-            ids=examples, inputs=SimpleNamespace(num_tokens=0), candidates=SimpleNamespace(num_tokens=0)
-        )
+        return SimpleNamespace(ids=examples, inputs=SimpleNamespace(counts=0), candidates=SimpleNamespace(counts=0))
 
 
 def keyed_source(folder: str, sizes: list[int], seed: int, window: int) -> Source:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -10,7 +12,7 @@ from data.batch import Modality
 from model.layout import Span
 from model.moe import router as router_module
 from model.moe.config import AuxiliaryConfig, ExpertConfig
-from model.moe.layer import DispatchPath, make_path
+from model.moe.layer import DispatchPath, MergePath, make_path
 from model.moe.router import GROUP_ROUTERS, TOKEN_ROUTERS
 from parallel.kernels import load_kernels
 from parallel.mesh import Mesh
@@ -48,19 +50,20 @@ def two_groups(task: int = 0):
 
 
 def test_modality_router_asks_for_the_modality_alone():
-    weights = router("modality")((two_groups(0), two_groups(1)), None)
+    weights, _ = router("modality")((two_groups(0), two_groups(1)), None)
     assert torch.equal(weights[:2], weights[2:]) and not torch.equal(weights[0], weights[1])
-    noisy = router("modality")((two_groups(0), two_groups(1)), 7)
+    noisy, _ = router("modality")((two_groups(0), two_groups(1)), 7)
     assert torch.equal(noisy[:2], noisy[2:])  # one draw for each modality
 
 
 def test_task_router_asks_for_the_task_alone():
-    weights = router("task")((two_groups(0), two_groups(1)), None)
+    weights, _ = router("task")((two_groups(0), two_groups(1)), None)
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
 
 
 def test_task_specific_gives_each_task_its_expert():
-    weights = router("task_specific")((two_groups(0), two_groups(2)), 7)
+    weights, entropy = router("task_specific")((two_groups(0), two_groups(2)), 7)
+    assert entropy.tolist() == [0] * 4
     assert weights.tolist() == [[1, 0, 0, 0]] * 2 + [[0, 0, 1, 0]] * 2
 
 
@@ -155,8 +158,8 @@ def test_evaluation_has_its_own_k_and_capacity():
     training, evaluation = (module((states(1, 16),), (full(1, 16),), noise) for noise in (1, None))
     assert training.kept_TK.shape == (16, 1) and not training.kept_TK.all()
     assert evaluation.kept_TK.shape == (16, 2) and evaluation.kept_TK.all()
-    assert router("attribute", eval_top_k=1)((two_groups(),), None).count_nonzero(dim=1).tolist() == [1, 1]
-    assert router("attribute", eval_top_k=1)((two_groups(),), 1).count_nonzero(dim=1).tolist() == [2, 2]
+    assert router("attribute", eval_top_k=1)((two_groups(),), None)[0].count_nonzero(dim=1).tolist() == [1, 1]
+    assert router("attribute", eval_top_k=1)((two_groups(),), 1)[0].count_nonzero(dim=1).tolist() == [2, 2]
 
 
 def test_random_second_asks_with_twice_its_weight():
@@ -179,8 +182,21 @@ def test_report_counts_by_modality():
     torch.nn.init.zeros_(path.router.gate.weight)
     layouts = (full(1, 6, modalities=[Modality.IMAGE]), full(1, 2, modalities=[Modality.TEXT]))
     report = path((states(1, 6), states(1, 2)), layouts, None).report
-    assert report.asked_M.tolist() == [2, 6, 0]
-    assert report.accepted_ME.tolist() == [[0] * 4, [2, 0, 0, 0], [0] * 4]
+    assert report.use.asked_M.tolist() == [2, 6, 0]
+    assert report.use.taken_ME.tolist() == [[0] * 4, [2, 0, 0, 0], [0] * 4]
+    assert report.use.weight_ME.tolist() == [[0] * 4, [0.5, 0, 0, 0], [0] * 4]  # raw: 1 / 4 each
+    assert report.use.entropy_M.tolist() == pytest.approx([2 * math.log(4), 6 * math.log(4), 0])
+
+
+def test_groups_report_the_weights_and_the_entropy_of_their_gate():
+    path = make_path(WIDTH, ExpertConfig(router="modality", num_experts=4, top_k=2), 0, Mesh(), load_kernels("torch"))
+    assert isinstance(path, MergePath)
+    torch.nn.init.zeros_(path.router.gate.weight)
+    report = path((), (full(1, 6, modalities=[Modality.IMAGE]),), None).report
+    assert report.use.taken_ME.tolist() == [[0] * 4, [6, 6, 0, 0], [0] * 4]
+    assert report.use.weight_ME.tolist() == [[0] * 4, [3, 3, 0, 0], [0] * 4]
+    assert report.use.asked_M.tolist() == [0, 12, 0]
+    assert report.use.entropy_M.tolist() == pytest.approx([0, 12 * math.log(4), 0])
 
 
 @pytest.mark.parametrize("name", ["token", "context"])

@@ -14,13 +14,14 @@ from model.moe.experts import ExpertLinear, start_merges
 from model.moe.layer import DispatchDecision, DispatchPath, MergeDecision, MergePath, RoutingReport
 from model.moe.router import AttributeRouter
 from model.moe.routing import capacity, kept_choices, scatter_weights, top_k
+from model.moe.use import ExpertUse
 from parallel.collectives import Axis, all_gather
 from parallel.dispatch import dispatch_weights, plan_dispatch
 from parallel.kernels import load_kernels
 from parallel.mesh import Mesh
 from tests.helpers.layouts import plain_layout
 
-REPORT = RoutingReport(torch.zeros(3, 4), torch.zeros(3), {}, torch.zeros(()))
+REPORT = RoutingReport(ExpertUse(*torch.zeros(2, 3, 4), *torch.zeros(2, 3)), {}, torch.zeros(()))
 
 
 def bank(width_in=3, width_out=5, experts=4) -> ExpertLinear:
@@ -146,8 +147,8 @@ def test_dropped_tokens_come_out_as_zero():
     decision = path((x,), (plain_layout(torch.ones(1, 8, dtype=torch.bool), Span(0, 8, 0)),), None)
     (y,) = decision.apply(bank(), (x,))
     assert (y[0, 1:] == 0).all() and (y[0, 0] != 0).any()  # capacity ceil(8 * 0.5 / 4) = 1
-    assert decision.report.accepted_ME.tolist() == [[1, 0, 0, 0], [0] * 4, [0] * 4]
-    assert decision.report.asked_M.tolist() == [8, 0, 0]
+    assert decision.report.use.taken_ME.tolist() == [[1, 0, 0, 0], [0] * 4, [0] * 4]
+    assert decision.report.use.asked_M.tolist() == [8, 0, 0]
 
 
 def test_attribute_router_separates_by_attributes_alone():
@@ -156,7 +157,7 @@ def test_attribute_router_separates_by_attributes_alone():
         torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(3))
     spans = (Span(0, 1, 0), Span(1, 2, 1), Span(2, 3, 2))
     vectors = [VISUAL_INPUT, TEXT_INPUT, VISUAL_INPUT]
-    weights = router((plain_layout(torch.ones(1, 3, dtype=torch.bool), *spans, vectors=vectors),), None)
+    weights, _ = router((plain_layout(torch.ones(1, 3, dtype=torch.bool), *spans, vectors=vectors),), None)
     torch.testing.assert_close(weights[0], weights[2])
     assert not torch.equal(weights[0], weights[1])
     torch.testing.assert_close(weights.sum(1), torch.ones(3))

@@ -10,18 +10,21 @@ import torch
 import torch.distributed as dist
 
 import run.metrics.meter
-from data.batch import Modality
+from data.batch import Modality, Scope, TokenCounts
 from data.stream.faults import Fault, Loss
 from data.stream.micro_batch import MicroBatch
 from data.stream.schedule import Assignment
 from model.config import ModelConfig
+from model.flops import Work, forward_flops, passes_of
 from model.moe.config import AuxiliaryConfig, ExpertConfig
+from model.moe.use import ExpertUse
 from model.noise import derive
 from model.objective import Losses
 from parallel.collectives import Axis
 from parallel.engine import StepInfo
 from parallel.mesh import Mesh
 from parallel.norms import GradientNorms
+from run.metrics.efficiency import Efficiency
 from run.metrics.meter import Meter
 from tests.helpers.batches import retrieval
 from tests.helpers.distributed import run_ranks
@@ -33,6 +36,8 @@ MODEL = ModelConfig(
 )
 DECISIONS = MODEL.num_decisions
 GONE = Fault("words", "train-000007.tar", None, None, "the file is empty")
+NOTHING = TokenCounts(0, (0, 0, 0), Modality.TEXT, 0, 0)
+PARTS = forward_flops(MODEL, (Work(),))
 LOSSES = {"pictures": Loss(0, 0, 100, (), True), "words": Loss(5, 600, 40, (GONE,), False)}
 
 
@@ -41,26 +46,40 @@ def fault(sample: int | None, shard: str = "train-000000.tar") -> Fault:
 
 
 def micro(task: int, samples: int, tokens: int, reads: int, faults: tuple[Fault, ...] = ()) -> MicroBatch:
-    batch: Any = SimpleNamespace(labels_Q=torch.zeros(reads, dtype=torch.long))
-    return MicroBatch(Assignment(0, 0, task, 0), batch, samples, tokens, faults)
+    """Pictures of task 0, texts of task 1; 16 pads, and no candidates."""
+    batch: Any = SimpleNamespace(
+        labels_Q=torch.zeros(reads, dtype=torch.long),
+        read_Q2=torch.zeros(reads, 2, dtype=torch.long),
+        scope=Scope.LOCAL,
+        symmetric=False,
+    )
+    words, patches = (tokens - samples, 0) if task else (0, tokens - samples)
+    first = Modality.TEXT if task else Modality.IMAGE
+    inputs = TokenCounts(samples, (words, patches, 0), first, places=tokens + 16, squares=0)
+    return MicroBatch(Assignment(0, 0, task, 0), batch, samples, inputs, NOTHING, faults)
+
+
+def meter_of(mesh: Mesh) -> Meter:
+    return Meter(LOSSES, MODEL, mesh, Efficiency(MODEL, dict.fromkeys(PARTS, 3.0), mesh))
 
 
 def losses(loss: float, correct: int, accepted: dict[Modality, list[float]], asked: dict[Modality, float], aux: float):
-    accepted_NME, asked_NM = torch.zeros(DECISIONS, len(Modality), 2), torch.zeros(DECISIONS, len(Modality))
+    taken_NME, asked_NM = torch.zeros(DECISIONS, len(Modality), 2), torch.zeros(DECISIONS, len(Modality))
     for modality, pairs in accepted.items():
-        accepted_NME[0, modality] = torch.tensor(pairs)
+        taken_NME[0, modality] = torch.tensor(pairs)
         asked_NM[0, modality] = asked[modality]
     value = torch.tensor(loss)
-    return Losses(value, value, torch.tensor(correct), accepted_NME, asked_NM, {"importance": torch.tensor(aux)})
+    use = ExpertUse(taken_NME, taken_NME / 2, asked_NM, asked_NM / 4)
+    return Losses(value, value, torch.tensor(correct), use, {"importance": torch.tensor(aux)})
 
 
 def two_steps(meter: Meter) -> None:
     """Step 1: 8 pictures. Step 2: 6 pictures with two bad samples and a bad shard, and 4 texts; its update is left out."""
-    meter.add(micro(0, 8, 80, reads=8), losses(2.0, 2, {Modality.IMAGE: [30, 10]}, {Modality.IMAGE: 40}, 0.5), 0.25)
+    meter.add(micro(0, 8, 80, reads=8), losses(2.0, 2, {Modality.IMAGE: [30, 10]}, {Modality.IMAGE: 40}, 0.5))
     meter.end_step(StepInfo(GradientNorms(9.0, 9.0, 9.0, 9.0), 0.3, True))
     bad = (fault(3), fault(4), fault(None, "train-000001.tar"))
-    meter.add(micro(0, 6, 60, 6, bad), losses(1.0, 5, {Modality.IMAGE: [10, 0]}, {Modality.IMAGE: 40}, 0.25), 0.5)
-    meter.add(micro(1, 4, 44, reads=10), losses(3.0, 4, {Modality.TEXT: [5, 15]}, {Modality.TEXT: 20}, 0.0), 0.25)
+    meter.add(micro(0, 6, 60, 6, bad), losses(1.0, 5, {Modality.IMAGE: [10, 0]}, {Modality.IMAGE: 40}, 0.25))
+    meter.add(micro(1, 4, 44, reads=10), losses(3.0, 4, {Modality.TEXT: [5, 15]}, {Modality.TEXT: 20}, 0.0))
     meter.end_step(StepInfo(GradientNorms(5.0, 3.0, 4.0, 0.5), 0.1, False))
 
 
@@ -73,11 +92,21 @@ def clock(monkeypatch):
 
 
 def test_every_figure_by_hand(clock):
-    meter = Meter(LOSSES, MODEL, Mesh())
+    meter = meter_of(Mesh())
     two_steps(meter)
-    clock.value += 4.0
-    record = meter.record(7, 17, (150, 4))
+    phase = meter._efficiency.phase
+    for name, seconds in (("data", 1.0), ("forward", 0.5), ("backward", 1.5), ("evaluate", 3.0), ("report", 1.0)):
+        phase(name)
+        clock.value += seconds
+    record = meter.record(7, 17, (150, 4), paused_s=3.0)
+    assert {key: record.pop(key) for key in [*record] if key.startswith("time/") and record[key]} == {
+        "time/data": 0.5, "time/forward": 0.25, "time/backward": 0.75, "time/evaluate": 1.5, "time/report": 0.5,
+    }  # fmt: skip
+    assert not sum(record.pop(key) for key in [*record] if key.startswith("time/"))
+    assert record.pop("memory/peak_gib") > 0 and record.pop("model_tflops_per_s") > 0
+    assert record.pop("expert_use")["step"] == 7
     assert record.pop("expert_load") == [[45 / 100, 25 / 100], *[[0.0, 0.0]] * (DECISIONS - 1)]
+    assert record.pop("router_entropy") == [0.25, *[0.0] * (DECISIONS - 1)]
     # Taken of asked: images 50 of 80, text 20 of 20, each in the first decision alone.
     assert record.pop("success_by_decision/image") == [0.625, *[0.0] * (DECISIONS - 1)]
     assert record.pop("success_by_decision/text") == [1.0, *[0.0] * (DECISIONS - 1)]
@@ -86,7 +115,8 @@ def test_every_figure_by_hand(clock):
             "step": 7, "lr": 0.1, "skipped_steps": 1,
             "grad_norm": 5.0, "grad_norm/dense": 3.0, "grad_norm/experts": 4.0, "grad_norm/routers": 0.5,
             "samples": 18, "samples_per_s": 18 / 4, "tokens_per_s": (80 + 60 + 44) / 4,
-            "step_s": 4 / 2, "eta_s": (17 - 7) * 2.0, "data_wait": (0.25 + 0.5 + 0.25) / 4,
+            "step_s": 4 / 2, "eta_s": (17 - 7) * 2.0, "data_wait": 1.0 / 4,
+            "tokens_per_s/image": (80 + 60) / 4, "tokens_per_s/text": 44 / 4, "padding": 3 * 16 / (184 + 3 * 16),
             "faults": 3, "faults/pictures": 3, "bad_shards": 2, "lost_samples": 5, "lost_bytes": 600,
             "loss/pictures": (2.0 + 1.0) / 2, "loss/words": 3.0,
             "accuracy/pictures": (2 + 5) / (8 + 6), "accuracy/words": 4 / 10,
@@ -98,11 +128,11 @@ def test_every_figure_by_hand(clock):
 
 
 def test_a_record_starts_anew_but_bad_shards_are_counted_since_the_start(clock):
-    meter = Meter(LOSSES, MODEL, Mesh())
+    meter = meter_of(Mesh())
     two_steps(meter)
     clock.value += 4.0
     meter.record(2, 17, (14, 4))
-    meter.add(micro(1, 2, 10, reads=2), losses(7.0, 1, {}, {}, 0.0), 0.0)
+    meter.add(micro(1, 2, 10, reads=2), losses(7.0, 1, {}, {}, 0.0))
     meter.end_step(StepInfo(GradientNorms(1.0, 1.0, 1.0, 1.0), 0.2, True))
     clock.value += 1.0
     record = meter.record(3, 17, (14, 6))
@@ -114,11 +144,11 @@ def test_a_record_starts_anew_but_bad_shards_are_counted_since_the_start(clock):
 
 def of_rank(rank: int) -> dict[str, Any]:
     dist.init_process_group("gloo")
-    meter = Meter(LOSSES, MODEL, Mesh(data=Axis("data", 2, rank, dist.group.WORLD)))
+    meter = meter_of(Mesh(data=Axis("data", 2, rank, dist.group.WORLD)))
     if rank == 0:
         two_steps(meter)
     else:
-        meter.add(micro(1, 2, 16, reads=10), losses(1.0, 8, {}, {}, 0.75), 0.0)
+        meter.add(micro(1, 2, 16, reads=10), losses(1.0, 8, {}, {}, 0.75))
         meter.end_step(StepInfo(GradientNorms(5.0, 3.0, 4.0, 0.5), 0.1, False))
     record = meter.record(2, 4, (14, 6))
     dist.destroy_process_group()
@@ -131,15 +161,17 @@ def test_ranks_add_up_and_bad_shards_are_not_counted_twice():
         assert (record["samples"], record["faults"], record["bad_shards"]) == (20, 3, 2)
         assert record["loss/words"] == pytest.approx(2.0) and record["accuracy/words"] == pytest.approx(12 / 20)
         assert record["auxiliary/importance"] == pytest.approx((0.5 + 0.25 + 0.0 + 0.75) / 4)
-    # One second of waiting in all is half a second on the mean rank, whatever the time that it took.
-    assert first["data_wait"] * 20 / first["samples_per_s"] == pytest.approx(0.5, rel=1e-3)
+        assert record["padding"] == pytest.approx(4 * 16 / (184 + 16 + 4 * 16))
 
 
-def test_losses_of_routers_without_a_sparse_block_are_zero():
+def test_losses_of_routers_without_a_sparse_block_are_none():
     model = tiny("limoe", {"placement": "none"})
     batch = retrieval()
-    meter = Meter({"t": Loss(0, 0, 10, (), True)}, model, Mesh())
-    meter.add(MicroBatch(Assignment(0, 0, 0, 0), batch, 4, 20, ()), make(model)(batch, derive(0, "noise")), 0.0)
+    objective = make(model)
+    efficiency = Efficiency(model, passes_of(objective), Mesh())
+    meter = Meter({"t": Loss(0, 0, 10, (), True)}, model, Mesh(), efficiency)
+    counted = MicroBatch(Assignment(0, 0, 0, 0), batch, 4, batch.inputs.counts, batch.candidates.counts, ())
+    meter.add(counted, objective(batch, derive(0, "noise")))
     meter.end_step(StepInfo(GradientNorms(*torch.zeros(4).tolist()), 0.1, True))
     record = meter.record(1, 2, (4,))
-    assert record["auxiliary/importance"] == 0 and record["loss/t"] > 0
+    assert not [key for key in record if key.startswith("auxiliary/")] and record["loss/t"] > 0

@@ -17,11 +17,16 @@ from types import SimpleNamespace
 import pytest
 
 from run.config_file import load_config
-from run.sinks.tracking import Wandb, _numbered, answers, run_id, wanted_mode
+from run.sinks.guarded import Guarded
+from run.sinks.tracking import Wandb, answers, by_names, run_id, wanted_mode
 from tests.helpers.places import ROOT
 
 
 class Broken:
+    def __init__(self):
+        self.config = SimpleNamespace(update=lambda config, allow_val_change: self.configured.append(config))
+        self.configured: list[dict] = []
+
     def log(self, record, step):
         raise ConnectionResetError("its helper is gone")
 
@@ -41,18 +46,14 @@ def test_wandb_never_stops_the_training(breaks, config, tmp_path, monkeypatch, c
         return Broken()
 
     monkeypatch.setattr(wandb, "init", init)
-    sink = Wandb(load_config(config, ["tracking.wandb=offline"]), tmp_path)
+    run = load_config(config, ["tracking.wandb=offline"])
+    sink = Guarded("wandb", lambda: Wandb(run, tmp_path))
     if breaks == "write":
         sink.write({"step": 1})
     sink.close()
     sink.close()
     said = capsys.readouterr().err
     assert said.count("warning: no wandb from here on (") == 1 and "more of it" not in said
-
-
-def test_lists_become_numbers_for_wandb():
-    assert _numbered("load", [[0.5, 0.25], [1.0]]) == {"load/0/0": 0.5, "load/0/1": 0.25, "load/1/0": 1.0}
-    assert _numbered("lr", 0.1) == {"lr": 0.1}
 
 
 @pytest.mark.parametrize(
@@ -76,9 +77,11 @@ def test_the_environment_wins(configured, environment, mode):
 
 @pytest.fixture
 def asked(config, tmp_path, monkeypatch):
-    """What wandb.init would be asked for."""
+    """What wandb.init would be asked for, without what the machine's environment says."""
     import wandb
 
+    for name in [name for name in os.environ if name.startswith("WANDB_") and name != "WANDB_SILENT"]:
+        monkeypatch.delenv(name)
     calls: list[dict] = []
     monkeypatch.setattr(wandb, "init", lambda **options: calls.append(options) or Broken())
 
@@ -99,20 +102,27 @@ def test_project_name_and_id_of_the_environment_win(asked, monkeypatch):
     assert (other["project"], other["name"], other["dir"], other["id"]) == (None, None, None, "abc")
 
 
-def test_points_stand_at_the_steps_of_the_training(config, tmp_path, monkeypatch):
-    """Also after resuming: wandb counts from 0 by itself, and a second segment would lie over the first."""
-    import wandb
+def test_tags_and_group_of_the_environment_win(asked, monkeypatch):
+    options = ("tracking.wandb=offline", "tracking.tags=[tiny, ablation]", "tracking.group=routers")
+    plain, none = (asked(*some)[-1] for some in (options, options[:1]))
+    assert (plain["tags"], plain["group"]) == (("tiny", "ablation"), "routers")
+    assert (none["tags"], none["group"]) == (None, None)
+    monkeypatch.setenv("WANDB_TAGS", "mine")
+    monkeypatch.setenv("WANDB_RUN_GROUP", "ours")
+    other = asked(*options)[-1]
+    assert (other["tags"], other["group"]) == (None, None)
 
-    logged: list[tuple[int, dict]] = []
 
-    class Recorder(Broken):
-        def log(self, record, step):
-            logged.append((step, record))
-
-    monkeypatch.setattr(wandb, "init", lambda **options: Recorder())
-    sink = Wandb(load_config(config, ["tracking.wandb=offline"]), tmp_path)
-    sink.write({"step": 40, "lr": 0.5})
-    assert logged == [(40, {"step": 40, "lr": 0.5})]
+def test_named_elements_become_keys():
+    tree = {
+        "tasks": ({"name": "a", "size": 4, "of": [{"name": "b", "x": 1}]},),
+        "shape": (1, 2),
+        "none": (),
+        "pairs": [{"x": 1}],
+    }
+    assert by_names(tree) == {
+        "tasks": {"a": {"size": 4, "of": {"b": {"x": 1}}}}, "shape": [1, 2], "none": [], "pairs": [{"x": 1}]
+    }  # fmt: skip
 
 
 ONLINE = """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from model.config import LoraConfig, PromptConfig
-from model.tuning import check_tune, choose_trained, freeze
+from model.tuning.trained import check_tune, choose_trained, freeze
 from tests.helpers.models import make, tiny
 
 

@@ -10,7 +10,7 @@ import torch
 
 from model.config import LoraConfig, ModelConfig, PromptConfig
 from model.objective import Objective
-from model.warm_start import WarmStart, warm_start
+from model.tuning.warm_start import WarmStart, warm_start
 from parallel.checkpoints import CheckpointError, Fragment, open_checkpoint, save
 from parallel.placement import placement_of
 from tests.helpers.batches import BATCHES, VOCABULARY_SIZE

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from model.config import LoraConfig
-from model.lora import LowRankUpdate
+from model.tuning.lora import LowRankUpdate
 from parallel.collectives import Axis
 from parallel.placement import Placement
 from tests.helpers.batches import BATCHES

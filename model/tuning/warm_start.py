@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from model.objective import Objective
-from model.tuning import HEAD
+from model.tuning.trained import HEAD
 from parallel.checkpoints import Checkpoint, CheckpointError, load_parts
 from parallel.placement import Placement, placement_of
 

@@ -1,0 +1,1 @@
+"""Beginning from another model, and training a part of it."""
