@@ -63,8 +63,8 @@ class TrackingConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProfileConfig:
-    """Some steps looked at closely by torch.profiler: a trace for Perfetto, and a table of operators and collectives, of each rank. These
-    steps take longer.
+    """A close look at some steps by torch.profiler: a trace for Perfetto, and a table of operators and collectives, of each rank. It makes
+    these steps slower, and writing takes some seconds.
 
     steps  the first and the last, counted as the progress line counts; 50 at most
     """

@@ -1,5 +1,6 @@
 """The demo from start to end: write the made world, train on two ranks with the deepspeed launcher, evaluate on
-combinations of colour and shape that training never saw, and write the report. Called by `make demo`; repeating it resumes or re-evaluates."""
+combinations of colour and shape that training never saw, look inside and write the report. Called by `make demo`; repeating it
+resumes or re-evaluates."""
 
 from __future__ import annotations
 

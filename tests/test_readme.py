@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import re
 import shlex
 
@@ -43,8 +44,8 @@ def test_command_can_be_run(command, monkeypatch):
     if words[0] == "make":
         targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
         assert {word for word in words[1:] if "=" not in word} <= targets
-    elif words[1] == "-m":
-        assert importlib.util.find_spec(words[2]) or words[2] in ("pytest",), command
+    elif module := [word for before, word in itertools.pairwise(words) if before in ("-m", "--module")]:
+        assert importlib.util.find_spec(module[0]), command
     elif "train.py" in words:
         at = words.index("train.py")
         arguments = train.parse_arguments(words[at + 1 :])

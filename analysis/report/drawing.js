@@ -224,7 +224,7 @@ class Full extends Drawing { // specifications that bring their data: one row an
   spec() {
     const spec = structuredClone(this.data), cells = spec.data.values;
     const [rows, columns] = ["row", "column"].map((key) => new Set(cells.map((cell) => cell[key])).size);
-    const isNarrow = (this.place.clientWidth - 150) / columns < 36;
+    const isNarrow = (this.place.clientWidth - 150) / columns < 42;
     if (isNarrow) spec.layer = spec.layer.slice(0, 1); // numbers would lie on one another; the table has them
     delete spec.title;
     return { ...spec, width: "container", height: 34 * rows, autosize: { type: "fit-x", contains: "padding" } };

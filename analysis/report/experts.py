@@ -40,7 +40,8 @@ def experts(runs: Sequence[RunFiles], axes: Axes) -> list[Figure]:
         found += _over_time(run, f": {run.name}" if len(runs) > 1 else "", MOST_CELLS // len(sparse))
         for use in (run.use, run.experts):
             if use is not None:
-                found += _by_task(use, f": {run.name}" if len(runs) > 1 else "")
+                counted = use.about.partition(",")[0]
+                found += _by_task(use, f", {counted}: {run.name}" if len(runs) > 1 else f", {counted}")
     return [figure for figure in found if figure]
 
 

@@ -37,6 +37,15 @@ def test_shipped_configurations_load_and_survive_a_round_trip(path, tmp_path):
     assert read_engine_file(run)["zero_optimization"]["stage"] == 1
 
 
+def test_a_profile_and_a_peak_survive_a_round_trip(tmp_path):
+    written = tmp_path / "again.yaml"
+    for peak, found in (("measured", "measured"), ("312", 312.0)):
+        run = load_config(DEMO, ["profile={steps: [10, 59]}", f"tracking.peak={peak}"])
+        written.write_text(dump_config(run))
+        again = load_config(written)
+        assert again == run and again.profile and again.profile.steps == (10, 59) and again.tracking.peak == found
+
+
 def test_overrides():
     run = load_config(
         DEMO, ["model.depth=6", "optimizer.lr=1e-3", "data.tasks.shapes.batch_size=8", "data.tasks.1.num_frames=2"]
@@ -49,6 +58,17 @@ def test_overrides():
     ("overrides", "expected"),
     [
         (["model.dept=6"], "unknown key model.dept; did you mean model.depth?"),
+        (
+            ["profile={steps: [5, 2]}"],
+            "profile: steps=[5, 2]: needs a first and a last step, 50 steps at most, as [10, 15]",
+        ),
+        (["profile={steps: [0, 2]}"], "profile: steps=[0, 2]: needs"),
+        (["profile={steps: [4]}"], "profile: steps=[4]: needs"),
+        (["profile={steps: [1, 51]}"], "profile: steps=[1, 51]: needs"),
+        (["profile={steps: [999, 1001]}"], "profile.steps=[999, 1001] goes beyond the run of steps=1000"),
+        (["profile={step: [1, 2]}"], "unknown key profile.step; did you mean profile.steps?"),
+        (["tracking.peak=fast"], "tracking.peak"),
+        (["tracking.peak=0"], "peak=0.0: TFLOP/s of a rank must be positive; or known, or measured"),
         (["data.tasks.shapes.batchsize=6"], "did you mean data.tasks.shapes.batch_size?"),
         (["data.tasks.1.batch_size=x"], "command line, data.tasks.1.batch_size=x: data.tasks.clips.batch_size: "),
         (["model.depth=2", "model.depth=six"], "command line, model.depth=six: model.depth: "),

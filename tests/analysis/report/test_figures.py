@@ -65,8 +65,8 @@ def test_a_sparse_run_has_figures_of_experts_and_a_dense_one_none(made):
     assert titles >= {
         "Expert load over time",
         "Router entropy",
-        "Expert use by task",
-        "Modalities by expert",
+        "Expert use by task, while training",
+        "Modalities by expert, while training",
         "Success rate by modality",
     }
     assert experts([dense], Axes()) == []
@@ -82,13 +82,13 @@ def test_dead_experts_and_specialists_are_named(made):
     load = found["Expert load over time"]
     assert load.content["choices"][0]["options"] == ["0 attention", "0 ffn", "1 attention", "1 ffn"]
     assert len(load.content["data"]) == 4
-    use = found["Expert use by task"].content
+    use = found["Expert use by task, while training"].content
     assert (
         use["rows"][-1] == HOSTILE and len(use["data"]) == 4 * 3
     )  # decisions, and all, text, image: there is no video
     shares = np.array(use["data"], dtype=float).reshape(4, 3, 3, 4).sum(axis=-1)
     np.testing.assert_allclose(shares, 1.0, atol=0.01)
-    mix = np.array(found["Modalities by expert"].content["data"]).reshape(4, 2, 4).sum(axis=1)
+    mix = np.array(found["Modalities by expert, while training"].content["data"]).reshape(4, 2, 4).sum(axis=1)
     np.testing.assert_allclose(mix, 1.0, atol=0.01)
 
 
