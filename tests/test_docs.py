@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from run.metrics.names import METRICS
 from tests.helpers.places import ROOT
 
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / ".github").rglob("*.md"))]
@@ -45,3 +46,8 @@ def test_links_lead_somewhere(page):
         assert path.exists() and path.is_relative_to(ROOT), f"{page.name}: {target}"
         if anchor:
             assert anchor in anchors(path.read_text()), f"{page.name}: {target}"
+
+
+def test_every_metric_stands_in_the_table():
+    page = (ROOT / "docs" / "tracking.md").read_text()
+    assert [metric.key for metric in METRICS if f"| `{metric.key}` |" not in page] == []
