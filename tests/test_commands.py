@@ -31,7 +31,7 @@ from tests.helpers.runs import environment
 
 PAGES = [
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{name}.md" for name in ("start", "data", "training", "evaluation", "use", "export", "adding")),
+    *(ROOT / "docs" / f"{name}.md" for name in ("start", "data", "training", "tracking", "evaluation", "analysis", "use", "export", "adding")),
 ]
 START = re.compile(r"(\w+=\S+ )?(deepspeed|python|make|docker|printf|source) ")
 NOT_HERE = {
@@ -42,6 +42,8 @@ NOT_HERE = {
     "deepspeed --hostfile hosts ": "needs two machines; tests/test_launch.py starts two nodes on one",
     "source ": "only for shells",
     "python evaluate.py --compare ": "needs two runs that were evaluated; tests/evaluation/test_kept.py compares two",
+    "python -m analysis.report --run runs/dense ": "needs two runs; tests/analysis/report compares some",
+    "python -m analysis.report --run runs/demo --follow": "goes on until the run ends; tests/analysis/report follows one",
     "python -m model.exchange.export --run runs/clip_b32 ": "needs a run of two towers; tests/model/exchange/export makes one",
     "python evaluate.py --run runs/real_small ": "needs a run on real data",
 }
