@@ -91,7 +91,7 @@ def test_chosen_experts_and_weights(case):
     objective(batch)
     target = "target" if batch.symmetric else "target_set"
     assert len(kept["weights"]) == 4
-    for (layer, path), (layouts, weights_CE) in kept["weights"].items():
+    for (layer, path), (layouts, (weights_CE, _)) in kept["weights"].items():
         groups = [len(layout.modality_G) for layout in layouts]
         for name, rows in zip(("input", target), weights_CE.split(groups), strict=True):
             linear = "qkv" if path == "attention_path" else "ffn"
