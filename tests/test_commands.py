@@ -31,7 +31,10 @@ from tests.helpers.runs import environment
 
 PAGES = [
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{name}.md" for name in ("start", "data", "training", "tracking", "evaluation", "analysis", "use", "export", "adding")),
+    *(
+        ROOT / "docs" / f"{name}.md"
+        for name in ("start", "data", "training", "tracking", "evaluation", "analysis", "use", "export", "adding")
+    ),
 ]
 START = re.compile(r"(\w+=\S+ )?(deepspeed|python|make|docker|printf|source) ")
 NOT_HERE = {
