@@ -9,7 +9,8 @@ from pathlib import Path
 
 from evaluation import DamagedDataError
 from parallel.checkpoints import write_atomically
-from parallel.launch import check_launch, is_first_on_machine
+from parallel.launch import check_launch, is_first_on_machine, launched_world_size
+from parallel.mesh import destroy_mesh
 from run.command_line import checkpoint_step, natural, positive
 from run.errors import EXIT_USER, USER_ERRORS
 from run.places import expanded
@@ -33,6 +34,7 @@ def parser_of(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument(
         "--threads", type=natural, default=0, metavar="N", help="CPU threads of a rank; 0 leaves the choice to torch"
     )
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="where data lie today: data.tasks.NAME.path=PLACE"
     )
@@ -46,6 +48,8 @@ def run_command(
     try:
         check_launch()
         command(parser.parse_args(argv))
+        if launched_world_size() > 1:
+            destroy_mesh()
     except USER_ERRORS as error:
         if is_first_on_machine() or isinstance(error, DamagedDataError):
             print(f"error: {error}", file=sys.stderr)
