@@ -7,7 +7,6 @@
     interference            which figures there are
     tables, pictures        what is no figure
     page                    all of it to one file; page.html, style.css and the scripts are its parts
-    markup                  escaping
 
 What stands in a run folder may come from others: every text is escaped, every number checked, and the page may load nothing.
 """

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from analysis.charts import Spec, short
+from analysis.markup import Html, details, joined, tag
 from analysis.report.downsample import downsampled, rounded
-from analysis.report.markup import Html, details, joined, tag
 from analysis.report.metrics import Column
 from analysis.report.reading import RunFiles
 

@@ -15,11 +15,11 @@ from typing import Any
 import vl_convert
 
 from analysis.charts import short
+from analysis.markup import Html, command, escaped, joined, json_block, note, tag
 from analysis.report import pictures, specs, tables, training
 from analysis.report.experts import experts
 from analysis.report.figures import Axes, Figure, figure_markup
 from analysis.report.interference import interference
-from analysis.report.markup import Html, command, escaped, joined, json_block, note, tag
 from analysis.report.reading import RunFiles
 
 HERE = Path(__file__).parent

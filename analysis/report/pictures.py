@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from analysis.report.markup import Html, details, joined, note, tag
+from analysis.markup import Html, details, joined, note, tag
 from analysis.report.metrics import is_count
 from analysis.report.reading import RunFiles, list_of
 

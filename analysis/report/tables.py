@@ -13,7 +13,7 @@ import numpy as np
 import yaml
 
 from analysis.charts import short
-from analysis.report.markup import Html, command, details, joined, note, table, tag
+from analysis.markup import Html, command, details, joined, note, table, tag
 from analysis.report.reading import RunFiles, flat
 from evaluation.intervals import difference
 from run.config_file import dump_config, load_config

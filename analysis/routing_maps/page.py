@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from analysis.report.markup import escaped, json_block
+from analysis.markup import escaped, json_block
 from analysis.routing_maps.drawing import colours
 from analysis.routing_maps.samples import RoutedSample
 

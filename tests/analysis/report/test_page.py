@@ -13,7 +13,7 @@ import pytest
 from analysis.report.page import filled, page_of
 from analysis.report.reading import read_files
 from tests.analysis.report.synthetic import HOSTILE
-from tests.analysis.report.test_markup import Parser
+from tests.analysis.test_markup import Parser
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.report.markup import Html, escaped, json_block, table, tag
+from analysis.markup import Html, escaped, json_block, table, tag
 from tests.analysis.report.synthetic import HOSTILE
 
 NASTY = st.text() | st.sampled_from([HOSTILE, "<!--", "]]>", "</SCRIPT", "\ud800", "\x00", "\u202e"])
