@@ -116,6 +116,7 @@ def train(run: RunConfig, guard: RankGuard) -> int:
         _, consumed = schedule.step(step, consumed)
         step += 1
         if meter.skipped_in_a_row > run.max_skipped_steps:
+            sinks.close(diverged=True)
             raise DivergedError(f"step {step}: no finite gradient {meter.skipped_in_a_row} times in a row; {REMEDY}")
         phase("report")
         stopping, writing = any_rank((stop.requested, saver.is_writing), mesh)
@@ -134,8 +135,9 @@ def train(run: RunConfig, guard: RankGuard) -> int:
             saver.save(step, engine.fragments(), resume.state(consumed, engine, best), best.step)
     saver.publish()
     phase("end")
-    sinks.close()
-    if has_diverged(record, meter.skipped_in_a_row, engine.loss_scale):
+    diverged = has_diverged(record, meter.skipped_in_a_row, engine.loss_scale)
+    sinks.close(diverged)
+    if diverged:
         raise DivergedError(f"step {step}: the run has ended with a loss or a gradient that is not finite; {REMEDY}")
     if mesh.is_first:
         print(end_line(run, step, best), flush=True)

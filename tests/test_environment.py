@@ -97,7 +97,9 @@ def test_a_run_that_diverges_does_not_end_as_finished(overrides, config: Path):
     out = train(config, *overrides, expect=2)
     assert "the run has ended with a loss or a gradient that is not finite; lower optimizer.lr" in out
     assert "Traceback" not in out and "finished" not in out
-    text = (config.parent / "runs" / "tiny" / "metrics.jsonl").read_text()
+    folder = config.parent / "runs" / "tiny"
+    assert json.loads((folder / "events.jsonl").read_text().splitlines()[-1])["kind"] == "diverged"
+    text = (folder / "metrics.jsonl").read_text()
     assert "NaN" not in text and "Infinity" not in text
     assert any(value is None for record in records(config) for value in record.values())
 

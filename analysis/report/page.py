@@ -23,7 +23,7 @@ from analysis.report.interference import interference
 from analysis.report.reading import RunFiles
 
 HERE = Path(__file__).parent
-MARKED = ("resume", "skipped", "alarm", "stop")
+MARKED = ("resume", "skipped", "alarm", "stop", "diverged")
 """Kinds of events that curves show as upright lines, at most MOST_MARKS of a run."""
 MOST_MARKS = 60
 NO_PEAK = "MFU n/a"

@@ -23,7 +23,7 @@ from run.strict_text import TextError, read_yaml, typed
 
 MAX_JSON = 64 << 20
 MAX_FAULTS = 100_000
-ENDS = ("end", "stop")
+ENDS = ("end", "stop", "diverged")
 Tree = dict[str, Any]
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from parallel.health.claim import FolderError
 from run.sinks.json_lines import write_line
 
-Kind = Literal["start", "resume", "skipped", "alarm", "note", "stop", "end"]
+Kind = Literal["start", "resume", "skipped", "alarm", "note", "stop", "diverged", "end"]
 """note: a save, an evaluation, a new best figure."""
 
 

@@ -60,10 +60,13 @@ class Sinks:
             self._console.tell(f"alarm: {line}" if kind == "alarm" else line)
             self._events.write(kind, self._step, line)
 
-    def close(self) -> None:
+    def close(self, diverged: bool = False) -> None:
         if self._console is not None:
             is_done = self._step >= self._config.steps
-            self._events.write("end" if is_done else "stop", self._step, "finished" if is_done else "stopped and saved")
+            ends: tuple[Kind, str] = ("end", "finished") if is_done else ("stop", "stopped and saved")
+            if diverged:
+                ends = ("diverged", "the loss or its gradient is not finite")
+            self._events.write(ends[0], self._step, ends[1])
         for sink in (*self._sinks, *self._tables.values()):
             sink.close()
 

@@ -129,5 +129,6 @@ def test_what_happens_stands_among_the_events(config, capsys):
     Sinks(run, 0, is_first=False).close()
     sinks = Sinks(run, 0, is_first=True)
     sinks.write(record(run, run.steps) | {"skipped_steps": 0})
-    sinks.close()
-    assert json.loads((run.folder / "events.jsonl").read_text().splitlines()[-1])["kind"] == "end"
+    for diverged, kind in ((False, "end"), (True, "diverged")):
+        sinks.close(diverged)
+        assert json.loads((run.folder / "events.jsonl").read_text().splitlines()[-1])["kind"] == kind
