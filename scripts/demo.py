@@ -58,9 +58,12 @@ def main() -> None:
         figure, floor = record["figure"], record["floor"]
         print(f"  {record['task']:<10} {figure:<17} {record[figure]:6.3f}   untrained {record[floor]:6.3f}")
     print()
-    for what in ("experts", "routing_maps", "samples", "report"):
-        words = ["--split=val", "--threads=2"] if what in ("experts", "routing_maps") else []
-        run(sys.executable, "-m", f"analysis.{what}", "--run=runs/demo", *words, capture=what == "experts")
+    network = {"experts": ["--split=val"], "interference": ["--samples=50"], "routing_maps": ["--split=val"]}
+    for what, words in network.items():
+        command = (sys.executable, "-m", f"analysis.{what}", "--run=runs/demo", "--threads=2", *words)
+        run(*command, capture=what != "routing_maps")  # the page shows their tables
+    for what in ("samples", "report"):
+        run(sys.executable, "-m", f"analysis.{what}", "--run=runs/demo")
     print(
         f"""
 done in {time.perf_counter() - start:.0f} s. Results lie in runs/demo: metrics.jsonl, config.yaml, checkpoints/, wandb/ (offline).

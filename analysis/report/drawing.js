@@ -1,4 +1,4 @@
-// Draws the figures of the page from its numbers, when they come into view. A figure's element holds places for its controls, its drawing,
+// Draws the figures of the page from its numbers, those in view first. A figure's element holds places for its controls, its drawing,
 // its legend and its table (figures.py); what is drawn comes from specs.py.
 "use strict";
 

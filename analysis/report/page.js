@@ -4,7 +4,7 @@
 const root = document.documentElement;
 const byId = (id) => document.getElementById(id);
 
-// ---- Drawing when a figure is in view, one after another ------------------------------------------------------
+// ---- Drawing what is in view first, one after another ------------------------------------------------------
 
 const waiting = new Set();
 let work = null;
@@ -40,6 +40,16 @@ drawings.forEach((drawing) => seen.observe(drawing.element));
 async function drawAll() {
   for (const drawing of drawings.filter((one) => one.stale)) await queue(drawing);
 }
+
+// The others once there is nothing else to do: the browser's own printing, and pictures of the whole page, do not bring them into view.
+const whenIdle = window.requestIdleCallback ?? setTimeout;
+async function drawNext() {
+  const next = drawings.find((one) => one.stale);
+  if (!next) return;
+  await queue(next);
+  whenIdle(drawNext);
+}
+whenIdle(drawNext);
 
 // ---- Steps that are shown ------------------------------------------------------------------------------------
 

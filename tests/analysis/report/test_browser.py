@@ -102,6 +102,17 @@ def test_every_figure_is_drawn_and_axe_finds_nothing(files, opened, name, scheme
     assert [(one["id"], [node["html"][:200] for node in one["nodes"][:3]]) for one in violations] == []
 
 
+def test_figures_out_of_view_are_drawn_too(files, opened):
+    """For the browser's own printing, and pictures of the whole page."""
+    page = opened(files["sparse"])
+    page.wait_for_function(
+        "() => [...document.querySelectorAll('[data-figure]')].every(one => one.dataset.state === 'drawn')"
+    )
+    assert page.evaluate("scrollY") == 0 and not any(
+        one.evaluate(EMPTY) for one in page.query_selector_all("[data-figure]")
+    )
+
+
 def test_pictures_are_there_and_hostile_texts_are_texts(files, opened):
     page = opened(files["sparse"])
     sizes = page.evaluate(
