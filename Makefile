@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 export GLOO_SOCKET_IFNAME ?= $(if $(filter Darwin,$(shell uname -s)),lo0,lo)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow parity curves mutants check docs bench bench-data bench-evaluation ablation image-check clean
+.PHONY: help setup demo test test-slow parity curves mutants check docs bench bench-data bench-evaluation ablation faults slurm image-check clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-23s %s\n", $$1, $$2}'
@@ -55,6 +55,12 @@ bench-evaluation: setup ## what evaluating costs besides the network; ARGS="--pa
 ablation: setup ## dense, six routers and LIMoE on the demo's world, three seeds: 20 minutes on two cores; ARGS="--seeds 1"
 	$(PYTHON) -m data.synthetic --out data_demo
 	$(PYTHON) -m benchmarks.ablation $(ARGS)
+
+faults: setup ## a hundred random faults while training, after each of which the same command must go on: an hour; ARGS="--count 10"
+	$(PYTHON) -m scripts.faults $(ARGS)
+
+slurm: ## Slurm for its slow tests (root, Debian)
+	bash scripts/slurm_here.sh
 
 image-check: ## builds the Dockerfile's CPU variant without a Docker engine and runs the program in it (root, Debian)
 	bash scripts/image_check.sh

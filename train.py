@@ -134,6 +134,7 @@ def train(run: RunConfig, guard: RankGuard) -> int:
         if step % run.save_every == 0 or step in (run.steps, best.step) or stopping:
             saver.save(step, engine.fragments(), resume.state(consumed, engine, best), best.step)
     saver.publish()
+    stop.leave()
     phase("end")
     diverged = has_diverged(record, meter.skipped_in_a_row, engine.loss_scale)
     sinks.close(diverged)

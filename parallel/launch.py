@@ -9,8 +9,12 @@ import locale
 import os
 import re
 import socket
+import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Collection, Iterator
+
+import psutil
 
 LEFT_OVER = (
     "left over from another start? unset RANK WORLD_SIZE LOCAL_RANK MASTER_ADDR MASTER_PORT, or start the ranks with deepspeed, "
@@ -25,6 +29,9 @@ class PreflightError(Exception):
 LAUNCH = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")
 SOCKET_PATH, SOCKET_NAME = 107, len("/pymp-01234567/listener-01234567")
 """The most that the system takes, and what multiprocessing puts behind the folder of temporary files."""
+INTERFACES = {"gloo": "GLOO_SOCKET_IFNAME", "nccl": "NCCL_SOCKET_IFNAME"}
+TOLD_S = 30.0
+"""Ranks of one start meet well within it; after it a rank that waits says why."""
 
 
 def check_launch() -> None:
@@ -40,8 +47,18 @@ def check_launch() -> None:
         raise PreflightError(f"RANK={rank} is not below WORLD_SIZE={world}: {LEFT_OVER}")
     if world > 1 and not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
         raise PreflightError(f"WORLD_SIZE={world}, but no MASTER_ADDR and MASTER_PORT to meet at: {LEFT_OVER}")
+    check_locale()
+    check_temporary()
+
+
+def check_locale() -> None:
+    """Raises PreflightError for an encoding in which torch cannot be loaded."""
     if codecs.lookup(locale.getpreferredencoding(False)).name == "ascii":
         raise PreflightError("the locale's encoding is ASCII, with which torch cannot be loaded: set PYTHONUTF8=1")
+
+
+def check_temporary() -> None:
+    """Raises PreflightError where the folder of temporary files has too long a name for sockets."""
     temporary = tempfile.gettempdir()
     if len(os.fsencode(temporary)) + SOCKET_NAME > SOCKET_PATH:
         raise PreflightError(
@@ -55,7 +72,11 @@ def check_port() -> None:
     # torchrun's agent listens there itself.
     if launched_rank() or launched_world_size() == 1 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         return
-    port = int(os.environ["MASTER_PORT"])
+    check_free(int(os.environ["MASTER_PORT"]))
+
+
+def check_free(port: int) -> None:
+    """Raises PreflightError if nobody may listen at the port, or another program does."""
     if not 0 < port < 1 << 16:
         raise PreflightError(f"MASTER_PORT={port} is no port: choose one from 1024 to 65535")
     try:
@@ -67,6 +88,72 @@ def check_port() -> None:
             f"port {port} is taken, perhaps by another run on this machine: choose another with deepspeed --master_port={port + 1}, "
             f"torchrun --master-port={port + 1} or MASTER_PORT={port + 1}"
         ) from error
+
+
+def check_interfaces(backend: str) -> None:
+    """Raises PreflightError where the variable that chooses network interfaces for gloo or nccl chooses none that is up: the libraries
+    fail, or wait, in words that do not name the variable."""
+    variable = INTERFACES[backend]
+    value = os.environ.get(variable, "")
+    up = sorted(name for name, state in psutil.net_if_stats().items() if state.isup)
+    missing = missing_interfaces(backend, value, up)
+    if missing:
+        raise PreflightError(
+            f"{variable}={value}: no network interface {missing[0]} is up on {socket.gethostname()}; there are {', '.join(up)}: "
+            "name one of these that the other machines reach, or unset it"
+        )
+
+
+def missing_interfaces(backend: str, value: str, up: Collection[str]) -> list[str]:
+    """Names in the variable's value that choose nothing, where that matters. gloo takes whole names and uses each; nccl takes beginnings
+    of names, whole ones after `=`, all others after `^`, and needs one."""
+    if backend == "nccl" and value.startswith("^"):
+        return []
+    is_whole = backend == "gloo" or value.startswith("=")
+    wanted = [name for name in value.removeprefix("=").split(",") if name]
+    missing = [w for w in wanted if not any(name == w or (not is_whole and name.startswith(w)) for name in up)]
+    return missing if backend == "gloo" or len(missing) == len(wanted) else []
+
+
+def await_first_rank(timeout_s: float, told_s: float = TOLD_S) -> None:
+    """Return when the first rank can be reached. What is in the way is told once on each machine after `told_s` seconds.
+
+    Raises PreflightError after `timeout_s` seconds. torch itself would wait without a word.
+    """
+    rank = launched_rank()
+    if not rank or launched_world_size() == 1 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        return
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    begin, told = time.monotonic(), not is_first_on_machine()
+    while True:
+        reason = unreachable(address, port)
+        if not reason:
+            return
+        waited = time.monotonic() - begin
+        if waited > timeout_s:
+            raise PreflightError(f"rank {rank} did not meet the first one in {timeout_s:.0f} s: {reason}")
+        if waited > told_s and not told:
+            told = True
+            print(
+                f"rank {rank} on {socket.gethostname()} waits for the first rank: {reason}", file=sys.stderr, flush=True
+            )
+        time.sleep(0.5)
+
+
+def unreachable(address: str, port: int, timeout_s: float = 5.0) -> str:
+    """Why nobody can be reached there; empty if somebody listens."""
+    place = f"{address}:{port}"
+    try:
+        socket.create_connection((address, port), timeout_s).close()
+    except socket.gaierror:
+        return f"the name of {place} (MASTER_ADDR) is not known here: use an address, or mend DNS or /etc/hosts"
+    except ConnectionRefusedError:
+        return f"nobody listens at {place}: has the first machine been started, and is this its address?"
+    except TimeoutError:
+        return f"no answer from {place}: is the machine down, or a firewall between?"
+    except OSError as error:
+        return f"{place} cannot be reached: {error.strerror or error}"
+    return ""
 
 
 def launched_world_size() -> int:

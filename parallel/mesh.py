@@ -16,6 +16,8 @@ from typing import Any
 from parallel.collectives import Axis
 from parallel.launch import (
     PreflightError,
+    await_first_rank,
+    check_interfaces,
     check_port,
     device_number,
     launched_rank,
@@ -132,6 +134,8 @@ def create_mesh(tensor: int = 1, expert: int = 1, timeout_s: float = 1800.0, seq
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         check_port()
+        check_interfaces("nccl" if cuda else "gloo")
+        await_first_rank(timeout_s)
         try:
             dist.init_process_group("nccl" if cuda else "gloo", timeout=timeout)
         except dist.DistError as error:

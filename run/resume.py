@@ -10,6 +10,7 @@ from data.stream.source import OpenData
 from data.text.vocabulary import Vocabulary
 from parallel.checkpoints import Checkpoint, CheckpointError, newest
 from parallel.engine import Engine
+from parallel.health.same_code import check_same_code
 from parallel.health.same_inputs import check_same_inputs, digest
 from run.changes import check_changes, told_changes
 from run.config import RunConfig
@@ -34,6 +35,7 @@ class Resume:
     def find(cls, run: RunConfig, data: OpenData, earlier: RunConfig | None) -> Self:
         """Collective: all ranks start alike. Raises DisagreementError where they were given different things, and CheckpointError
         for a checkpoint that is not this run's."""
+        check_same_code()
         differences = check_same_inputs(
             {
                 "configurations": digest(dump_config(run).encode()),

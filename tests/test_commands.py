@@ -33,12 +33,26 @@ PAGES = [
     ROOT / "README.md",
     *(
         ROOT / "docs" / f"{name}.md"
-        for name in ("start", "data", "training", "tracking", "evaluation", "analysis", "use", "export", "adding")
+        for name in (
+            "start",
+            "data",
+            "training",
+            "tracking",
+            "evaluation",
+            "analysis",
+            "use",
+            "export",
+            "adding",
+            "slurm",
+            "kubernetes",
+            "stores",
+            "dashboards",
+        )
     ),
 ]
 START = re.compile(r"(\w+=\S+ )?(deepspeed|python|make|docker|printf|source) ")
 NOT_HERE = {
-    "make demo": "takes five minutes; CI's demo and tests/test_train.py run what it calls",
+    "make demo": "takes ten minutes; CI's demo and tests/test_train.py run what it calls",
     "make test": "is what runs this",
     "TORCH_INDEX_URL=": "needs the index of CUDA wheels",
     "docker ": "needs a Docker engine; `make image-check` builds the image without one",
@@ -48,6 +62,9 @@ NOT_HERE = {
     "python -m analysis.report --run runs/dense ": "needs two runs; tests/analysis/report compares some",
     "python -m analysis.report --run runs/demo --follow": "goes on until the run ends; tests/analysis/report follows one",
     "python -m model.exchange.export --run runs/clip_b32 ": "needs a run of two towers; tests/model/exchange/export makes one",
+    "python -m clusters store ": "needs an object store; tests/clusters/store runs one",
+    "python -m clusters.dashboards.wandb_report --entity ": "needs an account of wandb",
+    "python -m pytest -m slow tests/clusters/store": "trains for minutes; `make test-slow` runs it",
     "python evaluate.py --run runs/real_small ": "needs a run on real data",
 }
 """Beginnings of commands that are not run, with the reason."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 import subprocess
@@ -12,6 +13,7 @@ import tomllib
 from importlib import metadata
 from pathlib import Path
 
+import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,7 +36,7 @@ EXPORT_ROOM = ("model", "exchange", "export")
 NOT_FROM_PYPI = {"apex"}
 TARGETS = {
     *("help", "setup", "demo", "test", "test-slow", "parity", "curves", "mutants", "check", "docs"),
-    *("bench", "bench-data", "bench-evaluation", "ablation", "image-check", "clean"),
+    *("bench", "bench-data", "bench-evaluation", "ablation", "faults", "slurm", "image-check", "clean"),
 }
 
 
@@ -44,7 +46,7 @@ def normal(name: str) -> str:
 
 def pins(lines: list[str]) -> dict[str, str]:
     """Distribution to version. Fails on a line that is not an exact pin."""
-    loose = [line for line in lines if not re.fullmatch(r"[\w.-]+==[\w.]+", line)]
+    loose = [line for line in lines if not re.fullmatch(r"[\w.-]+==[\w.!]+", line)]
     assert not loose, f"not exact pins: {loose}"
     return {normal(name): version for name, version in (line.split("==") for line in lines)}
 
@@ -57,6 +59,7 @@ def constraint_lines() -> list[str]:
 RUNTIME = pins(PROJECT["project"]["dependencies"])
 PREPARATION = pins(PROJECT["project"]["optional-dependencies"]["prepare"])
 INDEX = pins(PROJECT["project"]["optional-dependencies"]["index"])
+REPORT = pins(PROJECT["project"]["optional-dependencies"]["wandb-report"])
 SINKS = pins(
     [
         *PROJECT["project"]["optional-dependencies"]["tensorboard"],
@@ -95,6 +98,7 @@ def test_every_import_is_declared() -> None:
         parts = file.relative_to(ROOT).parts
         room = {"tests": DEVELOPMENT, "prediction": INDEX}.get(parts[0], {})
         room = SINKS if parts[:2] == ("run", "sinks") else room
+        room = REPORT if parts[:2] == ("clusters", "dashboards") else room
         optional = PREPARATION if parts[:2] == ("data", "prepare") else room
         declared = RUNTIME.keys() | optional.keys() | (EXPORT.keys() | ELSEWHERE if parts[:3] == EXPORT_ROOM else set())
         for name in sorted(third_party_imports(file)):
@@ -135,9 +139,78 @@ def test_the_image_takes_its_versions_from_pyproject() -> None:
     assert re.search(r'\["tool"\]\["sparse-generalists"\]\["apex"\]', dockerfile)
 
 
+def dockerfile_stages() -> list[str]:
+    """The build, and what runs."""
+    _, build, runtime = re.split(r"^FROM .*$", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE)
+    return [build, runtime]
+
+
+def dockerfile_bases() -> dict[str, str]:
+    return dict(re.findall(r"^ARG (\w+_IMAGE)=(\S+)$", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE))
+
+
 def test_the_image_does_not_run_as_root() -> None:
     users = re.findall(r"^USER (\S+)", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE)
     assert users and users[-1] not in ("root", "0")
+
+
+def test_what_runs_holds_no_compiler_and_says_what_it_is() -> None:
+    build, runtime = dockerfile_stages()
+    compilers = {"g++", "git", "python3-dev"}
+    assert compilers <= set(build.split()) and not compilers & set(runtime.split())
+    assert "COPY --from=build /opt/venv" in runtime and "COPY --from=build /opt/sbom /usr/share/sbom" in runtime
+    assert 'ENTRYPOINT ["tini", "--"]' in runtime and " tini " in runtime
+    check = re.search(r"^HEALTHCHECK .*CMD (\[.*\])$", runtime, re.MULTILINE)
+    assert check and ast.literal_eval(check[1])[:3] == ["python", "-m", "clusters.kubernetes.ranks"]
+    labels = set(re.findall(r"org\.opencontainers\.image\.(\w+)=", runtime))
+    assert labels == {"title", "description", "licenses", "documentation", "version", "revision"}
+    assert PROJECT["project"]["license"] in runtime
+
+
+def test_the_bill_of_materials_has_a_pin() -> None:
+    assert re.search(r'\["tool"\]\["sparse-generalists"\]\["sbom"\]', (ROOT / "Dockerfile").read_text())
+    assert re.fullmatch(r"cyclonedx-bom==[\d.]+", PROJECT["tool"]["sparse-generalists"]["sbom"])
+
+
+def test_the_cuda_of_the_image_is_that_of_torchs_wheel() -> None:
+    wanted = PROJECT["tool"]["sparse-generalists"]["cuda"]
+    bases = dockerfile_bases()
+    assert bases.keys() == {"BUILD_IMAGE", "RUNTIME_IMAGE"}
+    for base in bases.values():
+        found = re.fullmatch(r"nvidia/cuda:(\d+\.\d+)\.\d+-(devel|base)-(ubuntu[\d.]+)", base)
+        assert found and found[1] == wanted, base
+    assert len({base.rpartition("-")[2] for base in bases.values()}) == 1, "both need the same Python"
+    assert f"/whl/cu{wanted.replace('.', '')} " in (ROOT / "docs" / "start.md").read_text()
+    import torch
+
+    assert torch.version.cuda is None or torch.version.cuda.startswith(wanted)
+
+
+@pytest.mark.slow
+def test_torchs_wheel_asks_for_that_cuda(tmp_path: Path) -> None:
+    """By the requirements of the CUDA wheel, which pip reads without the wheel. A CPU wheel may be preferred for this Python."""
+    for python in ("3.12", "3.13", "3.11"):
+        words = [
+            *(
+                "install",
+                "--dry-run",
+                "--quiet",
+                "--report=-",
+                "--no-deps",
+                "--ignore-installed",
+                f"--target={tmp_path}",
+            ),
+            *("--python-version", python, "--platform=manylinux_2_28_x86_64", "--only-binary=:all:"),
+            f"torch=={RUNTIME['torch']}",
+        ]
+        done = subprocess.run([sys.executable, "-m", "pip", *words], capture_output=True, text=True, check=False)
+        if done.returncode == 0:
+            lines = json.loads(done.stdout)["install"][0]["metadata"]["requires_dist"]
+            found = [match[1] for line in lines if (match := re.match(r"cuda-toolkit\[.*\]==(\d+\.\d+)\.", line))]
+            if found:
+                assert found == [PROJECT["tool"]["sparse-generalists"]["cuda"]]
+                return
+    pytest.skip("pip finds no CUDA wheel of torch here")
 
 
 def test_make_lists_its_targets() -> None:

@@ -32,6 +32,11 @@ class StopSignal:
     def requested(self) -> bool:
         return self._first is not None
 
+    def leave(self) -> None:
+        """All is saved. Launchers send signals to the rest when one rank has left, which must not change how this one ends."""
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
     def _on_signal(self, number: int, frame: object) -> None:
         if self._first is None:
             self._first = time.monotonic()

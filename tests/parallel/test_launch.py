@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import socket
 import tempfile
+import threading
+import time
 
 import pytest
 
-from parallel.launch import PreflightError, check_launch, check_port
+from parallel.launch import (
+    PreflightError,
+    await_first_rank,
+    check_interfaces,
+    check_launch,
+    check_port,
+    missing_interfaces,
+    unreachable,
+)
 
 NAMES = (
     "RANK",
@@ -100,3 +110,88 @@ def test_a_port_that_is_none(launched):
     launched(**TWO, MASTER_PORT="80000")
     with pytest.raises(PreflightError, match="MASTER_PORT=80000 is no port"):
         check_port()
+
+
+@pytest.mark.parametrize(
+    ("backend", "value", "missing"),
+    [
+        ("gloo", "", []),
+        ("gloo", "lo,eth0", []),
+        ("gloo", "lo,eth9", ["eth9"]),  # each is used
+        ("gloo", "eth", ["eth"]),  # whole names alone
+        ("nccl", "eth", []),  # beginnings of names
+        ("nccl", "ib,eth", []),  # one is enough
+        ("nccl", "ib,eno", ["ib", "eno"]),
+        ("nccl", "=eth", ["eth"]),
+        ("nccl", "=eth0", []),
+        ("nccl", "^docker,lo", []),  # all others
+    ],
+)
+def test_interfaces_that_are_chosen_as_each_library_reads_them(backend, value, missing):
+    assert missing_interfaces(backend, value, ["lo", "eth0"]) == missing
+
+
+def test_an_interface_that_is_not_there_is_named_with_those_that_are(launched):
+    launched(GLOO_SOCKET_IFNAME="lo,eth99", NCCL_SOCKET_IFNAME="lo")
+    with pytest.raises(
+        PreflightError, match=r"GLOO_SOCKET_IFNAME=lo,eth99: no network interface eth99 .* there are .*lo"
+    ):
+        check_interfaces("gloo")
+    check_interfaces("nccl")
+
+
+SECOND = {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "127.0.0.1"}
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
+def test_a_rank_goes_on_when_the_first_one_listens(launched, capsys):
+    port = free_port()
+    launched(**SECOND, MASTER_PORT=str(port))
+    servers: list[socket.socket] = []
+    thread = threading.Timer(0.7, lambda: servers.append(socket.create_server(("127.0.0.1", port))))
+    thread.start()
+    begin = time.monotonic()
+    await_first_rank(20.0, told_s=0.1)
+    assert 0.5 < time.monotonic() - begin < 5
+    thread.join()
+    servers[0].close()
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 1 and f"waits for the first rank: nobody listens at 127.0.0.1:{port}" in told[0]
+
+
+def test_what_is_in_the_way_is_told_once_on_a_machine(launched, capsys):
+    launched(**SECOND, MASTER_PORT=str(free_port()), LOCAL_RANK="1")
+    with pytest.raises(
+        PreflightError, match=r"rank 1 did not meet the first one in 1 s: nobody listens at .* is this its address\?"
+    ):
+        await_first_rank(0.6, told_s=0.1)
+    assert capsys.readouterr().err == ""
+
+
+def test_who_need_not_wait(launched):
+    launched(**SECOND, MASTER_PORT=str(free_port()))
+    for variables in (
+        {"RANK": "0"},
+        {"RANK": "1", "TORCHELASTIC_USE_AGENT_STORE": "True"},
+        {"RANK": "0", "WORLD_SIZE": "1"},
+    ):
+        launched(**variables)
+        await_first_rank(0.0)
+
+
+def test_why_nobody_can_be_reached(monkeypatch):
+    assert "nobody listens at 127.0.0.1:" in unreachable("127.0.0.1", free_port())
+    assert "the name of gpu1.invalid:29500 (MASTER_ADDR) is not known here" in unreachable("gpu1.invalid", 29500)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        assert unreachable("127.0.0.1", server.getsockname()[1]) == ""
+
+    def silent(place: object, timeout_s: float) -> None:
+        raise TimeoutError
+
+    monkeypatch.setattr(socket, "create_connection", silent)
+    assert "a firewall between?" in unreachable("192.0.2.1", 29500)

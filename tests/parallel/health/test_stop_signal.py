@@ -48,6 +48,18 @@ def test_an_echo_is_no_second_signal(handlers):
     assert stop.requested  # and this process is still there
 
 
+def test_what_comes_after_the_save_changes_nothing():
+    code = (
+        "import signal, sys, time; from parallel.health.stop_signal import StopSignal\n"
+        "StopSignal().leave(); print('ready', flush=True); time.sleep(1); sys.exit(85)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGUSR1)
+    assert process.wait(timeout=20) == 85
+
+
 def test_a_second_one_later_ends_at_once(monkeypatch):
     code = (
         "import signal, sys, time; from parallel.health import stop_signal; stop_signal.ECHO_S = 0.2\n"

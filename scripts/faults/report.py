@@ -1,0 +1,34 @@
+"""The table of results: a row a kind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from scripts.faults.trial import Result
+
+HEAD = "| fault | how many | survived | where | ends after (s) | resumes from | largest difference |\n|---|---|---|---|---|---|---|"
+
+
+def table(results: Sequence[Result]) -> str:
+    rows = []
+    for kind in sorted({result.kind for result in results}):
+        mine = [result for result in results if result.kind == kind]
+        good = [result for result in mine if not result.wrong]
+        phases = ", ".join(sorted({result.phase for result in mine}))
+        lost = [max(0, result.step - 1 - result.resumed) for result in good if result.code != 0 and result.step]
+        again = f"at most {max(lost)} steps earlier" if lost else "goes on"
+        ended = f"{min(r.ended_s for r in good):.0f} to {max(r.ended_s for r in good):.0f}" if good else ""
+        worst = f"{max(r.difference for r in good):.0e}" if any(r.difference for r in good) else "0" if good else ""
+        rows.append(f"| {kind} | {len(mine)} | {len(good)} | {phases} | {ended} | {again if good else ''} | {worst} |")
+    return "\n".join([HEAD, *rows])
+
+
+def summary(results: Sequence[Result]) -> str:
+    bad = [result for result in results if result.wrong]
+    lines = [f"{len(results) - len(bad)} of {len(results)} faults were survived"]
+    if results:
+        slowest = max(results, key=lambda result: result.ended_s)
+        lines.append(f"the longest end: {slowest.ended_s:.0f} s ({slowest.kind}, {slowest.phase})")
+        lines.append(f"{sum(result.seconds for result in results) / len(results):.0f} s a fault")
+    lines += [f"fault {r.number} ({r.kind}, {r.phase} of step {r.step}, rank {r.rank}): {r.wrong}" for r in bad]
+    return "\n".join(lines)

@@ -1,0 +1,91 @@
+"""The text of the files: the same as the examples, right for bash, and nothing in it that a user's words could start."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.clusters.slurm.made import made
+from tests.helpers.places import ROOT
+
+EXAMPLES = sorted((ROOT / "clusters" / "slurm" / "examples").glob("*.sbatch"))
+
+
+def test_there_is_an_example_of_each_kind():
+    assert [path.stem for path in EXAMPLES] == ["apptainer", "bare", "pyxis"]
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_is_what_its_command_prints(path: Path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    command = path.read_text().splitlines()[1]
+    words = shlex.split(command.removeprefix("# "))
+    assert words[:4] == ["python", "-m", "clusters", "slurm"]
+    assert path.read_text() == made(words[4:])
+
+
+def test_an_example_names_no_folder_of_this_machine():
+    for path in EXAMPLES:
+        assert str(ROOT) not in path.read_text() and str(Path.home()) not in path.read_text()
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_bash_reads_the_examples(path: Path):
+    subprocess.run(["bash", "-n", str(path)], check=True)
+
+
+@pytest.mark.skipif(not shutil.which("shellcheck"), reason="no shellcheck here: bash scripts/slurm_here.sh installs it")
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_shellcheck_has_nothing_to_say(path: Path):
+    """An array is among them, a chain, and both launchers."""
+    done = subprocess.run(["shellcheck", str(path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+HOSTILE = "tracking.tags=['$(touch owned) `touch owned` ; touch owned \" \\']"
+
+
+@pytest.mark.parametrize("flags", [(), ("--kind=apptainer", "--image=$(touch owned)'.sif")])
+def test_words_reach_the_program_as_they_were_typed(flags, tmp_path):
+    """The file's own lines up to the launch, with a program in place of srun that prints what it was given."""
+    text = made(("--config=configs/demo.yaml", "--nodes=2", "--gpus-per-node=0", *flags, HOSTILE))
+    head = text[: text.index("# From here on")]
+    ended = head.replace("cd -- ", "cd -- . || cd -- ") + "printf '%s\\n' \"${launch[@]}\"\n"
+    done = subprocess.run(["bash", "-c", ended], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert HOSTILE in done.stdout.splitlines() and done.stdout.startswith("srun\n")
+    assert not list(tmp_path.iterdir())
+    options = [line for line in text.splitlines() if line.startswith("#SBATCH")]
+    assert all(re.fullmatch(r"#SBATCH --[a-z-]+(=[\w:@.%,-]+)?", line) for line in options)
+
+
+def test_a_container_sees_the_folders_of_the_run():
+    text = made((
+        "--config=configs/demo.yaml", "--nodes=2", "--gpus-per-node=0", "--kind=pyxis", "--image=a/b:1", "--directory=/shared/code",
+        "--cache=/local/cache", "runs=/runs", "data.tasks.shapes.path=/sets/shapes",
+    ))  # fmt: skip
+    mounts = "/local/cache:/local/cache,/runs:/runs,/sets/shapes:/sets/shapes,/shared/code:/shared/code"
+    assert f"'--container-mounts={mounts}' --container-workdir=/shared/code" in text
+    assert "train=(/app/train.py " in text and "mkdir -p -- /local/cache" in text
+
+
+def documented() -> list[str]:
+    return re.findall(
+        r"^python -m clusters slurm (.*) > \w+\.sbatch$", (ROOT / "docs" / "slurm.md").read_text(), re.MULTILINE
+    )
+
+
+@pytest.mark.parametrize("command", documented())
+def test_commands_of_the_page_print_a_file(command, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    text = made(shlex.split(command))
+    subprocess.run(["bash", "-n"], input=text, text=True, check=True)
+    assert text.startswith("#!/bin/bash\n")
+
+
+def test_the_page_has_commands():
+    assert len(documented()) == 4
