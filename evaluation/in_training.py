@@ -21,6 +21,7 @@ from evaluation.config import EvaluateConfig
 from evaluation.kept import Row, keep, row_of
 from evaluation.table import evaluator_of
 from model.objective import Objective
+from parallel.health.claim import FolderError
 from parallel.mesh import Mesh
 
 
@@ -63,7 +64,8 @@ class InTraining:
         self, step: int, steps: int, tell: Callable[[str], object], alive: Callable[[], object]
     ) -> dict[str, float]:
         """Collective. `SPLIT/TASK/METRIC` of every task, and evaluation_s; nothing where no evaluation is due. tell: gets a line with the
-        main figures; alive: called after each batch. Raises DamagedDataError."""
+        main figures; alive: called after each batch. Raises DamagedDataError, and FolderError where
+        the run's folder cannot be written."""
         if not self.config.is_due(step, steps):
             return {}
         start = time.perf_counter()
@@ -76,7 +78,13 @@ class InTraining:
         parts = [f"{row['task']} {row['figure']} {row['metrics'][row['figure']]:.3f}" for row in rows]
         tell(f"{self.config.split} at step {step}: {', '.join(parts)} ({time.perf_counter() - start:.1f} s)")
         if self.mesh.is_first:
-            keep(self.folder, self.config.split, step, rows)
+            try:
+                keep(self.folder, self.config.split, step, rows)
+            except OSError as error:
+                raise FolderError(
+                    f"{self.folder}: the evaluation of step {step:,} cannot be kept: {error.strerror}; mend that and start the same "
+                    "command again"
+                ) from error
         figures = {
             f"{self.config.split}/{row['task']}/{name}": float(value)
             for row in rows

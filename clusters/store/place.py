@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from data.transport import FetchError, FetchOptions, check_url, join, local_path, scheme_of, shown
+from data.transport.store import REFUSED
 from data.transport.urls import masked
 from run.errors import ConfigError
 
@@ -24,14 +25,6 @@ PART_BYTES, MAX_PARTS = 16 << 20, 9_000
 MAX_OBJECTS = 1_000_000
 NO_FOLDERS = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "obs", "cos", "memory")
 """A file there needs no folder first; asking for one would make a bucket."""
-REFUSED = (
-    "NoCredentialsError",
-    "PartialCredentialsError",
-    "ProfileNotFound",
-    "InvalidRegionError",
-    "ParamValidationError",
-)
-"""botocore's errors that stay as they are, however often one asks."""
 
 
 class StoreError(Exception):

@@ -139,5 +139,5 @@ def read_small(url: str, limit_bytes: int, options: FetchOptions | None = None) 
             raise FetchError(f"{url}: more than {limit_bytes} bytes")
         return content
     file = io.BytesIO()
-    download(url, file, limit_bytes, options or FetchOptions(attempts=4))
+    download(url, file, limit_bytes, options or FetchOptions(attempts=6))
     return file.getvalue()

@@ -9,6 +9,14 @@ from data.transport.reply import FetchError, FetchOptions, Reply, TransientError
 from data.transport.urls import masked, scheme_of, shown
 
 CHUNK = 4 << 20
+REFUSED = (
+    "NoCredentialsError",
+    "PartialCredentialsError",
+    "ProfileNotFound",
+    "InvalidRegionError",
+    "ParamValidationError",
+)
+"""botocore's errors that stay as they are, however often one asks."""
 
 
 def check_protocol(url: str) -> None:
@@ -47,6 +55,8 @@ def open_at(url: str, offset: int, validator: str | None, options: FetchOptions)
     except (FileNotFoundError, PermissionError, IsADirectoryError, TypeError) as error:
         raise FetchError(f"{shown(url)}: {_reason(error)}") from error
     except Exception as error:  # every store has its own
+        if type(error).__name__ in REFUSED:
+            raise FetchError(f"{shown(url)}: {_reason(error)}") from error
         raise TransientError(f"{shown(url)}: {_reason(error)}") from error
 
 

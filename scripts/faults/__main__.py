@@ -44,6 +44,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         help="factor of the times allowed, where the machine does other work (default 1)",
     )
     parser.add_argument("--again", action="store_true", help="try those again that were not survived")
+    parser.add_argument("--keep", action="store_true", help="keep the folders of faults that were survived, too")
     parser.add_argument("--list", action="store_true", help="print what is drawn, and what is left out here, and stop")
     return parser.parse_args(argv)
 
@@ -66,7 +67,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if not os.geteuid() and shutil.which("unshare") and not os.environ.get(OWN):
         _in_own_mounts(sys.argv[1:] if argv is None else argv)
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # trials end what they have started
+    for number in (signal.SIGTERM, signal.SIGINT):  # trials end what they have started
+        signal.signal(number, lambda number, frame: sys.exit(128 + number))
     out = arguments.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     known = _results(out / "results.jsonl", arguments.seed, faults, arguments.again)
@@ -79,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
             flush=True,
         )
         for fault in waiting:
-            result = attempt(fault, config, out, reference, arguments.slack)
+            result = attempt(fault, config, out, reference, arguments.slack, arguments.keep)
             known[fault.number] = result
             with (out / "results.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"seed": arguments.seed} | dataclasses.asdict(result)) + "\n")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from scripts.faults.trial import Result
 
-HEAD = "| fault | how many | survived | where | ends after (s) | resumes from | largest difference |\n|---|---|---|---|---|---|---|"
+HEAD = "| fault | how many | survived | where | ends after (s) | computed again | largest difference |\n|---|---|---|---|---|---|---|"
 
 
 def table(results: Sequence[Result]) -> str:
@@ -15,12 +15,20 @@ def table(results: Sequence[Result]) -> str:
         mine = [result for result in results if result.kind == kind]
         good = [result for result in mine if not result.wrong]
         phases = ", ".join(sorted({result.phase for result in mine}))
-        lost = [max(0, result.step - 1 - result.resumed) for result in good if result.code != 0 and result.step]
-        again = f"at most {max(lost)} steps earlier" if lost else "goes on"
+        again = ", ".join(_again(good))
         ended = f"{min(r.ended_s for r in good):.0f} to {max(r.ended_s for r in good):.0f}" if good else ""
         worst = f"{max(r.difference for r in good):.0e}" if any(r.difference for r in good) else "0" if good else ""
-        rows.append(f"| {kind} | {len(mine)} | {len(good)} | {phases} | {ended} | {again if good else ''} | {worst} |")
+        rows.append(f"| {kind} | {len(mine)} | {len(good)} | {phases} | {ended} | {again} | {worst} |")
     return "\n".join([HEAD, *rows])
+
+
+def _again(good: Sequence[Result]) -> list[str]:
+    """What the same command had to do: nothing where the disturbed one went on, all of it, or the steps since a checkpoint."""
+    words = ["nothing"] if any(result.code == 0 for result in good) else []
+    ended = [result for result in good if result.code != 0]
+    words += ["all steps"] if any(not result.step for result in ended) else []
+    lost = [max(0, result.step - 1 - result.resumed) for result in ended if result.step]
+    return words + ([f"at most {max(lost)} steps" if max(lost) else "no step"] if lost else [])
 
 
 def summary(results: Sequence[Result]) -> str:

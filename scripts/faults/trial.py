@@ -122,7 +122,7 @@ def words_of(config: Path, runs: Path, *overrides: str) -> list[str]:
     return [f"--config={config}", f"runs={runs}", *overrides]
 
 
-def attempt(fault: Fault, config: Path, out: Path, reference: Reference, slack: float) -> Result:
+def attempt(fault: Fault, config: Path, out: Path, reference: Reference, slack: float, keep: bool = False) -> Result:
     """slack: factor of all times that are allowed, for machines that do other work besides."""
     folder = out / f"fault_{fault.number:04d}"
     shutil.rmtree(folder, ignore_errors=True)
@@ -140,7 +140,7 @@ def attempt(fault: Fault, config: Path, out: Path, reference: Reference, slack: 
     left = shared_memory() - before
     if left and not result.wrong:
         result = dataclasses.replace(result, wrong=f"left in /dev/shm: {', '.join(sorted(left))}")
-    if not result.wrong:
+    if not result.wrong and not keep:
         shutil.rmtree(folder, ignore_errors=True)
     return dataclasses.replace(result, seconds=round(time.monotonic() - begun, 1))
 

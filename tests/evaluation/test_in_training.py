@@ -14,6 +14,7 @@ from evaluation.config import EvaluateConfig
 from evaluation.in_training import InTraining
 from model.initialise import initialise
 from model.objective import Objective
+from parallel.health.claim import FolderError
 from parallel.kernels import load_kernels
 from parallel.mesh import Mesh
 from run.config_file import load_config
@@ -47,6 +48,14 @@ def figures(rank: int, config: str, router: str, tensor: int, expert: int, ranks
     found = evaluation.figures(2, 5, told.append, lambda: None)
     assert objective.training and "heldout at step 2: shapes accuracy 0." in told[0] and found.pop("evaluation_s") > 0
     return found
+
+
+def test_a_place_that_cannot_be_written_is_one_line(config):
+    folder = config.parent / "runs" / "tiny" / "1_1"
+    folder.mkdir(parents=True)
+    (folder / "evaluations").write_text("in the way")
+    with pytest.raises(FolderError, match=r"1_1: the evaluation of step 2 cannot be kept: File exists; mend that and"):
+        figures(0, str(config), "attribute", 1, 1, 1)
 
 
 MORE = pytest.mark.parity

@@ -72,7 +72,7 @@ def test_the_report_counts_what_was_survived_and_names_the_rest():
         1, "kill one rank", "save", 9, 0, None, 95.0, -1, -1, 0.0, 100.0, wrong="after 95 s there is still: python 7"
     )
     row = table([GOOD, bad]).splitlines()[-1]
-    assert row == "| kill one rank | 2 | 1 | data, save | 12 to 12 | at most 1 steps earlier | 0 |"
+    assert row == "| kill one rank | 2 | 1 | data, save | 12 to 12 | at most 1 steps | 0 |"
     assert summary([GOOD, bad]).splitlines() == [
         "1 of 2 faults were survived",
         "the longest end: 95 s (kill one rank, save)",

@@ -210,8 +210,19 @@ def test_stores_that_fsspec_knows():
         fetched("memory://bucket/a.tar", limit=10)
     with pytest.raises(FetchError, match=r"unknown protocol nonsense://"):
         fetched("nonsense://bucket/a.tar")
-    with pytest.raises(FetchError, match=r"needs a package that is not installed: .*s3fs"):
-        fetched("s3://bucket/a.tar")  # s3fs is not among our dependencies
+    with pytest.raises(FetchError, match=r"needs a package that is not installed: .*gcsfs"):
+        fetched("gs://bucket/a.tar")  # gcsfs is not among our dependencies
+
+
+def test_missing_credentials_are_told_at_once(monkeypatch, tmp_path):
+    pytest.importorskip("s3fs", reason="s3fs is not installed: `make setup` brings it")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    with pytest.raises(FetchError, match=r"a\.tar: NoCredentialsError: [^(]*$"):
+        fetched("s3://bucket/a.tar")
 
 
 def test_a_store_is_continued_where_it_ended():
