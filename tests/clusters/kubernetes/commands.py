@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import tempfile
 from typing import Any
 
 import yaml
@@ -18,11 +19,17 @@ CPU = ("--gpus-per-node", "0", "--image", "sparse-generalists:cpu", "--data-clai
 
 
 def call(*words: str) -> tuple[int, str]:
-    """Exit code, and what was printed, errors included; as clusters/__main__.py ends on errors of the user."""
+    """Exit code, and what was printed, errors included; as clusters/__main__.py ends on errors of the user. Where the demo's data are not
+    at hand: its memory is estimated from them where they are."""
     parser = argparse.ArgumentParser()
     kubernetes.add_command(parser.add_subparsers())
     out = io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+    with (
+        tempfile.TemporaryDirectory() as empty,
+        contextlib.chdir(empty),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(out),
+    ):
         arguments = parser.parse_args(["kubernetes", *words])
         try:
             code = arguments.main(arguments)
