@@ -6,7 +6,19 @@ import ast
 
 from tests.helpers.places import ROOT
 
-ROOMS = ("run", "data", "model", "parallel", "plan", "evaluation", "scripts", "benchmarks")
+ROOMS = (
+    "run",
+    "data",
+    "model",
+    "parallel",
+    "plan",
+    "evaluation",
+    "prediction",
+    "analysis",
+    "clusters",
+    "scripts",
+    "benchmarks",
+)
 
 
 def mode_of(call: ast.Call, place: int) -> str | None:

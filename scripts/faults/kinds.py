@@ -124,8 +124,8 @@ def out_of_memory(fault: Fault, folder: Path) -> Iterator[Stage]:
     group.mkdir()
 
     def act(started: Started) -> None:
-        (group / "memory.limit_in_bytes").write_text(str(256 << 10))
-        (group / "cgroup.procs").write_text(str(started.ranks[fault.rank].pid))
+        (group / "memory.limit_in_bytes").write_text(str(256 << 10), encoding="utf-8")
+        (group / "cgroup.procs").write_text(str(started.ranks[fault.rank].pid), encoding="utf-8")
 
     try:
         yield Stage(act, frozenset({0, 1}))

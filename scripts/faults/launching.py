@@ -131,7 +131,7 @@ def wait_for_place(started: Started, rank: int, place: str, limit_s: float) -> b
     """Until the rank is at `STEP PHASE`; False if it ends before, or the time is over."""
     path, deadline = started.trial.trace / str(rank), time.monotonic() + limit_s
     while True:
-        if path.exists() and place in path.read_text().splitlines():
+        if path.exists() and place in path.read_text(encoding="utf-8").splitlines():
             return True
         if started.code() is not None or time.monotonic() > deadline:
             return False
