@@ -60,7 +60,7 @@ def test_sizes_follow_from_the_configuration():
     full = "data.vocabulary=full"
     made_lines = lines("--ranks-per-node=1", full)
     assert "#SBATCH --cpus-per-task=2" in made_lines and "#SBATCH --mem=6G" in made_lines
-    more = lines("data.workers=3", "threads=2", "--ranks-per-node=1", full)
+    more = lines("--ranks-per-node=1", "data.workers=3", "threads=2", full)
     assert "#SBATCH --cpus-per-task=5" in more and "#SBATCH --mem=8G" in more and "export OMP_NUM_THREADS=2" in more
     gpus = lines("--gpus-per-node=1", full)
     # One core for the driver, and 4 GiB of CUDA in place of the plan's.
