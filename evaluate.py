@@ -34,7 +34,7 @@ from parallel.launch import check_launch, is_first_on_machine, launched_world_si
 from parallel.mesh import Mesh, create_mesh, destroy_mesh
 from run.config import RunConfig
 from run.data import check_head
-from run.errors import EXIT_USER, USER_ERRORS, ConfigError
+from run.errors import USER_ERRORS, ConfigError, exit_code
 from run.evaluation.arguments import kept_name, parse_arguments, places_of_suite
 from run.evaluation.entries import Entry, entries_of, training_of
 from run.folder import read_run
@@ -152,7 +152,7 @@ def main(argv: list[str] | None = None) -> int:
     except USER_ERRORS as error:
         if is_first_on_machine() or isinstance(error, DamagedDataError):
             print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER
+        return exit_code(error)
     return 0
 
 

@@ -33,7 +33,7 @@ from prediction.answers import Answers, check_place, writing
 from prediction.media import CACHE_DIR, shard_cache
 from prediction.nearest import nearest
 from run.command_line import checkpoint_step, positive
-from run.errors import EXIT_USER, USER_ERRORS
+from run.errors import USER_ERRORS, exit_code
 from run.places import expanded
 from run.weights.best import chosen_step
 
@@ -230,7 +230,7 @@ def main(argv: list[str] | None = None) -> int:
         return predict(parse_arguments(sys.argv[1:] if argv is None else argv))
     except USER_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER
+        return exit_code(error)
 
 
 if __name__ == "__main__":

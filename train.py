@@ -33,7 +33,7 @@ from run.config_file import load_config
 from run.console import end_line, legend, start_lines
 from run.data import open_run_data
 from run.engine_file import read_engine_file
-from run.errors import EXIT_STOPPED, EXIT_USER, USER_ERRORS, DivergedError
+from run.errors import EXIT_STOPPED, USER_ERRORS, DivergedError, exit_code
 from run.folder import write_run_files
 from run.ledger import FaultLedger
 from run.library_log import keep_library_messages
@@ -160,7 +160,7 @@ def main(argv: list[str] | None = None) -> int:
     except USER_ERRORS as error:
         if is_first_on_machine() or isinstance(error, TooManyFaultsError):
             print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER
+        return exit_code(error)
 
 
 if __name__ == "__main__":

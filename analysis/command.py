@@ -12,7 +12,7 @@ from parallel.checkpoints import write_atomically
 from parallel.launch import check_launch, is_first_on_machine, launched_world_size
 from parallel.mesh import destroy_mesh
 from run.command_line import checkpoint_step, natural, positive
-from run.errors import EXIT_USER, USER_ERRORS
+from run.errors import USER_ERRORS, exit_code
 from run.places import expanded
 from run.sinks.json_lines import json_line
 
@@ -53,7 +53,7 @@ def run_command(
     except USER_ERRORS as error:
         if is_first_on_machine() or isinstance(error, DamagedDataError):
             print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER
+        return exit_code(error)
     return 0
 
 

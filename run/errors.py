@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from data.shards import DatasetError
+from data.stream.faults import StoreGoneError
 from data.text.tokenizer import VocabularyFileError
-from data.workers.loader import WorkersError
+from data.transport import may_pass
+from data.workers.loader import WorkerGoneError, WorkersError
 from model.exchange.export.errors import ExportError
 from model.exchange.public import ConversionError
 from model.tuning.trained import TuningError
@@ -13,6 +15,7 @@ from parallel.health.claim import FolderError
 from parallel.health.same_inputs import DisagreementError
 from parallel.launch import PreflightError
 
+EXIT_FAILURE = 1
 EXIT_USER = 2
 EXIT_STOPPED = 85
 """Stopped by a signal, after saving: start the same command again."""
@@ -46,3 +49,9 @@ USER_ERRORS: tuple[type[Exception], ...] = (
     ModuleNotFoundError,
     PreflightError,
 )
+
+
+def exit_code(error: Exception) -> int:
+    """Of one of USER_ERRORS: 1 where the same command may do as it is, since only a store or a process was gone. Schedulers start such
+    a run again, and one that ends with 2 never."""
+    return EXIT_FAILURE if isinstance(error, (WorkerGoneError, StoreGoneError)) or may_pass(error) else EXIT_USER

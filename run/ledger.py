@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data.stream.faults import Fault, Loss, TooManyFaultsError
+from data.stream.faults import Fault, Loss, too_many
 from parallel.checkpoints import write_atomically
 from run.metrics.meter import Record
 
@@ -47,9 +47,10 @@ class FaultLedger:
         bad, total = self._replaced[task] + missing * self._samples[task], self._samples[task] * (1 + missing)
         if bad > _allowed(self.max_fraction * total):
             also = " and what was missing at the start" if missing else ""
-            raise TooManyFaultsError(
+            raise too_many(
                 f"task {task}: {self._replaced[task]} of {self._samples[task]} samples were bad{also}; more than "
-                f"data.max_bad_fraction={self.max_fraction:g} allows; the last: {faults[-1].reason}; all are listed in {self.path}"
+                f"data.max_bad_fraction={self.max_fraction:g} allows; the last: {faults[-1].reason}; all are listed in {self.path}",
+                faults[-1],
             )
 
     def _write(self, faults: list[Fault] | tuple[Fault, ...]) -> None:

@@ -11,48 +11,24 @@ which ended first with another than 0. When a node is lost, the ranks of the oth
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
-from clusters.kubernetes.meeting import Meeting, meet
+from clusters.kubernetes.meeting import meet
+from clusters.ranks import Ended, Place, send, start, wait
 from parallel.launch import PreflightError
 
 GRACE_S = 60.0
 """How long ranks may go on when another has ended or a node is lost: a rank sees that by itself within half a minute."""
-POLL_S = 0.2
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 EXIT_USER, EXIT_STOPPED = 2, 85
-
-
-@dataclasses.dataclass(frozen=True)
-class Place:
-    """Of this node among all. per_node: ranks of each."""
-
-    nodes: int
-    per_node: int
-    node: int
-    address: str
-    port: int
-
-    def environment(self, local: int) -> dict[str, str]:
-        """What torch reads, for one rank."""
-        return {
-            "RANK": str(self.node * self.per_node + local),
-            "LOCAL_RANK": str(local),
-            "WORLD_SIZE": str(self.nodes * self.per_node),
-            "LOCAL_WORLD_SIZE": str(self.per_node),
-            "MASTER_ADDR": self.address,
-            "MASTER_PORT": str(self.port),
-        }
 
 
 def place_of(environment: Mapping[str, str]) -> Place:
@@ -76,57 +52,31 @@ def place_of(environment: Mapping[str, str]) -> Place:
         raise PreflightError("PET_MASTER_ADDR is not set: the name of the first node, as demo-0.demo")
     if port >= 65_535:
         raise PreflightError(f"PET_MASTER_PORT={port}: must be below 65535, as the port after it is used too")
-    return Place(nodes, number("PET_NPROC_PER_NODE", 1, "1"), node, address or "127.0.0.1", port)
+    here = number("PET_NPROC_PER_NODE", 1, "1")
+    return Place(nodes * here, node * here, here, address or "127.0.0.1", port)
 
 
-class Ranks:
-    """The processes of this node. Signals reach them; before they are there, a signal is remembered."""
+class Signals:
+    """Pass them on to the ranks of this node; before those are there, one is remembered."""
 
     def __init__(self) -> None:
-        self.processes: list[subprocess.Popen[bytes]] = []
+        self.ranks: Sequence[subprocess.Popen[bytes]] = ()
         self.stopped = False
         for number in FORWARDED:
             signal.signal(number, self._pass_on)
 
-    def start(self, words: Sequence[str], place: Place) -> None:
-        for local in range(place.per_node):
-            variables = os.environ | place.environment(local)
-            self.processes.append(subprocess.Popen([sys.executable, "-u", *words], env=variables))
-
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
         self.stopped = True
-        for process in self.processes:
-            if process.poll() is None:
-                with contextlib.suppress(ProcessLookupError):
-                    process.send_signal(number)
-
-    def wait(self, meeting: Meeting) -> int:
-        """The exit code of this node."""
-        code, deadline = 0, float("inf")
-        running = list(self.processes)
-        while running:
-            ended = [process for process in running if process.poll() is not None]
-            running = [process for process in running if process not in ended]
-            failed = [process.returncode for process in ended if process.returncode]
-            if failed and not code:
-                code = first_of(failed)
-                deadline = min(deadline, time.monotonic() + GRACE_S)
-            if deadline == float("inf") and meeting.is_broken():
-                print(f"another node is gone: the ranks here have {GRACE_S:g} s to end", file=sys.stderr, flush=True)
-                deadline = time.monotonic() + GRACE_S
-            if time.monotonic() > deadline:
-                for process in running:
-                    process.kill()
-                code = code or 1
-            time.sleep(POLL_S)
-        return code
+        send(self.ranks, signal.Signals(number))
 
 
-def first_of(codes: Sequence[int]) -> int:
-    """Of ranks that ended together: what a user can mend says most, and a stop says least. A rank that a signal ended counts as in a
-    shell, 128 + its number."""
-    shell = [128 - code if code < 0 else code for code in codes]
-    return min(shell, key=lambda code: (code != EXIT_USER, code == EXIT_STOPPED, code))
+def exit_code(ended: Ended) -> int:
+    """Of this node: that of the rank which failed first. Of ranks that ended together: what a user can mend says most, and a stop says
+    least. A rank that a signal ended counts as in a shell, 128 + its number."""
+    codes = [128 - code if code < 0 else code for code in (ended.codes[rank] for rank in ended.first)]
+    if not codes:
+        return 1 if ended.hung else 0
+    return min(codes, key=lambda code: (code != EXIT_USER, code == EXIT_STOPPED, code))
 
 
 def alive_file() -> Path:
@@ -150,17 +100,27 @@ def main(words: Sequence[str]) -> int:
         return 0 if words else EXIT_USER
     try:
         place = place_of(os.environ)
-        ranks = Ranks()
-        meeting = meet(place.node, place.nodes, place.address, place.port + 1, lambda: ranks.stopped)
+        signals = Signals()
+        nodes, node = place.world // place.here, place.first // place.here
+        meeting = meet(node, nodes, place.address, place.port + 1, lambda: signals.stopped)
     except (PreflightError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER
     if meeting is None:  # told to stop before anything began: nothing is lost
         return EXIT_STOPPED
-    ranks.start(words, place)
+    signals.ranks = start(["-u", *words], place)
+    if signals.stopped:  # it came while they were being started
+        send(signals.ranks, signal.SIGTERM)
     with contextlib.suppress(OSError):  # a check's help, never needed to train
-        alive_file().write_text(json.dumps([process.pid for process in ranks.processes]), encoding="utf-8")
-    code = ranks.wait(meeting)
+        alive_file().write_text(json.dumps([process.pid for process in signals.ranks]), encoding="utf-8")
+
+    def is_lost() -> bool:
+        broken = meeting.is_broken()
+        if broken:
+            print(f"another node is gone: the ranks here have {GRACE_S:g} s to end", file=sys.stderr, flush=True)
+        return broken
+
+    code = exit_code(wait(signals.ranks, float("inf"), on_tick=is_lost, leave_s=GRACE_S))
     alive_file().unlink(missing_ok=True)
     meeting.leave(done=code == 0)
     return code

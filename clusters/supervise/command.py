@@ -6,9 +6,9 @@ import argparse
 import re
 from pathlib import Path
 
+from clusters.ranks import LEAVE_S
 from clusters.supervise.one import supervise_one
 from clusters.supervise.policy import Limits
-from clusters.supervise.ranks import LEAVE_S
 from clusters.supervise.several import Machines, supervise_several
 from clusters.supervise.sizes import gpus, most_that_fit
 from run.command_line import parse_arguments

@@ -20,10 +20,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from clusters.ranks import TICK_S, Place, adopt_orphans, end_left_over, send, start, wait
 from clusters.supervise.command import run_of
 from clusters.supervise.one import CLEAN, newest_step, say
 from clusters.supervise.policy import Decision, Limits, State, decide
-from clusters.supervise.ranks import TICK_S, Place, adopt_orphans, end_left_over, send, start, wait
 from clusters.supervise.several import STOP, write_code
 from clusters.supervise.sizes import most_that_fit, share
 from parallel.checkpoints import write_atomically

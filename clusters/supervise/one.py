@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from clusters.ranks import Ended, Place, adopt_orphans, end_left_over, send, start, wait
 from clusters.supervise.policy import Limits, State, decide
-from clusters.supervise.ranks import Ended, Place, adopt_orphans, end_left_over, send, start, wait
 from clusters.supervise.sizes import gpus, most_that_fit
 from parallel.checkpoints.saving import published, step_of
 from parallel.health.stop_signal import ECHO_S

@@ -6,7 +6,7 @@ import dataclasses
 import signal
 from collections.abc import Callable
 
-from clusters.supervise.ranks import Ended
+from clusters.ranks import Ended
 from parallel.health.stop_signal import SIGNALS
 from run.errors import EXIT_STOPPED, EXIT_USER
 

@@ -18,9 +18,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from clusters.ranks import TICK_S, adopt_orphans, end_left_over, ends_with
 from clusters.supervise.one import STOPPING, say
 from clusters.supervise.policy import EXIT_GIVEN_UP, Limits
-from clusters.supervise.ranks import TICK_S, adopt_orphans, end_left_over, ends_with
 from parallel.checkpoints import write_atomically
 from run.config import RunConfig
 from run.errors import EXIT_STOPPED

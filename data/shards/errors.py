@@ -15,7 +15,14 @@ class BadSample(Exception):
 
 
 class BadShard(BadSample):
-    """A sample that cannot be used because its whole shard, or the rest of it, cannot. The reason is the same for all of them."""
+    """A sample that cannot be used because its whole shard, or the rest of it, cannot. The reason is the same for all of them.
+
+    may_pass: its store did not answer, and may do so later.
+    """
+
+    def __init__(self, reason: str, may_pass: bool = False) -> None:
+        super().__init__(reason)
+        self.may_pass = may_pass
 
 
 class DatasetError(ValueError):

@@ -25,7 +25,18 @@ from data.shards.lists import (
 )
 from data.shards.members import MAX_SAMPLE_BYTES, Damage, read_sample
 from data.shards.ranges import load_ranges
-from data.transport import Cache, FetchError, check_url, expand, is_remote, join, local_path, read_small, shown
+from data.transport import (
+    Cache,
+    FetchError,
+    check_url,
+    expand,
+    is_remote,
+    join,
+    local_path,
+    may_pass,
+    read_small,
+    shown,
+)
 
 RANGES_BYTES = 64 << 20
 """Byte ranges that a process keeps in memory, 16 bytes per sample."""
@@ -172,7 +183,7 @@ class ShardSet:
             with self._access.open(self.location(shard), self._expected_bytes(shard)) as file:
                 yield file
         except FetchError as error:
-            raise BadShard(str(error)) from error
+            raise BadShard(str(error), may_pass(error)) from error
         except OSError as error:
             raise BadShard(f"{self.name(shard)}: {error.strerror or error}") from error
 

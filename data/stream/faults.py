@@ -20,11 +20,20 @@ class TooManyFaultsError(DatasetError):
         super().__init__(message.rpartition(f"{type(self).__name__}: ")[2].strip())
 
 
+class StoreGoneError(TooManyFaultsError):
+    """The store of a task's shards has stopped to answer: the same command goes on when it does again."""
+
+
+def too_many(message: str, last: Fault) -> TooManyFaultsError:
+    return StoreGoneError(message) if last.may_pass else TooManyFaultsError(message)
+
+
 @dataclasses.dataclass(frozen=True)
 class Fault:
     """A sample that could not be used, or with sample=None all or the rest of a shard.
 
-    shard: its name without credentials; sample: index in the shard; offset: in bytes, where it is known.
+    shard: its name without credentials; sample: index in the shard; offset: in bytes, where it is known; may_pass: its store did not
+    answer.
     """
 
     task: str
@@ -32,6 +41,7 @@ class Fault:
     sample: int | None
     offset: int | None
     reason: str
+    may_pass: bool = False
 
     @property
     def place(self) -> str:
@@ -107,8 +117,9 @@ def losses_of(sources: Sequence[Source], max_fraction: float) -> dict[str, Loss]
 
 def fault_of(source: Source, shard: int, index: int, error: BadSample) -> Fault:
     """What goes to the ledger."""
-    whole = isinstance(error, BadShard)
+    if isinstance(error, BadShard):
+        return Fault(source.name, source.shards.name(shard), None, error.offset, error.reason, error.may_pass)
     offset = error.offset
-    if offset is None and not whole:  # the sample was read, and its content is bad
+    if offset is None:  # the sample was read, and its content is bad
         offset = int(source.shards.ranges(shard)[index, 0])
-    return Fault(source.name, source.shards.name(shard), None if whole else index, offset, error.reason)
+    return Fault(source.name, source.shards.name(shard), index, offset, error.reason)

@@ -10,7 +10,7 @@ from typing import Any
 from data.batch import TaskBatch, TokenCounts
 from data.seeding import rng
 from data.shards import BadSample
-from data.stream.faults import Fault, TooManyFaultsError, fault_of
+from data.stream.faults import Fault, fault_of, too_many
 from data.stream.schedule import Assignment, Schedule
 from data.stream.source import Source
 from data.tasks.base import Sample
@@ -106,8 +106,9 @@ def _example(
             return source.task.example(attempt.content, rng(seed, task, position, 0))
         except BadSample as error:
             faults.append(fault_of(source, attempt.shard, attempt.index, error))
-    raise TooManyFaultsError(
-        f"task {source.name}: {MAX_ATTEMPTS} bad samples in a row; the last, {faults[-1].place}: {faults[-1].reason}"
+    last = faults[-1]
+    raise too_many(
+        f"task {source.name}: {MAX_ATTEMPTS} bad samples in a row; the last, {last.place}: {last.reason}", last
     )
 
 

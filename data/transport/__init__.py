@@ -15,7 +15,7 @@ from data.transport.ahead import Ahead
 from data.transport.cache import Cache
 from data.transport.fetch import check_url, read_small
 from data.transport.plain_text import NotText, TextReader, text_of
-from data.transport.reply import FetchError, FetchOptions, TransientError
+from data.transport.reply import FetchError, FetchOptions, TransientError, may_pass
 from data.transport.urls import (
     expand,
     expand_braces,
@@ -45,6 +45,7 @@ __all__ = [
     "literal",
     "local_files",
     "local_path",
+    "may_pass",
     "read_small",
     "scheme_of",
     "shown",

@@ -45,7 +45,7 @@ class Cache:
     folder: Path
     limit_bytes: int
     options: FetchOptions = dataclasses.field(default_factory=FetchOptions)
-    _lost: dict[str, tuple[float, str]] = dataclasses.field(default_factory=dict, repr=False, compare=False)
+    _lost: dict[str, tuple[float, FetchError]] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
     @contextlib.contextmanager
     def open(self, url: str, finish: Finish, expected_bytes: int | None = None) -> Iterator[BinaryIO]:
@@ -70,15 +70,15 @@ class Cache:
     def fetch(self, url: str, finish: Finish, expected_bytes: int | None = None, wait: bool = True) -> None:
         """Have the shard here. With wait=False (ahead of need), leave it to the process that fetches it already, if one does,
         and to the reader to try again what may only have failed for now."""
-        since, reason = self._lost.get(url, (float("-inf"), ""))
-        if time.monotonic() - since < RETRY_AFTER_S:
-            raise FetchError(reason)
+        since, earlier = self._lost.get(url, (float("-inf"), None))
+        if earlier and time.monotonic() - since < RETRY_AFTER_S:
+            raise FetchError(str(earlier)) from earlier
         try:
             self._fetch(url, finish, expected_bytes, wait)
         except FetchError as error:
             passing = NoRoomError if wait else TransientError
             if not isinstance(error, passing) and not isinstance(error.__cause__, passing):
-                self._lost[url] = (time.monotonic(), str(error))
+                self._lost[url] = (time.monotonic(), error.with_traceback(None))
             raise
         except OSError as error:
             raise self._unusable(url, error) from error

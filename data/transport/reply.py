@@ -22,6 +22,13 @@ class ChangedError(TransientError):
     """The part that has come is of no use: the whole must be asked for."""
 
 
+def may_pass(error: BaseException | None) -> bool:
+    """Is a TransientError the cause of it?"""
+    while error is not None and not isinstance(error, TransientError):
+        error = error.__cause__
+    return error is not None
+
+
 @dataclasses.dataclass(frozen=True)
 class Reply:
     """start      where the chunks begin: the offset that was asked for, or 0

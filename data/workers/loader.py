@@ -29,9 +29,13 @@ class WorkersError(Exception):
     """This machine cannot start worker processes, or has ended one; the message has the remedy."""
 
 
+class WorkerGoneError(WorkersError):
+    """A worker process was ended from outside."""
+
+
 def loader_of(dataset: IterableDataset, workers: int, collate: Callable[[Any], Any] | None = None) -> Iterator[Any]:
     """What the dataset yields, worker by worker in turn; `collate` is applied where it is made. Both travel to workers by value, and
-    nothing of them through /dev/shm, which is small in containers. Raises WorkersError, also later, where a worker is gone."""
+    nothing of them through /dev/shm, which is small in containers. Raises WorkersError, and later WorkerGoneError."""
     both = _ByValue(dataset, collate)
     loader = DataLoader(
         _Items(both) if workers else dataset,
@@ -58,7 +62,7 @@ def _until_one_is_gone(batches: Iterator[Any]) -> Iterator[Any]:
     except RuntimeError as error:
         if not _GONE.search(str(error)):
             raise
-        raise WorkersError(
+        raise WorkerGoneError(
             "a worker process of the data was killed from outside, or for want of memory: the same command goes on from the newest "
             "checkpoint; fewer data.workers or smaller batches need less memory"
         ) from error

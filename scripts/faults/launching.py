@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from clusters.supervise.ranks import free_port
+from clusters.ranks import free_port
 from scripts.faults.faults import RANKS
 
 ROOT = Path(__file__).resolve().parents[2]

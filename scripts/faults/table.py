@@ -23,7 +23,7 @@ KINDS: dict[str, Kind] = {
     "kill all ranks": signalled(signal.SIGKILL, "all", {1}),
     "kill one rank, supervisor restarts": killed_and_restarted,
     "kill the supervisor": signalled(signal.SIGKILL, "supervisor", {-9}, saves=True),
-    "kill a data worker": signalled(signal.SIGKILL, "worker", {0, 2}),  # it may have made its last batch
+    "kill a data worker": signalled(signal.SIGKILL, "worker", {0, 1}),  # it may have made its last batch
     "terminate one rank": signalled(signal.SIGTERM, "one", {85}, saves=True),
     "terminate all ranks": signalled(signal.SIGTERM, "all", {1, 85}, saves=True),
     "terminate the supervisor": signalled(signal.SIGTERM, "supervisor", {85}, saves=True),
@@ -31,8 +31,8 @@ KINDS: dict[str, Kind] = {
     "full disk": machine.full_disk,
     "frozen disk": machine.stalled((machine.FROZEN_S,)),
     "slow disk": machine.stalled((1.0,) * 6),
-    "store answers 503": machine.store("503", 3.0, {0, 2}),  # 2: a description is asked for four times, in 2 to 3.5 s
-    "store dies": machine.store("dead", 0.0, {2}),
+    "store answers 503": machine.store("503", 3.0, {0, 1}),  # 1: a description is asked for six times
+    "store dies": machine.store("dead", 0.0, {1}),
     "store is silent": machine.store("silent", 3.0, {0}),
     "cut cable": machine.network("cut", {1}),
     "cable drops packets": machine.network("drop", {0}),

@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 import train
-from clusters.kubernetes.ranks import Place, place_of
+from clusters.kubernetes.ranks import place_of
+from clusters.ranks import Place
 from run.config import check_layout
 from run.config_file import load_config
 from tests.helpers.places import ROOT
@@ -24,7 +25,7 @@ ENTRY = ["python", "-m", "clusters.kubernetes.ranks", "train.py"]
 
 def test_nodes_meet():
     places = [place_of(service["environment"]) for service in SERVICES.values()]
-    assert places == [Place(2, 1, node, "node-0", 29500) for node in (0, 1)]
+    assert places == [Place(2, node, 1, "node-0", 29500) for node in (0, 1)]
     assert [service["hostname"] for service in SERVICES.values()] == list(SERVICES) == ["node-0", "node-1"]
 
 

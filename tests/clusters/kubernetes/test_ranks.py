@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from clusters.kubernetes import ranks
-from clusters.kubernetes.ranks import Place, first_of, place_of
+from clusters.kubernetes.ranks import exit_code, place_of
+from clusters.ranks import Ended, Place
 from parallel.launch import PreflightError
 from run import errors
 from tests.helpers.places import ROOT
@@ -83,12 +84,8 @@ def test_a_place_in_torchruns_words():
         "PET_MASTER_ADDR": "demo-0.demo",
     }
     place = place_of(words)
-    assert place == Place(2, 4, 1, "demo-0.demo", 29500)
-    assert place.environment(3) == {
-        "RANK": "7", "LOCAL_RANK": "3", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4",
-        "MASTER_ADDR": "demo-0.demo", "MASTER_PORT": "29500",
-    }  # fmt: skip
-    assert place_of({}) == Place(1, 1, 0, "127.0.0.1", 29500)
+    assert place == Place(8, 4, 4, "demo-0.demo", 29500)
+    assert place_of({}) == Place(1, 0, 1, "127.0.0.1", 29500)
 
 
 @pytest.mark.parametrize(
@@ -109,10 +106,24 @@ def test_a_place_that_cannot_be(words, said):
 
 
 @pytest.mark.parametrize(
-    ("codes", "code"), [([85, 85], 85), ([1, 85], 1), ([85, 2, 1], 2), ([-9, 85], 137), ([-15], 143)]
+    ("codes", "first", "code"),
+    [
+        ((85, 85), (0, 1), 85),
+        ((1, 85), (0, 1), 1),
+        ((85, 2, 1), (0, 1, 2), 2),
+        ((-9, 85), (0, 1), 137),
+        ((-9, 1), (0,), 137),
+        ((1, -9), (0,), 1),
+        ((-15,), (0,), 143),
+        ((0, 0), (), 0),
+    ],
 )
-def test_the_code_of_ranks_that_ended_together(codes, code):
-    assert first_of(codes) == code
+def test_the_code_of_a_node_is_that_of_the_ranks_that_ended_first(codes, first, code):
+    assert exit_code(Ended(codes, first=first)) == code
+
+
+def test_ranks_that_had_to_be_killed_as_another_node_was_lost_are_a_failure():
+    assert exit_code(Ended((-9, 0), hung=frozenset({0}))) == 1
 
 
 def until(process: subprocess.Popen[str], word: str, times: int = 1) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from clusters.ranks import Ended
 from clusters.supervise.policy import Decision, Limits, State, decide
-from clusters.supervise.ranks import Ended
 
 LIMITS = Limits(ranks=4, attempts=3, restarts=5, return_after_s=600.0)
 RUNNING = State(ranks=4, step=10)

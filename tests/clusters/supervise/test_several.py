@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from clusters.supervise.ranks import free_port
+from clusters.ranks import free_port
 from tests.clusters.supervise.test_elastic import last_step, supervised, until
 from tests.helpers.runs import losses
 

@@ -13,8 +13,9 @@ import pytest
 
 from data.decode.image import encode_png
 from data.shards import DatasetError
-from data.stream.faults import Fault, Loss, TooManyFaultsError, loss_of, losses_of
+from data.stream.faults import Fault, Loss, StoreGoneError, TooManyFaultsError, loss_of, losses_of
 from data.transport import Cache, FetchOptions
+from run.errors import exit_code
 from run.ledger import FaultLedger
 from tests.helpers.limits import within
 from tests.helpers.shard_server import Deed, ShardServer, serving
@@ -238,6 +239,7 @@ def test_damage_of_a_server(server: ShardServer, tmp_path, monkeypatch, name):
     (fault,) = faults
     assert fault.shard == f"{server.url}/set/{BAD}?***" and fault.sample is None
     assert words in fault.reason and "secret" not in fault.reason
+    assert fault.may_pass == (name in ("always an error", "dripping", "silent"))
 
 
 @pytest.mark.usefixtures("quick")
@@ -264,12 +266,13 @@ def test_what_cannot_be_opened_at_all_is_one_line(server: ShardServer, tmp_path)
         server.files["/set-without-list/dataset.json"] = server.files["/set/dataset.json"]
         with pytest.raises(DatasetError, match=message) as caught:
             opened(numbered(path, **options))
-        assert "\n" not in str(caught.value)
+        assert "\n" not in str(caught.value) and exit_code(caught.value) == 2
     server.deeds["/set/train-000002.tar"] = [Deed(status=500)] * 99
     del server.files["/set/train-000002.tar.index.json"]
     shards = tuple(f"{server.url}/set/train-00000{n}.tar" for n in range(4))
-    with pytest.raises(DatasetError, match=r"HTTP 500.*have to be counted first"):
+    with pytest.raises(DatasetError, match=r"HTTP 500.*have to be counted first") as caught:
         opened(numbered(f"{server.url}/set", shards=shards, **options))
+    assert exit_code(caught.value) == 1, "a scheduler may start it again"
 
 
 def test_a_cache_that_is_too_small_for_the_window_is_refused(server: ShardServer, tmp_path):
@@ -314,8 +317,16 @@ def test_no_bad_sample_is_allowed_where_none_is(tmp_path):
     fault = Fault("t", "train-000000.tar", 1, 0, "bad")
     ledger = FaultLedger(tmp_path, 0, 0.0, loss())
     ledger.add("t", 100_000, ())
-    with pytest.raises(TooManyFaultsError, match="1 of 100011 samples"):
+    with pytest.raises(TooManyFaultsError, match="1 of 100011 samples") as caught:
         ledger.add("t", 10, (fault,))
+    assert exit_code(caught.value) == 2
+
+
+def test_a_store_that_has_stopped_to_answer_is_no_fault_of_the_data(tmp_path):
+    fault = Fault("t", "http://store/train-000000.tar", None, None, "HTTP 503", may_pass=True)
+    with pytest.raises(StoreGoneError, match=r"^task t: 10 of 10 samples") as caught:
+        FaultLedger(tmp_path, 0, 0.0, loss()).add("t", 0, (fault,) * 10)
+    assert exit_code(caught.value) == 1
 
 
 def test_a_share_below_the_limit_does_not_stop_a_long_run_by_chance(tmp_path):

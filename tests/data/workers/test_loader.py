@@ -9,7 +9,8 @@ import pytest
 from torch.utils.data import IterableDataset
 
 from data.workers import loader
-from data.workers.loader import WorkersError, loader_of, usable_cores, worker_count
+from data.workers.loader import WorkerGoneError, loader_of, usable_cores, worker_count
+from run.errors import exit_code
 
 
 class Killed(IterableDataset):
@@ -29,9 +30,11 @@ class Broken(IterableDataset):
 
 def test_a_worker_that_is_killed_is_one_line():
     batches = loader_of(Killed(), 1)
-    with pytest.raises(WorkersError, match=r"killed from outside, or for want of memory.*fewer data.workers") as caught:
+    with pytest.raises(
+        WorkerGoneError, match=r"killed from outside, or for want of memory.*fewer data.workers"
+    ) as caught:
         list(batches)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value) and exit_code(caught.value) == 1
 
 
 def test_another_error_of_a_worker_stays_what_it_is():

@@ -10,7 +10,7 @@ import time
 import psutil
 import pytest
 
-from clusters.supervise.ranks import Ended, Place, start, wait
+from clusters.ranks import Ended, Place, start, wait
 from tests.helpers.places import ROOT
 
 RANK_FAILS = "import os, sys, time; time.sleep(60 * (os.environ['RANK'] != '1')); sys.exit(7)"
@@ -52,7 +52,7 @@ def test_what_a_rank_leaves_in_another_session_is_found_and_ended(keeps):
     child = f"{keeps}import time; time.sleep(120)"
     rank = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {child!r}], start_new_session=True)"
     code = f"""
-from clusters.supervise.ranks import *
+from clusters.ranks import *
 adopt_orphans()
 assert wait(start(["-c", {rank!r}], Place(1, 0, 1)), 10.0).codes == (0,)
 print(end_left_over(0.5))
@@ -75,7 +75,7 @@ pathlib.Path(sys.argv[2]).touch()
 time.sleep(60)
 """
     told, ready = tmp_path / "told", tmp_path / "ready"
-    code = f"from clusters.supervise.ranks import *; wait(start(['-c', {rank!r}, {str(told)!r}, {str(ready)!r}], Place(1, 0, 1)), 60.0)"
+    code = f"from clusters.ranks import *; wait(start(['-c', {rank!r}, {str(told)!r}, {str(ready)!r}], Place(1, 0, 1)), 60.0)"
     supervisor = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
     deadline = time.monotonic() + 60
     while not ready.exists() and time.monotonic() < deadline:
@@ -85,3 +85,10 @@ time.sleep(60)
     supervisor.wait()
     psutil.wait_procs([rank_process], timeout=20)
     assert told.read_text() == "told"
+
+
+def test_who_failed_first_is_told_and_a_fault_elsewhere_ends_all():
+    code = "import os, sys, time; time.sleep(1.5 * (os.environ['RANK'] == '1')); sys.exit(3 + int(os.environ['RANK']))"
+    assert wait(start(["-c", code], Place(2, 0, 2)), 60.0) == Ended((3, 4), first=(0,))
+    sleeps = start(["-c", "import time; time.sleep(60)"], Place(1, 0, 1))
+    assert wait(sleeps, 60.0, on_tick=lambda: True, leave_s=0.3) == Ended((-signal.SIGKILL,), frozenset({0}))

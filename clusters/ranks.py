@@ -35,14 +35,28 @@ class Place:
     here: int
     address: str = "127.0.0.1"
     port: int = 0
+    """0: any that is free."""
+
+    def environment(self, local: int) -> dict[str, str]:
+        """What torch reads, for one rank of this machine."""
+        return {
+            "RANK": str(self.first + local),
+            "LOCAL_RANK": str(local),
+            "LOCAL_WORLD_SIZE": str(self.here),
+            "WORLD_SIZE": str(self.world),
+            "MASTER_ADDR": self.address,
+            "MASTER_PORT": str(self.port),
+        }
 
 
 @dataclasses.dataclass(frozen=True)
 class Ended:
-    """codes: by rank of this machine, negative for a signal; hung: which of them had to be killed here."""
+    """codes: by rank of this machine, negative for a signal; hung: which of them had to be killed here; first: ranks that failed before
+    others did."""
 
     codes: tuple[int, ...]
     hung: frozenset[int] = frozenset()
+    first: tuple[int, ...] = ()
 
     @property
     def lost(self) -> tuple[int, ...]:
@@ -52,24 +66,16 @@ class Ended:
 
 
 def start(words: Sequence[str], place: Place) -> list[subprocess.Popen[bytes]]:
-    """A process a rank, each in a session of its own: what a terminal sends is for the supervisor, which passes it on."""
+    """A process a rank, each in a session of its own: what a terminal sends is for the parent, which passes it on."""
     environment = {
         name: value for name, value in os.environ.items() if name not in OURS and not name.startswith("TORCHELASTIC_")
     }
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // max(1, place.here))))
-    port = place.port or free_port()
+    place = place if place.port else dataclasses.replace(place, port=free_port())
     return [
         subprocess.Popen(
             [sys.executable, *words],
-            env=environment
-            | {
-                "RANK": str(place.first + local),
-                "LOCAL_RANK": str(local),
-                "LOCAL_WORLD_SIZE": str(place.here),
-                "WORLD_SIZE": str(place.world),
-                "MASTER_ADDR": place.address,
-                "MASTER_PORT": str(port),
-            },
+            env=environment | place.environment(local),
             start_new_session=True,
             preexec_fn=ends_with(os.getpid()),
         )
@@ -81,27 +87,31 @@ def wait(
     processes: Sequence[subprocess.Popen[bytes]],
     patience_s: float,
     clean: Container[int] = (0,),
-    on_tick: Callable[[], None] = lambda: None,
+    on_tick: Callable[[], object] = lambda: None,
     leave_s: float = LEAVE_S,
 ) -> Ended:
-    """Until all have ended. Those that stay are killed `leave_s` after one has failed, or `patience_s` after one has ended well, with
-    an exit code in `clean`."""
-    deadline = failed = None
-    while (codes := [process.poll() for process in processes]).count(None):
+    """Until all have ended. Those that stay are killed `leave_s` after one has failed or `on_tick` has said that one elsewhere has, or
+    `patience_s` after one has ended well, with an exit code in `clean`."""
+    deadline: float | None = None
+    failing = False
+    first: tuple[int, ...] = ()
+    while True:
+        codes = [process.poll() for process in processes]
+        first = first or tuple(rank for rank, code in enumerate(codes) if code is not None and code not in clean)
+        if None not in codes:
+            break
         now = time.monotonic()
-        if failed is None and any(code is not None and code not in clean for code in codes):
-            failed = now
-            deadline = now + leave_s
-        elif deadline is None and any(code is not None and code in clean for code in codes):
+        if not failing and (first or on_tick()):
+            failing, deadline = True, now + leave_s
+        elif deadline is None and any(code is not None for code in codes):
             deadline = now + patience_s
         if deadline is not None and now > deadline:
             break
-        on_tick()
         time.sleep(TICK_S)
-    hung = frozenset(rank for rank, process in enumerate(processes) if process.poll() is None)
+    hung = frozenset(rank for rank, code in enumerate(codes) if code is None)
     for rank in hung:
         processes[rank].kill()
-    return Ended(tuple(process.wait() for process in processes), hung)
+    return Ended(tuple(process.wait() for process in processes), hung, first)
 
 
 def send(processes: Sequence[subprocess.Popen[bytes]], number: signal.Signals) -> None:
