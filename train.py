@@ -20,7 +20,7 @@ from model.objective import Objective
 from parallel.checkpoints import Saver
 from parallel.engine import Engine
 from parallel.health.failures import RankGuard
-from parallel.health.preflight import check_build_lock, check_precision
+from parallel.health.preflight import check_build_lock
 from parallel.health.replicas import check_batch, check_replicas
 from parallel.health.stop_signal import StopSignal, any_rank
 from parallel.kernels import load_kernels
@@ -56,7 +56,6 @@ def train(run: RunConfig, guard: RankGuard) -> int:
     data = open_run_data(run)
     losses = losses_of(data.sources, run.data.max_bad_fraction)
     earlier = earlier_start(run, data.vocabulary)
-    check_precision(deepspeed_config, run.parallel.deepspeed)
     check_build_lock()
     if run.threads:
         torch.set_num_threads(run.threads)
@@ -77,7 +76,7 @@ def train(run: RunConfig, guard: RankGuard) -> int:
     objective = Objective(run.model, data.vocabulary.size, mesh, kernels)
     initial = initial_weights(resume, objective)
     objective.to(mesh.device)
-    engine = Engine(objective, mesh, run.optimizer, deepspeed_config, kernels)
+    engine = Engine(objective, mesh, run.optimizer, deepspeed_config, kernels, run.parallel.precision)
     resume.restore(engine)
     if mesh.is_first:
         write_run_files(run, data.vocabulary)

@@ -28,6 +28,7 @@ from model.tower import Reading, Tower
 from parallel.collectives import Axis, all_gather
 from parallel.kernels import Kernels
 from parallel.mesh import Mesh
+from parallel.precision import exactly
 
 MAX_LOGIT_SCALE = 100.0
 
@@ -77,7 +78,8 @@ class Objective(nn.Module):
             candidates_CW = self._of_all_ranks(own_CW)
             labels_Q = labels_Q + self.data.rank * len(own_CW)
         compare_all = self._pairwise if batch.pairwise else self._softmax
-        loss, best_Q = compare_all(batch, features_QW, own_CW, candidates_CW, labels_Q)
+        with exactly(features_QW.device):
+            loss, best_Q = compare_all(batch, features_QW, own_CW, candidates_CW, labels_Q)
         extra = sum((report.loss for report in reports), loss.new_zeros(()))
         names = sorted({name for report in reports for name in report.losses})
         uses = [report.use for report in reports]

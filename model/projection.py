@@ -17,6 +17,7 @@ from parallel.collectives import Axis
 from parallel.linear import column_linear, row_linear
 from parallel.mesh import Mesh
 from parallel.placement import placement_of
+from parallel.precision import is_lowering, lowered
 
 Linear = Literal["qkv", "out", "up", "down"]
 SIDES: dict[Linear, Literal["column", "row"]] = {"qkv": "column", "out": "row", "up": "column", "down": "row"}
@@ -27,17 +28,22 @@ class DenseProjection(nn.Module):
 
     def __init__(self, linear: nn.Module, lora: LoraConfig | None, tensor: Axis) -> None:
         super().__init__()
-        self.linear = linear
+        self.linear, self.is_cut = linear, tensor.size > 1
         weight = linear.get_parameter("weight")
         self.lora = LowRankUpdate(lora, placement_of(weight), tensor) if lora else None
 
     def forward(self, xs: States, decision: Decision) -> States:
-        if self.lora is None:
+        updated: dict[str, Tensor] = {}
+        if self.lora is not None:
+            updated["weight"] = self.lora(self.linear.get_parameter("weight"))
+        if self.is_cut and is_lowering(xs[0].device):  # autocast does not reach into megatron-core's products on a CPU
+            of_linear = dict(self.linear.named_parameters()) | updated
+            updated = {name: lowered(parameter) for name, parameter in of_linear.items()}
+        if not updated:
             return tuple(in_storage_order(self.linear, x) for x in xs)
-        updated = {"weight": self.lora(self.linear.get_parameter("weight"))}
 
         def linear(x: Tensor) -> Tensor:
-            return functional_call(self.linear, updated, (x,))
+            return functional_call(self.linear, updated, (lowered(x),))
 
         return tuple(in_storage_order(linear, x) for x in xs)
 

@@ -6,6 +6,8 @@ import dataclasses
 import math
 from typing import Literal
 
+from parallel.precision import PrecisionName
+
 Tune = Literal["all", "prompts", "lora", "head"]
 """What a run trains (model/tuning/trained.py)."""
 
@@ -18,7 +20,9 @@ class ParallelConfig:
     sequence  cut the rows of the residual stream over tensor ranks (Megatron's sequence parallelism): norms and residual sums
               hold and compute 1 / tensor of them; with tensor=1 there is nothing to cut
     expert    degree of expert parallelism (DeepSpeed-MoE)
-    deepspeed DeepSpeed settings (ZeRO stage, precision, buckets): the name of a file in ds_configs/, or a path
+    precision of products: bf16 and fp16 with fp32 weights, gradients, routers, norms and losses; auto = bf16 on a GPU that has it, fp32
+              elsewhere
+    deepspeed DeepSpeed settings (ZeRO stage, buckets): the name of a file in ds_configs/, or a path
     timeout_s a collective that waits longer fails
     stall_s   a rank whose phase of a step lasts longer reports where all ranks are, once; 0 = never
     """
@@ -26,6 +30,7 @@ class ParallelConfig:
     tensor: int = 1
     sequence: bool = False
     expert: int = 1
+    precision: PrecisionName = "auto"
     deepspeed: str = "zero1"
     timeout_s: float = 1800.0
     stall_s: float = 600.0

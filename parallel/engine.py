@@ -34,6 +34,7 @@ from parallel.optimizer_state import (
     swap_averages,
 )
 from parallel.placement import EXPERT_AXIS, has_partial_gradient, placement_of
+from parallel.precision import LossScale, PrecisionName, allow_tf32, computing, dtype_of
 from parallel.sequence_parallel import sum_gradients
 
 BLOCK = re.compile(r"\.encoder\.blocks\.(\d+)\.")
@@ -52,11 +53,21 @@ class Engine:
     """Drives one module whose call returns an object with a `total` loss."""
 
     def __init__(
-        self, module: nn.Module, mesh: Mesh, config: OptimizerConfig, deepspeed_config: dict[str, Any], kernels: Kernels
+        self,
+        module: nn.Module,
+        mesh: Mesh,
+        config: OptimizerConfig,
+        deepspeed_config: dict[str, Any],
+        kernels: Kernels,
+        precision: PrecisionName = "fp32",
     ) -> None:
+        """precision: of products; the module's parameters are fp32. Raises PreflightError where the device has none such."""
         import deepspeed
 
-        self.module, self.mesh = module, mesh
+        self.module, self.mesh, self.dtype = module, mesh, dtype_of(precision, mesh.device)
+        self._scale = LossScale.of(self.dtype)
+        if self.dtype != torch.float32:
+            allow_tf32()
         self._names = {parameter: name for name, parameter in module.named_parameters()}
         if mesh.expert.size > 1:
             _tag_experts(module, mesh)
@@ -67,7 +78,7 @@ class Engine:
         self._clip, self._ema = config.clip, config.ema
         with local_rank_of(mesh.device):
             self._engine, self._optimizer, _, _ = deepspeed.initialize(
-                model=_with_expert_marker(module, mesh) if _tunes_own_experts(module, mesh) else module,
+                model=_driven(module, mesh, self.dtype),
                 optimizer=optimizer,
                 config={**deepspeed_config, "gradient_clipping": 0.0},  # without a word DeepSpeed clips at 1
                 mpu=MegatronUnit(),
@@ -103,7 +114,7 @@ class Engine:
             engine.allreduce_gradients()
 
     def backward(self, loss: Tensor) -> None:
-        self._engine.backward(loss)
+        self._engine.backward(loss * self._scale.value if self._scale.is_dynamic else loss)
 
     def step(self, lr: float) -> StepInfo:
         for group in self._optimizer.param_groups:
@@ -111,13 +122,15 @@ class Engine:
         norms = gradient_norms(self._named_pieces(), self.mesh.device, self.loss_scale)
         finite = math.isfinite(norms.total)
         if finite:
-            clip_gradients(self._state.pieces(), norms.total, self._clip)
+            clip_gradients(self._state.pieces(), norms.total, self._clip, self.loss_scale)
         elif not self._is_partitioned:
             self._engine.zero_grad()
+            self._scale.update(applied=False)
             return StepInfo(norms, lr, applied=False)
-        # ZeRO finds the same non-finite gradient by itself, leaves the update out and lowers an fp16 loss scale.
+        # ZeRO finds the same non-finite gradient by itself, and leaves the update out.
         self._engine.step()
         applied = finite and self._engine.was_step_applied()
+        self._scale.update(applied)
         if applied and self._ema:
             average_weights(self._state, self._ema, self.optimizer_step)
         return StepInfo(norms, lr, applied)
@@ -144,7 +157,7 @@ class Engine:
     @property
     def loss_scale(self) -> float:
         """fp16's factor of the loss, which is found while training; 1 in other precisions."""
-        return float(getattr(self._optimizer, "loss_scale", 1.0))
+        return self._scale.value
 
     def fragments(self) -> Iterator[Fragment]:
         """What goes into a checkpoint: the optimizer's memory, and the weights that are not tuned."""
@@ -173,8 +186,8 @@ class Engine:
         restore(checkpoint, self.fragments())
         self._state.finish_restore()
         scale = float(checkpoint.state.get("loss_scale", 1.0))
-        if scale != 1.0 and self._engine.fp16_enabled() and self._engine.dynamic_loss_scale():
-            self._optimizer.loss_scale = scale
+        if scale != 1.0 and self._scale.is_dynamic:
+            self._scale.value = scale
 
     def _named_pieces(self) -> Iterator[tuple[str, Piece]]:
         for piece in self._state.pieces():
@@ -240,9 +253,12 @@ def _tunes_own_experts(module: nn.Module, mesh: Mesh) -> bool:
     return mesh.expert.size > 1 and any(placement_of(parameter).is_cut_along(EXPERT_AXIS) for parameter in tuned)
 
 
-def _with_expert_marker(module: nn.Module, mesh: Mesh) -> nn.Module:
-    """DeepSpeed treats a model as sparse if one of its modules is an instance of its MoE class. One empty instance is
-    enough; so the layers themselves need no import of DeepSpeed."""
+def _driven(module: nn.Module, mesh: Mesh, dtype: torch.dtype) -> nn.Module:
+    """What DeepSpeed calls: the module, with products in `dtype`.
+
+    DeepSpeed treats a model as sparse if one of its modules is an instance of its MoE class. One empty instance is enough; so the
+    layers themselves need no import of DeepSpeed.
+    """
     from deepspeed.moe.layer import MoE
 
     class ExpertMarker(MoE):
@@ -253,13 +269,15 @@ def _with_expert_marker(module: nn.Module, mesh: Mesh) -> nn.Module:
         def set_deepspeed_parallelism(self, use_data_before_expert_parallel_: bool = False) -> None:
             """The mesh has made the groups."""
 
-    class MarkedModule(nn.Module):
+    class Driven(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.inner = module
-            self.marker = ExpertMarker()
+            if _tunes_own_experts(module, mesh):
+                self.marker = ExpertMarker()
 
         def forward(self, *args: Any) -> Any:
-            return self.inner(*args)
+            with computing(mesh.device, dtype):
+                return self.inner(*args)
 
-    return MarkedModule()
+    return Driven()

@@ -47,10 +47,11 @@ def gradient_norms(named: Iterable[tuple[str, Piece]], device: str, loss_scale: 
     return GradientNorms((squares.sum().sqrt() / loss_scale).item(), *norms)
 
 
-def clip_gradients(pieces: Iterable[Piece], norm: float, limit: float) -> None:
-    """Scale all gradients in place so that their global norm is at most `limit`; 0 clips nothing."""
-    if not limit or norm <= limit:
-        return
-    for piece in pieces:
-        if piece.gradient is not None:
-            piece.gradient.mul_(limit / norm)
+def clip_gradients(pieces: Iterable[Piece], norm: float, limit: float, loss_scale: float = 1.0) -> None:
+    """Scale all gradients in place so that their global norm is at most `limit`, and take the loss scale out; 0 clips nothing.
+    norm: without the loss scale."""
+    factor = (limit / norm if limit and norm > limit else 1.0) / loss_scale
+    if factor != 1.0:
+        for piece in pieces:
+            if piece.gradient is not None:
+                piece.gradient.mul_(factor)

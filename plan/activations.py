@@ -3,7 +3,7 @@
 Read beside model/embedding.py, block.py, attention.py, moe/layer.py and objective.py: every term names the tensor that is
 saved. Where rows are cut (model/sequence_rows.py) the residual stream of a block is a part of the tokens; linears keep all of them.
 Legend: n tokens of a pass, D width, F ffn, N copies of tokens that are sent, K choices, E experts, Q read-outs, C candidates,
-W width of the compared space, t tensor ranks, a bytes of an activation.
+W width of the compared space, t tensor ranks, value: bytes of what products take; the residual stream is fp32.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def activations_of(
     for tower, mine in towers_of(model, part):
         embedding += sum(_embedding(tower, s, value) for s in mine)
         blocks = [_block(tower, layer, mine, layout, value) for layer in range(tower.depth)]
-        inputs = residual_tokens(mine, layout) * tower.width * value
+        inputs = residual_tokens(mine, layout) * tower.width * FP32
         if model.activation_checkpointing == "block":
             kept += sum(inputs + _decisions(tower, layer, mine) for layer in range(tower.depth))
             largest = max(largest, *(block - inputs for block in blocks))
@@ -83,7 +83,7 @@ def exchange_buffers(model: ModelConfig, sequences: tuple[SequenceShape, ...], l
 
 def _embedding(model: ModelConfig, s: SequenceShape, value: int) -> int:
     """The shared LayerNorm's input, patches, ids and positions, and the mask of the sequence."""
-    norm = s.tokens * (model.width * value + NORM)
+    norm = s.tokens * (model.width * FP32 + NORM)
     patches = s.rows * s.visual * (model.patch_values * value + INDEX)
     ids = (s.tokens - s.rows * s.visual) * INDEX
     return norm + patches + ids + (s.rows * s.length**2 if s.masked else 0)
@@ -102,7 +102,7 @@ def _block(model: ModelConfig, layer: int, sequences: tuple[SequenceShape, ...],
     width, ffn, experts = model.width, model.ffn, model.experts
     sparse = experts.is_sparse(layer, model.depth)
     sent = sparse and experts.decides_per_token
-    norms = 2 * own * (width * value + NORM)
+    norms = 2 * own * (width * FP32 + NORM)
     scaled = 2 * own * width * value if model.layer_scale else 0
     prompts = model.prompts.length if model.prompts else 0
     joined = n + prompts * sum(s.rows for s in sequences)
@@ -169,6 +169,6 @@ def _head(
     logits = inputs.reads * candidates.reads * FP32 // (tensor if candidates.reads >= tensor else 1)
     width, space = model.width, model.space_width
     # LayerNorm's and the projection's inputs where they are read; features, and normalised; scaled in the inputs' case.
-    read = (inputs.reads + candidates.rows) * (2 * width * value + NORM)
+    read = (inputs.reads + candidates.rows) * (width * (FP32 + value) + NORM)
     features = (inputs.reads + candidates.reads) * 2 * space * FP32 + inputs.reads * space * FP32
     return read + features + losses * logits, logits

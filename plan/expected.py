@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from parallel.mesh import Mesh
 from parallel.norms import FAMILIES
-from plan.memory import parameters_of, precision_of
+from plan.memory import Precision, parameters_of, precision_of
 from plan.report import layout_of, memory_of
 from plan.tasks import shares_of, task_loads, vocabulary_size_of, word_candidates_of
 from plan.traffic import gradient_traffic, sent_in_all
@@ -15,7 +15,7 @@ from run.metrics.memory import Expected
 
 def expected(run: RunConfig, mesh: Mesh) -> Expected:
     """Of a rank of the run's mesh."""
-    layout, precision = layout_of(run, mesh.data.size * mesh.tensor.size), precision_of(read_engine_file(run))
+    layout, precision = layout_of(run, mesh.data.size * mesh.tensor.size), _precision_of(run, mesh)
     vocabulary_size, _ = vocabulary_size_of(run)
     shares, _ = shares_of(run)
     memory = memory_of(run, layout, precision, task_loads(run, word_candidates_of(run), shares), vocabulary_size)
@@ -25,7 +25,7 @@ def expected(run: RunConfig, mesh: Mesh) -> Expected:
             "weights": memory.weights.total,
             "gradients": memory.gradients.total,
             "optimizer": memory.optimizer.total,
-            "activations": memory.activations.peak + memory.exchange,
+            "activations": memory.activations.peak + memory.exchange + memory.copies,
             "total": memory.total,
         },
         families={
@@ -38,3 +38,7 @@ def expected(run: RunConfig, mesh: Mesh) -> Expected:
         },
         reduction=sent_in_all(gradient_traffic(parameters, layout, precision)),
     )
+
+
+def _precision_of(run: RunConfig, mesh: Mesh) -> Precision:
+    return precision_of(read_engine_file(run), run.parallel.precision, mesh.device)

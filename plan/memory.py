@@ -13,6 +13,8 @@ import dataclasses
 import re
 from typing import Any
 
+import torch
+
 from model.config import ModelConfig
 from model.tuning.trained import choose_trained
 from parallel.collectives import Axis
@@ -20,6 +22,7 @@ from parallel.engine import parameter_groups
 from parallel.mesh import Mesh
 from parallel.norms import family_of
 from parallel.placement import EXPERT_AXIS
+from parallel.precision import PrecisionName, dtype_of
 from plan.sizes import build_on_meta
 from run.config import RunConfig
 
@@ -58,7 +61,7 @@ class Degrees:
 
 @dataclasses.dataclass(frozen=True)
 class Precision:
-    """What DeepSpeed's settings say about memory. value: bytes of a weight, a gradient or an activation.
+    """What settings say about memory. value: bytes of what products take and give; weights, gradients and the residual stream are fp32.
     bucket_numbers: of the buffer through which gradients are reduced. offloads: the optimizer lives in host memory."""
 
     stage: int
@@ -67,10 +70,10 @@ class Precision:
     offloads: bool = False
 
 
-def precision_of(engine: dict[str, Any]) -> Precision:
-    """Of the contents of a file in ds_configs/."""
+def precision_of(engine: dict[str, Any], name: PrecisionName, device: str = "") -> Precision:
+    """Of the contents of a file in ds_configs/, and of `parallel.precision`. device: where the run is; without one, `auto` means a GPU."""
     zero = engine.get("zero_optimization", {})
-    half = any(engine.get(kind, {}).get("enabled") for kind in ("bf16", "fp16"))
+    half = name in ("bf16", "fp16") or (name == "auto" and (not device or dtype_of(name, device) != torch.float32))
     stage = int(zero.get("stage", 0))
     buckets = (2 if zero.get("overlap_comm") else 1) if stage and zero.get("contiguous_gradients", True) else 0
     return Precision(
@@ -192,8 +195,7 @@ def optimizer_of(parameters: Parameters, precision: Precision, averages: bool = 
     more = FP32 if averages else 0
     if precision.stage:
         return sum((group.partition for group in parameters.groups), Amounts()).times(OPTIMIZER + more)
-    masters = 0 if precision.value == FP32 else FP32
-    return sum((group.numbers for group in parameters.groups), Amounts()).times(2 * FP32 + masters + more)
+    return sum((group.numbers for group in parameters.groups), Amounts()).times(2 * FP32 + more)
 
 
 def reduction_of(parameters: Parameters, precision: Precision) -> int:
@@ -202,5 +204,5 @@ def reduction_of(parameters: Parameters, precision: Precision) -> int:
         return 0
     parts = [group.partition.total for group in parameters.groups]
     tuned = sum(group.numbers.total for group in parameters.groups)
-    reduced = 0 if precision.offloads else sum(parts) * precision.value + max(parts, default=0) * FP32
-    return (precision.bucket_numbers + min(precision.bucket_numbers, tuned)) * precision.value + reduced
+    reduced = 0 if precision.offloads else (sum(parts) + max(parts, default=0)) * FP32
+    return (precision.bucket_numbers + min(precision.bucket_numbers, tuned)) * FP32 + reduced

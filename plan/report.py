@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from plan.activations import Activations, activations_of, exchange_buffers
-from plan.memory import Amounts, Degrees, Precision, optimizer_of, parameters_of, precision_of, reduction_of
+from plan.memory import FP32, Amounts, Degrees, Precision, optimizer_of, parameters_of, precision_of, reduction_of
 from plan.tasks import TaskLoad, shares_of, task_loads, vocabulary_size_of, word_candidates_of
 from plan.traffic import (
     Collective,
@@ -36,15 +36,16 @@ Change = Callable[[RunConfig, Precision], tuple[RunConfig, Precision]]
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes of one rank. gradients: whole, as they are until a step's reduction. activations, exchange: of the largest
-    task's pass. reduction: buffers of gradient reduction and update, when activations are gone. host: of the optimizer
-    where it is offloaded."""
+    """Bytes of one rank. gradients: whole, as they are until a step's reduction. activations, exchange: of the
+    largest task's pass. copies: of weights in the numbers of products, for a pass. reduction: buffers of gradient reduction
+    and update, when activations are gone. host: of the optimizer where it is offloaded."""
 
     weights: Amounts
     gradients: Amounts
     optimizer: Amounts
     activations: Activations
     exchange: int
+    copies: int
     reduction: int
     offloaded: bool
     largest_task: str
@@ -53,7 +54,7 @@ class Memory:
     def total(self) -> int:
         """The larger of a pass and an update, on the device."""
         held = self.weights.total + self.gradients.total + (0 if self.offloaded else self.optimizer.total)
-        return held + max(self.activations.peak + self.exchange, self.reduction)
+        return held + max(self.activations.peak + self.exchange + self.copies, self.reduction)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +90,7 @@ def plan(run: RunConfig, world: int, device_memory_gib: float = 80.0) -> Plan:
     if world < 1:
         raise ConfigError(f"--world={world}: must be at least 1")
     check_layout(run, world)
-    precision = precision_of(read_engine_file(run))
+    precision = precision_of(read_engine_file(run), run.parallel.precision)
     layout = layout_of(run, world)
     vocabulary_size, note = vocabulary_size_of(run)
     shares, shares_note = shares_of(run)
@@ -150,11 +151,12 @@ def memory_of(
     activations, exchange, largest_task = max(peaks, key=lambda found: found[0].peak + found[1])
     held = sum((group.numbers for group in parameters.groups), Amounts())
     return Memory(
-        weights=(held + parameters.frozen).times(value),
-        gradients=dataclasses.replace(held, padding=0).times(value),
+        weights=(held + parameters.frozen).times(FP32),
+        gradients=dataclasses.replace(held, padding=0).times(FP32),
         optimizer=optimizer_of(parameters, precision, run.optimizer.ema > 0),
         activations=activations,
         exchange=exchange,
+        copies=(held + parameters.frozen).total * value if value < FP32 else 0,
         reduction=reduction_of(parameters, precision),
         offloaded=precision.offloads,
         largest_task=largest_task,
@@ -186,7 +188,7 @@ def traffic_of(
     ]
     merged = [merge_traffic(model, mine, layout, value) for mine in passes]
     return Traffic(
-        step=(*gradient_traffic(parameters, layout, precision), row_gradients(model, layout, value)),
+        step=(*gradient_traffic(parameters, layout, precision), row_gradients(model, layout)),
         tensor=averaged(tensor),
         candidates=averaged([candidates_traffic(model, task, layout) for task in tasks]),
         merge=None if model.experts.unit == "mlp" else averaged(merged),
@@ -274,6 +276,7 @@ def render(plan: Plan) -> str:
             f"{memory.largest_task}: kept {acts.kept / unit:.3f}, one block again {acts.block / unit:.3f}",
         ),
         ("exchange buffers", memory.exchange, "for a moment of a pass"),
+        ("weights for products", memory.copies, "bf16 or fp16, while there is a pass"),
         ("reduction buffers", memory.reduction, "after the passes, when activations are gone"),
     ):
         lines.append(f"  {title:<25}{size / unit:45.3f}   {remark}")

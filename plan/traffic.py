@@ -53,10 +53,10 @@ def gradient_traffic(parameters: Parameters, layout: Degrees, precision: Precisi
         groups = [group for group in parameters.groups if group.is_expert == is_expert]
         tuned = sum(group.numbers.total - group.numbers.padding for group in groups)
         if tuned:
-            found.append(Collective(f"gradients, {what}", "all-reduce", ranks, tuned * precision.value))
+            found.append(Collective(f"gradients, {what}", "all-reduce", ranks, tuned * FP32))
         if tuned and precision.stage:
             own = sum(group.partition.total for group in groups)
-            found.append(Collective(f"updated weights, {what}", "all-gather", ranks, own * precision.value))
+            found.append(Collective(f"updated weights, {what}", "all-gather", ranks, own * FP32))
     return tuple(found)
 
 
@@ -87,12 +87,12 @@ def tensor_traffic(
     )
 
 
-def row_gradients(model: ModelConfig, layout: Degrees, value: int) -> Collective:
+def row_gradients(model: ModelConfig, layout: Degrees) -> Collective:
     """Once per step: the gradients of what acts on a part of the rows (norms, LayerScale, prompts)."""
     prompts = model.prompts.length + model.prompts.target_length if model.prompts else 0
     towers = [tower for tower in (model, model.text_tower_config()) if tower]
     numbers = sum(t.depth * t.width * (4 + (2 if t.layer_scale else 0) + prompts) for t in towers)
-    return Collective("gradients of norms", "all-reduce", layout.tensor, numbers * value * layout.cuts_rows)
+    return Collective("gradients of norms", "all-reduce", layout.tensor, numbers * FP32 * layout.cuts_rows)
 
 
 def _row_exchanges(model: ModelConfig, sequences: tuple[SequenceShape, ...], layout: Degrees) -> tuple[int, int]:

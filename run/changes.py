@@ -37,6 +37,7 @@ RULES: tuple[tuple[str, Rule], ...] = (
     ("steps", "told"),
     ("optimizer.*", "told"),
     ("parallel.deepspeed", "told"),
+    ("parallel.precision", "told"),
     ("kernels", "told"),
     ("init*", "told"),
     # How the same is computed, and what is told of it.

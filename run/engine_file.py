@@ -12,8 +12,8 @@ from run.places import is_path
 from run.strict_text import TextError, read_json
 
 DS_CONFIGS = Path(__file__).resolve().parents[1] / "ds_configs"
-FP32_NAMES = ("fp32", "float32", "float", "torch.float32")
-"""DeepSpeed's."""
+PRECISION = ("bf16", "bfloat16", "fp16", "amp", "torch_autocast", "data_types")
+"""DeepSpeed's sections on precision, which is ours (parallel/precision.py)."""
 
 
 def read_engine_file(config: RunConfig) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def _read_engine(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: {error}") from error
     if not isinstance(engine, dict):
         raise ConfigError(f"{path}: the top level must be a mapping of keys, got {json.dumps(engine)[:50]}")
-    found = {key: engine.get(key, {}) for key in ("zero_optimization", "bf16", "fp16", "data_types")}
+    found = {key: engine.get(key, {}) for key in ("zero_optimization",)}
     if isinstance(found["zero_optimization"], dict):
         found["zero_optimization.offload_optimizer"] = found["zero_optimization"].get("offload_optimizer") or {}
     for key, section in found.items():
@@ -62,8 +62,12 @@ def _check_engine(path: Path, engine: dict[str, Any]) -> None:
             raise ConfigError(
                 f"{path}: {key} belongs to the run configuration (micro_batches, data.tasks, optimizer): remove it there"
             )
-    if "bfloat16" in engine:
-        raise ConfigError(f"{path}: bfloat16 is an old name: call it bf16")
+    for key in PRECISION:
+        if key in engine:
+            raise ConfigError(
+                f"{path}: {key} is an option of the run, parallel.precision=bf16 or fp16, which keeps routers, norms and sums in fp32: "
+                "remove it there"
+            )
     zero = engine.get("zero_optimization", {})
     stage = zero.get("stage", 0)
     if stage == 3:
@@ -72,18 +76,8 @@ def _check_engine(path: Path, engine: dict[str, Any]) -> None:
         )
     if stage not in (0, 1, 2):
         raise ConfigError(f"{path}: zero_optimization.stage={stage}: use 0, 1 or 2")
-    low = [name for name in ("bf16", "fp16") if engine.get(name, {}).get("enabled")]
-    if low and stage == 0:
-        raise ConfigError(f"{path}: {low[0]} needs fp32 master weights, which ZeRO stage 1 and 2 keep: use stage 1")
-    for section, key in (("bf16", "check_grad_overflow"), ("zero_optimization", "compute_grad_norm")):
-        if engine.get(section, {}).get(key, True) is not True:
-            raise ConfigError(
-                f"{path}: without {section}.{key} a gradient that is not finite would be applied instead of skipped: remove it there"
-            )
-    accumulated = engine.get("data_types", {}).get("grad_accum_dtype")
-    on_device = (zero.get("offload_optimizer") or {}).get("device", "none") == "none"
-    if "bf16" in low and stage == 1 and on_device and accumulated in FP32_NAMES:
+    if zero.get("compute_grad_norm", True) is not True:
         raise ConfigError(
-            f"{path}: DeepSpeed cannot add up bf16's gradients in data_types.grad_accum_dtype={accumulated} with ZeRO stage 1: "
-            "use stage 2"
+            f"{path}: without zero_optimization.compute_grad_norm a gradient that is not finite would be applied instead of skipped: "
+            "remove it there"
         )

@@ -33,6 +33,7 @@ PARALLEL = {
     "parallel.mesh",
     "parallel.norms",
     "parallel.placement",
+    "parallel.precision",
 }
 """What others than the model may use of it."""
 ALLOWED = {

@@ -20,6 +20,7 @@ from parallel.collectives import Axis, copy_to_axis, reduce_from_axis
 from parallel.dispatch import Blocks
 from parallel.mesh import Mesh
 from parallel.placement import EXPERT_AXIS, TENSOR_AXIS, Cut, Placement, place
+from parallel.precision import lowered
 from parallel.sequence_parallel import only_first
 
 
@@ -53,7 +54,7 @@ class ExpertLinear(nn.Module):
         self.lora = LowRankUpdate(lora, weight, mesh.tensor) if lora else None
 
     def updated_weight(self) -> Tensor:
-        """[e, O, I], with its low-rank update where there is one."""
+        """[e, O, I] in fp32, with its low-rank update where there is one."""
         return self.weight if self.lora is None else self.lora(self.weight)
 
     def start_merge(self, gathered_SCE: Tensor, plan: MergePlan) -> tuple[Merging, Merging]:
@@ -69,7 +70,7 @@ class ExpertLinear(nn.Module):
 
         An expert without rows takes part with none, so its gradient is zero and not missing.
         """
-        (y_RO,) = self.linear((x_RI,), (blocks,), self.updated_weight(), self.bias, scale_R)
+        (y_RO,) = self.linear((x_RI,), (blocks,), lowered(self.updated_weight()), lowered(self.bias), scale_R)
         return y_RO
 
     def linear(
@@ -82,6 +83,7 @@ class ExpertLinear(nn.Module):
     ) -> tuple[Tensor, ...]:
         """scale (W x + b) over this rank's part of the weights, communicating as megatron-core's column / row layers do, or
         leaving sums over tensor ranks to the block, as parallel/linear.py does where rows are cut."""
+        xs = tuple(map(lowered, xs))
         if self.tensor.size == 1:
             return grouped_linear(xs, blocks, weight_COI, bias_CO, scale_R)
         # Each tensor rank multiplies by a part of the weight, so the gradient of the scale is a part too.

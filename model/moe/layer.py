@@ -28,6 +28,7 @@ from parallel.collectives import all_gather
 from parallel.dispatch import Blocks, DispatchPlan, combine, dispatch, dispatch_weights, plan_dispatch
 from parallel.kernels import Kernels
 from parallel.mesh import Mesh
+from parallel.precision import lowered
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +81,7 @@ class DispatchDecision:
 
     def apply(self, experts: Grouped, xs: States) -> States:
         """Padded positions come out as zero."""
-        flat = [x_BLI.reshape(-1, x_BLI.shape[-1]) for x_BLI in xs]
+        flat = [lowered(x_BLI.reshape(-1, x_BLI.shape[-1])) for x_BLI in xs]
         rows_RI = dispatch(flat[0] if len(flat) == 1 else torch.cat(flat), self.plan)
         y_PO = combine(experts.grouped(rows_RI, self.plan.blocks, self.scale_R), self.plan)
         parts = y_PO.split([len(x_PI) for x_PI in flat])

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from parallel.collectives import Axis, Flight
+from parallel.precision import lowered
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Merging:
 
 def start_merge(gate_SCe: Tensor, bank_eX: Tensor, plan: MergePlan) -> Merging:
     """Sum a bank [e, ...] (weights or biases) by the gates of every rank's groups for this rank's experts."""
-    sent_NX, own_GX = _Mix.apply(gate_SCe, bank_eX, plan)
+    sent_NX, own_GX = map(lowered, _Mix.apply(gate_SCe, bank_eX, plan))  # summed in fp32
     flight = Flight(plan.send_counts, plan.receive_counts, plan.axis)
     return Merging(plan, own_GX, sent_NX if plan.axis.size == 1 else flight.depart(sent_NX), flight)
 

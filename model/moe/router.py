@@ -20,6 +20,7 @@ from model.moe.config import ExpertConfig
 from model.moe.routing import TokenRouting, capacity, kept_choices, scatter_weights, top_k
 from model.noise import Key, derive, normal, uniform
 from parallel.kernels import Kernels
+from parallel.precision import exact_linear, exactly
 
 States = tuple[Tensor, ...]
 """Hidden states [B, L, D] of sequences that go through the encoder together; a layout belongs to each."""
@@ -37,7 +38,7 @@ class GroupRouter(nn.Module):
 
     def forward(self, layouts: Layouts, noise: Key) -> tuple[Tensor, Tensor]:
         """-> (weights_CE, zero outside the top k; entropy_C of the gate's distribution without noise, in nats, without gradient)."""
-        with torch.autocast(layouts[0].attributes_GA.device.type, enabled=False):
+        with exactly(layouts[0].attributes_GA.device):
             features_NF, row_C = self.conditions(layouts)
             probs_NE, selection_NE, logits_NE, _ = _probabilities(features_NF, self.gate, self.config, noise)
             k = _evaluated(self.config.eval_top_k, self.config.top_k, noise)
@@ -117,7 +118,7 @@ class TokenRouter(nn.Module):
     def forward(self, xs: States, layouts: Layouts, noise: Key) -> TokenRouting:
         config = self.config
         group_T, num_groups = _routing_groups(layouts, config.group_size)
-        with torch.autocast(xs[0].device.type, enabled=False):
+        with exactly(xs[0].device):
             features_TF = self.features(xs, layouts)
             probs_TE, selection_TE, logits_TE, noisy_TE = _probabilities(features_TF, self.gate, config, noise)
             k = _evaluated(config.eval_top_k, config.top_k, noise)
@@ -217,12 +218,12 @@ def _probabilities(
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """-> (probs_NE that weigh, what ranks the experts if that is something else, clean logits_NE, noisy logits_NE)."""
     features_NF, weight_EF = features_NF.float(), gate.weight.float()
-    logits_NE = nn.functional.linear(features_NF, weight_EF)
+    logits_NE = exact_linear(features_NF, weight_EF)
     if noise is None or config.noise == "none":
         return logits_NE.softmax(dim=-1), None, logits_NE, logits_NE
     if config.noise == "jitter":
         factor_NF = 1 + config.jitter * (2 * uniform(noise, tuple(features_NF.shape), features_NF) - 1)
-        noisy_NE = nn.functional.linear(features_NF * factor_NF, weight_EF)
+        noisy_NE = exact_linear(features_NF * factor_NF, weight_EF)
         return noisy_NE.softmax(dim=-1), None, logits_NE, noisy_NE
     if config.noise == "gumbel":
         drawn_NE = uniform(noise, tuple(logits_NE.shape), logits_NE).clamp(1e-7, 1 - 1e-7)

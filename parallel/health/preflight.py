@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import Any
 
 import psutil
 
@@ -16,19 +15,6 @@ BUILT_AT_START = "deepspeed_shm_comm"
 LOCAL_FILE_SYSTEMS = {"apfs", "btrfs", "ext2", "ext3", "ext4", "overlay", "overlayfs", "tmpfs", "xfs", "zfs"}
 BUILD_S = 900.0
 """On a file system shared by machines the builder may be elsewhere; no build takes longer."""
-
-
-def check_precision(deepspeed_config: dict[str, Any], path: str) -> None:
-    """Raises PreflightError if the settings in `path` ask for fp16 and this machine has none."""
-    if not deepspeed_config.get("fp16", {}).get("enabled"):
-        return
-    from deepspeed.accelerator import get_accelerator
-
-    if not get_accelerator().is_fp16_supported():
-        raise PreflightError(
-            f"{path}: fp16 is enabled, and DeepSpeed has none on this machine ({get_accelerator().device_name()}): "
-            "use bf16, as ds_configs/zero1_bf16.json does, or fp32"
-        )
 
 
 def check_build_lock() -> None:

@@ -77,14 +77,13 @@ class Efficiency:
     ) -> Self:
         """Collective. Of a run, with all that its options ask for. tell: gets lines for the console."""
         mesh = engine.mesh
-        dtype = next(objective.parameters()).dtype
-        own = peak_of(run.tracking.peak, mesh.device, dtype)
+        own = peak_of(run.tracking.peak, mesh.device, engine.dtype)
         listeners = [listener]
         if run.profile:
             rank = mesh.data.rank * mesh.tensor.size + mesh.tensor.rank
             listeners.append(Profile(run.folder / "profile", rank, mesh.device, run.profile.steps, tell))
         memory = Memory(objective, engine.fragments, mesh.device, run.folder, expected) if mesh.is_first else None
-        for note in note_of(run.tracking.peak, mesh.device, dtype, own):
+        for note in note_of(run.tracking.peak, mesh.device, engine.dtype, own):
             tell(note)
         machine = Machine(_of_all_ranks(own, mesh), expected.reduction)
         return cls(run.model, passes_of(objective), mesh, machine, listeners, memory)

@@ -13,6 +13,7 @@ import torch
 
 from data.batch import Scope, TaskBatch
 from parallel.checkpoints import Fragment
+from parallel.precision import PrecisionName
 from tests.helpers.batches import BATCHES, VOCABULARY_SIZE, joined, pairs, sharing
 from tests.helpers.models import tiny
 from tests.helpers.places import ROOT
@@ -40,6 +41,7 @@ class ParityRun:
     heads: int = 2
     router: str = "attribute"
     engine: str = "zero1"
+    precision: PrecisionName = "fp32"
     tasks: tuple[str, ...] = ("caption", "text")
     micro_batches: int = 2
     lr: float = 1e-2
@@ -110,6 +112,7 @@ def run_job(rank: int, job: ParityRun) -> dict[str, Any]:
         OptimizerConfig(lr=job.lr, clip=job.clip, eps=job.adam_eps, ema=job.ema),
         engine_config,
         kernels,
+        job.precision,
     )
 
     start = 0

@@ -138,7 +138,7 @@ def test_partitions_are_padded_as_deepspeed_does():
     parameters = Parameters((group,), Amounts())
     assert optimizer_of(parameters, Precision(stage=1)).total == 4 * 12
     assert optimizer_of(parameters, Precision(stage=0)).total == 16 * 8
-    assert optimizer_of(parameters, Precision(stage=0, value=2)).total == 16 * 12
+    assert optimizer_of(parameters, Precision(stage=0, value=2)).total == 16 * 8
 
 
 def test_bytes_sent_by_hand():
@@ -164,8 +164,10 @@ def test_crossover_at_base_size_by_hand():
 
 def test_precision_is_read_from_the_engine_file():
     zero = {"stage": 2, "reduce_bucket_size": 100, "overlap_comm": True, "offload_optimizer": {"device": "cpu"}}
-    assert precision_of({"zero_optimization": zero, "bf16": {"enabled": True}}) == Precision(2, 2, 200, True)
-    assert precision_of({"fp16": {"enabled": False}}) == Precision(0, 4, 0, False)
+    assert precision_of({"zero_optimization": zero}, "bf16") == Precision(2, 2, 200, True)
+    assert precision_of({}, "fp32") == Precision(0, 4, 0, False)
+    assert precision_of({}, "auto", "cpu").value == 4
+    assert precision_of({}, "auto").value == 2, "a plan without a device is for GPUs"
 
 
 # -- what a real run holds --------------------------------------------------------------------------------------------
@@ -268,7 +270,7 @@ def test_planned_memory_is_what_two_ranks_hold(router, expert, tensor, stage, se
         assert real["after reduction"] == 0  # under both stages: what ZeRO-2 drops, ZeRO-1 drops as well
         traffic = (
             *gradient_traffic(parameters, layout, Precision(stage)),
-            row_gradients(tiny(router), layout, 4),
+            row_gradients(tiny(router), layout),
         )
         for kind in ("all-reduce", "all-gather"):
             expected = sum(c.handed for c in traffic if c.kind == kind and (kind == "all-reduce" or c.ranks > 1))

@@ -8,10 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
-
-from parallel.health.preflight import BUILD_S, BUILT_AT_START, check_precision, is_stale
-from parallel.launch import PreflightError
+from parallel.health.preflight import BUILD_S, BUILT_AT_START, is_stale
 from tests.helpers.runs import ROOT, environment
 
 
@@ -48,13 +45,3 @@ def test_a_lock_counts_as_stale_when_nobody_holds_it(tmp_path, monkeypatch):
     assert not is_stale(lock)
     os.utime(lock, (time.time() - 2 * BUILD_S,) * 2)
     assert is_stale(lock)
-
-
-def test_fp16_where_there_is_none_is_named_with_the_remedy(monkeypatch):
-    from deepspeed.accelerator import get_accelerator
-
-    monkeypatch.setattr(type(get_accelerator()), "is_fp16_supported", lambda self: False)
-    with pytest.raises(PreflightError, match=r"mine\.json: fp16 is enabled.*use bf16"):
-        check_precision({"fp16": {"enabled": True}}, "mine.json")
-    check_precision({"fp16": {"enabled": False}}, "mine.json")
-    check_precision({"bf16": {"enabled": True}}, "mine.json")

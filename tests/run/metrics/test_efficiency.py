@@ -190,7 +190,7 @@ def test_waits_inside_of_other_libraries_are_not_told_as_if_they_were_all():
 def test_a_run_opens_it_with_its_options(tmp_path, peak, lines, flops_per_s):
     objective = make(DENSE)
     run: Any = SimpleNamespace(tracking=TrackingConfig(peak=peak), model=DENSE, folder=tmp_path, profile=None)
-    engine: Any = SimpleNamespace(mesh=Mesh(), fragments=list)
+    engine: Any = SimpleNamespace(mesh=Mesh(), fragments=list, dtype=torch.float32)
     told: list[str] = []
     heard: list[str] = []
     efficiency = Efficiency.open(

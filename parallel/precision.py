@@ -1,0 +1,117 @@
+"""In which numbers a run computes: `parallel.precision`.
+
+Weights, their gradients, moments and the residual stream are fp32 in every precision; so are routers, logit scales, LayerScale,
+norms, softmax and losses. Products of matrices and attention take bf16 or fp16 copies, by torch's autocast. The weight itself is the
+master, so an update smaller than bf16 resolves is kept, and gradients of several micro-batches add up in fp32. DeepSpeed's own bf16
+and fp16 cast whole modules, routers and scales too, and add up in 16 bits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from parallel.launch import PreflightError
+
+PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+FIRST_SCALE, MAX_SCALE = 2.0**16, 2.0**24
+GROWS_AFTER = 1000
+"""Updates in a row, after which fp16's loss scale doubles."""
+
+
+def dtype_of(name: PrecisionName, device: str) -> torch.dtype:
+    """Of products on this device. auto: bf16 on a GPU that has it, fp32 elsewhere. Raises PreflightError for a GPU without bf16."""
+    on_gpu = torch.device(device).type == "cuda"
+    has_bf16 = not on_gpu or torch.cuda.get_device_capability(device) >= (8, 0)
+    if name == "auto":
+        return torch.bfloat16 if on_gpu and has_bf16 else torch.float32
+    if name == "bf16" and not has_bf16:
+        raise PreflightError(
+            f"parallel.precision=bf16: {torch.cuda.get_device_name(device)} has none; use fp16, or fp32"
+        )
+    return _DTYPES[name]
+
+
+def computing(device: str, dtype: torch.dtype) -> contextlib.AbstractContextManager[object]:
+    """Inside, products are computed in `dtype`."""
+    if dtype == torch.float32:
+        return contextlib.nullcontext()
+    return torch.autocast(torch.device(device).type, dtype)
+
+
+def is_lowering(device: torch.device) -> bool:
+    return torch.is_autocast_enabled(device.type)
+
+
+def lowered(x: Tensor) -> Tensor:
+    """As autocast hands it to a product. For products of our own, which it does not know."""
+    return x.to(torch.get_autocast_dtype(x.device.type)) if is_lowering(x.device) else x
+
+
+def exactly(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Inside, fp32 is fp32: no autocast."""
+    return torch.autocast(device.type, enabled=False)
+
+
+def allow_tf32() -> None:
+    """What is left in fp32 beside bf16 may multiply in TF32 on a GPU, but for routers."""
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+
+
+def exact_linear(x_NI: Tensor, weight_OI: Tensor) -> Tensor:
+    """[N, O] in fp32 proper, forward and backward: a decision must not hang on rounding. Outside of autocast."""
+    product: Tensor = _ExactLinear.apply(x_NI, weight_OI)
+    return product
+
+
+class _ExactLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x_NI, weight_OI):
+        ctx.save_for_backward(x_NI, weight_OI)
+        with _ieee():
+            return x_NI @ weight_OI.t()
+
+    @staticmethod
+    def backward(ctx, dy_NO):
+        x_NI, weight_OI = ctx.saved_tensors
+        with _ieee():
+            dx_NI = dy_NO @ weight_OI if ctx.needs_input_grad[0] else None
+            return dx_NI, dy_NO.t() @ x_NI if ctx.needs_input_grad[1] else None
+
+
+@contextlib.contextmanager
+def _ieee():
+    matmul = torch.backends.cuda.matmul
+    before, matmul.fp32_precision = matmul.fp32_precision, "ieee"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
+
+
+@dataclasses.dataclass
+class LossScale:
+    """fp16's factor of the loss, so that small gradients do not vanish: halved where one overflows, doubled after many good updates.
+    1 in other precisions."""
+
+    value: float = 1.0
+    is_dynamic: bool = False
+    good: int = 0
+
+    @classmethod
+    def of(cls, dtype: torch.dtype) -> LossScale:
+        return cls(FIRST_SCALE, True) if dtype == torch.float16 else cls()
+
+    def update(self, applied: bool) -> None:
+        if not self.is_dynamic:
+            return
+        self.good = self.good + 1 if applied else 0
+        if not applied:
+            self.value = max(1.0, self.value / 2)
+        elif self.good % GROWS_AFTER == 0:
+            self.value = min(MAX_SCALE, 2 * self.value)

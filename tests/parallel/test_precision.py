@@ -1,0 +1,106 @@
+"""Precision: what is chosen, fp16's loss scale, and an audit of the numbers of every operator of a pass."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from data.attributes import NUM_ATTRIBUTES
+from model.initialise import initialise
+from model.objective import Objective
+from parallel.kernels import load_kernels
+from parallel.launch import PreflightError
+from parallel.mesh import Mesh
+from parallel.precision import FIRST_SCALE, GROWS_AFTER, LossScale, computing, dtype_of, exact_linear
+from tests.helpers.batches import BATCHES, VOCABULARY_SIZE
+from tests.helpers.models import tiny
+
+PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "_grouped_mm", "matmul", "linear")
+EXACT = ("_softmax", "_log_softmax", "native_layer_norm", "logsumexp", "nll_loss_forward", "special_entr")
+EXPERTS, SPACE = 97, 24
+"""Numbers that no other dimension of the tiny model has, so that operands of routers and of scores are known by their shapes."""
+
+
+class Audit(TorchDispatchMode):
+    """The operators that compute, with the dtypes and shapes of their floating-point operands."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, set[torch.dtype], set[int]]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        tensors = [x for x in torch.utils._pytree.tree_leaves((args, out)) if isinstance(x, torch.Tensor)]
+        floats = [x for x in tensors if x.is_floating_point()]
+        sizes = {size for x in floats for size in x.shape}
+        self.seen.append((func._schema.name.split("::")[1], {x.dtype for x in floats}, sizes))
+        return out
+
+
+@pytest.mark.parametrize("router", ["none", "attribute", "token"])
+@pytest.mark.parametrize("task", ["caption", "retrieval"])
+def test_audit_of_a_bf16_pass(router, task):
+    """Forward and backward: every product is bf16 but those of routers and scores; whatever sums exponentials or squares is fp32, and
+    so are weights and gradients."""
+    experts = {"placement": "none"} if router == "none" else {"num_experts": EXPERTS}
+    config = tiny("attribute" if router == "none" else router, experts, space=SPACE, layer_scale=1e-3, drop_path=0.1)
+    objective = Objective(config, VOCABULARY_SIZE, Mesh(), load_kernels("torch"))
+    initialise(objective, 0)
+    with Audit() as audit:
+        with computing("cpu", torch.bfloat16):
+            losses = objective(BATCHES[task](), 1)
+        losses.total.backward()
+    products = [(dtypes, sizes) for name, dtypes, sizes in audit.seen if name in PRODUCTS]
+    low = [sizes for dtypes, sizes in products if dtypes == {torch.bfloat16}]
+    other = [(dtypes, sizes) for dtypes, sizes in products if dtypes != {torch.bfloat16}]
+    assert len(low) >= 3 * 4 * config.depth  # four linears a block, forward and two products backward
+    for dtypes, sizes in other:
+        assert dtypes == {torch.float32} and sizes & {EXPERTS, SPACE, NUM_ATTRIBUTES}, (dtypes, sizes)
+    assert not any(EXPERTS in sizes for sizes in low), "a router has decided in bf16"
+    assert any(EXPERTS in sizes for _, sizes in other) == (router != "none")
+    assert any(SPACE in sizes and VOCABULARY_SIZE not in sizes for _, sizes in other), "scores"
+    assert all(dtypes == {torch.float32} for name, dtypes, _ in audit.seen if name in EXACT)
+    assert any(
+        "flash_attention" in name and dtypes <= {torch.bfloat16, torch.float32} for name, dtypes, _ in audit.seen
+    )
+    for name, parameter in objective.named_parameters():
+        assert parameter.dtype == torch.float32, name
+        assert parameter.grad is None or parameter.grad.dtype == torch.float32, name
+
+
+def test_auto_is_bf16_on_a_gpu_that_has_it(monkeypatch):
+    assert dtype_of("auto", "cpu") == torch.float32
+    assert [dtype_of(name, "cpu") for name in ("fp32", "bf16", "fp16")] == [
+        torch.float32,
+        torch.bfloat16,
+        torch.float16,
+    ]
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    assert dtype_of("auto", "cuda:0") == torch.bfloat16
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    assert dtype_of("auto", "cuda:0") == torch.float32
+    with pytest.raises(PreflightError, match=r"parallel\.precision=bf16: Tesla T4 has none; use fp16"):
+        dtype_of("bf16", "cuda:0")
+
+
+def test_the_loss_scale_halves_at_once_and_doubles_after_many_good_updates():
+    scale = LossScale.of(torch.float16)
+    scale.update(applied=False)
+    assert scale.value == FIRST_SCALE / 2
+    for _ in range(GROWS_AFTER - 1):
+        scale.update(applied=True)
+    assert scale.value == FIRST_SCALE / 2
+    scale.update(applied=True)
+    assert scale.value == FIRST_SCALE
+    plain = LossScale.of(torch.bfloat16)
+    plain.update(applied=False)
+    assert plain == dataclasses.replace(plain, value=1.0)
+
+
+def test_an_exact_product_has_the_gradients_of_any():
+    x_NI, weight_OI = (torch.randn(n, 3, dtype=torch.float64, requires_grad=True) for n in (4, 2))
+    assert torch.autograd.gradcheck(exact_linear, (x_NI, weight_OI))
