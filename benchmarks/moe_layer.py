@@ -16,6 +16,7 @@ import time
 import warnings
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -23,10 +24,11 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from data.attributes import CAPTION_TEXT, CAPTION_VISUAL
-from data.batch import Modality
+from data.batch import Modality, Visibility
+from data.token_layout import Part, token_layout
 from model.block import Block
 from model.config import ModelConfig
-from model.layout import SequenceLayout, Span, position_major
+from model.layout import PassLayout, SequenceLayout
 from model.moe.config import ExpertConfig
 from parallel.kernels import load_kernels
 from parallel.mesh import Mesh, create_mesh, destroy_mesh
@@ -55,8 +57,9 @@ class DeepSpeedFeedForward(nn.Module):
         self.moe = MoE(width, expert, num_experts, expert_ranks, k=1, capacity_factor=1.0, min_capacity=1)
         self.moe.set_deepspeed_parallelism()
 
-    def forward(self, xs: tuple[Tensor, ...], decision: None) -> tuple[Tensor, ...]:
-        return tuple(self.moe(x)[0] for x in xs)
+    def forward(self, x_TD: Tensor, decision: None) -> Tensor:
+        y_TD: Tensor = self.moe(x_TD[None])[0][0]
+        return y_TD
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,46 +81,47 @@ def make_block(name: str, size: Size, mesh: Mesh) -> Block:
     return block.to(mesh.device)
 
 
-def make_layout(rows: int, length: int, device: str) -> SequenceLayout:
-    """Half of the positions are of a picture, half of a text."""
-    half = length // 2
-    return SequenceLayout(
-        valid_BL=torch.ones(rows, length, dtype=torch.bool, device=device),
-        mask_BLL=None,
-        spans=(Span(0, half, 0), Span(half, length, 1)),
-        attributes_GA=torch.tensor([CAPTION_VISUAL, CAPTION_TEXT], dtype=torch.float32, device=device),
-        modality_G=torch.tensor([Modality.IMAGE, Modality.TEXT], device=device),
-        prefix_L=torch.ones(length, dtype=torch.bool, device=device),
-    )
+def make_layout(rows: int, length: int, device: str, by_group: bool) -> PassLayout:
+    """Half of the places are of a picture, half of a text."""
+    half, none = length // 2, np.zeros(rows, dtype=np.int64)
+    parts = [
+        Part(np.ones((rows, size), dtype=bool), attributes, int(modality), int(Visibility.PREFIX), none)
+        for size, attributes, modality in (
+            (half, CAPTION_VISUAL, Modality.IMAGE),
+            (length - half, CAPTION_TEXT, Modality.TEXT),
+        )
+    ]
+    tokens = token_layout(parts, with_spe=False).to(device)
+    return PassLayout((SequenceLayout(tokens, 0, None, by_group, noise=1),))
 
 
-def one_pass(block: Block, x_BLD: Tensor, layout: SequenceLayout) -> tuple[float, float]:
+def one_pass(block: Block, x_TD: Tensor, layout: PassLayout) -> tuple[float, float]:
     """-> (seconds of forward and backward, share of the asked places that tokens got)."""
     for parameter in block.parameters():
         parameter.grad = None
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.barrier()
     start = time.perf_counter()
-    (y_BLD,), reports, _ = block((x_BLD,), (layout,), 1)
-    y_BLD.backward(torch.ones_like(y_BLD))
-    if x_BLD.is_cuda:
+    y_TD, reports, _ = block(x_TD, layout, 1)
+    y_TD.backward(torch.ones_like(y_TD))
+    if x_TD.is_cuda:
         torch.cuda.synchronize()
     seconds = time.perf_counter() - start
     asked = sum(report.use.asked_M.sum().item() for report in reports)
     return seconds, sum(report.use.taken_ME.sum().item() for report in reports) / asked if asked else 1.0
 
 
-def peak_bytes(block: Block, x_BLD: Tensor, layout: SequenceLayout) -> int:
+def peak_bytes(block: Block, x_TD: Tensor, layout: PassLayout) -> int:
     """The most that one pass holds at a time besides weights and input: activations, gradients, work space."""
-    if x_BLD.is_cuda:
+    if x_TD.is_cuda:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        one_pass(block, x_BLD, layout)
+        one_pass(block, x_TD, layout)
         return torch.cuda.max_memory_allocated() - before
     for parameter in block.parameters():
         parameter.grad = None
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        one_pass(block, x_BLD, layout)
+        one_pass(block, x_TD, layout)
     alive = most = 0
     for event in sorted(profiler.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
         if event.name() == "[memory]":
@@ -140,18 +144,16 @@ def measure(
     mesh = create_mesh(expert=ranks)
     blocks = {name: make_block(name, size, mesh) for name in VARIANTS}
     for rows in all_rows:
-        layout = make_layout(rows, size.length, mesh.device)
-        x_BLD = torch.randn(rows, size.length, size.width, device=mesh.device)
-        # The encoder hands merging blocks their tokens position by position.
-        inputs = {name: position_major(x_BLD) if name.startswith("merge") else x_BLD for name in blocks}
-        inputs = {name: x.detach().requires_grad_() for name, x in inputs.items()}
+        # The encoder hands merging blocks their tokens group by group.
+        layouts = {name: make_layout(rows, size.length, mesh.device, name.startswith("merge")) for name in blocks}
+        x_TD = torch.randn(rows * size.length, size.width, device=mesh.device, requires_grad=True)
         results: dict[str, list[tuple[float, float]]] = {name: [] for name in blocks}
         for repeat in range(repeats + 1):  # the first warms up; variants take turns, so that noise hits all alike
             for name, block in blocks.items():
-                result = one_pass(block, inputs[name], layout)
+                result = one_pass(block, x_TD, layouts[name])
                 if repeat:
                     results[name].append(result)
-        peaks = {name: peak_bytes(block, inputs[name], layout) for name, block in blocks.items()}
+        peaks = {name: peak_bytes(block, x_TD, layouts[name]) for name, block in blocks.items()}
         if rank == 0:
             queue.put((rows, results, peaks))
     destroy_mesh()

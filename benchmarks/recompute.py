@@ -19,7 +19,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from benchmarks.moe_layer import DEEPSPEED, VARIANTS, Size, make_layout
 from model.config import ModelConfig
 from model.encoder import Encoder
-from model.layout import SequenceLayout
+from model.layout import PassLayout
 from parallel.kernels import load_kernels
 from parallel.mesh import Mesh
 
@@ -48,22 +48,22 @@ def make_encoder(name: str, way: str, size: Size, depth: int) -> Encoder:
     return encoder
 
 
-def one_pass(encoder: Encoder, x_BLD: Tensor, layout: SequenceLayout) -> float:
+def one_pass(encoder: Encoder, x_TD: Tensor, layout: PassLayout) -> float:
     """-> seconds of forward and backward."""
     start = time.perf_counter()
-    (y_BLD,), _ = encoder((x_BLD,), (layout,), 1)
+    y_TD, _ = encoder(x_TD, layout, 1)
     with record_function("between"):
-        gradient = torch.ones_like(y_BLD)
-    y_BLD.backward(gradient)
+        gradient = torch.ones_like(y_TD)
+    y_TD.backward(gradient)
     return time.perf_counter() - start
 
 
-def memory(encoder: Encoder, x_BLD: Tensor, layout: SequenceLayout) -> tuple[float, float]:
+def memory(encoder: Encoder, x_TD: Tensor, layout: PassLayout) -> tuple[float, float]:
     """-> (kept, peak) in MiB."""
     encoder.zero_grad()
-    x_BLD.grad = None
+    x_TD.grad = None
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        one_pass(encoder, x_BLD, layout)
+        one_pass(encoder, x_TD, layout)
     events = sorted(profiler.profiler.kineto_results.events(), key=lambda event: event.start_ns())
     between = next(event.start_ns() for event in events if event.name() == "between")
     alive = most = kept = 0
@@ -93,8 +93,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     size = Size(options.width, options.heads, options.ffn, options.length)
-    layout = make_layout(options.rows, options.length, "cpu")
-    x_BLD = torch.randn(options.rows, options.length, options.width, requires_grad=True)
+    x_TD = torch.randn(options.rows * options.length, options.width, requires_grad=True)
     print(
         f"{options.depth} blocks, width {size.width}, FFN {size.ffn}, {options.rows} x {size.length} tokens, 8 experts"
     )
@@ -102,15 +101,16 @@ def main() -> None:
         f"{'blocks':<36}{'way':<11}{'kept MiB':>9}{'of none':>9}{'peak MiB':>10}{'of none':>9}{'x time':>8}{'from - to':>14}"
     )
     for name in BLOCKS:
+        layout = make_layout(options.rows, options.length, "cpu", by_group=name.startswith("merge"))
         encoders = {way: make_encoder(name, way, size, options.depth) for way in WAYS}
         seconds: dict[str, list[float]] = {way: [] for way in WAYS}
         for repeat in range(options.repeats + 1):  # the first warms up
             for way, encoder in encoders.items():
                 encoder.zero_grad()
-                taken = one_pass(encoder, x_BLD, layout)
+                taken = one_pass(encoder, x_TD, layout)
                 if repeat:
                     seconds[way].append(taken)
-        found = {way: memory(encoder, x_BLD, layout) for way, encoder in encoders.items()}
+        found = {way: memory(encoder, x_TD, layout) for way, encoder in encoders.items()}
         for way, (kept, peak) in found.items():
             ratios = [mine / base for mine, base in zip(seconds[way], seconds["none"], strict=True)]
             of_none = (kept / found["none"][0], peak / found["none"][1])

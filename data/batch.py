@@ -12,13 +12,14 @@ from __future__ import annotations
 import dataclasses
 import enum
 import functools
-from collections.abc import Callable
-from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from data.attributes import NUM_ATTRIBUTES, Attributes
+from data.movable import Movable
+from data.token_layout import Part, TokenLayout, token_layout
 
 
 class Modality(enum.IntEnum):
@@ -41,9 +42,6 @@ class Visibility(enum.IntEnum):
     READOUT = 2
 
 
-_T = TypeVar("_T", bound="_Movable")
-
-
 class Scope(enum.IntEnum):
     """Which candidates a read-out is compared with, where data ranks run micro-batches of one task side by side.
 
@@ -56,29 +54,8 @@ class Scope(enum.IntEnum):
     GLOBAL = 2
 
 
-class _Movable:
-    def map(self: _T, function: Callable[[Tensor], Tensor]) -> _T:
-        """A copy with `function` applied to every tensor."""
-
-        def apply(value):
-            if isinstance(value, Tensor):
-                return function(value)
-            if isinstance(value, _Movable):
-                return value.map(function)
-            if isinstance(value, tuple):
-                return tuple(apply(item) for item in value)
-            return value
-
-        fields = {f.name: apply(getattr(self, f.name)) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
-        return type(self)(**fields)
-
-    def to(self: _T, device: torch.device | str) -> _T:
-        """A copy whose tensors lie on `device`."""
-        return self if str(device) == "cpu" else self.map(lambda tensor: tensor.to(device, non_blocking=True))
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Segment(_Movable):
+class Segment(Movable):
     """Tokens of one modality, one visibility and one attribute vector.
 
     TEXT:          values [B, L] int64 token ids, positions [B, L] int64.
@@ -93,6 +70,15 @@ class Segment(_Movable):
     valid_BL: Tensor
     visibility: Visibility
     attributes: Attributes
+
+    @property
+    def part(self) -> Part:
+        """What a layout is made of. A device is waited for."""
+        frames_B = np.zeros(len(self.valid_BL), dtype=np.int64)
+        if self.modality != Modality.TEXT:
+            frames_B = self.positions[..., 0].amax(dim=1).cpu().numpy() + 1
+        valid_BL = self.valid_BL.cpu().numpy()
+        return Part(valid_BL, self.attributes, int(self.modality), int(self.visibility), frames_B)
 
     def __post_init__(self) -> None:
         batch, length = self.valid_BL.shape
@@ -146,10 +132,12 @@ class TokenCounts:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Sequences(_Movable):
-    """Rows of concatenated segments; `length` counts the <SPE> token that the model puts first."""
+class Sequences(Movable):
+    """Rows of concatenated segments; `length` counts the <SPE> token that the model puts first. layout: where the valid tokens stand, in
+    batches for training."""
 
     segments: tuple[Segment, ...]
+    layout: TokenLayout | None = None
 
     def __post_init__(self) -> None:
         if not self.segments:
@@ -165,9 +153,19 @@ class Sequences(_Movable):
     def length(self) -> int:
         return 1 + sum(segment.valid_BL.shape[1] for segment in self.segments)
 
-    def rows(self, rows: slice | Tensor) -> Sequences:
+    def rows(self, rows: slice | np.ndarray) -> Sequences:
         """Some of the rows, by a slice or by their numbers."""
-        return self.map(lambda tensor: tensor[rows])
+        device = self.segments[0].valid_BL.device
+        index = rows if isinstance(rows, slice) else torch.from_numpy(rows).to(device)
+        segments = tuple(segment.map(lambda tensor: tensor[index]) for segment in self.segments)
+        return Sequences(segments=segments, layout=self.layout.of_rows(rows) if self.layout else None)
+
+    def located(self) -> Sequences:
+        """With a layout. Found on the host: a device is waited for."""
+        if self.layout is not None:
+            return self
+        layout = token_layout([segment.part for segment in self.segments])
+        return dataclasses.replace(self, layout=layout.to(self.segments[0].valid_BL.device))
 
     @functools.cached_property
     def counts(self) -> TokenCounts:
@@ -192,7 +190,7 @@ class Sequences(_Movable):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TaskBatch(_Movable):
+class TaskBatch(Movable):
     """One micro-batch of one task: which candidate does each read-out mean?
 
     task                     name for reports and for the task router's table; the model tests it nowhere
@@ -208,6 +206,7 @@ class TaskBatch(_Movable):
     weight                   factor of the loss
     candidate_log_weights_C  log of the number of targets that each candidate stands for: 0 for one of its own; where
                              negatives were sampled at rate r it is -log r, so that the partition function is unbiased
+    read_rows_Q              the first column of read_Q2 on the host, where it is known there
     """
 
     task: str
@@ -225,6 +224,16 @@ class TaskBatch(_Movable):
     candidate_log_weights_C: Tensor | None = None
     second_labels_Q: Tensor | None = None
     second_share: float = 0.0
+    read_rows_Q: np.ndarray | None = None
+
+    def located(self) -> TaskBatch:
+        """With the layouts of inputs and candidates."""
+        return dataclasses.replace(
+            self,
+            inputs=self.inputs.located(),
+            candidates=self.candidates.located(),
+            read_rows_Q=self.read_Q2[:, 0].cpu().numpy(),
+        )
 
     def __post_init__(self) -> None:
         num_read, num_candidates = self.read_Q2.shape[0], self.candidates.num_rows

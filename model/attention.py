@@ -1,23 +1,23 @@
 """Multi-head self-attention with dense or sparse projections.
 
-Legend: B rows, L positions, D width, H heads, d head width, P prompts, S positions that are there already.
+Attention itself is computed for each of a pass's sequences in its places [B, L]; everything else holds tokens alone.
+Legend: T tokens, B rows, L places, D width, H heads, d head width, F = 3 D, P prompts, S places that are there already.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 from model.config import ModelConfig
-from model.layout import SequenceLayout, position_major
+from model.layout import PassLayout, SequenceLayout
 from model.moe.experts import ExpertLinear
-from model.moe.layer import Decision, MergeDecision
-from model.moe.router import Layouts, States
+from model.moe.layer import Decision
 from model.projection import banks_of, projection
-from model.recompute import computed
 from parallel.mesh import Mesh
 
 
@@ -43,7 +43,6 @@ class Attention(nn.Module):
         self.head_width = config.width // config.heads
         self.qkv = projection(config, "qkv", config.width, 3 * config.width, sparse, mesh)
         self.out = projection(config, "out", config.width, config.width, sparse, mesh)
-        self.computed = computed(config.activation_checkpointing)
 
     @property
     def banks(self) -> tuple[ExpertLinear, ...]:
@@ -52,62 +51,55 @@ class Attention(nn.Module):
 
     def forward(
         self,
-        xs: States,
-        layouts: Layouts,
+        x_TD: Tensor,
+        layout: PassLayout,
         decision: Decision,
         prompts: tuple[Tensor, ...] = (),
         past: KeysValues | None = None,
-    ) -> tuple[States, tuple[KeysValues, ...]]:
-        """-> (ys, keys and values of the tokens and prompts of this pass).
+    ) -> tuple[Tensor, tuple[KeysValues, ...]]:
+        """-> (y_TD, keys and values of the tokens and prompts of each sequence, [B, H, L, d]).
 
-        prompts: [P, D] for each sequence, or none. past: what the tokens of a single sequence see besides themselves; its
-        mask then has S more columns in front.
+        prompts: [P, D] for each sequence, or none; with the experts of its first token. past: what the tokens of a single sequence
+        see besides themselves; its mask then has S more places in front.
         """
-        joined, seen = xs, layouts
+        of_prompts: Sequence[Tensor | None] = [None] * len(layout.sequences)
         if prompts:
-            joined = tuple(
-                torch.cat([p_PD.expand(x.shape[0], -1, -1), x], 1) for p_PD, x in zip(prompts, xs, strict=True)
-            )
-            seen = tuple(layout.with_prompts(len(p_PD)) for layout, p_PD in zip(layouts, prompts, strict=True))
-        fused = self.qkv(joined, decision if decision is None else dataclasses.replace(decision, layouts=seen))
+            lengths = [len(prompts_PD) for prompts_PD in prompts]
+            joined = self.qkv(torch.cat([x_TD, *prompts]), decision and decision.with_more(lengths))
+            qkv_TF, *of_prompts = joined.split([len(x_TD), *lengths])
+        else:
+            qkv_TF = self.qkv(x_TD, decision)
         ys, all_new = [], []
-        for qkv_BLF, layout, x_BLD in zip(fused, seen, xs, strict=True):
-            y_BLD, new = self._attend(qkv_BLF, layout, x_BLD.shape[1], past)
-            ys.append(y_BLD)
+        for qkv, prompts_qkv, sequence in zip(layout.each(qkv_TF), of_prompts, layout.sequences, strict=True):
+            y, new = self._attend(qkv, prompts_qkv, sequence, past)
+            ys.append(y)
             all_new.append(new)
-        if not isinstance(decision, MergeDecision):
-            return self.out(tuple(ys), decision), tuple(all_new)
-        with self.computed(position_major, ys) as stored:  # a copy of what attention keeps itself
-            return self.out(stored, decision), tuple(all_new)
+        return self.out(torch.cat(ys) if len(ys) > 1 else ys[0], decision), tuple(all_new)
 
     def _attend(
-        self, qkv_BLF: Tensor, layout: SequenceLayout, queries: int, past: KeysValues | None
+        self, qkv_TF: Tensor, prompts_PF: Tensor | None, sequence: SequenceLayout, past: KeysValues | None
     ) -> tuple[Tensor, KeysValues]:
-        """The last `queries` positions ask."""
-        batch, length, _ = qkv_BLF.shape
-        q_BHLd, k_BHLd, v_BHLd = _SplitHeads.apply(qkv_BLF, self.head_width)
+        """All tokens of a sequence ask."""
+        q_BHLd, k_BHLd, v_BHLd = _SplitHeads.apply(sequence.placed(qkv_TF), self.head_width)
         new = KeysValues(k_BHLd, v_BHLd)
-        all_ = past.joined(new) if past else new
-        mask = None if layout.mask_BLL is None else layout.mask_BLL.unsqueeze(1)
-        q_BHLd = q_BHLd[:, :, length - queries :]
-        y_BHLd = scaled_dot_product_attention(q_BHLd, all_.keys, all_.values, attn_mask=mask)
-        return y_BHLd.transpose(1, 2).reshape(batch, queries, -1), new
+        mask = sequence.mask
+        if prompts_PF is not None:
+            _, k_1HPd, v_1HPd = _SplitHeads.apply(prompts_PF[None], self.head_width)
+            batch = q_BHLd.shape[0]
+            new = KeysValues(k_1HPd.expand(batch, -1, -1, -1), v_1HPd.expand(batch, -1, -1, -1)).joined(new)
+            mask = None if mask is None else pad(mask, (len(prompts_PF), 0), value=True)
+        seen = past.joined(new) if past else new
+        y_BHLd = scaled_dot_product_attention(q_BHLd, seen.keys, seen.values, attn_mask=mask)
+        return sequence.taken(y_BHLd.transpose(1, 2).flatten(2)), new
 
 
 class _SplitHeads(torch.autograd.Function):
-    """[B, L, (H, 3, d)] -> views q, k, v [B, H, L, d]; the gradients are joined in one pass, in the input's order in memory."""
+    """[B, L, (H, 3, d)] -> views q, k, v [B, H, L, d]; the gradients are joined in one pass."""
 
     @staticmethod
     def forward(ctx, qkv_BLF, head_width):
-        ctx.position_major = qkv_BLF.transpose(0, 1).is_contiguous()
         return qkv_BLF.unflatten(2, (-1, 3, head_width)).permute(3, 0, 2, 1, 4).unbind(0)
 
     @staticmethod
     def backward(ctx, *grads_BHLd):
-        batch, heads, length, head_width = grads_BHLd[0].shape
-        rows, columns = (length, batch) if ctx.position_major else (batch, length)
-        joined = grads_BHLd[0].new_empty(rows, columns, heads, 3, head_width)
-        view = joined.transpose(0, 1) if ctx.position_major else joined
-        for index, grad_BHLd in enumerate(grads_BHLd):
-            view[:, :, :, index] = grad_BHLd.transpose(1, 2)
-        return view.flatten(2), None
+        return torch.stack([grad_BHLd.transpose(1, 2) for grad_BHLd in grads_BHLd], dim=3).flatten(2), None

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from model.attention import Attention, KeysValues
 from model.config import ModelConfig
 from model.feed_forward import feed_forward
+from model.layout import PassLayout
 from model.moe.layer import Decision, DispatchPath, MergePath, RoutingReport, make_path
-from model.moe.router import Layouts, States
 from model.noise import Key, derive, uniform
 from model.recompute import computed
 from model.sequence_rows import WHOLE, Rows
@@ -51,59 +51,50 @@ class Block(nn.Module):
                 mark_partial(parameter)
 
     def forward(
-        self, xs: States, layouts: Layouts, noise: Key, past: KeysValues | None = None, rows: Rows = WHOLE
-    ) -> tuple[States, tuple[RoutingReport, ...], tuple[KeysValues, ...]]:
-        """-> (xs, reports of the decisions; none in a dense block, keys and values of each sequence).
+        self, x_TD: Tensor, layout: PassLayout, noise: Key, past: KeysValues | None = None, rows: Rows = WHOLE
+    ) -> tuple[Tensor, tuple[RoutingReport, ...], tuple[KeysValues, ...]]:
+        """-> (x_TD, reports of the decisions; none in a dense block, keys and values of each sequence).
 
         past: keys and values that the tokens of a single sequence see besides their own, prompts among them. rows: which tokens
-        of xs this rank has.
+        of x this rank has.
         """
-        first, second = self._decide_ahead(layouts, noise)
-        with self.computed(functools.partial(rows.enter, self.attention_norm), xs, range(len(xs))) as normed:
+        first, second = self._decide_ahead(layout, noise)
+        with self.computed(functools.partial(rows.enter, self.attention_norm), x_TD) as normed_TD:
             if isinstance(self.attention_path, DispatchPath):
-                first = self.attention_path(_deciding(normed, rows), layouts, derive(noise, "attention"))
-            prompts = () if past else self._prompts(layouts)
-            branches, keys_values = self.attention(normed, layouts, first, prompts, past)
-        xs = self._added(xs, branches, self.attention_scale, derive(noise, "drop attention"), rows)
+                first = self.attention_path(rows.deciding(normed_TD), layout, derive(noise, "attention"))
+            prompts = () if past else self._prompts(layout)
+            branch_TD, keys_values = self.attention(normed_TD, layout, first, prompts, past)
+        x_TD = x_TD + self._scaled(branch_TD, self.attention_scale, layout, derive(noise, "drop attention"), rows)
 
-        with self.computed(functools.partial(rows.enter, self.ffn_norm), xs, range(len(xs))) as normed:
+        with self.computed(functools.partial(rows.enter, self.ffn_norm), x_TD) as normed_TD:
             if isinstance(self.ffn_path, DispatchPath):
-                second = self.ffn_path(_deciding(normed, rows), layouts, derive(noise, "ffn"))
-            branches = self.ffn(normed, second)
-        xs = self._added(xs, branches, self.ffn_scale, derive(noise, "drop ffn"), rows)
-        return xs, tuple(decision.report for decision in (first, second) if decision is not None), keys_values
+                second = self.ffn_path(rows.deciding(normed_TD), layout, derive(noise, "ffn"))
+            branch_TD = self.ffn(normed_TD, second)
+        x_TD = x_TD + self._scaled(branch_TD, self.ffn_scale, layout, derive(noise, "drop ffn"), rows)
+        return x_TD, tuple(decision.report for decision in (first, second) if decision is not None), keys_values
 
-    def _decide_ahead(self, layouts: Layouts, noise: Key) -> tuple[Decision, Decision]:
+    def _decide_ahead(self, layout: PassLayout, noise: Key) -> tuple[Decision, Decision]:
         """Decisions that look at no data are made first: their weights travel while attention is computed."""
         first = second = None
         if isinstance(self.attention_path, MergePath):
-            first = self.attention_path(self.attention.banks, layouts, derive(noise, "attention"))
+            first = self.attention_path(self.attention.banks, layout, derive(noise, "attention"))
         if isinstance(self.ffn_path, MergePath):
-            second = self.ffn_path(self.ffn.banks, layouts, derive(noise, "ffn"))
+            second = self.ffn_path(self.ffn.banks, layout, derive(noise, "ffn"))
         return first, second
 
-    def _prompts(self, layouts: Layouts) -> States:
+    def _prompts(self, layout: PassLayout) -> tuple[Tensor, ...]:
         """Normalised prompts for each sequence; none where the block has none."""
         if self.prompts is None:
             return ()
         target_prompts = self.prompts if self.target_prompts is None else self.target_prompts
-        return tuple(self.attention_norm(target_prompts if lay.is_target else self.prompts) for lay in layouts)
+        return tuple(self.attention_norm(target_prompts if s.is_target else self.prompts) for s in layout.sequences)
 
-    def _added(self, xs: States, branches: States, scale_D: Tensor | None, noise: Key, rows: Rows) -> States:
-        return tuple(
-            x + self._scaled(rows.leave(branch), scale_D, derive(noise, index), index, len(branch), rows)
-            for index, (x, branch) in enumerate(zip(xs, branches, strict=True))
-        )
-
-    def _scaled(self, branch: Tensor, scale_D: Tensor | None, noise: Key, index: int, batch: int, rows: Rows) -> Tensor:
+    def _scaled(self, branch_TD: Tensor, scale_D: Tensor | None, layout: PassLayout, noise: Key, rows: Rows) -> Tensor:
+        """What a branch adds to the residual stream: scaled, and for some rows nothing."""
+        branch = rows.leave(branch_TD)
         if scale_D is not None:
             branch = branch * scale_D
         if noise is None or not self.drop_path:
             return branch
-        keep_B11 = uniform(noise, (batch, 1, 1), branch) >= self.drop_path
-        return branch * rows.each(keep_B11, index) / (1 - self.drop_path)
-
-
-def _deciding(xs: States, rows: Rows) -> States:
-    """Tokens as a router sees them."""
-    return tuple(rows.deciding(x) for x in xs)
+        keep_R = (uniform(noise, layout.counter_R) >= self.drop_path).to(branch.dtype) / (1 - self.drop_path)
+        return branch * rows.each(keep_R.index_select(0, layout.row_T)[:, None])

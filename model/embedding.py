@@ -1,6 +1,6 @@
 """Tokens of every modality into one width: text ids, image and video patches, the <SPE> prefix.
 
-Legend: B rows, L positions, P values of a patch, D width. Follows the public code (papers.md 1.2): text is
+Legend: T tokens of sequences, V valid tokens of a segment, P values of a patch, D width. Follows the public code (papers.md 1.2): text is
 LN(E[id] + position + type), a patch LN(linear + temporal + spatial), <SPE> LN(E[spe]); the LayerNorm is shared; spatial
 positions are fixed two-dimensional sine-cosine (the code) or learned (the paper).
 """
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from data.batch import Modality, Segment, Sequences
 from data.visual.normalise import normalised
 from model.config import ModelConfig
-from model.noise import Key, derive, uniform
+from model.layout import SequenceLayout, take_tokens
+from model.noise import Key, derive
 from parallel.kernels import Kernels
 from parallel.linear import vocabulary_embedding
 from parallel.mesh import Mesh
@@ -38,70 +39,92 @@ class Embedding(nn.Module):
         side = config.position_grid or config.image_size // config.patch
         learned = config.positions == "learned"
         self.spatial_positions = nn.Parameter(torch.empty(side, side, config.width)) if learned else None
+        self.register_buffer("waves_CH", None if learned else waves(side, config.width, config.position_scale), False)
         self.norm = kernels.layer_norm(config.width)
         self.spe_bias = nn.Parameter(torch.empty(config.width)) if config.prompts else None
 
-    def forward(self, sequences: Sequences, noise: Key) -> Tensor:
-        """-> x_BLD with the <SPE> token at position 0."""
-        device = self.text_type.device
-        spe_B1 = torch.full((sequences.num_rows, 1), self.spe_id, dtype=torch.long, device=device)
-        parts = [self._lookup(spe_B1)]
-        for segment in sequences.segments:
-            is_text = segment.modality == Modality.TEXT
-            parts.append(self._text(segment) if is_text else self._visual(segment, noise))
-        return self.norm(torch.cat(parts, dim=1))
+    def forward(self, sequences: Sequences, layout: SequenceLayout) -> Tensor:
+        """-> x_TD, <SPE> first in each row."""
+        tokens = layout.tokens
+        spe_B = torch.full((tokens.rows,), self.spe_id, dtype=torch.long, device=self.text_type.device)
+        parts = [self._lookup(spe_B)]
+        for index, (segment, valid_V) in enumerate(zip(sequences.segments, tokens.of_segments, strict=True)):
+            if segment.modality == Modality.TEXT:
+                parts.append(self._text(segment, valid_V))
+            else:
+                frames = int(tokens.parts[index].frames_B.max())
+                parts.append(self._visual(segment, valid_V, frames, derive(layout.noise, "frames", index)))
+        return self.norm(take_tokens(torch.cat(parts), layout.ordered(tokens.from_parts_T)))
 
-    def _text(self, segment: Segment) -> Tensor:
+    def _text(self, segment: Segment, valid_V: Tensor | None = None) -> Tensor:
         length = segment.values.shape[1]
         if length > self.config.max_text:
             raise ValueError(f"a text of {length} tokens is longer than model.max_text={self.config.max_text}")
-        return self._lookup(segment.values) + self.text_positions(segment.positions) + self.text_type
+        ids_V, positions_V = (_only(x_BL, valid_V) for x_BL in (segment.values, segment.positions))
+        return self._lookup(ids_V) + self.text_positions(positions_V) + self.text_type
 
     def words(self, segment: Segment) -> Tensor:
-        """Text tokens that join sequences whose beginning is there already: [B, L, D] without a <SPE> in front."""
+        """Text tokens that join sequences whose beginning is there already: [B x L, D] without a <SPE> in front."""
         return self.norm(self._text(segment))
 
-    def _lookup(self, ids_BL: Tensor) -> Tensor:
-        x_BLD = self.tokens(ids_BL)
-        return x_BLD if self.spe_bias is None else x_BLD + (ids_BL == self.spe_id).unsqueeze(-1) * self.spe_bias
+    def _lookup(self, ids_V: Tensor) -> Tensor:
+        x_VD = self.tokens(ids_V)
+        return x_VD if self.spe_bias is None else x_VD + (ids_V == self.spe_id).unsqueeze(-1) * self.spe_bias
 
-    def _visual(self, segment: Segment, noise: Key) -> Tensor:
-        frame_BL, grid_BL2 = segment.positions[..., 0], segment.positions[..., 1:]
-        num_frames = int(frame_BL.max()) + 1
-        if num_frames > self.config.max_frames:
-            raise ValueError(f"a clip of {num_frames} frames is longer than model.max_frames={self.config.max_frames}")
+    def _visual(self, segment: Segment, valid_V: Tensor | None, frames: int, noise: Key) -> Tensor:
+        values_VP, positions_V3 = (_only(x, valid_V) for x in (segment.values, segment.positions))
+        frame_V, grid_V2 = positions_V3[:, 0], positions_V3[:, 1:]
+        if frames > self.config.max_frames:
+            raise ValueError(f"a clip of {frames} frames is longer than model.max_frames={self.config.max_frames}")
         if noise is not None:
             # One random temporal offset per pass, for images too, so that every temporal position is trained.
-            free = self.config.max_frames - num_frames
-            frame_BL = frame_BL + int(uniform(derive(noise, "frames"), (1,), segment.values).item() * (free + 1))
-        scale = self.config.position_scale
+            frame_V = frame_V + temporal_offset(noise, self.config.max_frames - frames)
         if self.spatial_positions is None:
-            spatial = sine_cosine(grid_BL2, self.config.width, scale)
+            assert isinstance(self.waves_CH, Tensor)
+            spatial_VD = self.waves_CH[grid_V2].flatten(1)
         else:
-            spatial = interpolated(self.spatial_positions.float(), grid_BL2 * scale)
-        dtype = self.patches.weight.dtype
-        values = normalised(segment.values, segment.modality)
-        return self.patches(values.to(dtype)) + self.frames(frame_BL) + spatial.to(dtype)
+            spatial_VD = interpolated(self.spatial_positions.float(), grid_V2 * self.config.position_scale)
+        values_VP = normalised(values_VP, segment.modality).to(self.patches.weight.dtype)
+        return self.patches(values_VP) + self.frames(frame_V) + spatial_VD
 
 
-def interpolated(table_RCD: Tensor, grid_BL2: Tensor) -> Tensor:
-    """Rows of a [rows, columns, D] table at (row, column) coordinates, bilinear between entries; clamped to the table."""
-    limit_2 = torch.tensor([side - 1 for side in table_RCD.shape[:2]], device=grid_BL2.device)
-    at_BL2 = torch.minimum(grid_BL2.float(), limit_2)
-    low_BL2 = at_BL2.long()
-    high_BL2 = torch.minimum(low_BL2 + 1, limit_2)
-    share_BL21 = (at_BL2 - low_BL2).unsqueeze(-1)
-    top_BLD, bottom_BLD = (
-        torch.lerp(table_RCD[row_BL, low_BL2[..., 1]], table_RCD[row_BL, high_BL2[..., 1]], share_BL21[..., 1, :])
-        for row_BL in (low_BL2[..., 0], high_BL2[..., 0])
+def temporal_offset(noise: int, free: int) -> int:
+    """0 ... free."""
+    return noise % (free + 1)
+
+
+def _only(x: Tensor, valid_V: Tensor | None) -> Tensor:
+    """[B, L, ...] -> [V, ...]."""
+    flat = x.flatten(0, 1)
+    return flat if valid_V is None else flat.index_select(0, valid_V)
+
+
+def interpolated(table_RCD: Tensor, grid_X2: Tensor) -> Tensor:
+    """Rows of a [rows, columns, D] table at (row, column) coordinates, bilinear between entries; clamped to the table. -> [..., D]."""
+    (low_rX, high_rX, share_rX1), (low_cX, high_cX, share_cX1) = (
+        _between(grid_X2[..., axis].float(), side - 1) for axis, side in enumerate(table_RCD.shape[:2])
     )
-    return torch.lerp(top_BLD, bottom_BLD, share_BL21[..., 0, :])
+    top_XD, bottom_XD = (
+        torch.lerp(table_RCD[row_X, low_cX], table_RCD[row_X, high_cX], share_cX1) for row_X in (low_rX, high_rX)
+    )
+    return torch.lerp(top_XD, bottom_XD, share_rX1)
 
 
-def sine_cosine(grid_BL2: Tensor, width: int, scale: float = 1.0) -> Tensor:
-    """[B, L, 2] (row, column) -> [B, L, D]: [sin(row w), cos(row w), sin(column w), cos(column w)], w_i = 10000^(-i / (D/4))."""
+def _between(at_X: Tensor, last: int) -> tuple[Tensor, Tensor, Tensor]:
+    """-> (entry below, entry above, share of the one above [..., 1])."""
+    at_X = at_X.clamp(max=last)
+    low_X = at_X.long()
+    return low_X, (low_X + 1).clamp(max=last), (at_X - low_X).unsqueeze(-1)
+
+
+def sine_cosine(grid_X2: Tensor, width: int, scale: float = 1.0) -> Tensor:
+    """[..., 2] (row, column) -> [..., D]: [sin(row w), cos(row w), sin(column w), cos(column w)], w_i = 10000^(-i / (D / 4))."""
+    return waves(int(grid_X2.max()) + 1, width, scale)[grid_X2].flatten(-2)
+
+
+def waves(side: int, width: int, scale: float) -> Tensor:
+    """[side, D / 2]: [sin(x w), cos(x w)] of each coordinate x."""
     quarter = width // 4
-    omega = 10000.0 ** (-torch.arange(quarter, dtype=torch.float64, device=grid_BL2.device) / quarter)
-    angle_BL2Q = grid_BL2.to(torch.float64).unsqueeze(-1) * scale * omega
-    both = torch.cat([angle_BL2Q.sin(), angle_BL2Q.cos()], dim=-1)  # [B, L, 2, D/2]
-    return both.flatten(-2).to(torch.float32)
+    omega_Q = 10000.0 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
+    angle_CQ = torch.arange(side, dtype=torch.float64)[:, None] * scale * omega_Q
+    return torch.cat([angle_CQ.sin(), angle_CQ.cos()], dim=-1).float()

@@ -11,9 +11,8 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 from model.attention import KeysValues
 from model.block import Block
 from model.config import ModelConfig
-from model.layout import SequenceLayout, position_major
+from model.layout import PassLayout
 from model.moe.layer import RoutingReport
-from model.moe.router import Layouts, States
 from model.noise import Key, derive
 from model.sequence_rows import WHOLE, CutRows, Rows, WholeRows
 from parallel.kernels import Kernels
@@ -33,36 +32,32 @@ class Encoder(nn.Module):
         self.blocks = nn.ModuleList(Block(config, layer, mesh, kernels) for layer in range(config.depth))
 
     def continue_from(
-        self, x_BLD: Tensor, layout: SequenceLayout, past: tuple[KeysValues, ...]
+        self, x_TD: Tensor, layout: PassLayout, past: tuple[KeysValues, ...]
     ) -> tuple[Tensor, tuple[KeysValues, ...]]:
         """More tokens of sequences whose keys and values are known by layer (none yet: an empty tuple), without noise and
-        gradients -> (x_BLD, keys and values of the new tokens by layer). Rows are never cut: there are few."""
+        gradients -> (x_TD, keys and values of the new tokens by layer). Rows are never cut: there are few."""
         assert self.sequence.size == 1 or not torch.is_grad_enabled(), (
             "gradients of norms would count once a tensor rank"
         )
         rows = WholeRows(self.sequence)
         all_new = []
         for layer, block in enumerate(self.blocks):
-            (x_BLD,), _, (new,) = block((x_BLD,), (layout,), None, past[layer] if past else None, rows)
+            x_TD, _, (new,) = block(x_TD, layout, None, past[layer] if past else None, rows)
             all_new.append(new)
-        return x_BLD, tuple(all_new)
+        return x_TD, tuple(all_new)
 
-    def forward(self, xs: States, layouts: Layouts, noise: Key) -> tuple[States, tuple[RoutingReport, ...]]:
-        """All sequences of a pass together -> (xs, reports in the order of the decisions)."""
-        if self.merges:
-            xs = tuple(position_major(x) for x in xs)
+    def forward(self, x_TD: Tensor, layout: PassLayout, noise: Key) -> tuple[Tensor, tuple[RoutingReport, ...]]:
+        """All tokens of a pass -> (x_TD, reports in the order of the decisions)."""
         rows: Rows = WHOLE
         if self.sequence.size > 1:
-            rows = CutRows(self.sequence, tuple((x.shape[0], x.shape[1]) for x in xs), self.merges)
-            xs = tuple(rows.take(x) for x in xs)
+            rows = CutRows(self.sequence, layout.num_tokens)
+            x_TD = rows.take(x_TD)
         reports: tuple[RoutingReport, ...] = ()
         for layer, block in enumerate(self.blocks):
             run = recomputed(block) if self.recompute and torch.is_grad_enabled() else block
-            xs, more, _ = run(xs, layouts, derive(noise, layer), None, rows)
+            x_TD, more, _ = run(x_TD, layout, derive(noise, layer), None, rows)
             reports += more
-        if isinstance(rows, CutRows):
-            xs = tuple(rows.give(x, index) for index, x in enumerate(xs))
-        return xs, reports
+        return rows.give(x_TD) if isinstance(rows, CutRows) else x_TD, reports
 
 
 def recomputed(function):

@@ -10,7 +10,6 @@ from torch.nn.functional import gelu
 from model.config import ModelConfig
 from model.moe.experts import ExpertLinear, ExpertMLP
 from model.moe.layer import Decision, DispatchDecision
-from model.moe.router import States
 from model.projection import SparseProjection, banks_of, lora_of, projection
 from model.recompute import Computed, computed, kept
 from parallel.dispatch import Blocks
@@ -31,12 +30,13 @@ class FeedForward(nn.Module):
         """What a decision is for."""
         return banks_of(self.up, self.down)
 
-    def forward(self, xs: States, decision: Decision) -> States:
+    def forward(self, x_TD: Tensor, decision: Decision) -> Tensor:
         if isinstance(decision, DispatchDecision) and decision.is_single:
             assert isinstance(self.up, SparseProjection) and isinstance(self.down, SparseProjection)
-            return decision.apply(LinearPair(self.up.bank, self.down.bank, self.computed), xs)
-        with self.computed(gelu, self.up(xs, decision)) as hidden:
-            return self.down(hidden, decision)
+            return decision.apply(LinearPair(self.up.bank, self.down.bank, self.computed), x_TD)
+        with self.computed(gelu, self.up(x_TD, decision)) as hidden_TF:
+            y_TD: Tensor = self.down(hidden_TF, decision)
+            return y_TD
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,7 @@ class LinearPair:
     computed: Computed = kept
 
     def grouped(self, x_RI: Tensor, blocks: Blocks, scale_R: Tensor | None) -> Tensor:
-        with self.computed(gelu, (self.up.grouped(x_RI, blocks, scale_R),)) as (hidden_RF,):
+        with self.computed(gelu, self.up.grouped(x_RI, blocks, scale_R)) as hidden_RF:
             return self.down.grouped(hidden_RF, blocks, scale_R)
 
 
@@ -61,9 +61,9 @@ class SparseFeedForward(nn.Module):
         loras = (lora_of(config, "up"), lora_of(config, "down"))
         self.experts = ExpertMLP(config.width, config.ffn, config.experts.num_experts, mesh, again, loras)
 
-    def forward(self, xs: States, decision: Decision) -> States:
+    def forward(self, x_TD: Tensor, decision: Decision) -> Tensor:
         assert isinstance(decision, DispatchDecision), "whole networks cannot be merged"
-        return decision.apply(self.experts, xs)
+        return decision.apply(self.experts, x_TD)
 
 
 def feed_forward(config: ModelConfig, sparse: bool, mesh: Mesh) -> nn.Module:

@@ -27,7 +27,7 @@ class Work(NamedTuple):
     """What goes through a tower; numbers that can be added up.
 
     tokens    valid, <SPE> included; visual: of these, patches
-    prompts   vectors that are joined to keys and values
+    prompts   vectors that are joined to keys and values, the same in all rows
     pairs     of a query and a key, for each head
     reads     places that are read out
     compared  pairs of a read-out and a candidate
@@ -71,7 +71,7 @@ def sequence_work(model: ModelConfig, counts: TokenCounts, reads: int, is_target
     return Work(
         tokens=counts.tokens,
         visual=counts.visual,
-        prompts=counts.rows * prompts,
+        prompts=prompts,
         pairs=counts.squares + counts.tokens * prompts,
         reads=reads,
     )

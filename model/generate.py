@@ -16,8 +16,9 @@ from torch import Tensor
 
 from data.attributes import Attributes
 from data.batch import Modality, Segment, Sequences, Visibility
+from data.token_layout import token_layout
 from model.attention import KeysValues
-from model.layout import SequenceLayout, layout_of
+from model.layout import PassLayout, SequenceLayout, pass_layout
 from model.objective import Objective
 
 
@@ -149,11 +150,14 @@ class _CachedScorer:
         self._is_text = prefix.segments[0].modality == Modality.TEXT
         tower = self._tower = (objective.text_tower if self._is_text else None) or objective.tower
         self._task = objective.config.task_id(words.task)
-        layout = layout_of(prefix, self._task)
-        _, self._past = tower.encoder.continue_from(tower.embedding(prefix, None), layout, ())
-        prompts = self._past[0].keys.shape[2] - layout.valid_BL.shape[1]
-        valid_BS = torch.nn.functional.pad(layout.valid_BL, (prompts, 0), value=True)
-        self._valid_NS = valid_BS
+        prefix = prefix.located()
+        layout = pass_layout([(prefix, False)], tower.encoder.merges, self._task, None)
+        (of_prefix,) = layout.sequences
+        x_TD = tower.embedding(prefix, of_prefix)
+        _, self._past = tower.encoder.continue_from(x_TD, layout, ())
+        valid_BL = of_prefix.placed(torch.ones_like(x_TD[:, :1])).squeeze(-1) > 0
+        prompts = self._past[0].keys.shape[2] - valid_BL.shape[1]
+        self._valid_NS = torch.nn.functional.pad(valid_BL, (prompts, 0), value=True)
 
     def log_probs(self, tokens_NT: Tensor, parents_N: Tensor) -> Tensor:
         """[N, C] for the word after `tokens_NT`."""
@@ -165,28 +169,25 @@ class _CachedScorer:
         if length:
             segments.insert(0, _text(tokens_NT[:, -1:], length - 1, Visibility.CAUSAL, self.words.attributes))
         tower = self._tower
-        x_NLD = torch.cat([tower.embedding.words(segment) for segment in segments], dim=1)
-        x_NLD, new = tower.encoder.continue_from(x_NLD, self._layout(segments), self._past)
+        parts = [tower.embedding.words(segment).view(count, 1, -1) for segment in segments]
+        x_TD, new = tower.encoder.continue_from(
+            torch.cat(parts, dim=1).flatten(0, 1), self._layout(segments), self._past
+        )
         if length:  # the word joins the history, the query does not
             word = tuple(KeysValues(layer.keys[:, :, :1], layer.values[:, :, :1]) for layer in new)
             self._past = tuple(old.joined(one) for old, one in zip(self._past, word, strict=True))
             self._valid_NS = torch.nn.functional.pad(self._valid_NS, (0, 1), value=True)
-        features_NW = tower.read_last(x_NLD, self._is_text)
+        features_NW = tower.read_last(x_TD.view(count, len(segments), -1), self._is_text)
         return _vocabulary_log_probs(self.objective, features_NW, self.words)
 
-    def _layout(self, segments: list[Segment]) -> SequenceLayout:
+    def _layout(self, segments: list[Segment]) -> PassLayout:
         """The last word sees what came before and itself; the query sees the last word too."""
-        text = layout_of(Sequences(segments=tuple(segments)), self._task)  # counts a <SPE> that is not there
         count, new = self._valid_NS.shape[0], len(segments)
         before_NLS = self._valid_NS[:, None, :].expand(count, new, -1)
         among_LL = torch.ones(new, new, dtype=torch.bool, device=before_NLS.device).tril()
-        return dataclasses.replace(
-            text,
-            valid_BL=text.valid_BL[:, 1:],
-            mask_BLL=torch.cat([before_NLS, among_LL.expand(count, new, new)], dim=2),
-            spans=(dataclasses.replace(text.spans[0], end=new),),
-            prefix_L=text.prefix_L[1:],
-        )
+        mask = torch.cat([before_NLS, among_LL.expand(count, new, new)], dim=2)[:, None]
+        tokens = token_layout([segment.part for segment in segments], with_spe=False).to(before_NLS.device)
+        return PassLayout((SequenceLayout(tokens, 0, mask, task=self._task),))
 
 
 def _text(values_BL: Tensor, first: int, visibility: Visibility, attributes: Attributes) -> Segment:

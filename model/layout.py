@@ -1,133 +1,236 @@
-"""What the encoder must know about a batch of sequences besides the embedded tokens: mask, groups, padding.
+"""What the encoder must know about the tokens of a pass: which sequence, row and group each belongs to, and who sees whom.
 
-Legend: B rows, L positions (<SPE> first), G routing groups, A attribute bits.
+A pass holds the valid tokens of all its sequences (inputs and candidates) one after another, [T, D]; pads are nowhere but inside of
+attention. Within sequences tokens stand row by row, or, where experts are merged, group by group, so that each group's tokens are one
+block of rows for a product. All lengths are known on the host (data/token_layout.py), so a device is asked for nothing.
+Legend: T tokens, B rows, L places of a row (<SPE> first), C routing groups of all sequences, A attribute bits.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from data.attributes import Attributes
-from data.batch import Modality, Sequences, Visibility
-
-
-@dataclasses.dataclass(frozen=True)
-class Span:
-    """Positions start..end of every row belong to routing group `group`."""
-
-    start: int
-    end: int
-    group: int
+from data.batch import Sequences, Visibility
+from data.token_layout import Part, TokenLayout, token_layout
+from model.noise import Key, derive
+from parallel.dispatch import Blocks
 
 
 @dataclasses.dataclass(frozen=True)
 class SequenceLayout:
-    """
-    valid_BL       False at padding
-    mask_BLL       True where row attends to column, None if everyone sees everyone
-    spans          cover 0..L in order; tokens of a group share their attribute vector and modality
-    attributes_GA  bit vector of each group
-    modality_G     modality of each group
-    prefix_L       True at positions that everyone sees
-    task           id of the task, for routers that tell tasks apart
-    is_target      candidates, not inputs
+    """Of one of a pass's sequences: its tokens are start ... start + T_s - 1.
+
+    mask         [B, 1, 1 or L, L] or with more places in front that are there already: True where a place may look at another; None if
+                 everyone sees everyone
+    by_group     tokens stand group by group
+    task         id of the task, for routers that tell tasks apart
+    is_target    candidates, not inputs
+    noise        key of its random numbers
     """
 
-    valid_BL: Tensor
-    mask_BLL: Tensor | None
-    spans: tuple[Span, ...]
-    attributes_GA: Tensor
-    modality_G: Tensor
-    prefix_L: Tensor
+    tokens: TokenLayout
+    start: int
+    mask: Tensor | None
+    by_group: bool = False
     task: int = 0
     is_target: bool = False
+    noise: Key = None
 
-    @functools.cached_property
-    def is_full(self) -> bool:
-        """No padding. Asked once a pass: a device has to be waited for."""
-        return bool(self.valid_BL.all())
+    @property
+    def end(self) -> int:
+        return self.start + self.tokens.num_tokens
+
+    @property
+    def is_plain(self) -> bool:
+        """All places are tokens, in order."""
+        return self.tokens.is_full and not self._moves
+
+    @property
+    def _moves(self) -> bool:
+        return self.by_group and self.tokens.by_group_T is not None
+
+    def ordered(self, x_T: Tensor) -> Tensor:
+        """What is known row by row, in the order of the pass."""
+        return x_T.index_select(0, self.tokens.by_group_T) if self._moves else x_T  # type: ignore[arg-type]
 
     @functools.cached_property
     def place_T(self) -> Tensor:
-        """Places of the valid tokens in [B x L]."""
-        return self.valid_BL.flatten().nonzero().squeeze(1)
+        """Of each token in [B x L]."""
+        return self.ordered(self.tokens.place_T)
 
-    def with_prompts(self, count: int) -> SequenceLayout:
-        """The layout of keys and values: `count` prompts stand before the tokens, in the first token's group."""
-        first, *others = self.spans
-        batch = self.valid_BL.shape[0]
-        seen = self.valid_BL.new_ones(batch, count)
-        mask_BLL = self.mask_BLL
-        if mask_BLL is not None:
-            mask_BLL = torch.cat([mask_BLL.new_ones(*mask_BLL.shape[:2], count), mask_BLL], dim=2)
-        return dataclasses.replace(
-            self,
-            valid_BL=torch.cat([seen, self.valid_BL], dim=1),
-            mask_BLL=mask_BLL,
-            spans=(
-                Span(0, first.end + count, first.group),
-                *(Span(span.start + count, span.end + count, span.group) for span in others),
-            ),
-            prefix_L=torch.cat([seen[0], self.prefix_L]),
-        )
+    @functools.cached_property
+    def row_T(self) -> Tensor:
+        return self.place_T.div(self.tokens.length, rounding_mode="floor")
+
+    @functools.cached_property
+    def group_T(self) -> Tensor:
+        return self.ordered(self.tokens.group_T)
+
+    def placed(self, x_TF: Tensor) -> Tensor:
+        """[T, F] -> [B, L, F], zero at pads."""
+        rows, length = self.tokens.rows, self.tokens.length
+        x_PF = x_TF if self.is_plain else _Placed.apply(x_TF, self.place_T, rows * length)
+        return x_PF.view(rows, length, -1)
+
+    def taken(self, x_BLF: Tensor) -> Tensor:
+        """[B, L, F] -> [T, F], the tokens."""
+        x_PF = x_BLF.flatten(0, 1)
+        return x_PF if self.is_plain else take_tokens(x_PF, self.place_T)
+
+    def tokens_at(self, places_Q: Tensor) -> Tensor:
+        """The token, counted in the pass, at each place of [B x L]; it must not be a pad."""
+        if self.is_plain:
+            return places_Q + self.start
+        token_P = self.place_T.new_zeros(self.tokens.rows * self.tokens.length)
+        numbers_T = torch.arange(self.start, self.end, device=token_P.device)
+        return token_P.index_copy_(0, self.place_T, numbers_T).index_select(0, places_Q)
+
+
+@dataclasses.dataclass(frozen=True)
+class PassLayout:
+    sequences: tuple[SequenceLayout, ...]
 
     @property
-    def modality_BL(self) -> Tensor:
-        lengths_S = torch.tensor([span.end - span.start for span in self.spans], device=self.modality_G.device)
-        groups_S = torch.tensor([span.group for span in self.spans], device=self.modality_G.device)
-        total = self.valid_BL.shape[1]
-        modality_L = self.modality_G[groups_S].repeat_interleave(lengths_S, output_size=total)
-        return modality_L.expand(self.valid_BL.shape)
+    def num_tokens(self) -> int:
+        return self.sequences[-1].end
+
+    @property
+    def device(self) -> torch.device:
+        return self.sequences[0].tokens.place_T.device
+
+    @property
+    def draws(self) -> bool:
+        """Has the pass random numbers? It has none in evaluation."""
+        return self.sequences[0].noise is not None
+
+    @property
+    def tokens_C(self) -> tuple[int, ...]:
+        return tuple(count for sequence in self.sequences for count in sequence.tokens.tokens_G)
+
+    @property
+    def blocks(self) -> Blocks:
+        """(first token, token after the last, group) of each group, where tokens stand group by group."""
+        found, start = [], 0
+        for group, count in enumerate(self.tokens_C):
+            found.append((start, start + count, group))
+            start += count
+        return tuple(found)
+
+    @property
+    def first_groups(self) -> tuple[int, ...]:
+        """Of each sequence the group of <SPE>."""
+        numbers = [len(sequence.tokens.groups) for sequence in self.sequences]
+        return tuple(sum(numbers[:index]) for index in range(len(numbers)))
+
+    @functools.cached_property
+    def count_C(self) -> Tensor:
+        """tokens_C on the device."""
+        return _joined([sequence.tokens.count_G for sequence in self.sequences])
+
+    @functools.cached_property
+    def attributes_CA(self) -> Tensor:
+        return _joined([sequence.tokens.attributes_GA for sequence in self.sequences])
+
+    @functools.cached_property
+    def modality_C(self) -> Tensor:
+        return _joined([sequence.tokens.modality_G for sequence in self.sequences])
+
+    @functools.cached_property
+    def task_C(self) -> Tensor:
+        return _joined([torch.full_like(s.tokens.modality_G, s.task) for s in self.sequences])
+
+    @functools.cached_property
+    def modality_T(self) -> Tensor:
+        return _joined([s.tokens.modality_G.index_select(0, s.group_T) for s in self.sequences])
+
+    @functools.cached_property
+    def row_T(self) -> Tensor:
+        """Rows of all sequences, counted on."""
+        return self._counted_on(lambda sequence: sequence.row_T, lambda tokens: tokens.rows)
+
+    @functools.cached_property
+    def counter_T(self) -> Tensor:
+        """For the random numbers of tokens, as of rows and groups: the same whatever else is in the pass."""
+        return _joined([_counter(s, "token") + s.place_T for s in self.sequences])
+
+    @functools.cached_property
+    def counter_R(self) -> Tensor:
+        device = self.device
+        return _joined([torch.arange(s.tokens.rows, device=device) + _counter(s, "row") for s in self.sequences])
+
+    @functools.cached_property
+    def counter_C(self) -> Tensor:
+        device = self.device
+        return _joined(
+            [torch.arange(len(s.tokens.groups), device=device) + _counter(s, "group") for s in self.sequences]
+        )
+
+    def each(self, x_TF: Tensor) -> tuple[Tensor, ...]:
+        """The tokens of each sequence."""
+        return (
+            x_TF.split([sequence.tokens.num_tokens for sequence in self.sequences])
+            if len(self.sequences) > 1
+            else (x_TF,)
+        )
+
+    def _counted_on(self, numbers: Callable[[SequenceLayout], Tensor], size: Callable[[TokenLayout], int]) -> Tensor:
+        parts, seen = [], 0
+        for sequence in self.sequences:
+            parts.append(numbers(sequence) + seen if seen else numbers(sequence))
+            seen += size(sequence.tokens)
+        return _joined(parts)
 
 
-def layout_of(sequences: Sequences, task: int = 0, is_target: bool = False) -> SequenceLayout:
-    """The <SPE> token joins the group of the first segment and is a PREFIX token."""
+def layout_of(
+    sequences: Sequences, start: int = 0, by_group: bool = False, **known: int | bool | None
+) -> SequenceLayout:
+    """Of sequences that are part of a pass. known: task, is_target, noise."""
+    tokens = sequences.located().layout
+    assert tokens is not None
+    return SequenceLayout(tokens, start, _mask_of(sequences, tokens), by_group, **known)  # type: ignore[arg-type]
+
+
+def pass_layout(of_each: Sequence[tuple[Sequences, bool]], by_group: bool, task: int, noise: Key) -> PassLayout:
+    """of_each: sequences, and whether they are targets."""
+    found: list[SequenceLayout] = []
+    for index, (sequences, is_target) in enumerate(of_each):
+        start = found[-1].end if found else 0
+        key = derive(noise, "sequences", index)
+        found.append(layout_of(sequences, start, by_group, task=task, is_target=is_target, noise=key))
+    return PassLayout(tuple(found))
+
+
+def layout_of_groups(groups: Sequence[tuple[Attributes, int]], task: int) -> PassLayout:
+    """One token of each group (attributes, modality), for routers that look at groups alone."""
+    one, none = np.ones((1, 1), dtype=bool), np.zeros(1, dtype=np.int64)
+    parts = [Part(one, attributes, modality, Visibility.PREFIX, none) for attributes, modality in groups]
+    return PassLayout((SequenceLayout(token_layout(parts, with_spe=False), 0, None, task=task),))
+
+
+def _mask_of(sequences: Sequences, tokens: TokenLayout) -> Tensor | None:
+    if any(segment.visibility != Visibility.PREFIX for segment in sequences.segments):
+        return attention_mask(sequences)[:, None]
+    return None if tokens.is_full else _valid_BL(sequences)[:, None, None]
+
+
+def _valid_BL(sequences: Sequences) -> Tensor:
     first = sequences.segments[0].valid_BL
-    valid_BL = torch.cat([first.new_ones(first.shape[0], 1), *(s.valid_BL for s in sequences.segments)], dim=1)
-    plain = all(segment.visibility == Visibility.PREFIX for segment in sequences.segments)
-    mask_BLL = None if plain and bool(valid_BL.all()) else attention_mask(sequences, valid_BL)
-
-    groups: list[tuple[Attributes, Modality]] = []
-    spans: list[Span] = []
-    prefix = [True]
-    end = 1
-    for segment in sequences.segments:
-        key = (segment.attributes, segment.modality)
-        if key not in groups:
-            groups.append(key)
-        group = groups.index(key)
-        prefix += [segment.visibility == Visibility.PREFIX] * segment.valid_BL.shape[1]
-        start, end = (end if spans else 0), end + segment.valid_BL.shape[1]
-        if spans and spans[-1].group == group:
-            spans[-1] = Span(spans[-1].start, end, group)
-        else:
-            spans.append(Span(start, end, group))
-    device = valid_BL.device
-    return SequenceLayout(
-        valid_BL=valid_BL,
-        mask_BLL=mask_BLL,
-        spans=tuple(spans),
-        attributes_GA=torch.tensor([attributes for attributes, _ in groups], dtype=torch.float32, device=device),
-        modality_G=torch.tensor([modality for _, modality in groups], device=device),
-        prefix_L=torch.tensor(prefix, device=device),
-        task=task,
-        is_target=is_target,
-    )
+    return torch.cat([first.new_ones(first.shape[0], 1), *(s.valid_BL for s in sequences.segments)], dim=1)
 
 
-def attention_mask(sequences: Sequences, valid_BL: Tensor) -> Tensor:
-    """mask[b, i, j]: may position i look at position j? (papers.md 1.5, the double-token layout)"""
-    device = valid_BL.device
-    batch = valid_BL.shape[0]
-    kinds, orders = (
-        [torch.tensor([Visibility.PREFIX], device=device)],
-        [torch.zeros(batch, 1, dtype=torch.long, device=device)],
-    )
+def attention_mask(sequences: Sequences) -> Tensor:
+    """mask[b, i, j]: may place i look at place j? (papers.md 1.5, the double-token layout)"""
+    valid_BL = _valid_BL(sequences)
+    device, batch = valid_BL.device, valid_BL.shape[0]
+    kinds = [torch.full((1,), Visibility.PREFIX, device=device)]
+    orders = [torch.zeros(batch, 1, dtype=torch.long, device=device)]
     for segment in sequences.segments:
         length = segment.valid_BL.shape[1]
         kinds.append(torch.full((length,), segment.visibility, device=device))
@@ -147,13 +250,45 @@ def attention_mask(sequences: Sequences, valid_BL: Tensor) -> Tensor:
     return (column_prefix | sees_word) & valid_BL[:, None, :] | itself
 
 
-def position_major(x_BLD: Tensor) -> Tensor:
-    """The same tensor, in memory position by position: a span of positions is then one block, which a product can read
-    without a copy. No copy if it is so already."""
-    return x_BLD.transpose(0, 1).contiguous().transpose(0, 1)
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def in_storage_order(function: Callable[[Tensor], Tensor], x_BLD: Tensor) -> Tensor:
-    """A function of single tokens, applied without changing the order in memory."""
-    x_LBD = x_BLD.transpose(0, 1)
-    return function(x_LBD).transpose(0, 1) if x_LBD.is_contiguous() else function(x_BLD)
+def _counter(sequence: SequenceLayout, what: str) -> int:
+    """Where a sequence's counters begin: far from those of others."""
+    assert sequence.noise is not None, "evaluation draws nothing"
+    return derive(sequence.noise, what)
+
+
+def take_tokens(x_PF: Tensor, place_T: Tensor) -> Tensor:
+    """[T, F] from their places, of which no two are one."""
+    taken: Tensor = _Taken.apply(x_PF, place_T)
+    return taken
+
+
+class _Placed(torch.autograd.Function):
+    """Tokens to places that are zero elsewhere; the backward pass takes them. No two tokens have one place."""
+
+    @staticmethod
+    def forward(ctx, x_TF, place_T, num_places):
+        ctx.save_for_backward(place_T)
+        return x_TF.new_zeros(num_places, x_TF.shape[1]).index_copy_(0, place_T, x_TF)
+
+    @staticmethod
+    def backward(ctx, grad_PF):
+        return grad_PF.index_select(0, ctx.saved_tensors[0]), None, None
+
+
+class _Taken(torch.autograd.Function):
+    """Places to tokens; the inverse."""
+
+    @staticmethod
+    def forward(ctx, x_PF, place_T):
+        ctx.save_for_backward(place_T)
+        ctx.num_places = x_PF.shape[0]
+        return x_PF.index_select(0, place_T)
+
+    @staticmethod
+    def backward(ctx, grad_TF):
+        place_T = ctx.saved_tensors[0]
+        return grad_TF.new_zeros(ctx.num_places, grad_TF.shape[1]).index_copy_(0, place_T, grad_TF), None

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -69,7 +70,7 @@ class Objective(nn.Module):
         """Inputs and candidates go through the encoder in one pass for every task, so that all ranks issue the same
         collectives whatever each drew."""
         candidates = self._own_part(batch.candidates) if batch.scope == Scope.SHARDED else batch.candidates
-        readings = (Reading(batch.inputs, batch.read_Q2), _targets(candidates))
+        readings = (Reading(batch.inputs, batch.read_Q2, rows_Q=batch.read_rows_Q), _targets(candidates))
         (features_QW, own_CW), reports = self._encode(readings, noise, batch.task)
         candidates_CW, labels_Q = own_CW, batch.labels_Q
         if batch.scope == Scope.SHARDED:
@@ -184,8 +185,7 @@ class Objective(nn.Module):
         total, ranks = candidates.num_rows, self.data.size
         each = math.ceil(total / ranks)
         first = self.data.rank * each
-        rows = torch.arange(first, first + each, device=candidates.segments[0].valid_BL.device).clamp(max=total - 1)
-        return candidates.rows(rows)
+        return candidates.rows(np.arange(first, first + each).clip(max=total - 1))
 
     def _of_all_ranks(self, features_QW: Tensor) -> Tensor:
         return all_gather(features_QW, self.data).flatten(0, 1)
@@ -226,7 +226,8 @@ class Objective(nn.Module):
 def _targets(sequences: Sequences) -> Reading:
     """Candidates, every row read at its <SPE> token."""
     rows_C = torch.arange(sequences.num_rows, device=sequences.segments[0].valid_BL.device)
-    return Reading(sequences, torch.stack([rows_C, torch.zeros_like(rows_C)], dim=1), is_target=True)
+    read_C2 = torch.stack([rows_C, torch.zeros_like(rows_C)], dim=1)
+    return Reading(sequences, read_C2, is_target=True, rows_Q=np.arange(sequences.num_rows))
 
 
 def _mean_report(reports: tuple[RoutingReport, ...]) -> RoutingReport:

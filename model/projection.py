@@ -1,4 +1,4 @@
-"""A linear of the block, dense or a bank of experts, under one call: (xs, decision) -> ys, for all sequences of a pass."""
+"""A linear of the block, dense or a bank of experts, under one call: (x_TI, decision) -> y_TO, for all tokens of a pass."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from model.config import LoraConfig, ModelConfig
-from model.layout import in_storage_order
 from model.moe.experts import ExpertLinear
 from model.moe.layer import Decision
-from model.moe.router import States
 from model.tuning.lora import LowRankUpdate
 from parallel.collectives import Axis
 from parallel.linear import column_linear, row_linear
@@ -32,20 +30,15 @@ class DenseProjection(nn.Module):
         weight = linear.get_parameter("weight")
         self.lora = LowRankUpdate(lora, placement_of(weight), tensor) if lora else None
 
-    def forward(self, xs: States, decision: Decision) -> States:
+    def forward(self, x_TI: Tensor, decision: Decision) -> Tensor:
         updated: dict[str, Tensor] = {}
         if self.lora is not None:
             updated["weight"] = self.lora(self.linear.get_parameter("weight"))
-        if self.is_cut and is_lowering(xs[0].device):  # autocast does not reach into megatron-core's products on a CPU
+        if self.is_cut and is_lowering(x_TI.device):  # autocast does not reach into megatron-core's products on a CPU
             of_linear = dict(self.linear.named_parameters()) | updated
             updated = {name: lowered(parameter) for name, parameter in of_linear.items()}
-        if not updated:
-            return tuple(in_storage_order(self.linear, x) for x in xs)
-
-        def linear(x: Tensor) -> Tensor:
-            return functional_call(self.linear, updated, (lowered(x),))
-
-        return tuple(in_storage_order(linear, x) for x in xs)
+        y_TO: Tensor = functional_call(self.linear, updated, (lowered(x_TI),)) if updated else self.linear(x_TI)
+        return y_TO
 
 
 class SparseProjection(nn.Module):
@@ -55,9 +48,9 @@ class SparseProjection(nn.Module):
         super().__init__()
         self.bank = bank
 
-    def forward(self, xs: States, decision: Decision) -> States:
+    def forward(self, x_TI: Tensor, decision: Decision) -> Tensor:
         assert decision is not None, "a sparse projection needs a routing decision"
-        return decision.apply(self.bank, xs)
+        return decision.apply(self.bank, x_TI)
 
 
 def lora_of(config: ModelConfig, linear: Linear) -> LoraConfig | None:

@@ -1,7 +1,7 @@
 """Results that are cheap to compute again need not be kept: `activation_checkpointing: selective` (Megatron-LM's idea).
 
-    with dropped(gelu, xs) as ys:      ys = gelu of each x
-        return linear(ys)              what autograd saves here of ys is x and the function; backward computes ys again
+    with dropped(gelu, x) as y:        y = gelu(x)
+        return linear(y)               what autograd saves here of y is x and the function; backward computes y again
 
 LayerNorm and GELU keep their own inputs in any case, so nothing else has to stay. Products, attention, exchanges and routing
 are never repeated. `kept` has the same call and keeps everything.
@@ -10,15 +10,15 @@ are never repeated. `kept` has the same call and keeps everything.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-Computed = Callable[..., contextlib.AbstractContextManager[tuple[Tensor, ...]]]
-"""(function, arguments by sequence, as `map` takes them) -> a context with the results."""
+Computed = Callable[..., contextlib.AbstractContextManager[Tensor]]
+"""(function, its arguments) -> a context with the result."""
 
 
 def computed(activation_checkpointing: str) -> Computed:
@@ -26,45 +26,39 @@ def computed(activation_checkpointing: str) -> Computed:
 
 
 @contextlib.contextmanager
-def kept(function: Callable[..., Tensor], *columns: Iterable[Any]) -> Iterator[tuple[Tensor, ...]]:
-    yield tuple(map(function, *columns))
+def kept(function: Callable[..., Tensor], *call: Any) -> Iterator[Tensor]:
+    yield function(*call)
 
 
 @contextlib.contextmanager
-def dropped(function: Callable[..., Tensor], *columns: Iterable[Any]) -> Iterator[tuple[Tensor, ...]]:
+def dropped(function: Callable[..., Tensor], *call: Any) -> Iterator[Tensor]:
     """The function must give the same bits again. Inside another such context only the inner one drops."""
-    calls = list(zip(*columns, strict=True))
-    results = tuple(function(*call) for call in calls)
-    if not torch.is_grad_enabled():
-        yield results
+    result = function(*call)
+    if not torch.is_grad_enabled() or not result.numel():
+        yield result
         return
-    again = {
-        result.untyped_storage().data_ptr(): _Again(function, call)
-        for result, call in zip(results, calls, strict=True)
-        if result.numel()
-    }
+    again, place = _Again(function, call), result.untyped_storage().data_ptr()
 
     def pack(saved: Tensor) -> Any:
-        source = again.get(saved.untyped_storage().data_ptr()) if saved.numel() else None
-        if source is None:
+        if not saved.numel() or saved.untyped_storage().data_ptr() != place:
             return saved
-        source.uses += 1
-        return source, saved.dtype, saved.shape, saved.stride(), saved.storage_offset()
+        again.uses += 1
+        return saved.dtype, saved.shape, saved.stride(), saved.storage_offset()
 
     def unpack(packed: Any) -> Tensor:
         if isinstance(packed, Tensor):
             return packed
-        source, dtype, *view = packed
-        result = source.result()
-        assert result.dtype == dtype
-        return result.as_strided(*view)
+        dtype, *view = packed
+        found = again.result()
+        assert found.dtype == dtype
+        return found.as_strided(*view)
 
     with saved_tensors_hooks(pack, unpack):
-        yield results
+        yield result
 
 
 class _Again:
-    """One result: computed when the first of those who saved it asks, let go when the last one has asked."""
+    """The result: computed when the first of those who saved it asks, let go when the last one has asked."""
 
     def __init__(self, function: Callable[..., Tensor], call: tuple[Any, ...]) -> None:
         self.function = function

@@ -1,12 +1,13 @@
 """A tower: embedding, encoder, read-out and projection. One serves every modality; text may have one of its own.
 
-Legend: B rows, L positions, Q read-outs, D width, W width of the space in which inputs and candidates are compared.
+Legend: T tokens of a pass, Q read-outs, D width, W width of the space in which inputs and candidates are compared.
 """
 
 from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,9 +15,9 @@ from data.batch import Modality, Sequences
 from model.config import ModelConfig
 from model.embedding import Embedding
 from model.encoder import Encoder
-from model.layout import SequenceLayout, layout_of
+from model.layout import SequenceLayout, pass_layout
 from model.moe.layer import RoutingReport
-from model.noise import Key, derive
+from model.noise import Key
 from parallel.kernels import Kernels
 from parallel.mesh import Mesh
 
@@ -24,12 +25,14 @@ from parallel.mesh import Mesh
 @dataclasses.dataclass(frozen=True)
 class Reading:
     """Sequences and where to read them: read_Q2 holds (row, position) pairs, sorted by row. projected: features are those of the space in
-    which inputs and candidates are compared, and not the encoder's own, normalised by its last LayerNorm."""
+    which inputs and candidates are compared, and not the encoder's own, normalised by its last LayerNorm. rows_Q: the rows, on the host,
+    where they are known there."""
 
     sequences: Sequences
     read_Q2: Tensor
     is_target: bool = False
     projected: bool = True
+    rows_Q: np.ndarray | None = None
 
     @property
     def is_text(self) -> bool:
@@ -41,10 +44,12 @@ class Reading:
         if rows < count:
             raise ValueError(f"model.chunks={count} is more than the {rows} rows of a batch: lower it")
         start, end = rows * index // count, rows * (index + 1) // count
-        mine_Q = (self.read_Q2[:, 0] >= start) & (self.read_Q2[:, 0] < end)
-        offset_2 = torch.tensor([start, 0], device=self.read_Q2.device)
         part = self.sequences.rows(slice(start, end))
-        return dataclasses.replace(self, sequences=part, read_Q2=self.read_Q2[mine_Q] - offset_2)
+        rows_Q = self.read_Q2[:, 0].cpu().numpy() if self.rows_Q is None else self.rows_Q
+        first, last = (int(np.searchsorted(rows_Q, row)) for row in (start, end))
+        row_Q, place_Q = self.read_Q2[first:last].unbind(1)
+        read_Q2 = torch.stack([row_Q - start, place_Q], dim=1)
+        return dataclasses.replace(self, sequences=part, read_Q2=read_Q2, rows_Q=rows_Q[first:last] - start)
 
 
 class Tower(nn.Module):
@@ -61,25 +66,24 @@ class Tower(nn.Module):
         self, readings: tuple[Reading, ...], noise: Key, task: int
     ) -> tuple[tuple[Tensor, ...], tuple[RoutingReport, ...]]:
         """-> (features [Q, W] of each reading in fp32, not normalised, routing reports of all together)."""
-        xs = tuple(
-            self.embedding(reading.sequences, derive(noise, "embedding", index))
-            for index, reading in enumerate(readings)
-        )
-        layouts = tuple(layout_of(reading.sequences, task, reading.is_target) for reading in readings)
-        xs, reports = self.encoder(xs, layouts, noise)
+        sequences = tuple(reading.sequences.located() for reading in readings)
+        both = tuple((located, reading.is_target) for located, reading in zip(sequences, readings, strict=True))
+        layout = pass_layout(both, self.encoder.merges, task, noise)
+        xs = [self.embedding(*pair) for pair in zip(sequences, layout.sequences, strict=True)]
+        x_TD, reports = self.encoder(torch.cat(xs) if len(xs) > 1 else xs[0], layout, noise)
         features = tuple(
-            self._read(x_BLD, layout, reading) for x_BLD, layout, reading in zip(xs, layouts, readings, strict=True)
+            self._read(x_TD, of_one, reading) for of_one, reading in zip(layout.sequences, readings, strict=True)
         )
         return features, reports
 
-    def _read(self, x_BLD: Tensor, layout: SequenceLayout, reading: Reading) -> Tensor:
-        rows_Q, positions_Q = reading.read_Q2[:, 0], reading.read_Q2[:, 1]
+    def _read(self, x_TD: Tensor, layout: SequenceLayout, reading: Reading) -> Tensor:
+        row_Q, place_Q = reading.read_Q2.unbind(1)
         if self.config.readout == "mean":
-            valid_BL1 = layout.valid_BL.unsqueeze(-1)
-            mean_BD = (self.output_norm(x_BLD) * valid_BL1).sum(dim=1) / valid_BL1.sum(dim=1)
-            read_QD = mean_BD[rows_Q]
+            placed_BLD = layout.placed(self.output_norm(x_TD[layout.start : layout.end]))
+            lengths_B1 = layout.placed(torch.ones_like(x_TD[layout.start : layout.end, :1])).sum(dim=1)
+            read_QD = (placed_BLD.sum(dim=1) / lengths_B1)[row_Q]
         else:
-            read_QD = self.output_norm(x_BLD[rows_Q, positions_Q])
+            read_QD = self.output_norm(x_TD[layout.tokens_at(row_Q * layout.tokens.length + place_Q)])
         return self._project(read_QD, reading.is_text) if reading.projected else read_QD.float()
 
     def read_last(self, x_BLD: Tensor, is_text: bool) -> Tensor:

@@ -1,10 +1,10 @@
 """Tokens to the ranks of their experts and back, over plain tensors.
 
-    P places x K choices --sort by expert--> N copies --all-to-all--> R received rows, in blocks by (rank, local expert)
+    T tokens x K choices --sort by expert--> N copies --all-to-all--> R received rows, in blocks by (rank, local expert)
                          <-------sum-------  N rows   <--all-to-all-- R results
 
-Dropped choices and pads are not sent. Zero rows for an expert, from a rank or in all are normal cases.
-Legend: P places (all positions of a pass, pads too), T valid tokens, K choices, N kept copies on this rank, R rows received,
+Dropped choices are not sent. Zero rows for an expert, from a rank or in all are normal cases.
+Legend: T tokens of a pass, K choices, N kept copies on this rank, R rows received,
 E experts, S expert ranks.
 """
 
@@ -27,41 +27,27 @@ class DispatchPlan:
     """Who goes where: made once per decision, used by every linear of the pair.
 
     token_N, choice_N   the token and the choice of each copy, copies sorted by global expert id
-    place_N             the place of each copy
-    copies_PK           the copy of each place's choice, 0 where there is none
-    missing_K           for each choice the places that have no copy: dropped, or pads
+    copies_TK           the copy of each token's choice, 0 where there is none
+    missing_K           for each choice the tokens that have no copy, as it was dropped
     send_counts         rows to each expert rank; receive_counts: rows from each
     blocks              (first row, row after the last, local expert) of the received rows, as they arrive
     """
 
     axis: Axis
-    num_places: int
+    num_tokens: int
     num_choices: int
     token_N: Tensor
     choice_N: Tensor
-    place_N: Tensor
-    copies_PK: Tensor
+    copies_TK: Tensor
     missing_K: tuple[Tensor, ...]
     send_counts: list[int]
     receive_counts: list[int]
     blocks: Blocks
 
 
-def plan_dispatch(
-    expert_ids_TK: Tensor,
-    kept_TK: Tensor,
-    num_experts: int,
-    axis: Axis,
-    place_T: Tensor | None = None,
-    num_places: int | None = None,
-) -> DispatchPlan:
-    """Agree with the other expert ranks on how many rows go where (one small all-to-all of counts).
-
-    place_T: where each token stands among `num_places` places; None: there are no pads.
-    """
+def plan_dispatch(expert_ids_TK: Tensor, kept_TK: Tensor, num_experts: int, axis: Axis) -> DispatchPlan:
+    """Agree with the other expert ranks on how many rows go where (one small all-to-all of counts)."""
     num_tokens, num_choices = expert_ids_TK.shape
-    if num_places is None:
-        num_places = num_tokens
     token_N, choice_N = kept_TK.nonzero(as_tuple=True)
     expert_N = expert_ids_TK[token_N, choice_N]
     order_N = torch.sort(expert_N, stable=True).indices
@@ -73,19 +59,17 @@ def plan_dispatch(
     if axis.size > 1:
         one_each = [1] * axis.size
         received_SE = exchanged(sent_SE, one_each, one_each, axis)
-    place_N = token_N if place_T is None else place_T[token_N]
-    copies_PK = torch.full((num_places, num_choices), -1, device=token_N.device)
-    copies_PK[place_N, choice_N] = torch.arange(token_N.shape[0], device=token_N.device)
-    complete = token_N.shape[0] == num_places * num_choices
-    missing_K = () if complete else tuple((copies_PK[:, k] < 0).nonzero().squeeze(1) for k in range(num_choices))
+    copies_TK = torch.full((num_tokens, num_choices), -1, device=token_N.device)
+    copies_TK[token_N, choice_N] = torch.arange(token_N.shape[0], device=token_N.device)
+    complete = token_N.shape[0] == num_tokens * num_choices
+    missing_K = () if complete else tuple((copies_TK[:, k] < 0).nonzero().squeeze(1) for k in range(num_choices))
     return DispatchPlan(
         axis=axis,
-        num_places=num_places,
+        num_tokens=num_tokens,
         num_choices=num_choices,
         token_N=token_N,
         choice_N=choice_N,
-        place_N=place_N,
-        copies_PK=copies_PK.clamp_(min=0),
+        copies_TK=copies_TK.clamp_(min=0),
         missing_K=missing_K,
         send_counts=sent_SE.sum(1).tolist(),
         receive_counts=received_SE.sum(1).tolist(),
@@ -93,9 +77,9 @@ def plan_dispatch(
     )
 
 
-def dispatch(x_PD: Tensor, plan: DispatchPlan) -> Tensor:
-    """[P, D] -> [R, D]: the rows for this rank's experts, in the plan's blocks."""
-    return _exchanged(_Spread.apply(x_PD, plan), plan)
+def dispatch(x_TD: Tensor, plan: DispatchPlan) -> Tensor:
+    """[T, D] -> [R, D]: the rows for this rank's experts, in the plan's blocks."""
+    return _exchanged(_Spread.apply(x_TD, plan), plan)
 
 
 def dispatch_weights(weights_TK: Tensor, plan: DispatchPlan) -> Tensor:
@@ -104,7 +88,7 @@ def dispatch_weights(weights_TK: Tensor, plan: DispatchPlan) -> Tensor:
 
 
 def combine(y_RF: Tensor, plan: DispatchPlan) -> Tensor:
-    """[R, F] -> [P, F]: every place the sum of its experts' results; zero for a pad and where all choices were dropped."""
+    """[R, F] -> [T, F]: every token the sum of its experts' results; zero where all choices were dropped."""
     return _Collect.apply(all_to_all(y_RF, plan.receive_counts, plan.send_counts, plan.axis), plan)
 
 
@@ -120,12 +104,12 @@ def _blocks(counts: list[int], experts: int) -> Blocks:
 
 
 class _Spread(torch.autograd.Function):
-    """Places to copies; its backward sums copies to places."""
+    """Tokens to copies; its backward sums copies to tokens."""
 
     @staticmethod
-    def forward(ctx, x_PD, plan):
+    def forward(ctx, x_TD, plan):
         ctx.plan = plan
-        return x_PD.index_select(0, plan.place_N)
+        return x_TD.index_select(0, plan.token_N)
 
     @staticmethod
     def backward(ctx, grad_ND):
@@ -133,7 +117,7 @@ class _Spread(torch.autograd.Function):
 
 
 class _Collect(torch.autograd.Function):
-    """Copies to places, summed; its backward spreads."""
+    """Copies to tokens, summed; its backward spreads."""
 
     @staticmethod
     def forward(ctx, y_NF, plan):
@@ -141,19 +125,19 @@ class _Collect(torch.autograd.Function):
         return _collected(y_NF, plan)
 
     @staticmethod
-    def backward(ctx, grad_PF):
-        return grad_PF.index_select(0, ctx.plan.place_N), None
+    def backward(ctx, grad_TF):
+        return grad_TF.index_select(0, ctx.plan.token_N), None
 
 
 def _collected(y_NF: Tensor, plan: DispatchPlan) -> Tensor:
     """Reading rows in another order is faster than adding into them."""
     if not len(y_NF):
-        return y_NF.new_zeros(plan.num_places, y_NF.shape[1])
-    total_PF = None
+        return y_NF.new_zeros(plan.num_tokens, y_NF.shape[1])
+    total_TF = None
     for choice in range(plan.num_choices):
-        part_PF = y_NF.index_select(0, plan.copies_PK[:, choice])
+        part_TF = y_NF.index_select(0, plan.copies_TK[:, choice])
         if plan.missing_K:
-            part_PF.index_fill_(0, plan.missing_K[choice], 0.0)
-        total_PF = part_PF if total_PF is None else total_PF.add_(part_PF)
-    assert total_PF is not None
-    return total_PF
+            part_TF.index_fill_(0, plan.missing_K[choice], 0.0)
+        total_TF = part_TF if total_TF is None else total_TF.add_(part_TF)
+    assert total_TF is not None
+    return total_TF

@@ -1,6 +1,6 @@
 """What each decision of a pass chose, read off the routers as they decide.
 
-Legend: B rows, L positions (<SPE> first), T valid tokens of all sequences, C condition groups of all sequences, K choices, E experts.
+Legend: B rows, L places (<SPE> first), T tokens of all sequences, C condition groups of all sequences, K choices, E experts.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from model.layout import PassLayout
 from model.moe.layer import DispatchPath, MergePath
-from model.moe.router import Layouts
 from model.moe.routing import TokenRouting
 from model.objective import Objective
 
@@ -53,29 +53,22 @@ def recorded(objective: Objective) -> Iterator[list[Choice]]:
             handle.remove()
 
 
-def of_groups(weights_CE: Tensor, layouts: Layouts) -> Choice:
+def of_groups(weights_CE: Tensor, layout: PassLayout) -> Choice:
     """All tokens of a group have its first expert."""
     weight_C, expert_C = weights_CE.max(dim=1)
-    experts, weights, first = [], [], 0
-    for layout in layouts:
-        group_L = torch.cat([torch.full((span.end - span.start,), first + span.group) for span in layout.spans])
-        group_L = group_L.to(expert_C.device)
-        experts.append(torch.where(layout.valid_BL, expert_C[group_L], NONE))
-        weights.append(torch.where(layout.valid_BL, weight_C[group_L], 0.0))
-        first += len(layout.modality_G)
-    return Choice(tuple(experts), tuple(weights))
+    group_T = torch.cat([s.group_T + first for s, first in zip(layout.sequences, layout.first_groups, strict=True)])
+    return _placed(expert_C[group_T], weight_C[group_T], layout)
 
 
-def of_tokens(routing: TokenRouting, layouts: Layouts) -> Choice:
-    """Valid tokens of all sequences stand one after another."""
-    counts = [int(layout.valid_BL.sum()) for layout in layouts]
+def of_tokens(routing: TokenRouting, layout: PassLayout) -> Choice:
     expert_T = torch.where(routing.kept_TK[:, 0], routing.expert_ids_TK[:, 0], NONE)
+    return _placed(expert_T, routing.weights_TK[:, 0], layout)
+
+
+def _placed(expert_T: Tensor, weight_T: Tensor, layout: PassLayout) -> Choice:
+    parts = zip(layout.each(expert_T[:, None]), layout.each(weight_T[:, None]), layout.sequences, strict=True)
     experts, weights = [], []
-    parts = zip(layouts, expert_T.split(counts), routing.weights_TK[:, 0].split(counts), strict=True)
-    for layout, expert_t, weight_t in parts:
-        experts.append(
-            torch.full_like(layout.valid_BL, NONE, dtype=torch.long).masked_scatter(layout.valid_BL, expert_t)
-        )
-        empty = torch.zeros_like(layout.valid_BL, dtype=weight_t.dtype)
-        weights.append(empty.masked_scatter(layout.valid_BL, weight_t))
+    for expert_t1, weight_t1, sequence in parts:
+        experts.append(sequence.placed(expert_t1 - NONE).squeeze(-1) + NONE)
+        weights.append(sequence.placed(weight_t1).squeeze(-1))
     return Choice(tuple(experts), tuple(weights))

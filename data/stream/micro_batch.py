@@ -55,7 +55,7 @@ def build_micro_batch(source: Source, assignment: Assignment, schedule: Schedule
         examples.append(
             _example(source, position, itertools.chain([read], others), schedule.seed, assignment.task, faults)
         )
-    batch = source.task.batch(examples, rng(schedule.seed, assignment.task, assignment.start, 1))
+    batch = source.task.batch(examples, rng(schedule.seed, assignment.task, assignment.start, 1)).located()
     return MicroBatch(assignment, batch, size, batch.inputs.counts, batch.candidates.counts, tuple(faults))
 
 

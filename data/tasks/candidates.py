@@ -24,7 +24,7 @@ def class_names(
 ) -> Sequences:
     """One candidate per class: its name and end-of-text, no template (papers.md 1.5)."""
     rows = [vocabulary.encode(name, max_text) for name in names]
-    return Sequences(segments=(text_segment(rows, attributes),))
+    return Sequences(segments=(text_segment(rows, attributes),)).located()
 
 
 def check_distinct(names: Sequence[str], vocabulary: Vocabulary, max_text: int, task: str) -> None:
@@ -102,4 +102,4 @@ class WordCandidates:
         end = self.vocabulary.end
         tokens_C = np.array([self.vocabulary.candidate_token(c) for c in candidates_C.tolist()], dtype=np.int64)
         columns = [tokens_C, np.full_like(tokens_C, end)] if self.word_end else [tokens_C]
-        return Sequences(segments=(equal_text_segment(np.stack(columns, axis=1), WORD_TARGET),))
+        return Sequences(segments=(equal_text_segment(np.stack(columns, axis=1), WORD_TARGET),)).located()

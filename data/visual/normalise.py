@@ -6,6 +6,8 @@ Legend: B rows, L patches, P values of a patch (channel, y, x), C colour channel
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -34,5 +36,11 @@ def pixels(values_BLP: Tensor, modality: Modality) -> Tensor:
 
 def _mean_and_std(modality: Modality, like: Tensor) -> tuple[Tensor, Tensor]:
     """[C, 1] each, for pixels between 0 and 255."""
-    mean_C1, std_C1 = (torch.tensor(table[modality], device=like.device)[:, None] * 255 for table in (MEAN, STD))
+    return _tables(modality, like.device)
+
+
+@functools.cache
+def _tables(modality: Modality, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Made once: a device is waited for."""
+    mean_C1, std_C1 = (torch.tensor(table[modality], device=device)[:, None] * 255 for table in (MEAN, STD))
     return mean_C1, std_C1

@@ -70,41 +70,31 @@ class ExpertLinear(nn.Module):
 
         An expert without rows takes part with none, so its gradient is zero and not missing.
         """
-        (y_RO,) = self.linear((x_RI,), (blocks,), lowered(self.updated_weight()), lowered(self.bias), scale_R)
-        return y_RO
+        return self.linear(x_RI, blocks, lowered(self.updated_weight()), lowered(self.bias), scale_R)
 
     def linear(
         self,
-        xs: tuple[Tensor, ...],
-        blocks: tuple[Blocks, ...],
+        x_RI: Tensor,
+        blocks: Blocks,
         weight_COI: Tensor,
         bias_CO: Tensor,
         scale_R: Tensor | None = None,
-    ) -> tuple[Tensor, ...]:
+    ) -> Tensor:
         """scale (W x + b) over this rank's part of the weights, communicating as megatron-core's column / row layers do, or
         leaving sums over tensor ranks to the block, as parallel/linear.py does where rows are cut."""
-        xs = tuple(map(lowered, xs))
+        x_RI = lowered(x_RI)
         if self.tensor.size == 1:
-            return grouped_linear(xs, blocks, weight_COI, bias_CO, scale_R)
+            return grouped_linear(x_RI, blocks, weight_COI, bias_CO, scale_R)
         # Each tensor rank multiplies by a part of the weight, so the gradient of the scale is a part too.
         part_R = None if scale_R is None else copy_to_axis(scale_R, self.tensor)
         if self.leaves_sums:
             term_CO = bias_CO if self.side == "column" else only_first(bias_CO, self.tensor)
-            return grouped_linear(xs, blocks, weight_COI, term_CO, part_R)
+            return grouped_linear(x_RI, blocks, weight_COI, term_CO, part_R)
         if self.side == "column":
-            return grouped_linear(tuple(copy_to_axis(x, self.tensor) for x in xs), blocks, weight_COI, bias_CO, part_R)
-        ys = grouped_linear(xs, blocks, weight_COI, None, part_R)
-        biases = tuple(_rows_of(bias_CO, of_one) for of_one in blocks)
-        if scale_R is not None:
-            biases = (biases[0] * scale_R[:, None].to(biases[0].dtype),)
-        return tuple(reduce_from_axis(y, self.tensor) + bias for y, bias in zip(ys, biases, strict=True))
-
-
-def _rows_of(bias_CO: Tensor, blocks: Blocks) -> Tensor:
-    """The bias of every row."""
-    lengths = torch.tensor([end - start for start, end, _ in blocks], device=bias_CO.device)
-    numbers = torch.tensor([index for *_, index in blocks], device=bias_CO.device)
-    return bias_CO[numbers.repeat_interleave(lengths)]
+            return grouped_linear(copy_to_axis(x_RI, self.tensor), blocks, weight_COI, bias_CO, part_R)
+        y_RO = reduce_from_axis(grouped_linear(x_RI, blocks, weight_COI, None, part_R), self.tensor)
+        bias_RO = torch.cat([bias_CO[index].expand(end - start, -1) for start, end, index in blocks])
+        return y_RO + (bias_RO if scale_R is None else bias_RO * scale_R[:, None].to(bias_RO.dtype))
 
 
 Merges = dict[ExpertLinear, tuple[Merging, Merging]]
@@ -136,5 +126,5 @@ class ExpertMLP(nn.Module):
 
     def grouped(self, x_RI: Tensor, blocks: Blocks, scale_R: Tensor | None = None) -> Tensor:
         """Rows in blocks of local experts -> [R, O]."""
-        with self.computed(nn.functional.gelu, (self.up.grouped(x_RI, blocks),)) as (hidden_RF,):
+        with self.computed(nn.functional.gelu, self.up.grouped(x_RI, blocks)) as hidden_RF:
             return self.down.grouped(hidden_RF, blocks, scale_R)

@@ -3,10 +3,9 @@
     GroupRouter --> MergePath    --> MergeDecision    .apply(bank, xs)     weights travel, tokens stay
     TokenRouter --> DispatchPath --> DispatchDecision .apply(experts, xs)  tokens travel, weights stay
 
-A pass is a tuple of sequences that go through the encoder together (inputs and candidates): they share one exchange, and
-tokens of both compete for the same slots. A decision also carries what it reports; nothing is stored in a module, so
-recomputation counts nothing twice.
-Legend: B rows, L positions, D width, T valid tokens, E experts, K choices, C condition groups, S expert ranks, M modalities.
+All tokens of a pass (of inputs and candidates) share one exchange, and compete for the same slots. A decision also carries what it
+reports; nothing is stored in a module, so recomputation counts nothing twice.
+Legend: T tokens, D width, E experts, K choices, C condition groups, S expert ranks, M modalities.
 """
 
 from __future__ import annotations
@@ -18,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from data.batch import Modality
+from model.layout import PassLayout
 from model.moe.config import ExpertConfig
 from model.moe.experts import ExpertLinear, Merges, start_merges
-from model.moe.router import GROUP_ROUTERS, TOKEN_ROUTERS, Layouts, States
+from model.moe.router import GROUP_ROUTERS, TOKEN_ROUTERS
 from model.moe.routing import TokenRouting
 from model.moe.use import ExpertUse, unpacked
 from model.noise import Key
@@ -43,25 +43,25 @@ class RoutingReport:
 
 @dataclasses.dataclass(frozen=True)
 class MergeDecision:
-    """The merged weights and biases of a pair of banks, under way, and the spans of this rank's groups."""
+    """The merged weights and biases of a pair of banks, under way. blocks: the tokens of each group. firsts: of each sequence the group
+    of its first token."""
 
     merges: Merges
-    layouts: Layouts
+    blocks: Blocks
+    firsts: tuple[int, ...]
     report: RoutingReport
 
-    def apply(self, bank: ExpertLinear, xs: States) -> States:
-        """Dense linears over the spans, which are blocks of position-major memory. Once a bank."""
+    def apply(self, bank: ExpertLinear, x_TI: Tensor) -> Tensor:
+        """A dense linear for each group. Once a bank."""
         weight_COI, bias_CO = (merging.total() for merging in self.merges.pop(bank))
-        blocks, first = [], 0
-        for x_BLI, layout in zip(xs, self.layouts, strict=True):
-            rows = x_BLI.shape[0]
-            blocks.append(tuple((span.start * rows, span.end * rows, first + span.group) for span in layout.spans))
-            first += layout.modality_G.shape[0]
-        stored = tuple(x_BLI.transpose(0, 1).flatten(0, 1) for x_BLI in xs)
-        ys = bank.linear(stored, tuple(blocks), weight_COI, bias_CO)
-        return tuple(
-            y.view(x_BLI.shape[1], x_BLI.shape[0], -1).transpose(0, 1) for y, x_BLI in zip(ys, xs, strict=True)
-        )
+        return bank.linear(x_TI, self.blocks, weight_COI, bias_CO)
+
+    def with_more(self, lengths: list[int]) -> MergeDecision:
+        """For rows behind the tokens: some for each sequence, in the group of its first token."""
+        blocks = list(self.blocks)
+        for length, group in zip(lengths, self.firsts, strict=True):
+            blocks.append((blocks[-1][1], blocks[-1][1] + length, group))
+        return dataclasses.replace(self, blocks=tuple(blocks))
 
 
 class Grouped(Protocol):
@@ -76,16 +76,14 @@ class DispatchDecision:
 
     scale_R: Tensor
     plan: DispatchPlan
-    layouts: Layouts
     report: RoutingReport
 
-    def apply(self, experts: Grouped, xs: States) -> States:
-        """Padded positions come out as zero."""
-        flat = [lowered(x_BLI.reshape(-1, x_BLI.shape[-1])) for x_BLI in xs]
-        rows_RI = dispatch(flat[0] if len(flat) == 1 else torch.cat(flat), self.plan)
-        y_PO = combine(experts.grouped(rows_RI, self.plan.blocks, self.scale_R), self.plan)
-        parts = y_PO.split([len(x_PI) for x_PI in flat])
-        return tuple(part.view(*x_BLI.shape[:2], -1) for part, x_BLI in zip(parts, xs, strict=True))
+    def apply(self, experts: Grouped, x_TI: Tensor) -> Tensor:
+        rows_RI = dispatch(lowered(x_TI), self.plan)
+        return combine(experts.grouped(rows_RI, self.plan.blocks, self.scale_R), self.plan)
+
+    def with_more(self, lengths: list[int]) -> DispatchDecision:
+        raise AssertionError("model/config.py refuses prompts that a router would have to send")
 
     @property
     def is_single(self) -> bool:
@@ -104,9 +102,9 @@ class MergePath(nn.Module):
         self.expert, self.max_groups = mesh.expert, config.max_groups
         self.router = GROUP_ROUTERS[config.router](width, config, num_tasks, kernels)
 
-    def forward(self, banks: tuple[ExpertLinear, ...], layouts: Layouts, noise: Key) -> MergeDecision:
+    def forward(self, banks: tuple[ExpertLinear, ...], layout: PassLayout, noise: Key) -> MergeDecision:
         """Decides, and starts to merge the banks that the decision is for."""
-        weights_CE, entropy_C = self.router(layouts, noise)
+        weights_CE, entropy_C = self.router(layout, noise)
         num_groups, num_experts = weights_CE.shape
         if num_groups > self.max_groups:
             raise ValueError(
@@ -116,18 +114,15 @@ class MergePath(nn.Module):
         if self.expert.size > 1:
             padded_CE = torch.cat([weights_CE, weights_CE.new_zeros(self.max_groups - num_groups, num_experts)])
         chosen_CE = (weights_CE.detach() > 0).to(weights_CE)
-        tokens_C = torch.stack(
-            [_tokens(layout, group) for layout in layouts for group in range(len(layout.modality_G))]
-        )
-        pairs_CE = tokens_C.to(chosen_CE)[:, None] * chosen_CE
-        weight_CE = tokens_C.to(chosen_CE)[:, None] * weights_CE.detach()
+        tokens_C1 = layout.count_C.to(chosen_CE)[:, None]
+        pairs_CE, weight_CE = tokens_C1 * chosen_CE, tokens_C1 * weights_CE.detach()
         asked_C = pairs_CE.sum(dim=1)
         use_CX = ExpertUse(pairs_CE, weight_CE, asked_C, asked_C * entropy_C).packed()
-        modality_C = torch.cat([layout.modality_G for layout in layouts])
-        use_MX = use_CX.new_zeros(len(Modality), use_CX.shape[1]).index_add(0, modality_C, use_CX)
+        use_MX = use_CX.new_zeros(len(Modality), use_CX.shape[1]).index_add(0, layout.modality_C, use_CX)
         report = RoutingReport(unpacked(use_MX), {}, weights_CE.new_zeros(()))
         gathered_SCE = all_gather(padded_CE, self.expert)
-        return MergeDecision(start_merges(banks, gathered_SCE, num_groups, self.expert), layouts, report)
+        merges = start_merges(banks, gathered_SCE, num_groups, self.expert)
+        return MergeDecision(merges, layout.blocks, layout.first_groups, report)
 
 
 class DispatchPath(nn.Module):
@@ -138,14 +133,12 @@ class DispatchPath(nn.Module):
         self.num_experts, self.expert = config.num_experts, mesh.expert
         self.router = TOKEN_ROUTERS[config.router](width, config, num_tasks, kernels)
 
-    def forward(self, xs: States, layouts: Layouts, noise: Key) -> DispatchDecision:
-        routing = self.router(xs, layouts, noise)
-        place_T, num_places = _places(layouts)
-        plan = plan_dispatch(routing.expert_ids_TK, routing.kept_TK, self.num_experts, self.expert, place_T, num_places)
-        modality_T = torch.cat([layout.modality_BL[layout.valid_BL] for layout in layouts])
-        use = _use_of(routing, modality_T, self.num_experts)
+    def forward(self, x_TD: Tensor, layout: PassLayout, noise: Key) -> DispatchDecision:
+        routing = self.router(x_TD, layout, noise)
+        plan = plan_dispatch(routing.expert_ids_TK, routing.kept_TK, self.num_experts, self.expert)
+        use = _use_of(routing, layout.modality_T, self.num_experts)
         report = RoutingReport(use, routing.losses, routing.loss)
-        return DispatchDecision(dispatch_weights(routing.weights_TK, plan), plan, layouts, report)
+        return DispatchDecision(dispatch_weights(routing.weights_TK, plan), plan, report)
 
 
 def _use_of(routing: TokenRouting, modality_T: Tensor, num_experts: int) -> ExpertUse:
@@ -167,18 +160,3 @@ def make_path(
 ) -> MergePath | DispatchPath:
     path = DispatchPath if config.decides_per_token else MergePath
     return path(width, config, num_tasks, mesh, kernels)
-
-
-def _tokens(layout, group: int) -> Tensor:
-    """Valid tokens of a group, a scalar tensor."""
-    counts = [layout.valid_BL[:, span.start : span.end].sum() for span in layout.spans if span.group == group]
-    return torch.stack(counts).sum()
-
-
-def _places(layouts: Layouts) -> tuple[Tensor | None, int]:
-    """-> (place of every valid token among all positions of a pass, None where all are valid; number of places)."""
-    sizes = [layout.valid_BL.numel() for layout in layouts]
-    if all(layout.is_full for layout in layouts):
-        return None, sum(sizes)
-    starts = [sum(sizes[:index]) for index in range(len(sizes))]
-    return torch.cat([layout.place_T + start for layout, start in zip(layouts, starts, strict=True)]), sum(sizes)

@@ -1,7 +1,7 @@
 """Auxiliary losses on router probabilities: pure functions, unweighted.
 
 Legend: T tokens, E experts, G routing groups. V-MoE computes its losses a routing group and averages over groups
-(papers.md 3.5); `group_T` numbers each token's group, 0 for all where there is one.
+(papers.md 3.5); `group_T` numbers each token's group, None where there is one.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 
-def importance(probs_TE: Tensor, group_T: Tensor, num_groups: int) -> Tensor:
+def importance(probs_TE: Tensor, group_T: Tensor | None, num_groups: int) -> Tensor:
     """(std / mean)^2 over experts of the summed noise-free probabilities, population std."""
     return _squared_variation(_sum_by_group(probs_TE, group_T, num_groups)).mean()
 
 
 def load(
-    logits_TE: Tensor, noisy_logits_TE: Tensor, k: int, noise_std: float, group_T: Tensor, num_groups: int
+    logits_TE: Tensor, noisy_logits_TE: Tensor, k: int, noise_std: float, group_T: Tensor | None, num_groups: int
 ) -> Tensor:
     """(std / mean)^2 over experts of the chance that another draw of the noise keeps the expert among the top k.
 
@@ -34,13 +34,13 @@ def z_loss(logits_TE: Tensor) -> Tensor:
     return torch.logsumexp(logits_TE, dim=-1).square().mean() if logits_TE.shape[0] else logits_TE.sum()
 
 
-def switch(probs_TE: Tensor, first_choice_T: Tensor, group_T: Tensor, num_groups: int) -> Tensor:
+def switch(probs_TE: Tensor, first_choice_T: Tensor, group_T: Tensor | None, num_groups: int) -> Tensor:
     """E * sum_e (share of tokens whose first choice is e) * (mean probability of e): 1 when balanced.
 
     Switch computes it over the batch, GShard a group (its E^2 * mean over experts is the same number).
     """
     num_experts = probs_TE.shape[1]
-    tokens_G1 = torch.bincount(group_T, minlength=num_groups).clamp(min=1)[:, None]
+    tokens_G1 = _sum_by_group(torch.ones_like(probs_TE[:, :1]), group_T, num_groups).clamp(min=1)
     chosen_TE = torch.nn.functional.one_hot(first_choice_T, num_experts).to(probs_TE)
     share_GE = _sum_by_group(chosen_TE, group_T, num_groups) / tokens_G1
     mean_GE = _sum_by_group(probs_TE, group_T, num_groups) / tokens_G1
@@ -66,7 +66,9 @@ def _entropy(probs_XE: Tensor) -> Tensor:
     return -(probs_XE * probs_XE.clamp_min(1e-30).log()).sum(dim=-1)
 
 
-def _sum_by_group(values_TE: Tensor, group_T: Tensor, num_groups: int) -> Tensor:
+def _sum_by_group(values_TE: Tensor, group_T: Tensor | None, num_groups: int) -> Tensor:
+    if group_T is None:
+        return values_TE.sum(dim=0, keepdim=True)
     return values_TE.new_zeros(num_groups, values_TE.shape[1]).index_add(0, group_T, values_TE)
 
 

@@ -1,7 +1,7 @@
 """Routers: what a decision is made from. Gate arithmetic is fp32 (papers.md 2.4, 2.5, 3.2, 4).
 
-Legend: T valid tokens of all sequences of a pass, B rows, L positions, D width, F gate features, C condition groups (groups of
-all sequences one after another), A attribute bits, E experts, K choices, G routing groups.
+Legend: T tokens of a pass, B rows, L places, D width, F gate features, N conditions, C condition groups (groups of all sequences one
+after another), A attribute bits, E experts, K choices, G routing groups.
 """
 
 from __future__ import annotations
@@ -14,17 +14,13 @@ from torch import Tensor, nn
 
 from data.attributes import NUM_ATTRIBUTES
 from data.batch import Modality
-from model.layout import SequenceLayout
+from model.layout import PassLayout
 from model.moe import losses
 from model.moe.config import ExpertConfig
 from model.moe.routing import TokenRouting, capacity, kept_choices, scatter_weights, top_k
-from model.noise import Key, derive, normal, uniform
+from model.noise import Key, derive, each, normal, uniform
 from parallel.kernels import Kernels
 from parallel.precision import exact_linear, exactly
-
-States = tuple[Tensor, ...]
-"""Hidden states [B, L, D] of sequences that go through the encoder together; a layout belongs to each."""
-Layouts = tuple[SequenceLayout, ...]
 
 
 class GroupRouter(nn.Module):
@@ -36,18 +32,18 @@ class GroupRouter(nn.Module):
         super().__init__()
         self.config, self.num_tasks = config, num_tasks
 
-    def forward(self, layouts: Layouts, noise: Key) -> tuple[Tensor, Tensor]:
+    def forward(self, layout: PassLayout, noise: Key) -> tuple[Tensor, Tensor]:
         """-> (weights_CE, zero outside the top k; entropy_C of the gate's distribution without noise, in nats, without gradient)."""
-        with exactly(layouts[0].attributes_GA.device):
-            features_NF, row_C = self.conditions(layouts)
-            probs_NE, selection_NE, logits_NE, _ = _probabilities(features_NF, self.gate, self.config, noise)
+        with exactly(layout.device):
+            features_CF = self.conditions(layout)
+            counter_C = None if noise is None else layout.counter_C
+            probs_CE, selection_CE, logits_CE, _ = _probabilities(features_CF, self.gate, self.config, noise, counter_C)
             k = _evaluated(self.config.eval_top_k, self.config.top_k, noise)
-            ids_NK, weights_NK = top_k(probs_NE, k, self.config.renormalise, selection_NE)
-            weights_NE = scatter_weights(ids_NK, weights_NK, self.config.num_experts)
-            return weights_NE[row_C], _entropy(logits_NE)[row_C]
+            ids_CK, weights_CK = top_k(probs_CE, k, self.config.renormalise, selection_CE)
+            return scatter_weights(ids_CK, weights_CK, self.config.num_experts), _entropy(logits_CE)
 
-    def conditions(self, layouts: Layouts) -> tuple[Tensor, Tensor]:
-        """-> (features_NF of the distinct conditions in fp32, row_C the condition of each group)."""
+    def conditions(self, layout: PassLayout) -> Tensor:
+        """-> features_CF of each group in fp32."""
         raise NotImplementedError
 
 
@@ -60,10 +56,9 @@ class AttributeRouter(GroupRouter):
         self.norm = kernels.layer_norm(width)
         self.gate = nn.Linear(width, config.num_experts, bias=False)
 
-    def conditions(self, layouts: Layouts) -> tuple[Tensor, Tensor]:
-        attributes_CA = torch.cat([layout.attributes_GA for layout in layouts])
-        rows_C = torch.arange(attributes_CA.shape[0], device=attributes_CA.device)
-        return self.norm(self.embed(attributes_CA.to(self.embed.weight.dtype))), rows_C
+    def conditions(self, layout: PassLayout) -> Tensor:
+        features_CF: Tensor = self.norm(self.embed(layout.attributes_CA))
+        return features_CF
 
 
 class ModalityRouter(GroupRouter):
@@ -74,8 +69,9 @@ class ModalityRouter(GroupRouter):
         self.embed = nn.Embedding(len(Modality), width)
         self.gate = nn.Linear(width, config.num_experts, bias=False)
 
-    def conditions(self, layouts: Layouts) -> tuple[Tensor, Tensor]:
-        return self.embed.weight, torch.cat([layout.modality_G for layout in layouts])
+    def conditions(self, layout: PassLayout) -> Tensor:
+        features_CF: Tensor = self.embed(layout.modality_C)
+        return features_CF
 
 
 class TaskRouter(GroupRouter):
@@ -86,16 +82,16 @@ class TaskRouter(GroupRouter):
         self.embed = nn.Embedding(num_tasks, width)
         self.gate = nn.Linear(width, config.num_experts, bias=False)
 
-    def conditions(self, layouts: Layouts) -> tuple[Tensor, Tensor]:
-        return self.embed.weight, _tasks_of(layouts)
+    def conditions(self, layout: PassLayout) -> Tensor:
+        features_CF: Tensor = self.embed(layout.task_C)
+        return features_CF
 
 
 class TaskSpecific(GroupRouter):
     """No gate: task i has expert i to itself. The paper's alternative to routing, parameters growing with tasks."""
 
-    def forward(self, layouts: Layouts, noise: Key) -> tuple[Tensor, Tensor]:
-        identity_EE = torch.eye(self.config.num_experts, device=layouts[0].attributes_GA.device)
-        weights_CE = identity_EE[_tasks_of(layouts)]
+    def forward(self, layout: PassLayout, noise: Key) -> tuple[Tensor, Tensor]:
+        weights_CE = torch.eye(self.config.num_experts, device=layout.device)[layout.task_C]
         return weights_CE, weights_CE.new_zeros(len(weights_CE))
 
 
@@ -111,40 +107,52 @@ class TokenRouter(nn.Module):
     def gate_features(width: int) -> int:
         return width
 
-    def features(self, xs: States, layouts: Layouts) -> Tensor:
-        """-> features_TF of the valid tokens; pads must not take capacity or count in a loss."""
-        return torch.cat([_valid(x_BLD, layout) for x_BLD, layout in zip(xs, layouts, strict=True)])
+    def features(self, x_TD: Tensor, layout: PassLayout) -> Tensor:
+        """-> features_TF."""
+        return x_TD
 
-    def forward(self, xs: States, layouts: Layouts, noise: Key) -> TokenRouting:
+    def forward(self, x_TD: Tensor, layout: PassLayout, noise: Key) -> TokenRouting:
         config = self.config
-        group_T, num_groups = _routing_groups(layouts, config.group_size)
-        with exactly(xs[0].device):
-            features_TF = self.features(xs, layouts)
-            probs_TE, selection_TE, logits_TE, noisy_TE = _probabilities(features_TF, self.gate, config, noise)
+        group_T, tokens_G = _routing_groups(layout, config.group_size)
+        num_groups = len(tokens_G)
+        counter_T = None if noise is None else layout.counter_T
+        with exactly(x_TD.device):
+            features_TF = self.features(x_TD, layout)
+            probs_TE, selection_TE, logits_TE, noisy_TE = _probabilities(
+                features_TF, self.gate, config, noise, counter_T
+            )
             k = _evaluated(config.eval_top_k, config.top_k, noise)
             ids_TK, weights_TK = top_k(probs_TE, k, config.renormalise, selection_TE)
-            kept_TK = self._kept(ids_TK, probs_TE.detach(), group_T, num_groups, noise)
-            visual_T = torch.cat([(layout.modality_BL != Modality.TEXT)[layout.valid_BL] for layout in layouts])
+            kept_TK = self._kept(ids_TK, probs_TE.detach(), group_T, tokens_G, noise, counter_T)
+            visual_T = layout.modality_T != Modality.TEXT
             found = self._losses(logits_TE, noisy_TE, ids_TK[:, 0], visual_T, group_T, num_groups)
             weights = config.auxiliary
             total = sum((getattr(weights, name) * value for name, value in found.items()), logits_TE.new_zeros(()))
             detached = {name: value.detach() for name, value in found.items()}
             return TokenRouting(ids_TK, weights_TK * kept_TK, kept_TK, _entropy(logits_TE), detached, total)
 
-    def _kept(self, ids_TK: Tensor, probs_TE: Tensor, group_T: Tensor, num_groups: int, noise: Key) -> Tensor:
+    def _kept(
+        self,
+        ids_TK: Tensor,
+        probs_TE: Tensor,
+        group_T: Tensor | None,
+        tokens_G: tuple[int, ...],
+        noise: Key,
+        counter_T: Tensor | None,
+    ) -> Tensor:
         config = self.config
         factor = _evaluated(config.eval_capacity_factor, config.capacity_factor, noise)
         raw_TK = probs_TE.gather(1, ids_TK)
         asked_TK = torch.ones_like(ids_TK, dtype=torch.bool)
         if config.random_second and noise is not None:
+            assert counter_T is not None
             share_T = raw_TK[:, 1] / raw_TK.sum(dim=1)
-            asked_TK[:, 1] = uniform(derive(noise, "second"), tuple(share_T.shape), share_T) < 2 * share_T
+            asked_TK[:, 1] = uniform(derive(noise, "second"), counter_T) < 2 * share_T
         if not factor:
             return asked_TK
         priority_T = {"none": torch.zeros_like(raw_TK[:, 0]), "max": raw_TK[:, 0], "sum": raw_TK.sum(dim=1)}
-        tokens_G = torch.bincount(group_T, minlength=num_groups)
-        k = ids_TK.shape[1]
-        slots_G = capacity(tokens_G, k, factor, config.num_experts, config.capacity_rounding, config.capacity_multiple)
+        k, rounding, multiple = ids_TK.shape[1], config.capacity_rounding, config.capacity_multiple
+        slots_G = tuple(capacity(tokens, k, factor, config.num_experts, rounding, multiple) for tokens in tokens_G)
         return kept_choices(ids_TK, priority_T[config.priority], slots_G, config.num_experts, group_T, asked_TK)
 
     def _losses(
@@ -153,7 +161,7 @@ class TokenRouter(nn.Module):
         noisy_TE: Tensor,
         first_T: Tensor,
         visual_T: Tensor,
-        group_T: Tensor,
+        group_T: Tensor | None,
         num_groups: int,
     ) -> dict[str, Tensor]:
         """The auxiliary losses that have a weight, from noise-free probabilities."""
@@ -189,18 +197,19 @@ class ContextRouter(TokenRouter):
     def gate_features(width: int) -> int:
         return 2 * width
 
-    def features(self, xs: States, layouts: Layouts) -> Tensor:
+    def features(self, x_TD: Tensor, layout: PassLayout) -> Tensor:
         parts = []
-        for x_BLD, layout in zip(xs, layouts, strict=True):
-            seen_BL = layout.valid_BL & layout.prefix_L
-            score_BL = torch.zeros_like(seen_BL, dtype=torch.float32)
+        for x_tD, sequence in zip(layout.each(x_TD.float()), layout.sequences, strict=True):
+            seen_t = sequence.tokens.prefix_L[sequence.place_T % sequence.tokens.length]
+            score_t = torch.zeros_like(x_tD[:, 0])
             if self.query is not None:
-                score_BL = nn.functional.linear(x_BLD.float(), self.query.weight.float()).squeeze(-1)
-                score_BL = score_BL / math.sqrt(x_BLD.shape[-1])
-            share_BL = score_BL.masked_fill(~seen_BL, -math.inf).softmax(dim=1)  # the <SPE> token is always seen
-            context_BD = torch.einsum("bl,bld->bd", share_BL, x_BLD.float())
-            both_BLF = torch.cat([x_BLD.float(), context_BD[:, None].expand_as(x_BLD)], dim=-1)
-            parts.append(_valid(both_BLF, layout))
+                score_t = exact_linear(x_tD, self.query.weight.float()).squeeze(-1) / math.sqrt(x_tD.shape[-1])
+            # Pads, like words that come later, have no share; the <SPE> token is always seen.
+            score_t = torch.where(seen_t, score_t, -math.inf)
+            is_there_BL = sequence.placed(torch.ones_like(score_t)[:, None]).squeeze(-1) > 0
+            score_BL = sequence.placed(score_t[:, None]).squeeze(-1).masked_fill(~is_there_BL, -math.inf)
+            context_BD = torch.einsum("bl,bld->bd", score_BL.softmax(dim=1), sequence.placed(x_tD))
+            parts.append(torch.cat([x_tD, context_BD[sequence.row_T]], dim=-1))
         return torch.cat(parts)
 
 
@@ -214,23 +223,23 @@ TOKEN_ROUTERS = {"token": TokenRouter, "context": ContextRouter}
 
 
 def _probabilities(
-    features_NF: Tensor, gate: nn.Linear, config: ExpertConfig, noise: Key
+    features_NF: Tensor, gate: nn.Linear, config: ExpertConfig, noise: Key, counter_N: Tensor | None
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """-> (probs_NE that weigh, what ranks the experts if that is something else, clean logits_NE, noisy logits_NE)."""
     features_NF, weight_EF = features_NF.float(), gate.weight.float()
     logits_NE = exact_linear(features_NF, weight_EF)
-    if noise is None or config.noise == "none":
+    if noise is None or counter_N is None or config.noise == "none":
         return logits_NE.softmax(dim=-1), None, logits_NE, logits_NE
     if config.noise == "jitter":
-        factor_NF = 1 + config.jitter * (2 * uniform(noise, tuple(features_NF.shape), features_NF) - 1)
+        factor_NF = 1 + config.jitter * (2 * uniform(noise, each(counter_N, features_NF.shape[1])) - 1)
         noisy_NE = exact_linear(features_NF * factor_NF, weight_EF)
         return noisy_NE.softmax(dim=-1), None, logits_NE, noisy_NE
     if config.noise == "gumbel":
-        drawn_NE = uniform(noise, tuple(logits_NE.shape), logits_NE).clamp(1e-7, 1 - 1e-7)
+        drawn_NE = uniform(noise, each(counter_N, logits_NE.shape[1])).clamp(1e-7, 1 - 1e-7)
         noisy_NE = logits_NE - torch.log(-torch.log(drawn_NE))
         return logits_NE.softmax(dim=-1), noisy_NE.detach(), logits_NE, noisy_NE
     std = config.noise_std / config.num_experts
-    noisy_NE = logits_NE + std * normal(noise, tuple(logits_NE.shape), logits_NE) if std else logits_NE
+    noisy_NE = logits_NE + std * normal(noise, each(counter_N, logits_NE.shape[1])) if std else logits_NE
     return noisy_NE.softmax(dim=-1), None, logits_NE, noisy_NE
 
 
@@ -247,23 +256,16 @@ def _evaluated(in_evaluation: Value | None, in_training: Value, noise: Key) -> V
     return in_training if noise is not None or in_evaluation is None else in_evaluation
 
 
-def _tasks_of(layouts: Layouts) -> Tensor:
-    """task_C: the task id of each group."""
-    return torch.cat([layout.modality_G.new_full(layout.modality_G.shape, layout.task) for layout in layouts])
-
-
-def _valid(x_BLF: Tensor, layout: SequenceLayout) -> Tensor:
-    """[T, F]: the rows of the valid tokens."""
-    flat_PF = x_BLF.flatten(0, 1)
-    return flat_PF if layout.is_full else flat_PF.index_select(0, layout.place_T)
-
-
-def _routing_groups(layouts: Layouts, group_size: int) -> tuple[Tensor, int]:
-    """-> (group_T, number of groups): rows r of all sequences of a pass belong together, `group_size` rows to a group."""
-    num_groups, parts = 1, []
-    for layout in layouts:
-        rows = layout.valid_BL.shape[0]
-        group_B = torch.arange(rows, device=layout.valid_BL.device) // (group_size or max(1, rows))
-        num_groups = max(num_groups, math.ceil(rows / (group_size or max(1, rows))))
-        parts.append(group_B[:, None].expand_as(layout.valid_BL)[layout.valid_BL])
-    return torch.cat(parts), num_groups
+def _routing_groups(layout: PassLayout, group_size: int) -> tuple[Tensor | None, tuple[int, ...]]:
+    """-> (group_T, None where there is one group; tokens of each group): rows r of all sequences of a pass belong together,
+    `group_size` rows to a group."""
+    rows = max(sequence.tokens.rows for sequence in layout.sequences)
+    num_groups = math.ceil(rows / group_size) if group_size else 1
+    if num_groups == 1:
+        return None, (layout.num_tokens,)
+    tokens_G = [0] * num_groups
+    for sequence in layout.sequences:
+        for row, length in enumerate(sequence.tokens.lengths_B.tolist()):
+            tokens_G[row // group_size] += length
+    parts = [sequence.row_T.div(group_size, rounding_mode="floor") for sequence in layout.sequences]
+    return torch.cat(parts), tuple(tokens_G)

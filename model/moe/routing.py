@@ -7,6 +7,7 @@ not depend on the precision of the layers around it.
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import torch
 from torch import Tensor
@@ -52,22 +53,19 @@ def scatter_weights(ids_NK: Tensor, weights_NK: Tensor, num_experts: int) -> Ten
     return weights_NK.new_zeros(ids_NK.shape[0], num_experts).scatter(1, ids_NK, weights_NK)
 
 
-def capacity(
-    tokens_G: Tensor, k: int, factor: float, num_experts: int, rounding: str = "ceil", multiple: int = 1
-) -> Tensor:
-    """Slots of one expert in each routing group, int64 [G]: T k C / E rounded, raised to a multiple; at least 1 and at most
+def capacity(tokens: int, k: int, factor: float, num_experts: int, rounding: str = "ceil", multiple: int = 1) -> int:
+    """Slots of one expert for the tokens of a routing group: T k C / E rounded, raised to a multiple; at least 1 and at most
     T, which none can exceed (papers.md 3.3; V-MoE's code: ceil and multiples of 4, its paper: round)."""
-    exact_G = tokens_G.double() * k * factor / num_experts
+    exact = tokens * k * factor / num_experts
     # A hair below, so that 1.05 * 20 asks for 21 slots and not for 22.
-    slots_G = torch.ceil(exact_G - 1e-9) if rounding == "ceil" else torch.floor(exact_G + 0.5)
-    slots_G = torch.ceil(slots_G / multiple) * multiple
-    return torch.minimum(slots_G.long(), tokens_G.long()).clamp(min=1)
+    slots = math.ceil(exact - 1e-9) if rounding == "ceil" else math.floor(exact + 0.5)
+    return max(1, min(math.ceil(slots / multiple) * multiple, tokens))
 
 
 def kept_choices(
     expert_ids_TK: Tensor,
     priority_T: Tensor,
-    slots_G: Tensor,
+    slots_G: tuple[int, ...],
     num_experts: int,
     group_T: Tensor | None = None,
     asked_TK: Tensor | None = None,
@@ -77,20 +75,20 @@ def kept_choices(
 
     Each routing group has slots of its own. Choices that `asked_TK` leaves out take no slot and are not kept.
     """
-    num_tokens, k = expert_ids_TK.shape
+    _, k = expert_ids_TK.shape
     order_T = torch.sort(priority_T, descending=True, stable=True).indices
-    groups = slots_G.shape[0]
+    groups = len(slots_G)
     key_TK = expert_ids_TK if group_T is None else expert_ids_TK + num_experts * group_T[:, None]
     if asked_TK is not None:
         key_TK = torch.where(asked_TK, key_TK, groups * num_experts)  # a queue of their own, without slots
     queued_N = key_TK[order_T].T.reshape(-1)  # choice-major: first choices of all tokens, then second ones
     # The place in its expert's queue: its rank among equal keys, which a stable sort keeps in order.
-    by_key_N = torch.sort(queued_N, stable=True).indices
-    length_X = torch.bincount(queued_N, minlength=groups * num_experts + 1)
-    start_X = length_X.cumsum(0) - length_X
-    place_N = torch.empty_like(queued_N)
-    place_N[by_key_N] = torch.arange(queued_N.shape[0], device=queued_N.device) - start_X[queued_N[by_key_N]]
-    slots_X = torch.cat([slots_G.repeat_interleave(num_experts), slots_G.new_zeros(1)])
+    sorted_N, by_key_N = torch.sort(queued_N, stable=True)
+    numbers_N = torch.arange(queued_N.shape[0], device=queued_N.device)
+    place_N = numbers_N - torch.searchsorted(sorted_N, sorted_N)  # from the first of its key
+    slots_X = torch.cat([queued_N.new_full((num_experts,), slots) for slots in slots_G] + [queued_N.new_zeros(1)])
+    kept_N = torch.empty_like(sorted_N, dtype=torch.bool)
+    kept_N[by_key_N] = place_N < slots_X[sorted_N]
     kept_TK = torch.empty_like(expert_ids_TK, dtype=torch.bool)
-    kept_TK[order_T] = (place_N < slots_X[queued_N]).view(k, num_tokens).T
+    kept_TK[order_T] = kept_N.view(k, -1).T
     return kept_TK

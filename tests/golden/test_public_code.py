@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from model.exchange.public import to_ours, to_public
+from model.layout import PassLayout
 from model.moe import router as router_module
 from model.objective import Objective
 from model.tuning.trained import choose_trained
@@ -41,7 +42,11 @@ def record(objective: Objective) -> dict:
     """Hooks that keep what goes through the encoder: states by layer for both sides, weights of every decision."""
     kept: dict = {"states": {}, "weights": {}}
     for index, block in enumerate(objective.tower.encoder.blocks):
-        block.register_forward_hook(lambda _, args, out, i=index: kept["states"].update({i: out[0], i - 0.5: args[0]}))
+        block.register_forward_hook(
+            lambda _, args, out, i=index: kept["states"].update(
+                {i: _placed(out[0], args[1]), i - 0.5: _placed(args[0], args[1])}
+            )
+        )
         for name in ("attention_path", "ffn_path"):
             path = getattr(block, name)
             if path is not None:
@@ -49,6 +54,10 @@ def record(objective: Objective) -> dict:
                     lambda _, args, out, key=(index, name): kept["weights"].update({key: (args[0], out)})
                 )
     return kept
+
+
+def _placed(x_TD: torch.Tensor, layout: PassLayout) -> list[torch.Tensor]:
+    return [sequence.placed(x) for sequence, x in zip(layout.sequences, layout.each(x_TD), strict=True)]
 
 
 @pytest.mark.parametrize("case", cases(*PLAIN, *PROMPTS))
@@ -91,8 +100,8 @@ def test_chosen_experts_and_weights(case):
     objective(batch)
     target = "target" if batch.symmetric else "target_set"
     assert len(kept["weights"]) == 4
-    for (layer, path), (layouts, (weights_CE, _)) in kept["weights"].items():
-        groups = [len(layout.modality_G) for layout in layouts]
+    for (layer, path), (layout, (weights_CE, _)) in kept["weights"].items():
+        groups = [len(sequence.tokens.groups) for sequence in layout.sequences]
         for name, rows in zip(("input", target), weights_CE.split(groups), strict=True):
             linear = "qkv" if path == "attention_path" else "ffn"
             prefix = f"{name}/gate/layer{layer}.{linear}"
@@ -163,9 +172,9 @@ def test_gate_noise(case, monkeypatch):
     order = [f"gate/layer{layer}.{linear}" for layer in (0, 2) for linear in ("qkv", "ffn")]
     queue = [torch.cat([tensor(stored[f"{side}/{key}/noise"]) for side in ("input", "target_set")]) for key in order]
     std = 1 / 8
-    monkeypatch.setattr(router_module, "normal", lambda key, shape, like: queue.pop(0) / std)
+    monkeypatch.setattr(router_module, "normal", lambda key, counter: queue.pop(0) / std)
     objective, batch = model_of(case), batch_of(case.replace("gate_noise", "image_cls"))
-    monkeypatch.setattr("model.embedding.uniform", lambda key, shape, like: torch.zeros(shape))  # no temporal offset
+    monkeypatch.setattr("model.embedding.temporal_offset", lambda noise, free: 0)
     loss = objective(batch, noise=1).loss
     assert not queue
     expected = described(case)["train_mode_losses"]["LabelSmoothing"]
@@ -175,9 +184,7 @@ def test_gate_noise(case, monkeypatch):
 @pytest.mark.parametrize("case", cases("moe_temporal_offset"))
 def test_temporal_offset(case, monkeypatch):
     stored = arrays(case)
-    offset, free = int(stored["in/temporal_offset"][0]), 8 - 4
-    draw = (offset + 0.5) / (free + 1)
-    monkeypatch.setattr("model.embedding.uniform", lambda key, shape, like: torch.full(shape, draw))
+    monkeypatch.setattr("model.embedding.temporal_offset", lambda noise, free: int(stored["in/temporal_offset"][0]))
     objective, batch = model_of(case), batch_of(case.replace("temporal_offset", "video_cls"))
     for index in (0, 2):
         block = objective.tower.encoder.blocks[index]

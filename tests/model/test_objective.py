@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy, log_softmax, normalize
 
 from data.batch import Sequences
 from model.embedding import interpolated, sine_cosine
+from model.layout import pass_layout
 from model.scores import Scores
 from parallel.collectives import Axis
 from parallel.kernels import load_kernels
@@ -68,13 +69,13 @@ def test_logit_scale_is_capped_without_gradient():
 
 def test_no_gradient_from_a_query_to_its_own_word_or_later_ones():
     objective, batch = make(), captioning()
-    embedded = objective.tower.embedding(batch.inputs, None).detach().requires_grad_()
-    from model.layout import layout_of
-
-    (x_BLD,), _ = objective.tower.encoder((embedded,), (layout_of(batch.inputs),), None)
+    layout = pass_layout([(batch.inputs, False)], objective.tower.encoder.merges, 0, None)
+    (of_inputs,) = layout.sequences
+    embedded = objective.tower.embedding(batch.inputs, of_inputs).detach().requires_grad_()
+    x_TD, _ = objective.tower.encoder(embedded, layout, None)
     words, queries = 1 + 4, 1 + 4 + 4
-    x_BLD[1, queries + 2].sum().backward()  # q2 predicts w2
-    reached = embedded.grad[1].abs().sum(dim=1) > 0
+    of_inputs.placed(x_TD)[1, queries + 2].sum().backward()  # q2 predicts w2
+    reached = of_inputs.placed(embedded.grad)[1].abs().sum(dim=1) > 0
     assert reached.tolist() == [True] * 5 + [True, True, False, False] + [False, False, True, False], (words, queries)
 
 

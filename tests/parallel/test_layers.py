@@ -54,7 +54,6 @@ def test_tensor_parallel_linears_and_table():
 def sparse_pair(rank: int, axis: str, path: str, groups: tuple[int, ...]) -> dict:
     """Two banks in a row on this rank's own tokens; `groups` says how many tokens each data rank has. path "merge 0, 3": group 0
     chose expert 0 alone, and group 1 expert 3."""
-    from model.layout import Span
     from model.moe.experts import ExpertLinear, start_merges
     from model.moe.layer import DispatchDecision, MergeDecision, RoutingReport
     from model.moe.use import ExpertUse
@@ -63,7 +62,6 @@ def sparse_pair(rank: int, axis: str, path: str, groups: tuple[int, ...]) -> dic
     from parallel.dispatch import dispatch_weights, plan_dispatch
     from parallel.mesh import create_mesh
     from parallel.placement import placement_of
-    from tests.helpers.layouts import plain_layout
 
     mesh = create_mesh(**({axis: 2} if axis else {}))
     report = RoutingReport(ExpertUse(*torch.zeros(2, 3, 4), *torch.zeros(2, 3)), {}, torch.zeros(()))
@@ -79,22 +77,20 @@ def sparse_pair(rank: int, axis: str, path: str, groups: tuple[int, ...]) -> dic
     own = range(mesh.data.rank, len(groups), mesh.data.size)
     for part in own:
         generator = torch.Generator().manual_seed(derive(3, part))
-        x = torch.randn(1, groups[part], WIDTH, generator=generator).requires_grad_()
+        x = torch.randn(groups[part], WIDTH, generator=generator).requires_grad_()
         ids = torch.randint(0, 4, (groups[part], 1), generator=generator)
         weights = torch.rand(groups[part] if path == "token" else 1, 4, generator=generator)
-        layouts = (plain_layout(torch.ones(1, groups[part], dtype=torch.bool), Span(0, groups[part], 0)),)
         if path.startswith("merge "):
             chosen = [int(expert) for expert in path.removeprefix("merge ").split(", ")[part]]
             weights *= torch.zeros(4).index_fill(0, torch.tensor(chosen), 1.0)
         weights.requires_grad_()
         if path == "token":
             plan = plan_dispatch(ids, torch.ones_like(ids, dtype=torch.bool), 4, mesh.expert)
-            decision = DispatchDecision(dispatch_weights(weights.gather(1, ids), plan), plan, layouts, report)
+            decision = DispatchDecision(dispatch_weights(weights.gather(1, ids), plan), plan, report)
         else:
             merges = start_merges((up, down), all_gather(weights, mesh.expert), 1, mesh.expert)
-            decision = MergeDecision(merges, layouts, report)
-        (hidden,) = decision.apply(up, (x,))
-        (y,) = decision.apply(down, (torch.tanh(hidden),))
+            decision = MergeDecision(merges, ((0, groups[part], 0),), (0,), report)
+        y = decision.apply(down, torch.tanh(decision.apply(up, x)))
         (y**2).sum().backward()
         outputs[part], input_gradients[part], gate_gradients[part] = (
             t.detach().numpy() for t in (y, x.grad, weights.grad)

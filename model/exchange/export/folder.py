@@ -19,8 +19,8 @@ from model.config import ModelConfig
 from model.exchange.export.errors import ExportError
 from model.exchange.export.merging import key_of
 from model.exchange.export.writing import INDEX
+from model.layout import PassLayout
 from model.moe.layer import MergePath
-from model.moe.router import Layouts
 from model.noise import Key
 from model.objective import Objective
 from parallel.kernels import load_kernels
@@ -137,21 +137,20 @@ class FixedRouter(nn.Module):
         super().__init__()
         self.merged = merged
 
-    def forward(self, layouts: Layouts, noise: Key) -> tuple[Tensor, Tensor]:
+    def forward(self, layout: PassLayout, noise: Key) -> tuple[Tensor, Tensor]:
         """(weights [G, K] of all groups, one of each row; entropy of the gates, of which nothing is left: 0). Raises ExportError for a key
         that has none."""
         numbers = []
-        for layout in layouts:
-            rows = zip(layout.attributes_GA.long().tolist(), layout.modality_G.tolist(), strict=True)
-            for attributes, modality in rows:
-                key = key_of(self.merged.router, tuple(attributes), modality, layout.task)
+        for sequence in layout.sequences:
+            for attributes, modality in sequence.tokens.groups:
+                key = key_of(self.merged.router, attributes, modality, sequence.task)
                 if key not in self.merged.keys:
                     raise ExportError(
                         f"the experts of this export are merged for {self.merged.of}, and it cannot do anything else: export the run "
                         "again, without --task and --modality or with others"
                     )
                 numbers.append(self.merged.keys.index(key))
-        device = layouts[0].attributes_GA.device
+        device = layout.device
         weights_GK = torch.eye(len(self.merged.keys), device=device)[torch.tensor(numbers, device=device)]
         return weights_GK, weights_GK.new_zeros(len(numbers))
 

@@ -31,7 +31,7 @@ from data.attributes import (
 from data.batch import Modality
 from model.config import ModelConfig
 from model.exchange.export.errors import ExportError
-from model.layout import SequenceLayout, Span
+from model.layout import layout_of_groups
 from model.moe.router import GROUP_ROUTERS
 from parallel.kernels import load_kernels
 
@@ -185,15 +185,7 @@ def gates_KE(tensors: Tensors, config: ModelConfig, path: str, merging: Merging)
     router = GROUP_ROUTERS[config.experts.router](width, config.experts, len(config.tasks), load_kernels("torch"))
     state = {name.removeprefix(path + "."): tensors.read(name) for name in names}
     router.load_state_dict(state)
-    spans = tuple(Span(group, group + 1, group) for group in range(len(merging.conditions)))
-    seen_1G = torch.ones(1, len(spans), dtype=torch.bool)
-    layout = SequenceLayout(
-        valid_BL=seen_1G,
-        mask_BLL=None,
-        spans=spans,
-        attributes_GA=torch.tensor([ATTRIBUTES[name] for name, _ in merging.conditions], dtype=torch.float32),
-        modality_G=torch.tensor([modality for _, modality in merging.conditions]),
-        prefix_L=seen_1G[0],
-        task=merging.task,
-    )
-    return router((layout,), None)[0]
+    conditions = [(ATTRIBUTES[name], int(modality)) for name, modality in merging.conditions]
+    groups = list(dict.fromkeys(conditions))
+    weights_CE: Tensor = router(layout_of_groups(groups, merging.task), None)[0]
+    return weights_CE[[groups.index(condition) for condition in conditions]]

@@ -15,9 +15,8 @@ from analysis.routing_maps.choices import NONE, of_groups, of_tokens
 from analysis.routing_maps.drawing import _surest, colours, shares, tinted
 from analysis.routing_maps.page import page_of
 from analysis.routing_maps.samples import RoutedSample
-from model.layout import Span
 from model.moe.routing import TokenRouting
-from tests.helpers.layouts import plain_layout
+from tests.helpers.layouts import Span, joined, plain_layout
 from tests.helpers.runs import saved_run, tiny_config
 
 VALID = torch.tensor([[True, True, True], [True, True, False]])
@@ -36,23 +35,20 @@ def sample(**changes) -> RoutedSample:
 
 
 def test_tokens_go_back_to_their_places():
-    layouts = (plain_layout(VALID, Span(0, 3, 0)), plain_layout(torch.ones(1, 2, dtype=torch.bool), Span(0, 2, 0)))
+    layout = joined(plain_layout(VALID), plain_layout(torch.ones(1, 2, dtype=torch.bool)))
     ids = torch.tensor([[3], [1], [2], [0], [1], [2], [3]])
     kept = torch.tensor([[True], [True], [False], [True], [True], [True], [True]])
     weights = torch.arange(7.0)[:, None]
-    choice = of_tokens(TokenRouting(ids, weights, kept, torch.zeros(7), {}, torch.zeros(())), layouts)
+    choice = of_tokens(TokenRouting(ids, weights, kept, torch.zeros(7), {}, torch.zeros(())), layout)
     assert choice.experts[0].tolist() == [[3, 1, NONE], [0, 1, NONE]]
     assert choice.experts[1].tolist() == [[2, 3]]
     assert choice.weights[0].tolist() == [[0, 1, 2], [3, 4, 0]]
 
 
 def test_tokens_of_a_group_have_its_first_expert():
-    layouts = (
-        plain_layout(VALID, Span(0, 1, 0), Span(1, 3, 1)),
-        plain_layout(torch.ones(1, 2, dtype=torch.bool), Span(0, 2, 0)),
-    )
+    layout = joined(plain_layout(VALID, Span(0, 1, 0), Span(1, 3, 1)), plain_layout(torch.ones(1, 2, dtype=torch.bool)))
     weights = torch.tensor([[0.0, 0.7, 0.3], [0.6, 0.0, 0.4], [0.2, 0.0, 0.8]])
-    choice = of_groups(weights, layouts)
+    choice = of_groups(weights, layout)
     assert choice.experts[0].tolist() == [[1, 0, 0], [1, 0, NONE]] and choice.experts[1].tolist() == [[2, 2]]
     assert choice.weights[1][0].tolist() == pytest.approx([0.8, 0.8])
 

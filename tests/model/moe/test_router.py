@@ -9,14 +9,13 @@ import torch
 
 from data.attributes import TEXT_INPUT, VISUAL_INPUT
 from data.batch import Modality
-from model.layout import Span
 from model.moe import router as router_module
 from model.moe.config import AuxiliaryConfig, ExpertConfig
 from model.moe.layer import DispatchPath, MergePath, make_path
 from model.moe.router import GROUP_ROUTERS, TOKEN_ROUTERS
 from parallel.kernels import load_kernels
 from parallel.mesh import Mesh
-from tests.helpers.layouts import plain_layout
+from tests.helpers.layouts import Span, joined, plain_layout, tokens_of
 
 WIDTH = 8
 
@@ -29,12 +28,13 @@ def router(name: str, num_tasks: int = 3, seed: int = 0, **options):
     return module
 
 
-def states(rows: int, length: int, seed: int = 1) -> torch.Tensor:
-    return torch.randn(rows, length, WIDTH, generator=torch.Generator().manual_seed(seed))
+def states(tokens: int, seed: int = 1) -> torch.Tensor:
+    return torch.randn(tokens, WIDTH, generator=torch.Generator().manual_seed(seed))
 
 
 def full(rows: int, length: int, *spans: Span, **options):
-    return plain_layout(torch.ones(rows, length, dtype=torch.bool), *(spans or (Span(0, length, 0),)), **options)
+    """Of a pass that may draw."""
+    return plain_layout(torch.ones(rows, length, dtype=torch.bool), *spans, **{"noise": 5, **options})
 
 
 def two_groups(task: int = 0):
@@ -50,78 +50,80 @@ def two_groups(task: int = 0):
 
 
 def test_modality_router_asks_for_the_modality_alone():
-    weights, _ = router("modality")((two_groups(0), two_groups(1)), None)
+    weights, _ = router("modality")(joined(two_groups(0), two_groups(1)), None)
     assert torch.equal(weights[:2], weights[2:]) and not torch.equal(weights[0], weights[1])
-    noisy, _ = router("modality")((two_groups(0), two_groups(1)), 7)
-    assert torch.equal(noisy[:2], noisy[2:])  # one draw for each modality
+    noisy, _ = router("modality", noise_std=1.0)(joined(two_groups(0), two_groups(1), noise=5), 7)
+    assert not torch.equal(noisy[:2], noisy[2:])  # a draw for each group
 
 
 def test_task_router_asks_for_the_task_alone():
-    weights, _ = router("task")((two_groups(0), two_groups(1)), None)
+    weights, _ = router("task")(joined(two_groups(0), two_groups(1)), None)
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
 
 
 def test_task_specific_gives_each_task_its_expert():
-    weights, entropy = router("task_specific")((two_groups(0), two_groups(2)), 7)
+    weights, entropy = router("task_specific")(joined(two_groups(0), two_groups(2)), 7)
     assert entropy.tolist() == [0] * 4
     assert weights.tolist() == [[1, 0, 0, 0]] * 2 + [[0, 0, 1, 0]] * 2
 
 
 def test_token_router_sees_the_token_alone_and_context_router_its_sequence():
-    x, other = states(2, 3), states(2, 3)
-    other[0, 2] += 5.0
+    x, other = states(6), states(6)
+    other[2] += 5.0
     for name in ("token", "context"):
         for pooling in ("mean", "attention"):
             module = router(name, pooling=pooling, auxiliary=AuxiliaryConfig(importance=1.0))
-            first, second = (module((value,), (full(2, 3),), None).weights_TK for value in (x, other))
+            first, second = (module(value, full(2, 3), None).weights_TK for value in (x, other))
             assert torch.equal(first[3:], second[3:])  # the other sequence
             assert torch.equal(first[:2], second[:2]) == (name == "token"), (name, pooling)
 
 
 def test_context_leaves_out_words_that_come_later():
-    x, other = states(1, 4), states(1, 4)
-    other[0, 3] += 5.0
+    x, other = states(4), states(4)
+    other[3] += 5.0
     layout = full(1, 4)
-    layout.prefix_L[2:] = False
+    layout.sequences[0].tokens.prefix_L[2:] = False
     module = router("context")
-    first, second = (module((value,), (layout,), None).weights_TK for value in (x, other))
+    first, second = (module(value, layout, None).weights_TK for value in (x, other))
     assert torch.equal(first[:3], second[:3])
 
 
-def test_context_leaves_out_padding():
-    x, other = states(1, 4), states(1, 4)
-    other[0, 3] += 5.0
-    valid = torch.tensor([[True, True, True, False]])
-    module = router("context", pooling="attention")
-    first, second = (module((v,), (plain_layout(valid, Span(0, 4, 0)),), None).weights_TK for v in (x, other))
-    assert torch.equal(first, second)
+def test_rows_of_other_lengths_do_not_change_a_context():
+    valid = torch.tensor([[True, True, True, False], [True] * 4])
+    x = torch.randn(2, 4, WIDTH, generator=torch.Generator().manual_seed(1))
+    for pooling in ("mean", "attention"):
+        module = router("context", pooling=pooling)
+        layout = plain_layout(valid)
+        together = module(tokens_of(x, layout), layout, None).weights_TK
+        torch.testing.assert_close(together[:3], module(x[0, :3], full(1, 3), None).weights_TK)
+        torch.testing.assert_close(together[3:], module(x[1], full(1, 4), None).weights_TK)
 
 
 def test_gumbel_noise_selects_and_clean_probabilities_weigh():
-    x, layouts = states(1, 64), (full(1, 64),)
+    x, layout = states(64), full(1, 64)
     module = router("token", noise="gumbel", top_k=1)
-    clean, noisy = module((x,), layouts, None), module((x,), layouts, 3)
+    clean, noisy = module(x, layout, None), module(x, layout, 3)
     assert not torch.equal(clean.expert_ids_TK, noisy.expert_ids_TK)
-    probs = (x[0] @ module.gate.weight.T).softmax(-1)
+    probs = (x @ module.gate.weight.T).softmax(-1)
     torch.testing.assert_close(noisy.weights_TK, probs.gather(1, noisy.expert_ids_TK))
     # Gumbel noise samples from the probabilities: over many draws expert e is chosen with probability p_e.
-    token = x[:, :1].expand(1, 20_000, WIDTH)
-    drawn = module((token,), (full(1, 20_000),), 5).expert_ids_TK[:, 0]
+    token = x[:1].expand(20_000, WIDTH)
+    drawn = module(token, full(1, 20_000), 5).expert_ids_TK[:, 0]
     torch.testing.assert_close(drawn.bincount(minlength=4) / 20_000, probs[0].detach(), atol=0.015, rtol=0)
 
 
 def test_jitter_scales_the_gate_input_a_little():
-    x, layouts = states(1, 16), (full(1, 16),)
-    clean = router("token", noise="jitter")((x,), layouts, None).weights_TK
-    jittered = router("token", noise="jitter")((x,), layouts, 3).weights_TK
+    x, layout = states(16), full(1, 16)
+    clean = router("token", noise="jitter")(x, layout, None).weights_TK
+    jittered = router("token", noise="jitter")(x, layout, 3).weights_TK
     assert not torch.equal(clean, jittered)
-    assert torch.equal(clean, router("token", noise="jitter", jitter=0.0)((x,), layouts, 3).weights_TK)
+    assert torch.equal(clean, router("token", noise="jitter", jitter=0.0)(x, layout, 3).weights_TK)
 
 
 def test_vmoe_noise_has_its_standard_deviation():
     module = router("token", noise_std=2.0, top_k=4, renormalise=False)
     torch.nn.init.zeros_(module.gate.weight)
-    routing = module((states(1, 20_000),), (full(1, 20_000),), 3)
+    routing = module(states(20_000), full(1, 20_000), 3)
     probs = torch.zeros_like(routing.weights_TK).scatter(1, routing.expert_ids_TK, routing.weights_TK)
     logits = probs.log() - probs.log().mean(dim=1, keepdim=True)
     assert logits.std().item() == pytest.approx(2.0 / 4 * (3 / 4) ** 0.5, rel=0.02)  # less the mean of four
@@ -130,11 +132,11 @@ def test_vmoe_noise_has_its_standard_deviation():
 def test_each_routing_group_has_its_own_slots():
     module = router("token", top_k=1, capacity_factor=1.0, group_size=1, noise="none")
     torch.nn.init.zeros_(module.gate.weight)  # a tie: everyone asks for expert 0
-    kept = module((states(2, 8),), (full(2, 8),), 1).kept_TK
+    kept = module(states(16), full(2, 8), 1).kept_TK
     assert kept.squeeze(1).tolist() == ([True] * 2 + [False] * 6) * 2  # 8 / 4 slots in each sequence
     whole = router("token", top_k=1, capacity_factor=1.0, noise="none")
     torch.nn.init.zeros_(whole.gate.weight)
-    assert whole((states(2, 8),), (full(2, 8),), 1).kept_TK.squeeze(1).tolist() == [True] * 4 + [False] * 12
+    assert whole(states(16), full(2, 8), 1).kept_TK.squeeze(1).tolist() == [True] * 4 + [False] * 12
 
 
 def test_sequences_of_a_pass_compete_for_the_same_slots():
@@ -143,23 +145,23 @@ def test_sequences_of_a_pass_compete_for_the_same_slots():
     torch.nn.init.zeros_(module.gate.weight)
     with torch.no_grad():
         module.gate.weight[0, 0] = 1.0
-    images, texts = torch.zeros(1, 6, WIDTH), torch.zeros(1, 2, WIDTH)
-    images[..., 0], texts[..., 0] = 1.0, 9.0  # all ask for expert 0, texts with more confidence
-    layouts = (full(1, 6, modalities=[Modality.IMAGE]), full(1, 2, modalities=[Modality.TEXT]))
-    assert module((images, texts), layouts, 1).kept_TK.squeeze(1).tolist() == [False] * 6 + [True] * 2
+    x = torch.zeros(8, WIDTH)
+    x[:6, 0], x[6:, 0] = 1.0, 9.0  # all ask for expert 0, texts with more confidence
+    layout = joined(full(1, 6, modalities=[Modality.IMAGE]), full(1, 2, modalities=[Modality.TEXT]), noise=5)
+    assert module(x, layout, 1).kept_TK.squeeze(1).tolist() == [False] * 6 + [True] * 2
     in_order = router("token", top_k=1, capacity_factor=1.0, noise="none", priority="none")
     in_order.load_state_dict(module.state_dict())
-    assert in_order((images, texts), layouts, 1).kept_TK.squeeze(1).tolist() == [True] * 2 + [False] * 6
+    assert in_order(x, layout, 1).kept_TK.squeeze(1).tolist() == [True] * 2 + [False] * 6
 
 
 def test_evaluation_has_its_own_k_and_capacity():
     options = {"top_k": 1, "eval_top_k": 2, "capacity_factor": 0.5, "eval_capacity_factor": 8.0, "noise": "none"}
     module = router("token", **options)
-    training, evaluation = (module((states(1, 16),), (full(1, 16),), noise) for noise in (1, None))
+    training, evaluation = (module(states(16), full(1, 16), noise) for noise in (1, None))
     assert training.kept_TK.shape == (16, 1) and not training.kept_TK.all()
     assert evaluation.kept_TK.shape == (16, 2) and evaluation.kept_TK.all()
-    assert router("attribute", eval_top_k=1)((two_groups(),), None)[0].count_nonzero(dim=1).tolist() == [1, 1]
-    assert router("attribute", eval_top_k=1)((two_groups(),), 1)[0].count_nonzero(dim=1).tolist() == [2, 2]
+    assert router("attribute", eval_top_k=1)(two_groups(), None)[0].count_nonzero(dim=1).tolist() == [1, 1]
+    assert router("attribute", eval_top_k=1)(two_groups(), 1)[0].count_nonzero(dim=1).tolist() == [2, 2]
 
 
 def test_random_second_asks_with_twice_its_weight():
@@ -167,12 +169,12 @@ def test_random_second_asks_with_twice_its_weight():
     with torch.no_grad():  # probabilities 0.8 and 0.2 of the two best, so a second choice is asked in 0.4 of the cases
         module.gate.weight.zero_()
         module.gate.weight[:, 0] = torch.tensor([0.8, 0.2, 1e-9, 1e-9]).log()
-    x = torch.zeros(1, 20_000, WIDTH)
-    x[..., 0] = 1.0
-    routing = module((x,), (full(1, 20_000),), 1)
+    x = torch.zeros(20_000, WIDTH)
+    x[:, 0] = 1.0
+    routing = module(x, full(1, 20_000), 1)
     assert routing.kept_TK[:, 0].all()
     assert routing.kept_TK[:, 1].float().mean().item() == pytest.approx(0.4, abs=0.015)
-    assert module((x,), (full(1, 20_000),), None).kept_TK.all()
+    assert module(x, full(1, 20_000), None).kept_TK.all()
 
 
 def test_report_counts_by_modality():
@@ -180,8 +182,8 @@ def test_report_counts_by_modality():
     path = make_path(WIDTH, config, 0, Mesh(), load_kernels("torch"))
     assert isinstance(path, DispatchPath)
     torch.nn.init.zeros_(path.router.gate.weight)
-    layouts = (full(1, 6, modalities=[Modality.IMAGE]), full(1, 2, modalities=[Modality.TEXT]))
-    report = path((states(1, 6), states(1, 2)), layouts, None).report
+    layout = joined(full(1, 6, modalities=[Modality.IMAGE]), full(1, 2, modalities=[Modality.TEXT]))
+    report = path(states(8), layout, None).report
     assert report.use.asked_M.tolist() == [2, 6, 0]
     assert report.use.taken_ME.tolist() == [[0] * 4, [2, 0, 0, 0], [0] * 4]
     assert report.use.weight_ME.tolist() == [[0] * 4, [0.5, 0, 0, 0], [0] * 4]  # raw: 1 / 4 each
@@ -192,7 +194,7 @@ def test_groups_report_the_weights_and_the_entropy_of_their_gate():
     path = make_path(WIDTH, ExpertConfig(router="modality", num_experts=4, top_k=2), 0, Mesh(), load_kernels("torch"))
     assert isinstance(path, MergePath)
     torch.nn.init.zeros_(path.router.gate.weight)
-    report = path((), (full(1, 6, modalities=[Modality.IMAGE]),), None).report
+    report = path((), full(1, 6, modalities=[Modality.IMAGE]), None).report
     assert report.use.taken_ME.tolist() == [[0] * 4, [6, 6, 0, 0], [0] * 4]
     assert report.use.weight_ME.tolist() == [[0] * 4, [3, 3, 0, 0], [0] * 4]
     assert report.use.asked_M.tolist() == [0, 12, 0]
@@ -203,14 +205,14 @@ def test_groups_report_the_weights_and_the_entropy_of_their_gate():
 def test_a_pass_without_tokens_routes_nothing(name):
     every = AuxiliaryConfig(importance=1, load=1, z=1, switch=1, local_text=1, local_visual=1, global_text=1)
     module = router(name, auxiliary=every, capacity_factor=1.0)
-    empty = plain_layout(torch.zeros(1, 3, dtype=torch.bool), Span(0, 3, 0))
-    routing = module((states(1, 3),), (empty,), 1)
+    empty = plain_layout(torch.zeros(1, 3, dtype=torch.bool), noise=5)
+    routing = module(states(0), empty, 1)
     assert routing.weights_TK.shape == (0, 2) and torch.isfinite(routing.loss)
 
 
 def test_weighted_losses_are_summed_and_reported_unweighted():
     module = router("token", auxiliary=AuxiliaryConfig(importance=0.5, z=0.25))
-    routing = module((states(1, 5),), (full(1, 5),), 1)
+    routing = module(states(5), full(1, 5), 1)
     expected = 0.5 * routing.losses["importance"] + 0.25 * routing.losses["z"]
     torch.testing.assert_close(routing.loss.detach(), expected)
     routing.loss.backward()
@@ -227,12 +229,14 @@ def test_weighted_losses_are_summed_and_reported_unweighted():
     ],
 )
 def test_noise_by_hand(noise, logits, monkeypatch):
-    monkeypatch.setattr(router_module, "uniform", lambda key, shape, like: torch.ones(shape))
-    monkeypatch.setattr(router_module, "normal", lambda key, shape, like: torch.full(shape, 3.0))
+    monkeypatch.setattr(router_module, "uniform", lambda key, counter: torch.ones(counter.shape))
+    monkeypatch.setattr(router_module, "normal", lambda key, counter: torch.full(counter.shape, 3.0))
     gate = torch.nn.Linear(2, 2, bias=False)
     gate.weight.data.copy_(torch.eye(2))
     config = ExpertConfig(num_experts=2, noise=noise, jitter=0.1, noise_std=0.8)
-    probs, selection, clean, noisy = router_module._probabilities(torch.tensor([[1.0, 2.0]]), gate, config, 7)
+    probs, selection, clean, noisy = router_module._probabilities(
+        torch.tensor([[1.0, 2.0]]), gate, config, 7, torch.zeros(1, dtype=torch.long)
+    )
     assert clean.tolist() == [[1.0, 2.0]] and selection is None
     assert noisy[0].tolist() == pytest.approx(logits)
     assert probs[0].tolist() == pytest.approx(torch.tensor(logits).softmax(0).tolist())
@@ -240,11 +244,13 @@ def test_noise_by_hand(noise, logits, monkeypatch):
 
 def test_gumbel_noise_by_hand(monkeypatch):
     """-log(-log u) is 1 for u = exp(-exp(-1)); it ranks the experts, and the clean probabilities weigh."""
-    monkeypatch.setattr(router_module, "uniform", lambda key, shape, like: torch.full(shape, 0.692201))
+    monkeypatch.setattr(router_module, "uniform", lambda key, counter: torch.full(counter.shape, 0.692201))
     gate = torch.nn.Linear(2, 2, bias=False)
     gate.weight.data.copy_(torch.eye(2))
     config = ExpertConfig(num_experts=2, noise="gumbel")
-    probs, selection, _, noisy = router_module._probabilities(torch.tensor([[1.0, 2.0]]), gate, config, 7)
+    probs, selection, _, noisy = router_module._probabilities(
+        torch.tensor([[1.0, 2.0]]), gate, config, 7, torch.zeros(1, dtype=torch.long)
+    )
     assert noisy[0].tolist() == pytest.approx([2.0, 3.0], abs=1e-4) and torch.equal(selection, noisy)
     assert probs[0].tolist() == pytest.approx(torch.tensor([1.0, 2.0]).softmax(0).tolist())
 
@@ -252,9 +258,9 @@ def test_gumbel_noise_by_hand(monkeypatch):
 def test_entropy_losses_look_at_their_own_modality():
     """Two visual tokens and two words: the local entropies are the means over either pair, weighted and added up."""
     weights = AuxiliaryConfig(local_text=2.0, local_visual=0.5)
-    module, x = router("token", noise="none", auxiliary=weights), states(1, 4)
-    found = module((x,), (two_groups(),), None)
-    entropy_T = torch.distributions.Categorical(logits=module.gate(x[0])).entropy()
+    module, x = router("token", noise="none", auxiliary=weights), states(4)
+    found = module(x, two_groups(), None)
+    entropy_T = torch.distributions.Categorical(logits=module.gate(x)).entropy()
     assert found.losses["local_visual"].item() == pytest.approx(entropy_T[:2].mean().item(), rel=1e-5)
     assert found.losses["local_text"].item() == pytest.approx(entropy_T[2:].mean().item(), rel=1e-5)
     assert found.loss.item() == pytest.approx(

@@ -8,7 +8,6 @@ import torch
 from hypothesis import strategies as st
 
 from data.attributes import TEXT_INPUT, VISUAL_INPUT
-from model.layout import Span
 from model.moe.config import ExpertConfig
 from model.moe.experts import ExpertLinear, start_merges
 from model.moe.layer import DispatchDecision, DispatchPath, MergeDecision, MergePath, RoutingReport
@@ -19,7 +18,7 @@ from parallel.collectives import Axis, all_gather
 from parallel.dispatch import dispatch_weights, plan_dispatch
 from parallel.kernels import load_kernels
 from parallel.mesh import Mesh
-from tests.helpers.layouts import plain_layout
+from tests.helpers.layouts import Span, joined, plain_layout
 
 REPORT = RoutingReport(ExpertUse(*torch.zeros(2, 3, 4), *torch.zeros(2, 3)), {}, torch.zeros(()))
 
@@ -46,28 +45,27 @@ def test_top_k_by_hand():
 
 
 def test_capacity_by_hand():
-    tokens = torch.tensor([10, 20, 1])
-    assert capacity(tokens, 2, 1.0, 4).tolist() == [5, 10, 1]  # 0.5 rounds up to 1
-    assert capacity(tokens, 2, 1.05, 4).tolist() == [6, 11, 1]  # ceil of 5.25 and 10.5
-    assert capacity(tokens, 2, 1.05, 4, rounding="round").tolist() == [5, 11, 1]
-    assert capacity(tokens, 2, 1.05, 4, multiple=4).tolist() == [8, 12, 1]  # never more than there are tokens
-    assert capacity(tokens, 2, 8.0, 4).tolist() == [10, 20, 1]
-    assert capacity(tokens, 1, 0.01, 4).tolist() == [1, 1, 1]
-    assert capacity(torch.tensor([20]), 1, 1.05, 1).tolist() == [20]  # 1.05 * 20 is 21, not 22: no rounding error
+    assert [capacity(tokens, 2, 1.0, 4) for tokens in (10, 20, 1)] == [5, 10, 1]  # 0.5 rounds up to 1
+    assert [capacity(tokens, 2, 1.05, 4) for tokens in (10, 20, 1)] == [6, 11, 1]  # ceil of 5.25 and 10.5
+    assert [capacity(tokens, 2, 1.05, 4, rounding="round") for tokens in (10, 20, 1)] == [5, 11, 1]
+    assert [capacity(tokens, 2, 1.05, 4, multiple=4) for tokens in (10, 20, 1)] == [8, 12, 1]  # never more than tokens
+    assert [capacity(tokens, 2, 8.0, 4) for tokens in (10, 20, 1)] == [10, 20, 1]
+    assert [capacity(tokens, 1, 0.01, 4) for tokens in (10, 20, 1)] == [1, 1, 1]
+    assert capacity(20, 1, 1.05, 1) == 20  # 1.05 * 20 is 21, not 22: no rounding error
 
 
 def test_kept_choices_by_hand():
     # Three tokens all choose expert 0 first; two slots. Priorities 0.2, 0.9, 0.5: token 0 loses its first choice.
     # Second choices: token 0 and 1 want expert 1, token 2 expert 2: all find room.
     ids = torch.tensor([[0, 1], [0, 1], [0, 2]])
-    kept = kept_choices(ids, torch.tensor([0.2, 0.9, 0.5]), torch.tensor([2]), num_experts=3)
+    kept = kept_choices(ids, torch.tensor([0.2, 0.9, 0.5]), (2,), num_experts=3)
     assert kept.tolist() == [[False, True], [True, True], [True, True]]
 
 
 def test_first_choices_come_before_second_ones():
     # Token 0 wants expert 1 as second choice, token 1 as first; one slot: the first choice has it.
     ids = torch.tensor([[0, 1], [1, 2]])
-    kept = kept_choices(ids, torch.tensor([0.9, 0.1]), torch.tensor([1]), num_experts=3)
+    kept = kept_choices(ids, torch.tensor([0.9, 0.1]), (1,), num_experts=3)
     assert kept.tolist() == [[True, False], [True, True]]
 
 
@@ -76,7 +74,7 @@ def test_priority_never_drops_the_better_of_two_first_choices(seed, tokens, slot
     probs = torch.rand(tokens, 4, generator=torch.Generator().manual_seed(seed)).softmax(-1)
     ids, _ = top_k(probs, 2, renormalise=True)
     priority = probs.amax(-1)
-    kept = kept_choices(ids, priority, torch.tensor([slots]), 4)
+    kept = kept_choices(ids, priority, (slots,), 4)
     for expert in range(4):
         first = ids[:, 0] == expert
         if (first & kept[:, 0]).any() and (first & ~kept[:, 0]).any():
@@ -84,57 +82,50 @@ def test_priority_never_drops_the_better_of_two_first_choices(seed, tokens, slot
         assert ((ids == expert) & kept).sum() <= slots
 
 
-def decisions(layer, weights_GE, spans, valid_BL):
+def decisions(layer, weights_GE, layout):
     """The same decisions for both paths: a group's weights given to each of its tokens."""
-    layouts = (plain_layout(valid_BL, *spans),)
     axis = Axis("expert")
     merges = start_merges((layer,), all_gather(weights_GE, axis), len(weights_GE), axis)
-    merge = MergeDecision(merges, layouts, REPORT)
-    group_L = torch.tensor([s.group for s in spans for _ in range(s.start, s.end)])
-    dense_TE = weights_GE[group_L].expand(valid_BL.shape[0], -1, -1)[valid_BL]
+    merge = MergeDecision(merges, layout.blocks, layout.first_groups, REPORT)
+    dense_TE = weights_GE[layout.sequences[0].group_T]
     weights_TK, ids_TK = dense_TE.topk(2, dim=1)
-    plan = plan_dispatch(
-        ids_TK, weights_TK > 0, weights_GE.shape[1], Axis("expert"), layouts[0].place_T, valid_BL.numel()
-    )
-    return merge, DispatchDecision(dispatch_weights(weights_TK, plan), plan, layouts, REPORT)
+    plan = plan_dispatch(ids_TK, weights_TK > 0, weights_GE.shape[1], Axis("expert"))
+    return merge, DispatchDecision(dispatch_weights(weights_TK, plan), plan, REPORT)
 
 
 def test_merge_equals_dispatch_with_all_gradients():
     layer = bank()
     weights = torch.tensor([[0.0, 0.7, 0.3, 0.0], [0.6, 0.0, 0.0, 0.4]])
     valid_BL = torch.tensor([[True] * 6, [True] * 4 + [False] * 2])
+    layout = plain_layout(valid_BL, Span(0, 2, 0), Span(2, 6, 1), by_group=True)
     results = []
     for index in range(2):
         w = weights.clone().requires_grad_()
-        x = torch.randn(2, 6, 3, generator=torch.Generator().manual_seed(1)).requires_grad_()
-        y = decisions(layer, w, (Span(0, 2, 0), Span(2, 6, 1)), valid_BL)[index].apply(layer, (x,))[0]
+        x = torch.randn(10, 3, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        y = decisions(layer, w, layout)[index].apply(layer, x)
         layer.zero_grad()
-        (y[valid_BL] ** 2).sum().backward()
+        (y**2).sum().backward()
         assert w.grad is not None and x.grad is not None
         # The merged path also gives gradients to experts that were not chosen (their weight is zero); a router never sees them.
-        results.append(
-            (y[valid_BL], w.grad * (weights > 0), x.grad[valid_BL], layer.weight.grad.clone(), layer.bias.grad.clone())
-        )
+        results.append((y, w.grad * (weights > 0), x.grad, layer.weight.grad.clone(), layer.bias.grad.clone()))
     for merged, dispatched in zip(*results, strict=True):
         torch.testing.assert_close(merged, dispatched, rtol=1e-5, atol=1e-5)
 
 
 def test_all_experts_with_equal_weights_are_their_mean():
     layer = bank()
-    x = torch.randn(1, 4, 3)
-    layouts = (plain_layout(torch.ones(1, 4, dtype=torch.bool), Span(0, 4, 0)),)
+    x = torch.randn(4, 3)
     merges = start_merges((layer,), torch.full((1, 1, 4), 0.25), 1, Axis("expert"))
-    (got,) = MergeDecision(merges, layouts, REPORT).apply(layer, (x,))
+    got = MergeDecision(merges, ((0, 4, 0),), (0,), REPORT).apply(layer, x)
     expected = torch.nn.functional.linear(x, layer.weight.mean(0), layer.bias.mean(0))
     torch.testing.assert_close(got, expected)
 
 
 def test_an_expert_without_tokens_has_a_zero_gradient_and_not_none():
     layer = bank()
-    _, dispatch = decisions(
-        layer, torch.tensor([[0.5, 0.5, 0.0, 0.0]]), (Span(0, 3, 0),), torch.ones(1, 3, dtype=torch.bool)
-    )
-    dispatch.apply(layer, (torch.randn(1, 3, 3),))[0].sum().backward()
+    layout = plain_layout(torch.ones(1, 3, dtype=torch.bool))
+    _, dispatch = decisions(layer, torch.tensor([[0.5, 0.5, 0.0, 0.0]]), layout)
+    dispatch.apply(layer, torch.randn(3, 3)).sum().backward()
     assert layer.weight.grad is not None
     assert layer.weight.grad[2:].abs().sum() == 0 and layer.weight.grad[:2].abs().sum() > 0
 
@@ -143,10 +134,10 @@ def test_dropped_tokens_come_out_as_zero():
     config = ExpertConfig(router="token", num_experts=4, top_k=1, capacity_factor=0.5)
     path = DispatchPath(3, config, 0, Mesh(), load_kernels("torch"))
     torch.nn.init.zeros_(path.router.gate.weight)  # all ties: everyone chooses expert 0
-    x = torch.randn(1, 8, 3)
-    decision = path((x,), (plain_layout(torch.ones(1, 8, dtype=torch.bool), Span(0, 8, 0)),), None)
-    (y,) = decision.apply(bank(), (x,))
-    assert (y[0, 1:] == 0).all() and (y[0, 0] != 0).any()  # capacity ceil(8 * 0.5 / 4) = 1
+    x = torch.randn(8, 3)
+    decision = path(x, plain_layout(torch.ones(1, 8, dtype=torch.bool)), None)
+    y = decision.apply(bank(), x)
+    assert (y[1:] == 0).all() and (y[0] != 0).any()  # capacity ceil(8 * 0.5 / 4) = 1
     assert decision.report.use.taken_ME.tolist() == [[1, 0, 0, 0], [0] * 4, [0] * 4]
     assert decision.report.use.asked_M.tolist() == [8, 0, 0]
 
@@ -155,9 +146,11 @@ def test_attribute_router_separates_by_attributes_alone():
     router = AttributeRouter(16, ExpertConfig(num_experts=4), 0, load_kernels("torch"))
     for parameter in router.parameters():
         torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(3))
-    spans = (Span(0, 1, 0), Span(1, 2, 1), Span(2, 3, 2))
-    vectors = [VISUAL_INPUT, TEXT_INPUT, VISUAL_INPUT]
-    weights, _ = router((plain_layout(torch.ones(1, 3, dtype=torch.bool), *spans, vectors=vectors),), None)
+    three = [
+        plain_layout(torch.ones(1, 1, dtype=torch.bool), vectors=[vector])
+        for vector in (VISUAL_INPUT, TEXT_INPUT, VISUAL_INPUT)
+    ]
+    weights, _ = router(joined(*three), None)
     torch.testing.assert_close(weights[0], weights[2])
     assert not torch.equal(weights[0], weights[1])
     torch.testing.assert_close(weights.sum(1), torch.ones(3))
@@ -168,4 +161,4 @@ def test_too_many_groups_are_refused():
     path = MergePath(16, ExpertConfig(num_experts=4), 0, Mesh(), load_kernels("torch"))
     spans = [Span(i, i + 1, i) for i in range(5)]
     with pytest.raises(ValueError, match="5 groups of tokens"):
-        path((), (plain_layout(torch.ones(1, 5, dtype=torch.bool), *spans),), None)
+        path((), plain_layout(torch.ones(1, 5, dtype=torch.bool), *spans), None)
