@@ -12,7 +12,7 @@ from model.moe.experts import ExpertLinear, ExpertMLP
 from model.moe.layer import Decision, DispatchDecision
 from model.projection import SparseProjection, banks_of, lora_of, projection
 from model.recompute import Computed, computed, kept
-from parallel.dispatch import Blocks
+from parallel.dispatch import RowGroups
 from parallel.mesh import Mesh
 
 
@@ -47,9 +47,9 @@ class LinearPair:
     down: ExpertLinear
     computed: Computed = kept
 
-    def grouped(self, x_RI: Tensor, blocks: Blocks, scale_R: Tensor | None) -> Tensor:
-        with self.computed(gelu, self.up.grouped(x_RI, blocks, scale_R)) as hidden_RF:
-            return self.down.grouped(hidden_RF, blocks, scale_R)
+    def grouped(self, x_RI: Tensor, groups: RowGroups, scale_R: Tensor | None) -> Tensor:
+        with self.computed(gelu, self.up.grouped(x_RI, groups, scale_R)) as hidden_RF:
+            return self.down.grouped(hidden_RF, groups, scale_R)
 
 
 class SparseFeedForward(nn.Module):

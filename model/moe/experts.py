@@ -17,7 +17,7 @@ from model.moe.merge import MergePlan, Merging, plan_merge, start_merge
 from model.recompute import Computed, kept
 from model.tuning.lora import LowRankUpdate
 from parallel.collectives import Axis, copy_to_axis, reduce_from_axis
-from parallel.dispatch import Blocks
+from parallel.dispatch import Blocks, RowGroups
 from parallel.mesh import Mesh
 from parallel.placement import EXPERT_AXIS, TENSOR_AXIS, Cut, Placement, place
 from parallel.precision import lowered
@@ -65,17 +65,17 @@ class ExpertLinear(nn.Module):
         bias_gate_SCe = weight_gate_SCe if self.side == "column" else gate_SCe
         return start_merge(weight_gate_SCe, self.updated_weight(), plan), start_merge(bias_gate_SCe, self.bias, plan)
 
-    def grouped(self, x_RI: Tensor, blocks: Blocks, scale_R: Tensor | None = None) -> Tensor:
-        """Rows in blocks of local experts -> [R, O], each expert's W x + b times the row's scale.
+    def grouped(self, x_RI: Tensor, groups: RowGroups, scale_R: Tensor | None = None) -> Tensor:
+        """Rows by local expert -> [R, O], each expert's W x + b times the row's scale.
 
         An expert without rows takes part with none, so its gradient is zero and not missing.
         """
-        return self.linear(x_RI, blocks, lowered(self.updated_weight()), lowered(self.bias), scale_R)
+        return self.linear(x_RI, groups, lowered(self.updated_weight()), lowered(self.bias), scale_R)
 
     def linear(
         self,
         x_RI: Tensor,
-        blocks: Blocks,
+        groups: RowGroups | Blocks,
         weight_COI: Tensor,
         bias_CO: Tensor,
         scale_R: Tensor | None = None,
@@ -84,16 +84,19 @@ class ExpertLinear(nn.Module):
         leaving sums over tensor ranks to the block, as parallel/linear.py does where rows are cut."""
         x_RI = lowered(x_RI)
         if self.tensor.size == 1:
-            return grouped_linear(x_RI, blocks, weight_COI, bias_CO, scale_R)
+            return grouped_linear(x_RI, groups, weight_COI, bias_CO, scale_R)
         # Each tensor rank multiplies by a part of the weight, so the gradient of the scale is a part too.
         part_R = None if scale_R is None else copy_to_axis(scale_R, self.tensor)
         if self.leaves_sums:
             term_CO = bias_CO if self.side == "column" else only_first(bias_CO, self.tensor)
-            return grouped_linear(x_RI, blocks, weight_COI, term_CO, part_R)
+            return grouped_linear(x_RI, groups, weight_COI, term_CO, part_R)
         if self.side == "column":
-            return grouped_linear(copy_to_axis(x_RI, self.tensor), blocks, weight_COI, bias_CO, part_R)
-        y_RO = reduce_from_axis(grouped_linear(x_RI, blocks, weight_COI, None, part_R), self.tensor)
-        bias_RO = torch.cat([bias_CO[index].expand(end - start, -1) for start, end, index in blocks])
+            return grouped_linear(copy_to_axis(x_RI, self.tensor), groups, weight_COI, bias_CO, part_R)
+        y_RO = reduce_from_axis(grouped_linear(x_RI, groups, weight_COI, None, part_R), self.tensor)
+        if isinstance(groups, RowGroups):
+            bias_RO = bias_CO[groups.expert_R]
+        else:
+            bias_RO = torch.cat([bias_CO[index].expand(end - start, -1) for start, end, index in groups])
         return y_RO + (bias_RO if scale_R is None else bias_RO * scale_R[:, None].to(bias_RO.dtype))
 
 
@@ -124,7 +127,7 @@ class ExpertMLP(nn.Module):
         self.down = ExpertLinear(hidden, width, num_experts, "row", mesh, loras[1])
         self.computed = computed
 
-    def grouped(self, x_RI: Tensor, blocks: Blocks, scale_R: Tensor | None = None) -> Tensor:
-        """Rows in blocks of local experts -> [R, O]."""
-        with self.computed(nn.functional.gelu, self.up.grouped(x_RI, blocks)) as hidden_RF:
-            return self.down.grouped(hidden_RF, blocks, scale_R)
+    def grouped(self, x_RI: Tensor, groups: RowGroups, scale_R: Tensor | None = None) -> Tensor:
+        """Rows by local expert -> [R, O]."""
+        with self.computed(nn.functional.gelu, self.up.grouped(x_RI, groups)) as hidden_RF:
+            return self.down.grouped(hidden_RF, groups, scale_R)

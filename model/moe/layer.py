@@ -25,7 +25,7 @@ from model.moe.routing import TokenRouting
 from model.moe.use import ExpertUse, unpacked
 from model.noise import Key
 from parallel.collectives import all_gather
-from parallel.dispatch import Blocks, DispatchPlan, combine, dispatch, dispatch_weights, plan_dispatch
+from parallel.dispatch import Blocks, DispatchPlan, RowGroups, combine, dispatch, dispatch_weights, plan_dispatch
 from parallel.kernels import Kernels
 from parallel.mesh import Mesh
 from parallel.precision import lowered
@@ -65,9 +65,9 @@ class MergeDecision:
 
 
 class Grouped(Protocol):
-    """Experts that take rows in blocks of one expert, with the row's weight."""
+    """Experts that take rows sorted by expert, with the row's weight."""
 
-    def grouped(self, x_RI: Tensor, blocks: Blocks, scale_R: Tensor | None) -> Tensor: ...
+    def grouped(self, x_RI: Tensor, groups: RowGroups, scale_R: Tensor | None) -> Tensor: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +80,7 @@ class DispatchDecision:
 
     def apply(self, experts: Grouped, x_TI: Tensor) -> Tensor:
         rows_RI = dispatch(lowered(x_TI), self.plan)
-        return combine(experts.grouped(rows_RI, self.plan.blocks, self.scale_R), self.plan)
+        return combine(experts.grouped(rows_RI, self.plan.groups, self.scale_R), self.plan)
 
     def with_more(self, lengths: list[int]) -> DispatchDecision:
         raise AssertionError("model/config.py refuses prompts that a router would have to send")
@@ -135,7 +135,8 @@ class DispatchPath(nn.Module):
 
     def forward(self, x_TD: Tensor, layout: PassLayout, noise: Key) -> DispatchDecision:
         routing = self.router(x_TD, layout, noise)
-        plan = plan_dispatch(routing.expert_ids_TK, routing.kept_TK, self.num_experts, self.expert)
+        kept_TK = routing.kept_TK if routing.may_drop else None
+        plan = plan_dispatch(routing.expert_ids_TK, kept_TK, self.num_experts, self.expert, routing.most_kept)
         use = _use_of(routing, layout.modality_T, self.num_experts)
         report = RoutingReport(use, routing.losses, routing.loss)
         return DispatchDecision(dispatch_weights(routing.weights_TK, plan), plan, report)

@@ -129,7 +129,23 @@ class TokenRouter(nn.Module):
             weights = config.auxiliary
             total = sum((getattr(weights, name) * value for name, value in found.items()), logits_TE.new_zeros(()))
             detached = {name: value.detach() for name, value in found.items()}
-            return TokenRouting(ids_TK, weights_TK * kept_TK, kept_TK, _entropy(logits_TE), detached, total)
+            factor = _evaluated(config.eval_capacity_factor, config.capacity_factor, noise)
+            slots = sum(self._slots(count, k, factor) for count in tokens_G) if factor else None
+            may_drop = bool(factor) or (config.random_second and noise is not None)
+            return TokenRouting(
+                expert_ids_TK=ids_TK,
+                weights_TK=weights_TK * kept_TK if may_drop else weights_TK,
+                kept_TK=kept_TK,
+                entropy_T=_entropy(logits_TE),
+                losses=detached,
+                loss=total,
+                may_drop=may_drop,
+                most_kept=None if slots is None else slots * config.num_experts,
+            )
+
+    def _slots(self, tokens: int, k: int, factor: float) -> int:
+        config = self.config
+        return capacity(tokens, k, factor, config.num_experts, config.capacity_rounding, config.capacity_multiple)
 
     def _kept(
         self,
@@ -151,8 +167,7 @@ class TokenRouter(nn.Module):
         if not factor:
             return asked_TK
         priority_T = {"none": torch.zeros_like(raw_TK[:, 0]), "max": raw_TK[:, 0], "sum": raw_TK.sum(dim=1)}
-        k, rounding, multiple = ids_TK.shape[1], config.capacity_rounding, config.capacity_multiple
-        slots_G = tuple(capacity(tokens, k, factor, config.num_experts, rounding, multiple) for tokens in tokens_G)
+        slots_G = tuple(self._slots(tokens, ids_TK.shape[1], factor) for tokens in tokens_G)
         return kept_choices(ids_TK, priority_T[config.priority], slots_G, config.num_experts, group_T, asked_TK)
 
     def _losses(

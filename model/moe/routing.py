@@ -23,6 +23,8 @@ class TokenRouting:
     entropy_T       of the gate's distribution without noise, in nats, without gradient
     losses          auxiliary losses by name, unweighted
     loss            their weighted sum
+    may_drop        whether a choice can have been dropped
+    most_kept       so many can have been kept; None: all
     """
 
     expert_ids_TK: Tensor
@@ -31,6 +33,8 @@ class TokenRouting:
     entropy_T: Tensor
     losses: dict[str, Tensor]
     loss: Tensor
+    may_drop: bool = True
+    most_kept: int | None = None
 
 
 def top_k(probs_NE: Tensor, k: int, renormalise: bool, selection_NE: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from model.moe.experts import ExpertLinear
 from model.moe.grouped import grouped_linear
 from model.moe.merge import plan_merge, start_merge
 from parallel.collectives import Axis
-from parallel.dispatch import combine, dispatch, dispatch_weights, plan_dispatch
+from parallel.dispatch import RowGroups, combine, dispatch, dispatch_weights, plan_dispatch
 from parallel.mesh import Mesh
 
 
@@ -42,6 +42,30 @@ def test_grouped_linear(with_bias, with_scale):
     assert weight.grad is not None and not weight.grad[2].any() and weight.grad[:2].any()
 
 
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("with_scale", [True, False])
+@pytest.mark.parametrize("ends", [(2, 2, 6), (0, 5, 5), (0, 0, 0)])
+def test_grouped_products_of_a_gpu_equal_those_one_by_one(with_bias, with_scale, ends, monkeypatch):
+    """Forced on the CPU. Rows behind the last expert's belong to none: they are anything, and weigh nothing."""
+    x, weight, bias = drawn(7, 16), drawn(3, 8, 16, seed=1), drawn(3, 8, seed=2) if with_bias else None
+    kept = (torch.arange(7) < ends[-1]).double()
+    scale = (drawn(7, seed=3).detach().abs() * kept).requires_grad_() if with_scale else None
+    inputs = [t for t in (x, weight, bias, scale) if t is not None]
+    results = []
+    for forced in (False, True):
+        monkeypatch.setattr("model.moe.grouped.has_grouped_products", lambda x, forced=forced: forced)
+        copies = [None if t is None else t.detach().float().requires_grad_() for t in (x, weight, bias, scale)]
+        groups = RowGroups(torch.tensor(ends, dtype=torch.int32), 7)
+        y = grouped_linear(copies[0], groups, *copies[1:]) * kept[:, None].float()
+        (y**2).sum().backward()
+        results.append([y, *(t.grad if t is not None else None for t in copies)])
+    for one, other in zip(*results, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+    assert len(inputs) == 2 + with_bias + with_scale
+
+
 def merged(gate, bank):
     axis = Axis("expert")
     return start_merge(gate, bank, plan_merge(gate, gate.shape[1], axis)).total()
@@ -67,18 +91,18 @@ def test_experts_that_were_not_chosen_get_zero():
     "dropped", [(), ((1, 0),), ((0, 0), (0, 1)), tuple((t, k) for t in range(3) for k in range(2))]
 )
 def test_tokens_get_the_sum_of_their_copies(dropped):
-    """Three tokens, two choices each, some of them dropped."""
+    """Three tokens, two choices each, some of them dropped, with a weight of zero."""
     ids = torch.tensor([[0, 1], [1, 0], [1, 2]])
     kept = torch.ones(3, 2, dtype=torch.bool)
     for token, choice in dropped:
         kept[token, choice] = False
     plan = plan_dispatch(ids, kept, 3, Axis("expert"))
     x, weights = drawn(3, 2), drawn(3, 2, seed=1)
-    y = combine(dispatch(x, plan) * dispatch_weights(weights, plan)[:, None], plan)
+    y = combine(dispatch(x, plan) * dispatch_weights(weights * kept, plan)[:, None], plan)
     total = (weights * kept).sum(dim=1)
     torch.testing.assert_close(y, total[:, None] * x)
     assert gradcheck(
-        lambda *_: combine(dispatch(x, plan) * dispatch_weights(weights, plan)[:, None], plan), (x, weights)
+        lambda *_: combine(dispatch(x, plan) * dispatch_weights(weights * kept, plan)[:, None], plan), (x, weights)
     )
 
 
@@ -89,9 +113,9 @@ def test_a_pair_at_the_expert_equals_two_linears_with_a_stop_at_home():
     plan = plan_dispatch(torch.tensor([[2], [0], [2], [1]]), torch.tensor([[True]] * 3 + [[False]]), 3, Axis("expert"))
     x, weights = drawn(4, 2), drawn(4, 1, seed=9)
     scale = dispatch_weights(weights, plan)
-    hidden = gelu(combine(up.grouped(dispatch(x, plan), plan.blocks, scale), plan))
-    expected = combine(down.grouped(dispatch(hidden, plan), plan.blocks, scale), plan)
-    got = combine(LinearPair(up, down).grouped(dispatch(x, plan), plan.blocks, scale), plan)
+    hidden = gelu(combine(up.grouped(dispatch(x, plan), plan.groups, scale), plan))
+    expected = combine(down.grouped(dispatch(hidden, plan), plan.groups, scale), plan)
+    got = combine(LinearPair(up, down).grouped(dispatch(x, plan), plan.groups, scale), plan)
     torch.testing.assert_close(got, expected)
     inputs = (x, weights, *up.parameters(), *down.parameters())
     for a, b in zip(
