@@ -64,13 +64,13 @@ class Block(nn.Module):
                 first = self.attention_path(_deciding(normed, rows), layouts, derive(noise, "attention"))
             prompts = () if past else self._prompts(layouts)
             branches, keys_values = self.attention(normed, layouts, first, prompts, past)
-        xs = self._added(xs, branches, self.attention_scale, derive(noise, "drop attention"), rows)
+        xs = self._added(xs, branches, layouts, self.attention_scale, derive(noise, "drop attention"), rows)
 
         with self.computed(functools.partial(rows.enter, self.ffn_norm), xs, range(len(xs))) as normed:
             if isinstance(self.ffn_path, DispatchPath):
                 second = self.ffn_path(_deciding(normed, rows), layouts, derive(noise, "ffn"))
             branches = self.ffn(normed, second)
-        xs = self._added(xs, branches, self.ffn_scale, derive(noise, "drop ffn"), rows)
+        xs = self._added(xs, branches, layouts, self.ffn_scale, derive(noise, "drop ffn"), rows)
         return xs, tuple(decision.report for decision in (first, second) if decision is not None), keys_values
 
     def _decide_ahead(self, layouts: Layouts, noise: Key) -> tuple[Decision, Decision]:
@@ -89,18 +89,30 @@ class Block(nn.Module):
         target_prompts = self.prompts if self.target_prompts is None else self.target_prompts
         return tuple(self.attention_norm(target_prompts if lay.is_target else self.prompts) for lay in layouts)
 
-    def _added(self, xs: States, branches: States, scale_D: Tensor | None, noise: Key, rows: Rows) -> States:
+    def _added(
+        self, xs: States, branches: States, layouts: Layouts, scale_D: Tensor | None, noise: Key, rows: Rows
+    ) -> States:
         return tuple(
-            x + self._scaled(rows.leave(branch), scale_D, derive(noise, index), index, len(branch), rows)
+            x + self._scaled(rows.leave(branch), layouts[index].shared_B, scale_D, noise, index, len(branch), rows)
             for index, (x, branch) in enumerate(zip(xs, branches, strict=True))
         )
 
-    def _scaled(self, branch: Tensor, scale_D: Tensor | None, noise: Key, index: int, batch: int, rows: Rows) -> Tensor:
+    def _scaled(
+        self,
+        branch: Tensor,
+        shared_B: Tensor | None,
+        scale_D: Tensor | None,
+        noise: Key,
+        index: int,
+        batch: int,
+        rows: Rows,
+    ) -> Tensor:
         if scale_D is not None:
             branch = branch * scale_D
         if noise is None or not self.drop_path:
             return branch
-        keep_B11 = uniform(noise, (batch, 1, 1), branch) >= self.drop_path
+        key = derive(noise, index) if shared_B is None else noise
+        keep_B11 = uniform(key, (batch, 1, 1), branch, shared_B) >= self.drop_path
         return branch * rows.each(keep_B11, index) / (1 - self.drop_path)
 
 

@@ -15,6 +15,9 @@ from torch import Tensor
 from data.attributes import Attributes
 from data.batch import Modality, Sequences, Visibility
 
+MAX_LENGTH = 1 << 16
+"""Tokens of a candidate."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Span:
@@ -36,6 +39,8 @@ class SequenceLayout:
     prefix_L       True at positions that everyone sees
     task           id of the task, for routers that tell tasks apart
     is_target      candidates, not inputs
+    shared_B       of candidates that data ranks encode together: numbers of the rows, by which they draw noise
+    name           of all that group routers decide by: task, attributes, modality
     """
 
     valid_BL: Tensor
@@ -46,6 +51,8 @@ class SequenceLayout:
     prefix_L: Tensor
     task: int = 0
     is_target: bool = False
+    shared_B: Tensor | None = None
+    name: str = ""
 
     @functools.cached_property
     def is_full(self) -> bool:
@@ -56,6 +63,15 @@ class SequenceLayout:
     def place_T(self) -> Tensor:
         """Places of the valid tokens in [B x L]."""
         return self.valid_BL.flatten().nonzero().squeeze(1)
+
+    @property
+    def shared_T(self) -> Tensor | None:
+        """Numbers of the valid tokens of such rows, which draw noise of their own."""
+        if self.shared_B is None:
+            return None
+        length = self.valid_BL.shape[1]
+        ids_BL = self.shared_B[:, None] * MAX_LENGTH + torch.arange(length, device=self.shared_B.device)
+        return ids_BL[self.valid_BL]
 
     def with_prompts(self, count: int) -> SequenceLayout:
         """The layout of keys and values: `count` prompts stand before the tokens, in the first token's group."""
@@ -85,7 +101,9 @@ class SequenceLayout:
         return modality_L.expand(self.valid_BL.shape)
 
 
-def layout_of(sequences: Sequences, task: int = 0, is_target: bool = False) -> SequenceLayout:
+def layout_of(
+    sequences: Sequences, task: int = 0, is_target: bool = False, shared_B: Tensor | None = None
+) -> SequenceLayout:
     """The <SPE> token joins the group of the first segment and is a PREFIX token."""
     first = sequences.segments[0].valid_BL
     valid_BL = torch.cat([first.new_ones(first.shape[0], 1), *(s.valid_BL for s in sequences.segments)], dim=1)
@@ -117,6 +135,8 @@ def layout_of(sequences: Sequences, task: int = 0, is_target: bool = False) -> S
         prefix_L=torch.tensor(prefix, device=device),
         task=task,
         is_target=is_target,
+        shared_B=shared_B,
+        name=repr((task, [(attributes, int(modality)) for attributes, modality in groups])),
     )
 
 

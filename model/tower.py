@@ -24,12 +24,15 @@ from parallel.mesh import Mesh
 @dataclasses.dataclass(frozen=True)
 class Reading:
     """Sequences and where to read them: read_Q2 holds (row, position) pairs, sorted by row. projected: features are those of the space in
-    which inputs and candidates are compared, and not the encoder's own, normalised by its last LayerNorm."""
+    which inputs and candidates are compared, and not the encoder's own, normalised by its last LayerNorm. task, shared_B: of candidates
+    that data ranks encode together, their own task and the numbers of their rows (model/layout.py); these come last in a pass."""
 
     sequences: Sequences
     read_Q2: Tensor
     is_target: bool = False
     projected: bool = True
+    task: int | None = None
+    shared_B: Tensor | None = None
 
     @property
     def is_text(self) -> bool:
@@ -44,7 +47,12 @@ class Reading:
         mine_Q = (self.read_Q2[:, 0] >= start) & (self.read_Q2[:, 0] < end)
         offset_2 = torch.tensor([start, 0], device=self.read_Q2.device)
         part = self.sequences.rows(slice(start, end))
-        return dataclasses.replace(self, sequences=part, read_Q2=self.read_Q2[mine_Q] - offset_2)
+        shared_B = None if self.shared_B is None else self.shared_B[start:end]
+        return dataclasses.replace(self, sequences=part, read_Q2=self.read_Q2[mine_Q] - offset_2, shared_B=shared_B)
+
+    def layout(self, task: int) -> SequenceLayout:
+        """task: of the pass."""
+        return layout_of(self.sequences, task if self.task is None else self.task, self.is_target, self.shared_B)
 
 
 class Tower(nn.Module):
@@ -65,7 +73,7 @@ class Tower(nn.Module):
             self.embedding(reading.sequences, derive(noise, "embedding", index))
             for index, reading in enumerate(readings)
         )
-        layouts = tuple(layout_of(reading.sequences, task, reading.is_target) for reading in readings)
+        layouts = tuple(reading.layout(task) for reading in readings)
         xs, reports = self.encoder(xs, layouts, noise)
         features = tuple(
             self._read(x_BLD, layout, reading) for x_BLD, layout, reading in zip(xs, layouts, readings, strict=True)

@@ -6,6 +6,7 @@ all sequences one after another), A attribute bits, E experts, K choices, G rout
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import TypeVar
 
@@ -18,7 +19,7 @@ from model.layout import SequenceLayout
 from model.moe import losses
 from model.moe.config import ExpertConfig
 from model.moe.routing import TokenRouting, capacity, kept_choices, scatter_weights, top_k
-from model.noise import Key, derive, normal, uniform
+from model.noise import Key, Keys, derive, normal, own_of, shared_of, uniform
 from parallel.kernels import Kernels
 
 States = tuple[Tensor, ...]
@@ -37,6 +38,8 @@ class GroupRouter(nn.Module):
 
     def forward(self, layouts: Layouts, noise: Key) -> tuple[Tensor, Tensor]:
         """-> (weights_CE, zero outside the top k; entropy_C of the gate's distribution without noise, in nats, without gradient)."""
+        if noise is not None and any(layout.shared_B is not None for layout in layouts):
+            return self._of_each(layouts, noise)
         with torch.autocast(layouts[0].attributes_GA.device.type, enabled=False):
             features_NF, row_C = self.conditions(layouts)
             probs_NE, selection_NE, logits_NE, _ = _probabilities(features_NF, self.gate, self.config, noise)
@@ -44,6 +47,16 @@ class GroupRouter(nn.Module):
             ids_NK, weights_NK = top_k(probs_NE, k, self.config.renormalise, selection_NE)
             weights_NE = scatter_weights(ids_NK, weights_NK, self.config.num_experts)
             return weights_NE[row_C], _entropy(logits_NE)[row_C]
+
+    def _of_each(self, layouts: Layouts, noise: int | Keys) -> tuple[Tensor, Tensor]:
+        """Candidates that data ranks share draw noise apart from the micro-batch, by what is theirs alone."""
+        own = tuple(layout for layout in layouts if layout.shared_B is None)
+        parts = [self(own, own_of(noise))] if own else []
+        for layout in layouts[len(own) :]:
+            key = derive(shared_of(noise), layout.name)
+            parts.append(self((dataclasses.replace(layout, shared_B=None),), key))
+        weights, entropies = zip(*parts, strict=True)
+        return torch.cat(weights), torch.cat(entropies)
 
     def conditions(self, layouts: Layouts) -> tuple[Tensor, Tensor]:
         """-> (features_NF of the distinct conditions in fp32, row_C the condition of each group)."""
@@ -119,10 +132,13 @@ class TokenRouter(nn.Module):
         group_T, num_groups = _routing_groups(layouts, config.group_size)
         with torch.autocast(xs[0].device.type, enabled=False):
             features_TF = self.features(xs, layouts)
-            probs_TE, selection_TE, logits_TE, noisy_TE = _probabilities(features_TF, self.gate, config, noise)
+            shared_T = _shared_tokens(layouts)
+            probs_TE, selection_TE, logits_TE, noisy_TE = _probabilities(
+                features_TF, self.gate, config, noise, shared_T
+            )
             k = _evaluated(config.eval_top_k, config.top_k, noise)
             ids_TK, weights_TK = top_k(probs_TE, k, config.renormalise, selection_TE)
-            kept_TK = self._kept(ids_TK, probs_TE.detach(), group_T, num_groups, noise)
+            kept_TK = self._kept(ids_TK, probs_TE.detach(), group_T, num_groups, noise, shared_T)
             visual_T = torch.cat([(layout.modality_BL != Modality.TEXT)[layout.valid_BL] for layout in layouts])
             found = self._losses(logits_TE, noisy_TE, ids_TK[:, 0], visual_T, group_T, num_groups)
             weights = config.auxiliary
@@ -130,14 +146,17 @@ class TokenRouter(nn.Module):
             detached = {name: value.detach() for name, value in found.items()}
             return TokenRouting(ids_TK, weights_TK * kept_TK, kept_TK, _entropy(logits_TE), detached, total)
 
-    def _kept(self, ids_TK: Tensor, probs_TE: Tensor, group_T: Tensor, num_groups: int, noise: Key) -> Tensor:
+    def _kept(
+        self, ids_TK: Tensor, probs_TE: Tensor, group_T: Tensor, num_groups: int, noise: Key, shared_T: Tensor | None
+    ) -> Tensor:
         config = self.config
         factor = _evaluated(config.eval_capacity_factor, config.capacity_factor, noise)
         raw_TK = probs_TE.gather(1, ids_TK)
         asked_TK = torch.ones_like(ids_TK, dtype=torch.bool)
         if config.random_second and noise is not None:
             share_T = raw_TK[:, 1] / raw_TK.sum(dim=1)
-            asked_TK[:, 1] = uniform(derive(noise, "second"), tuple(share_T.shape), share_T) < 2 * share_T
+            drawn_T = uniform(derive(noise, "second"), tuple(share_T.shape), share_T, shared_T)
+            asked_TK[:, 1] = drawn_T < 2 * share_T
         if not factor:
             return asked_TK
         priority_T = {"none": torch.zeros_like(raw_TK[:, 0]), "max": raw_TK[:, 0], "sum": raw_TK.sum(dim=1)}
@@ -213,23 +232,26 @@ TOKEN_ROUTERS = {"token": TokenRouter, "context": ContextRouter}
 
 
 def _probabilities(
-    features_NF: Tensor, gate: nn.Linear, config: ExpertConfig, noise: Key
+    features_NF: Tensor, gate: nn.Linear, config: ExpertConfig, noise: Key, shared_N: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-    """-> (probs_NE that weigh, what ranks the experts if that is something else, clean logits_NE, noisy logits_NE)."""
+    """-> (probs_NE that weigh, what ranks the experts if that is something else, clean logits_NE, noisy logits_NE). shared_N: numbers of
+    the last ones, which draw noise by them."""
     features_NF, weight_EF = features_NF.float(), gate.weight.float()
     logits_NE = nn.functional.linear(features_NF, weight_EF)
     if noise is None or config.noise == "none":
         return logits_NE.softmax(dim=-1), None, logits_NE, logits_NE
     if config.noise == "jitter":
-        factor_NF = 1 + config.jitter * (2 * uniform(noise, tuple(features_NF.shape), features_NF) - 1)
+        factor_NF = 1 + config.jitter * (2 * uniform(noise, tuple(features_NF.shape), features_NF, shared_N) - 1)
         noisy_NE = nn.functional.linear(features_NF * factor_NF, weight_EF)
         return noisy_NE.softmax(dim=-1), None, logits_NE, noisy_NE
     if config.noise == "gumbel":
-        drawn_NE = uniform(noise, tuple(logits_NE.shape), logits_NE).clamp(1e-7, 1 - 1e-7)
+        drawn_NE = uniform(noise, tuple(logits_NE.shape), logits_NE, shared_N).clamp(1e-7, 1 - 1e-7)
         noisy_NE = logits_NE - torch.log(-torch.log(drawn_NE))
         return logits_NE.softmax(dim=-1), noisy_NE.detach(), logits_NE, noisy_NE
     std = config.noise_std / config.num_experts
-    noisy_NE = logits_NE + std * normal(noise, tuple(logits_NE.shape), logits_NE) if std else logits_NE
+    noisy_NE = logits_NE
+    if std:
+        noisy_NE = logits_NE + std * normal(noise, tuple(logits_NE.shape), logits_NE, shared_N)
     return noisy_NE.softmax(dim=-1), None, logits_NE, noisy_NE
 
 
@@ -255,6 +277,13 @@ def _valid(x_BLF: Tensor, layout: SequenceLayout) -> Tensor:
     """[T, F]: the rows of the valid tokens."""
     flat_PF = x_BLF.flatten(0, 1)
     return flat_PF if layout.is_full else flat_PF.index_select(0, layout.place_T)
+
+
+def _shared_tokens(layouts: Layouts) -> Tensor | None:
+    """Numbers of the tokens of candidates that data ranks share, which come last in a pass."""
+    shared = [layout.shared_T for layout in layouts if layout.shared_T is not None]
+    assert all(layout.shared_B is not None for layout in layouts[len(layouts) - len(shared) :])
+    return torch.cat(shared) if shared else None
 
 
 def _routing_groups(layouts: Layouts, group_size: int) -> tuple[Tensor, int]:

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from model.config import TextTowerConfig
+from model.moe.config import ExpertConfig
 from tests.helpers.distributed import run_ranks
 from tests.helpers.parity import ParityRun, logical_gradients, logical_weights, merged_losses, run_job
-from tests.parallel.test_parity import assert_close, assert_equal_runs, reference
+from tests.parallel.test_parity import PAIRS, assert_close, assert_equal_runs, reference
 
+NOISY = (("drop_path", 0.3), ("layer_scale", 0.5))
+"""Branches are dropped by row, and routers draw noise anyway: candidates that ranks share must draw what one process draws."""
+DENSE = ExpertConfig(placement="none")
+TEXT = TextTowerConfig(width=8, depth=2, heads=2, ffn=16)
 LAYOUTS = {
     "data 2": (2, {}),
     "expert 2": (2, {"expert": 2}),
@@ -27,8 +35,95 @@ CASES = [pytest.param(name, marks=[pytest.mark.parity] if ranks > 2 else []) for
 def test_sharded_candidates_equal_one_process(layout, task, router):
     """3, 7 and 9 candidates on two ranks: the last rank's part is padded."""
     ranks, options = LAYOUTS[layout]
-    job = ParityRun(router=router, scope="sharded", tasks=(task,), sgd=True, lr=1e-3)
+    job = ParityRun(router=router, scope="sharded", tasks=(task,), sgd=True, lr=1e-3, model=NOISY)
     assert_equal_runs(reference(job), run_ranks(ranks, run_job, dataclasses.replace(job, **options)))
+
+
+MIXED = {
+    **LAYOUTS,
+    "data 4": (4, {}),
+    "expert 4": (4, {"expert": 4}),
+    "data 2, expert 2": (4, {"expert": 2}),
+    "tensor 2, rows cut": (4, {"tensor": 2, "sequence": True}),
+    "tensor 2, expert 2": (4, {"tensor": 2, "expert": 2}),
+}
+KINDS: dict[str, dict[str, Any]] = {
+    "dense": {"model": (*NOISY, ("experts", DENSE))},
+    **{router: {"router": router, "model": NOISY} for router in ("attribute", "modality", "task", "token", "context")},
+    "two towers": {"model": (*NOISY, ("text_tower", TEXT), ("output", "per_modality"))},
+    "chunks": {"model": (*NOISY, ("chunks", 2))},
+    "recomputed": {"router": "token", "model": (*NOISY, ("activation_checkpointing", "block"))},
+}
+TASKS = (
+    "caption",
+    "retrieval",
+    "image",
+    "text",
+    "retrieval",
+    "retrieval",
+    "video",
+    "image",
+    "text",
+    "text",
+    "video",
+    "caption",
+)
+"""Four a step: on two ranks one step has a micro-step without anything to share, on four all have several sets."""
+QUICK = {
+    ("data 2", "dense"),
+    ("data 2", "two towers"),
+    ("expert 2", "attribute"),
+    ("expert 2", "token"),
+    ("data 2", "chunks"),
+    ("tensor 2, expert 2", "token"),
+    ("expert 4", "attribute"),
+}
+POINTS = [
+    (layout, kind)
+    for layout, kind in itertools.product(MIXED, KINDS)
+    if not (kind == "dense" and "expert" in MIXED[layout][1])
+]
+
+
+@pytest.mark.parametrize(
+    ("layout", "kind"), [pytest.param(*point, marks=() if point in QUICK else pytest.mark.parity) for point in POINTS]
+)
+def test_candidates_shared_by_ranks_with_different_tasks_equal_one_process(layout, kind):
+    """Three plain gradient steps with dropped branches and noisy routers: every loss and every gradient."""
+    ranks, options = MIXED[layout]
+    job = ParityRun(scope="sharded", tasks=TASKS, micro_batches=4, sgd=True, lr=1e-3, **KINDS[kind])
+    assert_equal_runs(reference(job), run_ranks(ranks, run_job, dataclasses.replace(job, **options)))
+
+
+@pytest.mark.parametrize(
+    "router", ["attribute", *(pytest.param(r, marks=pytest.mark.parity) for r in ("task", "token", "context"))]
+)
+def test_every_pair_of_tasks_shares_candidates(router):
+    job = ParityRun(router=router, scope="sharded", steps=len(PAIRS) // 2, tasks=PAIRS, sgd=True, lr=1e-3, model=NOISY)
+    assert_equal_runs(reference(job), run_ranks(2, run_job, dataclasses.replace(job, expert=2)))
+
+
+def flops_of(rank: int, ranks: int, task: str) -> int:
+    """Of a forward and a backward pass of this rank's batch, by torch's own count."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from parallel.mesh import create_mesh
+    from tests.helpers.batches import sharing
+    from tests.helpers.models import make, tiny
+
+    objective = make(tiny(experts={"placement": "none"}), mesh=create_mesh())
+    batch = sharing(task, rank, ("image", "text", "caption"))
+    with FlopCounterMode(display=False) as counter:
+        objective(batch).total.backward()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("task", ["retrieval", "image"])
+def test_what_a_rank_computes_for_shared_candidates_falls_with_the_ranks(task):
+    """19 candidates of three sets on one rank; 3 + 5 + 4 on two; 1 + 3 + 2 on four. What a batch needs besides stays."""
+    one, two, four = (run_ranks(ranks, flops_of, ranks, task)[0] for ranks in (1, 2, 4))
+    assert len(set(run_ranks(2, flops_of, 2, task))) == 1
+    assert (one - two, two - four) == pytest.approx((0, 0))
 
 
 @pytest.mark.parametrize(("router", "loss"), [("attribute", "softmax"), ("token", "softmax"), ("attribute", "sigmoid")])

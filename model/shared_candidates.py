@@ -1,0 +1,89 @@
+"""Candidate sets that data ranks encode together (data/batch.py: CandidateSet), 1/N of each set on each of N ranks.
+
+    sets of a micro-step --own parts, by kind--> readings beside the rank's own inputs, in one pass
+        --features [R, W]--> one all-gather with gradient --> of_set: features [C, W] of the set that the rank's batch asks for
+
+All ranks have the same sets in one order, so all issue the same gather, also those whose batches ask for none of them. Sets of one
+kind (task, attributes, visibility), between which no router tells, stand in one sequence batch: merged experts are summed once for them.
+Legend: N data ranks, R rows that a rank encodes, C candidates of a set, W width of the compared features.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from data.batch import CandidateSet, Segment, Sequences
+from model.tower import Reading
+from parallel.collectives import Axis, all_gather
+
+MAX_ROWS = 1 << 32
+"""Candidates of a set."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SharedParts:
+    """readings: this rank's parts, one for each kind. places: of each set, the first of its rows among those of all readings, rows of this
+    rank, and candidates in all."""
+
+    readings: tuple[Reading, ...]
+    places: tuple[tuple[int, int, int], ...]
+    axis: Axis
+
+    def gathered(self, features: Sequence[Tensor]) -> Tensor:
+        """Features [R, W] of the readings -> [N, R, W] of all ranks. Collective; backward every rank gets the sum of all ranks' gradients
+        of its rows."""
+        return all_gather(torch.cat(tuple(features)), self.axis)
+
+    def of_set(self, features_NRW: Tensor, index: int) -> Tensor:
+        """-> [C, W] of one set."""
+        first, each, total = self.places[index]
+        return features_NRW[:, first : first + each].flatten(0, 1)[:total]
+
+
+def shared_parts(sets: Sequence[CandidateSet], axis: Axis, task_id: Callable[[str], int], least: int) -> SharedParts:
+    """least: rows that every part has at least, so that it can be cut into as many chunks."""
+    kinds: dict[tuple, list[int]] = {}
+    for index, of_all in enumerate(sets):
+        (segment,) = of_all.candidates.segments
+        kind = (task_id(of_all.task), segment.modality, segment.visibility, segment.attributes)
+        kinds.setdefault(kind, []).append(index)
+    readings: list[Reading] = []
+    places: dict[int, tuple[int, int, int]] = {}
+    first = 0
+    for (task, *_), members in kinds.items():
+        parts: list[Segment] = []
+        ids: list[Tensor] = []
+        for index in members:
+            segment, total = sets[index].candidates.segments[0], sets[index].candidates.num_rows
+            each = max(math.ceil(total / axis.size), least)
+            rows = torch.arange(axis.rank * each, (axis.rank + 1) * each, device=segment.valid_BL.device)
+            rows = rows.clamp(max=total - 1)  # equally many on all ranks, so the last ones repeat the last candidate
+            parts.append(segment.map(lambda tensor, rows=rows: tensor[rows]))
+            ids.append(sets[index].number * MAX_ROWS + rows)
+            places[index] = (first, each, total)
+            first += each
+        sequences = Sequences(segments=(_joined(parts),))
+        read_Q2 = torch.stack([torch.arange(sequences.num_rows, device=ids[0].device)] * 2, dim=1)
+        read_Q2[:, 1] = 0
+        readings.append(Reading(sequences, read_Q2, is_target=True, task=task, shared_B=torch.cat(ids)))
+    return SharedParts(tuple(readings), tuple(places[index] for index in range(len(sets))), axis)
+
+
+def _joined(parts: Sequence[Segment]) -> Segment:
+    """Rows one after another, padded to the longest."""
+    if len(parts) == 1:
+        return parts[0]
+    longest = max(part.valid_BL.shape[1] for part in parts)
+
+    def padded(name: str) -> Tensor:
+        tensors = [getattr(part, name) for part in parts]
+        return torch.cat([pad(t, (0, 0) * (t.dim() - 2) + (0, longest - t.shape[1])) for t in tensors])
+
+    fields = {name: padded(name) for name in ("values", "positions", "valid_BL")}
+    return dataclasses.replace(parts[0], **fields)
