@@ -11,15 +11,17 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from data.attributes import NAME_TARGET
+from data.batch import CandidateSet, Scope, Sequences
 from model.config import TextTowerConfig
-from model.moe.config import ExpertConfig
+from tests.helpers.batches import BATCHES, text
 from tests.helpers.distributed import run_ranks
+from tests.helpers.models import tiny
 from tests.helpers.parity import ParityRun, logical_gradients, logical_weights, merged_losses, run_job
 from tests.parallel.test_parity import PAIRS, assert_close, assert_equal_runs, reference
 
 NOISY = (("drop_path", 0.3), ("layer_scale", 0.5))
 """Branches are dropped by row, and routers draw noise anyway: candidates that ranks share must draw what one process draws."""
-DENSE = ExpertConfig(placement="none")
 TEXT = TextTowerConfig(width=8, depth=2, heads=2, ffn=16)
 LAYOUTS = {
     "data 2": (2, {}),
@@ -48,7 +50,7 @@ MIXED = {
     "tensor 2, expert 2": (4, {"tensor": 2, "expert": 2}),
 }
 KINDS: dict[str, dict[str, Any]] = {
-    "dense": {"model": (*NOISY, ("experts", DENSE))},
+    "dense": {"router": "dense", "model": NOISY},
     **{router: {"router": router, "model": NOISY} for router in ("attribute", "modality", "task", "token", "context")},
     "two towers": {"model": (*NOISY, ("text_tower", TEXT), ("output", "per_modality"))},
     "chunks": {"model": (*NOISY, ("chunks", 2))},
@@ -103,27 +105,35 @@ def test_every_pair_of_tasks_shares_candidates(router):
     assert_equal_runs(reference(job), run_ranks(2, run_job, dataclasses.replace(job, expert=2)))
 
 
-def flops_of(rank: int, ranks: int, task: str) -> int:
-    """Of a forward and a backward pass of this rank's batch, by torch's own count."""
+def flops_of(rank: int, task: str, sets: int) -> int:
+    """Of a forward and a backward pass of this rank's batch beside so many shared sets of eight names, by torch's own count."""
     from torch.utils.flop_counter import FlopCounterMode
 
     from parallel.mesh import create_mesh
-    from tests.helpers.batches import sharing
-    from tests.helpers.models import make, tiny
+    from tests.helpers.models import make
 
-    objective = make(tiny(experts={"placement": "none"}), mesh=create_mesh())
-    batch = sharing(task, rank, ("image", "text", "caption"))
+    objective = make(tiny("dense"), mesh=create_mesh())
+    names = Sequences(segments=(text(torch.Generator().manual_seed(0), [3] * 8, NAME_TARGET),))
+    shared = tuple(CandidateSet(number=number, task=task, candidates=names) for number in range(sets))
+    batch = BATCHES[task](rank)
+    if task == "image":
+        batch = dataclasses.replace(batch, candidates=names, scope=Scope.SHARDED, shared=shared)
+    else:
+        batch = dataclasses.replace(batch, shared=shared)
     with FlopCounterMode(display=False) as counter:
         objective(batch).total.backward()
     return counter.get_total_flops()
 
 
-@pytest.mark.parametrize("task", ["retrieval", "image"])
-def test_what_a_rank_computes_for_shared_candidates_falls_with_the_ranks(task):
-    """19 candidates of three sets on one rank; 3 + 5 + 4 on two; 1 + 3 + 2 on four. What a batch needs besides stays."""
-    one, two, four = (run_ranks(ranks, flops_of, ranks, task)[0] for ranks in (1, 2, 4))
-    assert len(set(run_ranks(2, flops_of, 2, task))) == 1
-    assert (one - two, two - four) == pytest.approx((0, 0))
+def test_flops_for_shared_candidates_fall_with_the_ranks():
+    """To 1/N exactly, whether a rank's batch asks for a set or not; what the batch needs besides stays."""
+    (without,) = run_ranks(1, flops_of, "retrieval", 0)
+    (alone,) = run_ranks(1, flops_of, "retrieval", 3)
+    (of_image,) = run_ranks(1, flops_of, "image", 3)
+    assert alone - without > without
+    for ranks in (2, 4):
+        assert set(run_ranks(ranks, flops_of, "retrieval", 3)) == {without + (alone - without) // ranks}
+        assert set(run_ranks(ranks, flops_of, "image", 3)) == {of_image - (alone - without) * (ranks - 1) // ranks}
 
 
 @pytest.mark.parametrize(("router", "loss"), [("attribute", "softmax"), ("token", "softmax"), ("attribute", "sigmoid")])
