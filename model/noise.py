@@ -36,6 +36,10 @@ def derive(key: None, *names: int | str) -> None: ...
 
 
 @overload
+def derive(key: int | Keys, *names: int | str) -> int | Keys: ...
+
+
+@overload
 def derive(key: Key, *names: int | str) -> Key: ...
 
 

@@ -64,7 +64,7 @@ def shared_parts(sets: Sequence[CandidateSet], axis: Axis, task_id: Callable[[st
             each = max(math.ceil(total / axis.size), least)
             rows = torch.arange(axis.rank * each, (axis.rank + 1) * each, device=segment.valid_BL.device)
             rows = rows.clamp(max=total - 1)  # equally many on all ranks, so the last ones repeat the last candidate
-            parts.append(segment.map(lambda tensor, rows=rows: tensor[rows]))
+            parts.append(sets[index].candidates.rows(rows).segments[0])
             ids.append(sets[index].number * MAX_ROWS + rows)
             places[index] = (first, each, total)
             first += each
@@ -85,5 +85,6 @@ def _joined(parts: Sequence[Segment]) -> Segment:
         tensors = [getattr(part, name) for part in parts]
         return torch.cat([pad(t, (0, 0) * (t.dim() - 2) + (0, longest - t.shape[1])) for t in tensors])
 
-    fields = {name: padded(name) for name in ("values", "positions", "valid_BL")}
-    return dataclasses.replace(parts[0], **fields)
+    return dataclasses.replace(
+        parts[0], values=padded("values"), positions=padded("positions"), valid_BL=padded("valid_BL")
+    )
