@@ -227,8 +227,8 @@ def test_weighted_losses_are_summed_and_reported_unweighted():
     ],
 )
 def test_noise_by_hand(noise, logits, monkeypatch):
-    monkeypatch.setattr(router_module, "uniform", lambda key, shape, like: torch.ones(shape))
-    monkeypatch.setattr(router_module, "normal", lambda key, shape, like: torch.full(shape, 3.0))
+    monkeypatch.setattr(router_module, "uniform", lambda key, shape, like, *ids: torch.ones(shape))
+    monkeypatch.setattr(router_module, "normal", lambda key, shape, like, *ids: torch.full(shape, 3.0))
     gate = torch.nn.Linear(2, 2, bias=False)
     gate.weight.data.copy_(torch.eye(2))
     config = ExpertConfig(num_experts=2, noise=noise, jitter=0.1, noise_std=0.8)
@@ -240,7 +240,7 @@ def test_noise_by_hand(noise, logits, monkeypatch):
 
 def test_gumbel_noise_by_hand(monkeypatch):
     """-log(-log u) is 1 for u = exp(-exp(-1)); it ranks the experts, and the clean probabilities weigh."""
-    monkeypatch.setattr(router_module, "uniform", lambda key, shape, like: torch.full(shape, 0.692201))
+    monkeypatch.setattr(router_module, "uniform", lambda key, shape, like, *ids: torch.full(shape, 0.692201))
     gate = torch.nn.Linear(2, 2, bias=False)
     gate.weight.data.copy_(torch.eye(2))
     config = ExpertConfig(num_experts=2, noise="gumbel")
