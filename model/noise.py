@@ -101,7 +101,7 @@ def _generator(key: int | Keys) -> torch.Generator:
 def _hashed(key: int | Keys, ids_N: Tensor, width: int) -> Tensor:
     """[N, width] in [0, 1): 24 bits of a hash of key, id and column (the finaliser of SplitMix64, whose products wrap)."""
     columns_W = torch.arange(1, width + 1, device=ids_N.device)
-    bits_NW = _mixed(_mixed(ids_N + shared_of(key))[:, None] + columns_W * _GOLDEN)
+    bits_NW = _mixed(_mixed(_mixed(ids_N) + shared_of(key))[:, None] + columns_W * _GOLDEN)
     return ((bits_NW >> 40) & 0xFFFFFF).float() / (1 << 24)
 
 
