@@ -15,7 +15,7 @@ from data.stream.share import Share
 from data.stream.training import schedule_of, training_stream
 from data.workers.loader import worker_count
 from evaluation.in_training import InTraining
-from model.noise import derive
+from model.noise import keys_of
 from model.objective import Objective
 from parallel.checkpoints import Saver
 from parallel.engine import Engine
@@ -26,7 +26,7 @@ from parallel.health.stop_signal import StopSignal, any_rank
 from parallel.kernels import load_kernels
 from parallel.launch import check_launch, is_first_on_machine, launched_rank, launched_ranks_here, launched_world_size
 from parallel.mesh import create_mesh, destroy_mesh
-from plan import describe, expected, plan, render
+from plan import dealing_of, describe, expected, plan, render
 from run.command_line import parse_arguments
 from run.config import RunConfig, check_layout
 from run.config_file import load_config
@@ -67,11 +67,12 @@ def train(run: RunConfig, guard: RankGuard) -> int:
     keep_library_messages(run.folder, launched_rank())
     resume = Resume.find(run, data, earlier)
     step, consumed = resume.step, resume.consumed
-    schedule = schedule_of(run.data, run.micro_batches, run.seed, data.sources)
+    schedule = schedule_of(run.data, run.micro_batches, run.seed, data.sources, dealing_of(run))
     workers = worker_count(run.data.workers, launched_ranks_here())
     # Now, so that workers start while the network is built.
     share = Share(mesh.data.rank, mesh.data.size)
-    stream = training_stream(data.sources, schedule, share, step, consumed, workers, mesh.device)
+    task_ids = [run.model.task_id(task.name) for task in run.data.tasks]
+    stream = training_stream(data.sources, schedule, share, step, consumed, workers, mesh.device, task_ids)
 
     objective = Objective(run.model, data.vocabulary.size, mesh, kernels)
     initial = initial_weights(resume, objective)
@@ -102,7 +103,7 @@ def train(run: RunConfig, guard: RankGuard) -> int:
                 phase("forward")
                 if checking:
                     check_batch([("labels", micro.batch.labels_Q), ("read-outs", micro.batch.read_Q2)], mesh)
-                losses = engine(micro.batch.to(mesh.device), derive(run.seed, "noise", step, micro.assignment.number))
+                losses = engine(micro.batch.to(mesh.device), keys_of(run.seed, step, micro.assignment.number))
                 phase("backward")
                 engine.backward(losses.total / micro_batches)
                 meter.add(micro, losses)

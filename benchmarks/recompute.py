@@ -51,7 +51,7 @@ def make_encoder(name: str, way: str, size: Size, depth: int) -> Encoder:
 def one_pass(encoder: Encoder, x_TD: Tensor, layout: PassLayout) -> float:
     """-> seconds of forward and backward."""
     start = time.perf_counter()
-    y_TD, _ = encoder(x_TD, layout, 1)
+    y_TD, _ = encoder(x_TD, layout)
     with record_function("between"):
         gradient = torch.ones_like(y_TD)
     y_TD.backward(gradient)

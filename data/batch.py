@@ -2,6 +2,7 @@
 
     TaskBatch -- inputs: Sequences -- segments: tuple[Segment, ...]
               -- candidates: Sequences
+              -- shared: tuple[CandidateSet, ...], those that data ranks encode together
 
 Legend: B rows, L positions, P values of a patch, Q read-outs, C candidates.
 Every sequence starts with one <SPE> token that the model adds; positions in `read_Q2` count it (position 0).
@@ -43,10 +44,10 @@ class Visibility(enum.IntEnum):
 
 
 class Scope(enum.IntEnum):
-    """Which candidates a read-out is compared with, where data ranks run micro-batches of one task side by side.
+    """Which candidates a read-out is compared with, where data ranks run micro-batches side by side.
 
-    LOCAL: this batch's alone. SHARDED: every rank's batch has the same candidates, and each rank encodes a part of them.
-    GLOBAL: the candidates of all ranks' batches, which are equally many; labels count this batch's own.
+    LOCAL: this batch's alone, which its rank encodes. SHARDED: one of the sets that the ranks encode together, a part each.
+    GLOBAL: the candidates of all ranks' batches, which are of one task and equally many; labels count this batch's own.
     """
 
     LOCAL = 0
@@ -190,6 +191,26 @@ class Sequences(Movable):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class CandidateSet(Movable):
+    """Candidates that do not depend on a batch, so that data ranks can share the work of encoding them.
+
+    number      tells sets apart, the same on all ranks and in all steps; noise is drawn by it
+    task        name under which routers meet the candidates, whichever task's batch asks for them
+    candidates  one segment a row
+    """
+
+    number: int
+    task: str
+    candidates: Sequences
+
+    def __post_init__(self) -> None:
+        if len(self.candidates.segments) != 1:
+            raise ValueError(
+                "candidates that ranks share have one segment, whose rows can stand beside those of another set"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TaskBatch(Movable):
     """One micro-batch of one task: which candidate does each read-out mean?
 
@@ -197,7 +218,10 @@ class TaskBatch(Movable):
     read_Q2                  [Q, 2] int64 (row, position) of the tokens of `inputs` to compare with the candidates
     labels_Q                 [Q] int64 index of the right candidate
     second_labels_Q          the other right candidate of mixed images, with `second_share` of the loss (mixup, cutmix)
-    scope                    whose candidates are compared; not LOCAL needs batches of one task on all data ranks
+    scope                    whose candidates are compared; GLOBAL needs batches of one task on all data ranks
+    shared                   sets that data ranks encode together beside this batch, the same on all of them in a micro-step. A batch
+                             with candidates of its own takes part, and is compared with its own
+    own                      of a SHARDED batch: which of them its candidates are
     symmetric                also pick the right read-out for every candidate (retrieval; needs Q == C)
     alike_Q2                 [Q, 2] int64, of a symmetric batch: what each row's two sides are, as numbers. Rows with an equal number in
                              either column are no wrong answers to each other. None: no two rows are alike
@@ -216,6 +240,8 @@ class TaskBatch(Movable):
     labels_Q: Tensor
     temperature: str
     scope: Scope = Scope.LOCAL
+    shared: tuple[CandidateSet, ...] = ()
+    own: int = 0
     symmetric: bool = False
     pairwise: bool = False
     weight: float = 1.0
@@ -272,5 +298,9 @@ class TaskBatch(Movable):
             raise ValueError("a pairwise loss needs a symmetric batch, and has no label smoothing")
         if self.scope == Scope.SHARDED and self.symmetric:
             raise ValueError("a symmetric loss pairs this batch's rows: its candidates are LOCAL or GLOBAL")
+        if self.scope == Scope.SHARDED and not 0 <= self.own < len(self.shared):
+            raise ValueError(f"candidates are set {self.own} of {len(self.shared)} shared ones")
+        if self.scope == Scope.SHARDED and self.shared[self.own].candidates.num_rows != num_candidates:
+            raise ValueError("the candidates of a SHARDED batch are those of its shared set")
         if self.candidate_log_weights_C is not None and self.label_smoothing:
             raise ValueError("label smoothing needs the whole candidate set; it cannot go with sampled candidates")

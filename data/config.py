@@ -63,9 +63,9 @@ class TaskConfig:
                      averaged; 1, 1 is the centre alone
     mask_rate        share of words masked (masked text), never all; of letters in scripts without spaces
     mask_shares      of masked words: share that becomes <SPE>, share that becomes a random word; the rest stays
-    candidates       local: a micro-batch is compared with its own candidates alone. sharded: class names or the whole vocabulary,
-                     of which each data rank encodes a part. global: retrieval among the pairs of all data ranks. The last
-                     two need data.draw=same
+    candidates       local: each data rank encodes all candidates of its micro-batch. sharded: class names or the whole vocabulary,
+                     of which each data rank encodes a part, whatever its own task. global: retrieval among the pairs of all
+                     data ranks, which needs data.draw=same
     template         text classification and vqa: the sample's text or question and <spe>, where the answer is read
     answer           of classification, text_classification and vqa. rank: the name is compared with those of all classes; generate: it is
                      written word by word, as captions are
@@ -199,10 +199,10 @@ class DataConfig:
             raise ValueError(f"task names must be unique, got {names}")
         if (self.workers != "auto" and self.workers < 0) or self.vocabulary_sample < 0 or self.shuffle_window < 1:
             raise ValueError("workers and vocabulary_sample must not be negative, shuffle_window at least 1")
-        together = [task.name for task in self.tasks if task.candidates != "local"]
+        together = [task.name for task in self.tasks if task.candidates == "global"]
         if together and self.draw != "same":
             raise ValueError(
-                f"task {together[0]}: candidates over data ranks need the same task on all of them: set draw=same or candidates=local"
+                f"task {together[0]}: candidates=global needs the same task on all data ranks: set draw=same or candidates=local"
             )
         if not 0 <= self.max_bad_fraction <= 1:
             raise ValueError(f"max_bad_fraction={self.max_bad_fraction} must lie in [0, 1]")

@@ -84,8 +84,22 @@ class TokenLayout(Movable):
     def of_rows(self, rows: slice | np.ndarray) -> TokenLayout:
         """Of some rows, on the same device, which is not waited for."""
         device = self.place_T.device
-        layout = token_layout([part.of_rows(rows) for part in self.parts])
-        return layout if device.type != "cuda" else layout.map(torch.Tensor.pin_memory).to(device)
+        return _moved(token_layout([part.of_rows(rows) for part in self.parts]), device)
+
+
+def joined_rows(layouts: Sequence[TokenLayout]) -> TokenLayout:
+    """Of sequences of one segment each, row after row, padded to the longest."""
+    parts = [layout.parts[0] for layout in layouts]
+    longest = max(part.valid_BL.shape[1] for part in parts)
+    valid_BL = np.concatenate([np.pad(p.valid_BL, ((0, 0), (0, longest - p.valid_BL.shape[1]))) for p in parts])
+    frames_B = np.concatenate([part.frames_B for part in parts])
+    whole = dataclasses.replace(parts[0], valid_BL=valid_BL, frames_B=frames_B)
+    return _moved(token_layout([whole]), layouts[0].place_T.device)
+
+
+def _moved(layout: TokenLayout, device: torch.device) -> TokenLayout:
+    """From pinned memory, so that nobody waits."""
+    return layout if device.type != "cuda" else layout.map(torch.Tensor.pin_memory).to(device)
 
 
 def token_layout(parts: Sequence[Part], with_spe: bool = True) -> TokenLayout:

@@ -46,8 +46,10 @@ class Encoder(nn.Module):
             all_new.append(new)
         return x_TD, tuple(all_new)
 
-    def forward(self, x_TD: Tensor, layout: PassLayout, noise: Key) -> tuple[Tensor, tuple[RoutingReport, ...]]:
-        """All tokens of a pass -> (x_TD, reports in the order of the decisions)."""
+    def forward(self, x_TD: Tensor, layout: PassLayout) -> tuple[Tensor, tuple[RoutingReport, ...]]:
+        """All tokens of a pass -> (x_TD, reports in the order of the decisions). The layout's counters know the pass, so that noise keys
+        of layers are the same in all of them."""
+        noise: Key = 0 if layout.draws else None
         rows: Rows = WHOLE
         if self.sequence.size > 1:
             rows = CutRows(self.sequence, layout.num_tokens)

@@ -44,21 +44,28 @@ class Work(NamedTuple):
 
 
 def work_of(
-    model: ModelConfig, batch: TaskBatch, inputs: TokenCounts, candidates: TokenCounts, data_ranks: int = 1
+    model: ModelConfig,
+    batch: TaskBatch,
+    inputs: TokenCounts,
+    candidates: TokenCounts,
+    data_ranks: int = 1,
+    shared: Sequence[TokenCounts] = (),
 ) -> tuple[Work, ...]:
-    """Of each tower. Nothing of the batch is read but shapes, so it may lie on any device. Candidates that data ranks share count by the
-    part that each encodes."""
+    """Of each tower. Nothing of the batch is read but shapes, so it may lie on any device. shared: of candidate sets that data ranks
+    encode together, which count by the part that each encodes."""
     reads, number = batch.read_Q2.shape[0], candidates.rows
     others = data_ranks if batch.scope == Scope.GLOBAL else 1
     directions = 2 if batch.symmetric and not batch.pairwise else 1
-    share = 1 / data_ranks if batch.scope == Scope.SHARDED else 1
     first = sequence_work(model, inputs, reads)
     first = first._replace(compared=directions * reads * number * others, headed=reads)
-    second = sequence_work(model, candidates, number, is_target=True)
-    if share != 1:
-        second = Work(*(amount * share for amount in second))
+    all_works = [(inputs, first)]
+    if batch.scope != Scope.SHARDED:
+        all_works.append((candidates, sequence_work(model, candidates, number, is_target=True)))
+    for counts in shared:
+        whole = sequence_work(model, counts, counts.rows, is_target=True)
+        all_works.append((counts, Work(*(amount / data_ranks for amount in whole))))
     towers = [Work()] * (2 if model.text_tower else 1)
-    for counts, work in ((inputs, first), (candidates, second)):
+    for counts, work in all_works:
         index = len(towers) - 1 if counts.is_text else 0
         towers[index] = added(towers[index], work)
     return tuple(towers)

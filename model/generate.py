@@ -18,7 +18,7 @@ from data.attributes import Attributes
 from data.batch import Modality, Segment, Sequences, Visibility
 from data.token_layout import token_layout
 from model.attention import KeysValues
-from model.layout import PassLayout, SequenceLayout, pass_layout
+from model.layout import PassLayout, SequenceLayout, layout_of
 from model.objective import Objective
 
 
@@ -151,8 +151,8 @@ class _CachedScorer:
         tower = self._tower = (objective.text_tower if self._is_text else None) or objective.tower
         self._task = objective.config.task_id(words.task)
         prefix = prefix.located()
-        layout = pass_layout([(prefix, False)], tower.encoder.merges, self._task, None)
-        (of_prefix,) = layout.sequences
+        of_prefix = layout_of(prefix, by_group=tower.encoder.merges, task=self._task)
+        layout = PassLayout((of_prefix,))
         x_TD = tower.embedding(prefix, of_prefix)
         _, self._past = tower.encoder.continue_from(x_TD, layout, ())
         valid_BL = of_prefix.placed(torch.ones_like(x_TD[:, :1])).squeeze(-1) > 0

@@ -19,7 +19,7 @@ from torch import Tensor
 from data.attributes import Attributes
 from data.batch import Sequences, Visibility
 from data.token_layout import Part, TokenLayout, token_layout
-from model.noise import Key, derive
+from model.noise import Key, derive, mixed
 from parallel.dispatch import Blocks
 
 
@@ -33,6 +33,7 @@ class SequenceLayout:
     task         id of the task, for routers that tell tasks apart
     is_target    candidates, not inputs
     noise        key of its random numbers
+    rows_B       of candidates that data ranks encode together: numbers of the rows, by which they draw
     """
 
     tokens: TokenLayout
@@ -42,6 +43,7 @@ class SequenceLayout:
     task: int = 0
     is_target: bool = False
     noise: Key = None
+    rows_B: Tensor | None = None
 
     @property
     def end(self) -> int:
@@ -158,18 +160,17 @@ class PassLayout:
     @functools.cached_property
     def counter_T(self) -> Tensor:
         """For the random numbers of tokens, as of rows and groups: the same whatever else is in the pass."""
-        return _joined([_counter(s, "token") + s.place_T for s in self.sequences])
+        return _joined([_token_counter(sequence) for sequence in self.sequences])
 
     @functools.cached_property
     def counter_R(self) -> Tensor:
-        device = self.device
-        return _joined([torch.arange(s.tokens.rows, device=device) + _counter(s, "row") for s in self.sequences])
+        return _joined([_row_counter(sequence) for sequence in self.sequences])
 
     @functools.cached_property
     def counter_C(self) -> Tensor:
         device = self.device
         return _joined(
-            [torch.arange(len(s.tokens.groups), device=device) + _counter(s, "group") for s in self.sequences]
+            [torch.arange(len(s.tokens.groups), device=device) + _counter(s, _name_of(s)) for s in self.sequences]
         )
 
     def each(self, x_TF: Tensor) -> tuple[Tensor, ...]:
@@ -189,22 +190,12 @@ class PassLayout:
 
 
 def layout_of(
-    sequences: Sequences, start: int = 0, by_group: bool = False, **known: int | bool | None
+    sequences: Sequences, start: int = 0, by_group: bool = False, **known: int | bool | Tensor | None
 ) -> SequenceLayout:
-    """Of sequences that are part of a pass. known: task, is_target, noise."""
+    """Of sequences that are part of a pass. known: task, is_target, noise, rows_B."""
     tokens = sequences.located().layout
     assert tokens is not None
     return SequenceLayout(tokens, start, _mask_of(sequences, tokens), by_group, **known)  # type: ignore[arg-type]
-
-
-def pass_layout(of_each: Sequence[tuple[Sequences, bool]], by_group: bool, task: int, noise: Key) -> PassLayout:
-    """of_each: sequences, and whether they are targets."""
-    found: list[SequenceLayout] = []
-    for index, (sequences, is_target) in enumerate(of_each):
-        start = found[-1].end if found else 0
-        key = derive(noise, "sequences", index)
-        found.append(layout_of(sequences, start, by_group, task=task, is_target=is_target, noise=key))
-    return PassLayout(tuple(found))
 
 
 def layout_of_groups(groups: Sequence[tuple[Attributes, int]], task: int) -> PassLayout:
@@ -264,6 +255,25 @@ def take_tokens(x_PF: Tensor, place_T: Tensor) -> Tensor:
     """[T, F] from their places, of which no two are one."""
     taken: Tensor = _Taken.apply(x_PF, place_T)
     return taken
+
+
+def _name_of(sequence: SequenceLayout) -> str:
+    """Of all that group routers decide by."""
+    return repr((sequence.task, sequence.tokens.groups))
+
+
+def _row_counter(sequence: SequenceLayout) -> Tensor:
+    start = _counter(sequence, "row")
+    if sequence.rows_B is not None:
+        return sequence.rows_B + start
+    return torch.arange(sequence.tokens.rows, device=sequence.place_T.device) + start
+
+
+def _token_counter(sequence: SequenceLayout) -> Tensor:
+    if sequence.rows_B is None:
+        return sequence.place_T + _counter(sequence, "token")
+    column_T = sequence.place_T % sequence.tokens.length
+    return mixed(sequence.rows_B + _counter(sequence, "token")).index_select(0, sequence.row_T) + column_T
 
 
 class _Placed(torch.autograd.Function):

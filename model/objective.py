@@ -2,8 +2,8 @@
 
 encode inputs, read out, project, normalise --> q [Q, W]
 encode candidates, the same at their <SPE> --> c [C, W]      logits [Q, C] = min(exp(s), 100) q c^T
-Candidates may be those of all data ranks, or encoded a part on each (data/batch.py: Scope); features are then gathered with
-their gradient, whose sum over ranks is the gradient of the sum of the ranks' losses.
+Candidates may be those of all data ranks, or of sets that ranks encode together (data/batch.py: Scope; model/shared_candidates.py);
+features are then gathered with their gradient, whose sum over ranks is the gradient of the sum of the ranks' losses.
 Legend: Q read-outs, C candidates, W width of the compared features, E experts, N decisions, M modalities.
 Source: papers.md 1.1, 1.3, 1.5.
 """
@@ -11,7 +11,6 @@ Source: papers.md 1.1, 1.3, 1.5.
 from __future__ import annotations
 
 import dataclasses
-import math
 
 import numpy as np
 import torch
@@ -22,9 +21,10 @@ from model.config import ModelConfig
 from model.encoder import recomputed
 from model.moe.layer import RoutingReport
 from model.moe.use import ExpertUse, added, stacked, unused
-from model.noise import Key, derive
+from model.noise import Key, derive, derive_own
 from model.pairwise import sigmoid_loss
 from model.scores import Scores, compare
+from model.shared_candidates import shared_parts
 from model.tower import Reading, Tower
 from parallel.collectives import Axis, all_gather
 from parallel.kernels import Kernels
@@ -69,13 +69,18 @@ class Objective(nn.Module):
     def forward(self, batch: TaskBatch, noise: Key = None) -> Losses:
         """Inputs and candidates go through the encoder in one pass for every task, so that all ranks issue the same
         collectives whatever each drew."""
-        candidates = self._own_part(batch.candidates) if batch.scope == Scope.SHARDED else batch.candidates
-        readings = (Reading(batch.inputs, batch.read_Q2, rows_Q=batch.read_rows_Q), _targets(candidates))
-        (features_QW, own_CW), reports = self._encode(readings, noise, batch.task)
+        own = () if batch.scope == Scope.SHARDED else (_targets(batch.candidates),)
+        parts = shared_parts(batch.shared, self.data, self.config.task_id, self.config.chunks)
+        readings = (Reading(batch.inputs, batch.read_Q2, rows_Q=batch.read_rows_Q), *own, *parts.readings)
+        (features_QW, *rest), reports = self._encode(readings, noise, batch.task)
+        nothing = features_QW.new_zeros(())
+        if batch.shared:
+            shared_NRW = parts.gathered(rest[len(own) :])
+            # In the graph on every rank, also where it is not needed: the gather's backward pass is a collective, too.
+            nothing = 0 * shared_NRW.sum() if own else nothing
+        own_CW = rest[0] if own else parts.of_set(shared_NRW, batch.own)
         candidates_CW, labels_Q = own_CW, batch.labels_Q
-        if batch.scope == Scope.SHARDED:
-            candidates_CW = self._of_all_ranks(own_CW)[: batch.candidates.num_rows]
-        elif batch.scope == Scope.GLOBAL:
+        if batch.scope == Scope.GLOBAL:
             candidates_CW = self._of_all_ranks(own_CW)
             labels_Q = labels_Q + self.data.rank * len(own_CW)
         compare_all = self._pairwise if batch.pairwise else self._softmax
@@ -85,7 +90,7 @@ class Objective(nn.Module):
         names = sorted({name for report in reports for name in report.losses})
         uses = [report.use for report in reports]
         return Losses(
-            total=batch.weight * loss + extra,
+            total=batch.weight * loss + extra + nothing,
             loss=loss.detach(),
             correct=(best_Q == labels_Q).sum(),
             use=stacked(uses) if uses else unused(self.config.experts.num_experts, len(Modality), loss.detach()),
@@ -180,13 +185,6 @@ class Objective(nn.Module):
             scores = scores.without(alike_QC)
         return scores.cross_entropy(back_C, batch.label_smoothing)
 
-    def _own_part(self, candidates: Sequences) -> Sequences:
-        """This data rank's candidates: equally many on all ranks, so the last ones repeat the last candidate."""
-        total, ranks = candidates.num_rows, self.data.size
-        each = math.ceil(total / ranks)
-        first = self.data.rank * each
-        return candidates.rows(np.arange(first, first + each).clip(max=total - 1))
-
     def _of_all_ranks(self, features_QW: Tensor) -> Tensor:
         return all_gather(features_QW, self.data).flatten(0, 1)
 
@@ -201,7 +199,7 @@ class Objective(nn.Module):
         parts, all_reports = [], []
         for index in range(chunks):
             part = tuple(reading.chunk(index, chunks) for reading in readings)
-            features, reports = recomputed(self._encode_part)(part, derive(noise, "chunk", index), task_id)
+            features, reports = recomputed(self._encode_part)(part, derive_own(noise, "chunk", index), task_id)
             parts.append(features)
             all_reports.append(reports)
         joined = tuple(torch.cat(of_one) for of_one in zip(*parts, strict=True))

@@ -15,9 +15,9 @@ from data.batch import Modality, Sequences
 from model.config import ModelConfig
 from model.embedding import Embedding
 from model.encoder import Encoder
-from model.layout import SequenceLayout, pass_layout
+from model.layout import PassLayout, SequenceLayout, layout_of
 from model.moe.layer import RoutingReport
-from model.noise import Key
+from model.noise import Key, Keys, both, derive
 from parallel.kernels import Kernels
 from parallel.mesh import Mesh
 
@@ -26,13 +26,16 @@ from parallel.mesh import Mesh
 class Reading:
     """Sequences and where to read them: read_Q2 holds (row, position) pairs, sorted by row. projected: features are those of the space in
     which inputs and candidates are compared, and not the encoder's own, normalised by its last LayerNorm. rows_Q: the rows, on the host,
-    where they are known there."""
+    where they are known there. task, rows_B: of candidates that data ranks encode together, their own task and the numbers of their rows,
+    by which they draw noise."""
 
     sequences: Sequences
     read_Q2: Tensor
     is_target: bool = False
     projected: bool = True
     rows_Q: np.ndarray | None = None
+    task: int | None = None
+    rows_B: Tensor | None = None
 
     @property
     def is_text(self) -> bool:
@@ -49,7 +52,9 @@ class Reading:
         first, last = (int(np.searchsorted(rows_Q, row)) for row in (start, end))
         row_Q, place_Q = self.read_Q2[first:last].unbind(1)
         read_Q2 = torch.stack([row_Q - start, place_Q], dim=1)
-        return dataclasses.replace(self, sequences=part, read_Q2=read_Q2, rows_Q=rows_Q[first:last] - start)
+        rows_B = None if self.rows_B is None else self.rows_B[start:end]
+        rows_Q = rows_Q[first:last] - start
+        return dataclasses.replace(self, sequences=part, read_Q2=read_Q2, rows_Q=rows_Q, rows_B=rows_B)
 
 
 class Tower(nn.Module):
@@ -63,18 +68,38 @@ class Tower(nn.Module):
         self.output = nn.ModuleDict({kind: nn.Linear(config.width, config.space_width) for kind in kinds})
 
     def forward(
-        self, readings: tuple[Reading, ...], noise: Key, task: int
+        self, readings: tuple[Reading, ...], noise: int | Keys | None, task: int
     ) -> tuple[tuple[Tensor, ...], tuple[RoutingReport, ...]]:
         """-> (features [Q, W] of each reading in fp32, not normalised, routing reports of all together)."""
         sequences = tuple(reading.sequences.located() for reading in readings)
-        both = tuple((located, reading.is_target) for located, reading in zip(sequences, readings, strict=True))
-        layout = pass_layout(both, self.encoder.merges, task, noise)
+        layout = self._layout(sequences, readings, both(noise), task)
         xs = [self.embedding(*pair) for pair in zip(sequences, layout.sequences, strict=True)]
-        x_TD, reports = self.encoder(torch.cat(xs) if len(xs) > 1 else xs[0], layout, noise)
+        x_TD, reports = self.encoder(torch.cat(xs) if len(xs) > 1 else xs[0], layout)
         features = tuple(
             self._read(x_TD, of_one, reading) for of_one, reading in zip(layout.sequences, readings, strict=True)
         )
         return features, reports
+
+    def _layout(
+        self, sequences: tuple[Sequences, ...], readings: tuple[Reading, ...], noise: Keys | None, task: int
+    ) -> PassLayout:
+        found: list[SequenceLayout] = []
+        for index, (located, reading) in enumerate(zip(sequences, readings, strict=True)):
+            key: Key = None
+            if noise is not None:
+                key = derive(noise.own, "sequences", index) if reading.rows_B is None else noise.shared
+            found.append(
+                layout_of(
+                    located,
+                    start=found[-1].end if found else 0,
+                    by_group=self.encoder.merges,
+                    task=task if reading.task is None else reading.task,
+                    is_target=reading.is_target,
+                    noise=key,
+                    rows_B=reading.rows_B,
+                )
+            )
+        return PassLayout(tuple(found))
 
     def _read(self, x_TD: Tensor, layout: SequenceLayout, reading: Reading) -> Tensor:
         row_Q, place_Q = reading.read_Q2.unbind(1)

@@ -165,10 +165,11 @@ def _head(
     model: ModelConfig, sequences: tuple[SequenceShape, ...], tensor: int, value: int, losses: int
 ) -> tuple[int, int]:
     """-> (kept from the read-outs on, one matrix of logits)."""
-    inputs, candidates = sequences
+    inputs, candidates, *others = sequences
     logits = inputs.reads * candidates.reads * FP32 // (tensor if candidates.reads >= tensor else 1)
     width, space = model.width, model.space_width
     # LayerNorm's and the projection's inputs where they are read; features, and normalised; scaled in the inputs' case.
-    read = (inputs.reads + candidates.rows) * (width * (FP32 + value) + NORM)
+    rows = inputs.reads + candidates.rows + sum(other.rows for other in others)
+    read = rows * (width * (FP32 + value) + NORM)
     features = (inputs.reads + candidates.reads) * 2 * space * FP32 + inputs.reads * space * FP32
     return read + features + losses * logits, logits

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from plan.activations import Activations, activations_of, exchange_buffers
+from plan.dealing import lock_step_efficiency
 from plan.memory import FP32, Amounts, Degrees, Precision, optimizer_of, parameters_of, precision_of, reduction_of
 from plan.tasks import TaskLoad, shares_of, task_loads, vocabulary_size_of, word_candidates_of
 from plan.traffic import (
@@ -31,6 +32,8 @@ from run.engine_file import read_engine_file
 from run.errors import ConfigError
 
 GIB = 1 << 30
+SIMULATED = (8, 56, 256, 1024)
+"""Data ranks."""
 Change = Callable[[RunConfig, Precision], tuple[RunConfig, Precision]]
 
 
@@ -83,6 +86,7 @@ class Plan:
     device_memory: int
     remedies: tuple[str, ...]
     notes: tuple[str, ...]
+    lock_step: dict[int, float]
 
 
 def plan(run: RunConfig, world: int, device_memory_gib: float = 80.0) -> Plan:
@@ -128,6 +132,11 @@ def plan(run: RunConfig, world: int, device_memory_gib: float = 80.0) -> Plan:
         device_memory=device_memory,
         remedies=tuple(_remedies(run, world, precision, tasks, vocabulary_size, device_memory)),
         notes=tuple(notes),
+        lock_step={
+            ranks: lock_step_efficiency(run, tasks, ranks)
+            for ranks in sorted({*SIMULATED, layout.data})
+            if ranks % layout.expert == 0
+        },
     )
 
 
@@ -178,7 +187,7 @@ def traffic_of(
             for of_one in zip(*passes, strict=True)
         )
 
-    passes = [task.passes(layout.data) for task in tasks]
+    passes = [task.passes(layout.data, mean=True) for task in tasks]
     tensor = [
         (
             *tensor_traffic(model, mine, layout, value),
@@ -298,6 +307,8 @@ def render(plan: Plan) -> str:
             lines += [f"  {_line(collective, unit)}" for collective in path or ()]
         if traffic.crossover:
             lines.append(f"  equal at {traffic.crossover:,} tokens of a rank's pass; merging sends less above")
+    found = ", ".join(f"{share:.2f} at {ranks:,}" for ranks, share in plan.lock_step.items())
+    lines.append(f"mean cost of a step / that of the slowest rank: {found} data ranks")
     lines += [f"note: {note}" for note in plan.notes]
     return "\n".join(lines)
 

@@ -183,6 +183,8 @@ def describe(run: RunConfig) -> str:
             number = compared_candidates(task, cost, run.data.vocabulary_sample)
             share = cost.candidate_flops * number / cost.candidates[0] / cost.rows
             candidates = f"+ {share / 1e9:9.3f} its share of {number:,} candidates in a batch of {cost.rows}"
+            if task.candidates == "sharded":
+                candidates += "; 1/N of it on N data ranks, and 1/N of what the others ask for"
         lines.append(f"  {task.name:<20} {cost.input_flops / 1e9:9.3f} for {cost.tokens:>5} tokens  {candidates}")
     return "\n".join(lines)
 

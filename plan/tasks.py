@@ -42,9 +42,20 @@ class SequenceShape:
 
 
 @dataclasses.dataclass(frozen=True)
+class SetLoad:
+    """A candidate set that data ranks encode together. kind: sets of one are encoded side by side (model/shared_candidates.py); asked:
+    share of the micro-batches that ask for it."""
+
+    kind: str
+    shape: SequenceShape
+    asked: float
+
+
+@dataclasses.dataclass(frozen=True)
 class TaskLoad:
     """One task's micro-batch: its share of the micro-batches, inputs and candidates of one data rank that works alone, cross
-    entropies over the logits, whose candidates are compared (TaskConfig.candidates)."""
+    entropies over the logits, whose candidates are compared (TaskConfig.candidates). shared: sets of all tasks, those that may be
+    encoded beside it; own: which of them are its candidates."""
 
     name: str
     share: float
@@ -53,20 +64,38 @@ class TaskLoad:
     counted: bool
     symmetric: bool = False
     scope: str = "local"
+    shared: tuple[SetLoad, ...] = ()
+    own: int = 0
 
-    def passes(self, data: int) -> tuple[SequenceShape, SequenceShape]:
-        """Inputs and candidates of one of so many data ranks."""
+    def passes(self, data: int, mean: bool = False) -> tuple[SequenceShape, ...]:
+        """Inputs and candidates of one of so many data ranks, and its parts of the sets of other kinds that are encoded beside them. mean:
+        each set as often as another rank asks for it, and not all of them at once."""
         inputs, candidates = self.sequences
-        if self.scope == "sharded":
-            candidates = dataclasses.replace(candidates, rows=math.ceil(candidates.rows / data))
-        elif self.scope == "global":
+        if self.scope == "global":
             candidates = dataclasses.replace(candidates, reads=candidates.reads * data)
-        return inputs, candidates
+        is_sharded = self.scope == "sharded"
+        parts: dict[str, SequenceShape] = {}
+        for index, one in enumerate(self.shared):
+            often = 1 - (1 - one.asked) ** (data - 1) if mean or data == 1 else 1.0
+            chance = 1.0 if is_sharded and index == self.own else often
+            before = parts.get(one.kind, dataclasses.replace(one.shape, rows=0, reads=0))
+            rows = before.rows + round(chance * math.ceil(one.shape.rows / data))
+            length = max(before.length, one.shape.length)
+            parts[one.kind] = dataclasses.replace(before, rows=rows, length=length)
+        if is_sharded:
+            candidates = dataclasses.replace(parts.pop(self.shared[self.own].kind), reads=candidates.reads)
+        return inputs, candidates, *(part for part in parts.values() if part.rows)
+
+    def gathered(self, data: int, mean: bool = False) -> int:
+        """Rows of a rank whose features all ranks get."""
+        _, candidates, *others = self.passes(data, mean)
+        return (candidates.rows if self.scope != "local" else 0) + sum(other.rows for other in others)
 
 
 def task_loads(run: RunConfig, word_candidates: int, shares: tuple[float, ...]) -> tuple[TaskLoad, ...]:
     """shares: of the tasks among the micro-batches."""
-    loads = []
+    loads: list[TaskLoad] = []
+    sets: dict[tuple[str, str, int], SetLoad] = {}
     for task, share in zip(run.data.tasks, shares, strict=True):
         cost = task_cost(task, run.model, word_candidates, run.data.word_end)
         answers = kind_of(task).answers
@@ -79,8 +108,23 @@ def task_loads(run: RunConfig, word_candidates: int, shares: tuple[float, ...]) 
         symmetric = answers == "pairs" and task.loss == "softmax"
         losses = 1 + symmetric + task.mix.is_on
         counted = cost.candidates is not None
-        loads.append(TaskLoad(task.name, share, (inputs, candidates), losses, counted, symmetric, task.candidates))
-    return tuple(loads)
+        own = 0
+        if task.candidates == "sharded":
+            kind = f"{answers} {run.model.task_id(task.name)}"
+            key = (kind, "" if answers == "words" else task.path, length)
+            before = sets.get(key)
+            sets[key] = SetLoad(kind, candidates, share + (before.asked if before else 0))
+            own = list(sets).index(key)
+        loads.append(
+            TaskLoad(task.name, share, (inputs, candidates), losses, counted, symmetric, task.candidates, own=own)
+        )
+    beside = tuple(sets.values())
+    if run.data.draw == "same":  # all ranks have the same task
+        return tuple(
+            dataclasses.replace(load, shared=beside[load.own : load.own + 1] if load.scope == "sharded" else (), own=0)
+            for load in loads
+        )
+    return tuple(dataclasses.replace(load, shared=beside) for load in loads)
 
 
 def shares_of(run: RunConfig) -> tuple[tuple[float, ...], str]:

@@ -155,7 +155,7 @@ def scores_traffic(
 ) -> tuple[Collective, ...]:
     """One micro-batch's scores, where tensor ranks share the candidates: three numbers of each read-out and cross-entropy, gradients
     of the compared features and of the scale; the likeliest candidate of each rank, for reports."""
-    inputs, candidates = sequences
+    inputs, candidates, *_ = sequences
     cut = layout.tensor > 1 and candidates.reads >= layout.tensor
     compared = (inputs.reads + candidates.reads) * model.space_width + 1
     reduced = 3 * losses * inputs.reads + (1 + symmetric) * compared
@@ -166,11 +166,9 @@ def scores_traffic(
 
 
 def candidates_traffic(model: ModelConfig, task: TaskLoad, layout: Degrees) -> tuple[Collective, ...]:
-    """One micro-batch of a task whose candidates are those of all data ranks: features forward, their gradients backward."""
-    inputs, candidates = task.passes(layout.data)
-    features = 0
-    if task.scope != "local":
-        features = (candidates.rows + (inputs.reads if task.symmetric else 0)) * model.space_width * FP32
+    """One micro-batch beside which data ranks share candidates: features forward, their gradients backward."""
+    reads = task.sequences[0].reads if task.symmetric and task.scope == "global" else 0
+    features = (task.gathered(layout.data, mean=True) + reads) * model.space_width * FP32
     return (
         Collective("candidates", "all-gather", layout.data, features),
         Collective("candidates' gradients", "reduce-scatter", layout.data, layout.data * features),

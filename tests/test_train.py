@@ -47,6 +47,27 @@ def test_launcher_with_experts_on_two_ranks_equals_one_process(config):
     assert by_kind["captioning"]["samples"] == 16
 
 
+def test_candidates_shared_by_ranks_with_different_tasks_equal_one_process(config):
+    """Names and words of all tasks, encoded by two ranks that exchange experts, with noise, workers and a resume in between; four
+    micro-batches a step, dealt by cost."""
+    names = [task["name"] for task in yaml.safe_load(config.read_text())["data"]["tasks"]]
+    shared = [f"data.tasks.{name}.candidates=sharded" for name in names if name != "retrieval"]
+    options = [*shared, "micro_batches=4", "model.drop_path=0.1"]
+    train(config, "name=one", *options)
+    train(config, "name=two", "steps=3", "optimizer.warmup_steps=2", "parallel.expert=2", *options, ranks=2)
+    out = train(config, "name=two", "parallel.expert=2", "data.workers=1", *options, ranks=2)
+    assert "finished at step 6" in out
+    for two, one in zip(losses(config, "two"), losses(config, "one"), strict=True):
+        assert two.keys() == one.keys()
+        for key in one:
+            assert two[key] == pytest.approx(one[key], rel=2e-3), key
+    for two, one in zip(records(config, "two"), records(config, "one"), strict=True):
+        # A set is encoded once in a micro-step, and on one process once for each micro-batch that asks for it.
+        work = [record["model_tflops_per_s"] * record["step_s"] for record in (two, one)]
+        assert work[0] <= work[1] * (1 + 1e-6)
+        assert two["sent_gib/data"] > 0
+
+
 def measured_alike(config: Path) -> None:
     """Phases partition a step; work is a function of the data, and not of who does it."""
     for two, one in zip(records(config, "two"), records(config, "one"), strict=True):

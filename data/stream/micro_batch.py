@@ -7,11 +7,12 @@ import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from data.batch import TaskBatch, TokenCounts
+from data.batch import Scope, TaskBatch, TokenCounts
 from data.seeding import rng
 from data.shards import BadSample
 from data.stream.faults import Fault, fault_of, too_many
 from data.stream.schedule import Assignment, Schedule
+from data.stream.shared_sets import SharedSets
 from data.stream.source import Source
 from data.tasks.base import Sample
 
@@ -27,8 +28,8 @@ READ_AHEAD_BYTES = 4 << 20
 
 @dataclasses.dataclass(frozen=True)
 class MicroBatch:
-    """What the loop gets: the batch, and which part of the plan it is. inputs, candidates: what they hold, counted where the batch was
-    made, on the host."""
+    """What the loop gets: the batch, and which part of the plan it is. inputs, candidates, shared: what they hold, counted where the batch
+    was made, on the host; of shared candidates the rank encodes a part."""
 
     assignment: Assignment
     batch: TaskBatch
@@ -36,15 +37,21 @@ class MicroBatch:
     inputs: TokenCounts
     candidates: TokenCounts
     faults: tuple[Fault, ...]
+    shared: tuple[TokenCounts, ...] = ()
 
-    @property
-    def num_tokens(self) -> int:
-        """Valid ones, <SPE> included."""
-        return self.inputs.tokens + self.candidates.tokens
+    def encoded(self, data_ranks: int) -> Iterator[tuple[TokenCounts, float]]:
+        """What the rank encodes: sequences, and the part of them that it takes."""
+        yield self.inputs, 1.0
+        if self.batch.scope != Scope.SHARDED:
+            yield self.candidates, 1.0
+        for counts in self.shared:
+            yield counts, 1 / data_ranks
 
 
-def build_micro_batch(source: Source, assignment: Assignment, schedule: Schedule) -> MicroBatch:
-    """Samples [start, start + batch size) of the source, decoded and joined."""
+def build_micro_batch(
+    source: Source, assignment: Assignment, schedule: Schedule, shared: SharedSets | None = None
+) -> MicroBatch:
+    """Samples [start, start + batch size) of the source, decoded and joined; shared: candidate sets of the ranks."""
     size = schedule.batch_sizes[assignment.task]
     positions = range(assignment.start, assignment.start + size)
     faults: list[Fault] = []
@@ -55,8 +62,12 @@ def build_micro_batch(source: Source, assignment: Assignment, schedule: Schedule
         examples.append(
             _example(source, position, itertools.chain([read], others), schedule.seed, assignment.task, faults)
         )
-    batch = source.task.batch(examples, rng(schedule.seed, assignment.task, assignment.start, 1)).located()
-    return MicroBatch(assignment, batch, size, batch.inputs.counts, batch.candidates.counts, tuple(faults))
+    batch = source.task.batch(examples, rng(schedule.seed, assignment.task, assignment.start, 1))
+    if shared is not None:
+        batch = shared.joined(batch, assignment)
+    batch = batch.located()
+    counts = tuple(of_all.candidates.counts for of_all in batch.shared) if shared is not None else ()
+    return MicroBatch(assignment, batch, size, batch.inputs.counts, batch.candidates.counts, tuple(faults), counts)
 
 
 @dataclasses.dataclass(frozen=True)

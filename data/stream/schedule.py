@@ -1,8 +1,8 @@
 """Which task each micro-batch belongs to, and which samples it takes.
 
-A step has a fixed number of micro-batches over all data ranks, numbered micro-step * data ranks + data rank. The draw is a
-pure function of (seed, step, number), so the number of ranks changes nothing: two ranks with one micro-batch each do what
-one rank does with two.
+A step has a fixed number of numbered micro-batches over all data ranks. The draw is a pure function of (seed, step, number), so the
+number of ranks changes nothing: two ranks with one micro-batch each do what one rank does with two. Who takes which is dealt out
+(data/stream/dealing.py), by costs that are known everywhere.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 
 from data.seeding import rng
+from data.stream.dealing import IN_ORDER, Dealing
 
 
 def shares(
@@ -29,12 +30,14 @@ def shares(
 
 @dataclasses.dataclass(frozen=True)
 class Assignment:
-    """One micro-batch: samples [start, start + batch size) of the task's stream."""
+    """One micro-batch: samples [start, start + batch size) of the task's stream. beside: tasks of all data ranks in the same
+    micro-step, this one's included."""
 
     step: int
     number: int
     task: int
     start: int
+    beside: tuple[int, ...] = dataclasses.field(default=(), compare=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +49,7 @@ class Schedule:
     micro_batches: int
     seed: int
     draw: Literal["mixed", "same"] = "mixed"
+    dealing: Dealing = IN_ORDER
 
     def tasks_of(self, step: int) -> list[int]:
         """The task of every micro-batch of the step."""
@@ -74,5 +78,8 @@ class Schedule:
         step = start_step
         while True:
             assignments, consumed = self.step(step, consumed)
-            yield from assignments[data_rank::data_ranks]
+            dealt = self.dealing.deal([assignment.task for assignment in assignments], data_ranks)
+            for micro_step, number in enumerate(dealt[data_rank]):
+                beside = {assignments[numbers[micro_step]].task for numbers in dealt}
+                yield dataclasses.replace(assignments[number], beside=tuple(sorted(beside)))
             step += 1

@@ -15,18 +15,23 @@ from collections.abc import Iterator, Sequence
 
 from torch.utils.data import IterableDataset, get_worker_info
 
+from data.batch import CandidateSet, Sequences
 from data.config import DataConfig
+from data.stream.dealing import IN_ORDER, Dealing
 from data.stream.fetching import FetchingAhead
 from data.stream.micro_batch import MicroBatch, build_micro_batch
 from data.stream.schedule import Schedule, shares
 from data.stream.share import Share
+from data.stream.shared_sets import SharedSets
 from data.stream.source import Source
 from data.workers.loader import loader_of
 from data.workers.shared_memory import Lender
 from data.workers.to_device import handed_over
 
 
-def schedule_of(config: DataConfig, micro_batches: int, seed: int, sources: Sequence[Source] = ()) -> Schedule:
+def schedule_of(
+    config: DataConfig, micro_batches: int, seed: int, sources: Sequence[Source] = (), dealing: Dealing = IN_ORDER
+) -> Schedule:
     """`sources` are needed where batch sizes or shares follow from the data. Raises ValueError."""
     tasks = [source.task.config for source in sources] or list(config.tasks)
     if not sources and (config.mixture == "sizes" or any(task.batch_tokens for task in tasks)):
@@ -39,6 +44,7 @@ def schedule_of(config: DataConfig, micro_batches: int, seed: int, sources: Sequ
         micro_batches=micro_batches,
         seed=seed,
         draw=config.draw,
+        dealing=dealing,
     )
 
 
@@ -50,11 +56,17 @@ def training_stream(
     consumed: tuple[int, ...],
     workers: int,
     device: str = "cpu",
+    task_ids: Sequence[int] = (),
 ) -> Iterator[MicroBatch]:
-    """Micro-batches of this data rank from `start_step` on, without end, their tensors on `device`. Workers start at once."""
-    dataset = _Stream(sources, schedule, share, start_step, consumed)
+    """Micro-batches of this data rank from `start_step` on, without end, their tensors on `device`. Workers start at once. task_ids: of
+    the tasks, where routers tell them apart."""
+    shared = SharedSets(sources, task_ids, schedule.seed)
+    dataset = _Stream(sources, schedule, share, start_step, consumed, shared)
     packs = workers or device != "cpu"
-    kept = [candidates for source in sources for candidates in source.task.kept_candidates]
+    kept: list[Sequences | CandidateSet] = [
+        candidates for source in sources for candidates in source.task.kept_candidates
+    ]
+    kept += shared.kept
     batches = loader_of(dataset, workers, Lender(kept) if packs else None)
     return handed_over(batches, device, [candidates.to(device) for candidates in kept])
 
@@ -67,8 +79,9 @@ class _Stream(IterableDataset):
         share: Share,
         start_step: int,
         consumed: tuple[int, ...],
+        shared: SharedSets | None = None,
     ) -> None:
-        self.sources, self.schedule, self.share = sources, schedule, share
+        self.sources, self.schedule, self.share, self.shared = sources, schedule, share, shared
         self.start_step, self.consumed = start_step, consumed
 
     def __iter__(self) -> Iterator[MicroBatch]:
@@ -81,4 +94,4 @@ class _Stream(IterableDataset):
         with contextlib.closing(FetchingAhead(self.sources, self.consumed)) as ahead:
             for assignment in itertools.islice(assignments, worker, None, workers):
                 ahead.reached(assignment.task, assignment.start)
-                yield build_micro_batch(self.sources[assignment.task], assignment, self.schedule)
+                yield build_micro_batch(self.sources[assignment.task], assignment, self.schedule, self.shared)

@@ -161,6 +161,15 @@ class Task(abc.ABC):
         return ()
 
     @property
+    def draws_candidates(self) -> bool:
+        """Are they others in every step?"""
+        return False
+
+    def shared_candidates(self, generator: np.random.Generator) -> Sequences:
+        """Those that all micro-batches of a step have in common, which ranks encode together; generator: of the step."""
+        raise NotImplementedError(f"{self.config.kind} has no candidates in common")
+
+    @property
     def temperature(self) -> str:
         return self.config.temperature or self.default_temperature
 
@@ -175,8 +184,9 @@ class Task(abc.ABC):
     def batch(self, examples: list[Any], generator: np.random.Generator | None) -> TaskBatch: ...
 
     def scope(self, generator: np.random.Generator | None) -> Scope:
-        """Evaluation compares with what the batch holds."""
-        return Scope.LOCAL if generator is None else Scope[self.config.candidates.upper()]
+        """Evaluation compares with what the batch holds. Sets that ranks encode together join a batch where all of their micro-batches
+        are known (data/stream/shared_sets.py)."""
+        return Scope.GLOBAL if generator is not None and self.config.candidates == "global" else Scope.LOCAL
 
     def visual(self, sample: Sample, generator: np.random.Generator | None) -> Visual:
         """Decode, augment and cut the sample's image or clip."""
@@ -240,6 +250,13 @@ class WordTask(Task):
     @property
     def kept_candidates(self) -> tuple[Sequences, ...]:
         return () if self.context.vocabulary_sample else (self.words.all,)
+
+    @property
+    def draws_candidates(self) -> bool:
+        return False
+
+    def shared_candidates(self, generator: np.random.Generator) -> Sequences:
+        return self.words.all
 
     def word_batch(
         self, inputs: Sequences, read_Q2: Tensor, tokens: list[int], generator: np.random.Generator | None

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import ClassVar
 
 import numpy as np
 import torch
 
-from data.attributes import VISUAL_INPUT
+from data.attributes import NAME_TARGET, VISUAL_INPUT
 from data.batch import Modality, Sequences, TaskBatch
 from data.shards import DatasetError
 from data.tasks.base import Answers, Sample, Task, TaskContext, Visual, label_of
 from data.tasks.candidates import check_distinct, class_names
+from data.tasks.segments import text_segment
 from data.visual.mixing import mix
 
 
@@ -42,6 +44,13 @@ class Classification(Task):
         return (self.candidates,)
 
     @property
+    def draws_candidates(self) -> bool:
+        return any(self.context.info.synonyms)
+
+    def shared_candidates(self, generator: np.random.Generator) -> Sequences:
+        return self._drawn_names(generator)
+
+    @property
     def default_temperature(self) -> str:
         return "video" if self.modality == Modality.VIDEO else "image"
 
@@ -67,7 +76,8 @@ class Classification(Task):
         candidates, share = self.candidates, 0.0
         if generator is not None:
             segment, share = mix(segment, config.mix, generator, pixels.image_size, pixels.patch)
-            candidates = self._drawn_names(generator)
+            if config.candidates == "local":
+                candidates = self._drawn_names(generator)
         return TaskBatch(
             task=config.name,
             inputs=Sequences(segments=(segment,)),
@@ -84,9 +94,14 @@ class Classification(Task):
 
     def _drawn_names(self, generator: np.random.Generator) -> Sequences:
         """One name of each class at random, where classes have several."""
-        info = self.context.info
-        if not any(info.synonyms):
+        if not any(self.context.info.synonyms):
             return self.candidates
-        choices = [(name, *more) for name, more in zip(info.classes, info.synonyms, strict=True)]
-        names = [names[generator.integers(len(names))] for names in choices]
-        return class_names(names, self.vocabulary, self.config.max_text)
+        rows = [names[generator.integers(len(names))] for names in self._all_names]
+        return Sequences(segments=(text_segment(rows, NAME_TARGET),))
+
+    @functools.cached_property
+    def _all_names(self) -> list[list[list[int]]]:
+        """Tokens of all names of each class."""
+        info, longest = self.context.info, self.config.max_text
+        both = zip(info.classes, info.synonyms, strict=True)
+        return [[self.vocabulary.encode(name, longest) for name in (first, *more)] for first, more in both]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import numpy as np
+
 from data.attributes import WORD_TARGET
 from data.batch import Sequences
 from data.config import SPE_PLACE, TEXT_PLACE, TaskConfig
@@ -65,6 +67,9 @@ class TemplatedTask(Task):
     @property
     def kept_candidates(self) -> tuple[Sequences, ...]:
         return (self.candidates,)
+
+    def shared_candidates(self, generator: np.random.Generator) -> Sequences:
+        return self.candidates
 
     @property
     def default_temperature(self) -> str:

@@ -79,7 +79,8 @@ class ExpertConfig:
     random_second  GShard: in training a second choice is asked with probability min(1, 2 * its normalised weight)
     same_start   all experts of a bank start equal (V-MoE); otherwise each is its own draw (Uni-Perceiver-MoE)
     max_groups   groups of tokens in one pass that expert ranks exchange merged weights for, padded to this many so that ranks
-                 with different tasks exchange equal shapes; captioning has 3 (picture, words, candidates), other tasks 2
+                 with different tasks exchange equal shapes; captioning has 3 (picture, words, candidates), other tasks 2. Where
+                 ranks share candidates, names and words of all tasks come beside them; with a task router those of each task
     auxiliary    losses
     """
 
@@ -102,7 +103,7 @@ class ExpertConfig:
     priority: Literal["none", "max", "sum"] = "max"
     random_second: bool = False
     same_start: bool = False
-    max_groups: int = 3
+    max_groups: int = 8
     auxiliary: AuxiliaryConfig = dataclasses.field(default_factory=AuxiliaryConfig)
 
     def __post_init__(self) -> None:

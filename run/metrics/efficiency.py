@@ -89,17 +89,19 @@ class Efficiency:
         return cls(run.model, passes_of(objective), mesh, machine, listeners, memory)
 
     def _reset(self) -> None:
-        self._tokens_M, self._places = [0] * len(Modality), 0
+        self._tokens_M, self._places = [0.0] * len(Modality), 0.0
         self._works = torch.zeros(len(towers_of(self.model)), len(Work._fields), dtype=torch.float64)
         self._steps = 0
 
     def add(self, micro: MicroBatch) -> None:
-        for counts in (micro.inputs, micro.candidates):
+        ranks = self.mesh.data.size
+        for counts, part in micro.encoded(ranks):
             for modality in Modality:
                 # <SPE> joins the modality that its sequence begins with, as it does where tokens are routed.
-                self._tokens_M[modality] += counts.tokens_M[modality] + counts.rows * (modality == counts.first)
-            self._places += counts.places
-        works = work_of(self.model, micro.batch, micro.inputs, micro.candidates, self.mesh.data.size)
+                tokens = counts.tokens_M[modality] + counts.rows * (modality == counts.first)
+                self._tokens_M[modality] += part * tokens
+            self._places += part * counts.places
+        works = work_of(self.model, micro.batch, micro.inputs, micro.candidates, ranks, micro.shared)
         self._works += torch.tensor(works, dtype=torch.float64)
 
     def end_step(self) -> None:

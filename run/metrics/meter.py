@@ -63,8 +63,9 @@ class Meter:
                 losses.loss.new_tensor(micro.batch.labels_Q.numel()),
             ]
         ).double()
-        self._counts += torch.tensor([micro.num_samples, micro.num_tokens, len(micro.faults), 1.0])
-        self._by_task[micro.assignment.task] += torch.tensor([len(micro.faults), micro.num_tokens])
+        tokens = sum(part * counts.tokens for counts, part in micro.encoded(self.mesh.data.size))
+        self._counts += torch.tensor([micro.num_samples, tokens, len(micro.faults), 1.0])
+        self._by_task[micro.assignment.task] += torch.tensor([len(micro.faults), tokens])
         self._bad_shards |= {(fault.task, fault.shard) for fault in micro.faults if fault.sample is None}
         self._use.add(micro.assignment.task, losses.use)
         self._efficiency.add(micro)

@@ -7,7 +7,7 @@ import dataclasses
 import torch
 
 from data.attributes import CAPTION_TEXT, CAPTION_VISUAL, NAME_TARGET, TEXT_INPUT, VISUAL_INPUT, WORD_TARGET, Attributes
-from data.batch import Modality, Scope, Segment, Sequences, TaskBatch, Visibility
+from data.batch import CandidateSet, Modality, Scope, Segment, Sequences, TaskBatch, Visibility
 
 VOCABULARY_SIZE = 40
 PATCH_VALUES = 3 * 8 * 8
@@ -109,11 +109,24 @@ def pairs(seed: int, place: int) -> TaskBatch:
     return dataclasses.replace(retrieval(seed), alike_Q2=torch.tensor(alike_Q2))
 
 
-def sharing(task: str, seed: int, shared_seed: int) -> TaskBatch:
-    """A batch of its own with the candidates of another, which every rank encodes a part of."""
-    batch, other = BATCHES[task](seed), BATCHES[task](shared_seed)
+def sharing(task: str, seed: int, beside: tuple[str, ...] = ()) -> TaskBatch:
+    """A batch whose candidates data ranks encode together with those of the tasks `beside` it; pairs have their own."""
+    tasks = [name for name in BATCHES if name in (task, *beside) and name != "retrieval"]
+    shared = tuple(
+        CandidateSet(number=list(BATCHES).index(name), task=name, candidates=BATCHES[name](7).candidates)
+        for name in tasks
+    )
+    batch = BATCHES[task](seed)
+    if task == "retrieval":
+        return dataclasses.replace(batch, shared=shared)
+    own = tasks.index(task)
     return dataclasses.replace(
-        batch, candidates=other.candidates, candidate_log_weights_C=None, scope=Scope.SHARDED, symmetric=False
+        batch,
+        candidates=shared[own].candidates,
+        candidate_log_weights_C=None,
+        scope=Scope.SHARDED,
+        shared=shared,
+        own=own,
     )
 
 

@@ -18,13 +18,15 @@ from tests.helpers.batches import BATCHES, VOCABULARY_SIZE
 
 
 def tiny(router: str = "attribute", experts: dict[str, Any] | None = None, **options: Any) -> ModelConfig:
-    """`router` is a router's name, or limoe: whole networks as experts, slots with priority, auxiliary losses.
+    """`router` is a router's name, or dense: no experts, or limoe: whole networks as experts, slots with priority, auxiliary losses.
 
     `experts` and `options` change ExpertConfig and ModelConfig.
     """
     chosen: dict[str, Any] = {"router": router}
     if router == "limoe":
         chosen = ROUTING["limoe"] | {"auxiliary": AuxiliaryConfig(**ROUTING["limoe"]["auxiliary"])}
+    if router == "dense":
+        chosen = {"placement": "none"}
     shape = {"width": 16, "depth": 2, "heads": 2, "ffn": 32, "image_size": 16, "max_text": 8, "max_frames": 4}
     num_experts = len(BATCHES) if router == "task_specific" else 4
     sparse = ExpertConfig(**{**chosen, "num_experts": num_experts, **(experts or {})})

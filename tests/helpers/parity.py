@@ -29,9 +29,9 @@ class ParityRun:
     broken_step    the first micro-batch's loss is NaN there
     forced_expert  the router sends everything to this one
     pairwise       the sigmoid loss, of "global" and "joined"
-    scope          "": each micro-batch has its own candidates. "sharded": they have inputs of their own and candidates in common.
-                   "global": pairs of all micro-batches are compared, "joined": the same pairs in one. Without noise,
-                   which differs from one to the next
+    scope          "": each micro-batch has its own candidates. "sharded": but for pairs, candidates are sets that the data ranks
+                   of a micro-step encode together. "global": pairs of all micro-batches are compared, "joined": the same
+                   pairs in one; both without noise, which differs from one to the next
     model          more options of the model
     """
 
@@ -60,11 +60,17 @@ class ParityRun:
     pairwise: bool = False
     ema: float = 0.0
 
-    def batch(self, step: int, number: int) -> TaskBatch:
-        task = self.tasks[(step * self.micro_batches + number) % len(self.tasks)]
+    def task(self, step: int, number: int) -> str:
+        return self.tasks[(step * self.micro_batches + number) % len(self.tasks)]
+
+    def batch(self, step: int, number: int, ranks: int) -> TaskBatch:
+        """ranks: over data."""
+        task = self.task(step, number)
         seeds = (10 * step, 10 * step + 1)
         if self.scope == "sharded":
-            return sharing(task, 10 * step + number, 10 * step)
+            first = number // ranks * ranks
+            beside = tuple(self.task(step, other) for other in range(first, first + ranks))
+            return sharing(task, 10 * step + number, beside)
         if self.scope == "global":
             return dataclasses.replace(pairs(seeds[number], number), scope=Scope.GLOBAL, pairwise=self.pairwise)
         if self.scope == "joined":
@@ -79,6 +85,7 @@ def run_job(rank: int, job: ParityRun) -> dict[str, Any]:
     import logging
 
     from model.initialise import initialise
+    from model.noise import keys_of
     from model.objective import Objective
     from model.tuning.trained import freeze
     from parallel.checkpoints import Saver, newest
@@ -128,7 +135,8 @@ def run_job(rank: int, job: ParityRun) -> dict[str, Any]:
     for step in range(start, job.steps):
         with engine.accumulation():
             for number in own:
-                result = engine(job.batch(step, number), None if job.scope else 100 * step + number)
+                noise = {"": 100 * step + number, "sharded": keys_of(0, step, number)}.get(job.scope)
+                result = engine(job.batch(step, number, mesh.data.size), noise)
                 broken = step == job.broken_step and number == 0
                 engine.backward(result.total / len(own) * (torch.nan if broken else 1.0))
                 losses[step, number] = result.total.item()

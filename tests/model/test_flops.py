@@ -10,7 +10,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from data.batch import Scope, Sequences, TaskBatch
+from data.batch import CandidateSet, Scope, Sequences, TaskBatch
 from model.config import LoraConfig, ModelConfig, PromptConfig, TextTowerConfig
 from model.flops import Work, choice_flops, forward_flops, passes_of, work_of
 from model.objective import Losses
@@ -158,8 +158,13 @@ def test_candidates_that_ranks_share_out_count_by_their_part():
         tiny(), dataclasses.replace(batch, read_Q2=batch.read_Q2[:0], labels_Q=batch.labels_Q[:0], symmetric=False)
     )[0]
     assert alone.compared == 2 * 4 * 4 and works(tiny(), dataclasses.replace(batch, pairwise=True))[0].compared == 16
-    shared = works(tiny(), dataclasses.replace(batch, scope=Scope.SHARDED, symmetric=False), ranks=2)[0]
+    sets = (CandidateSet(number=0, task="t", candidates=batch.candidates),)
+    sharded = dataclasses.replace(batch, scope=Scope.SHARDED, shared=sets, symmetric=False)
+    counts = batch.candidates.counts
+    shared = work_of(tiny(), sharded, batch.inputs.counts, counts, 2, (counts,))[0]
     assert shared.compared == 16 and alone.tokens - shared.tokens == (4 + 14) / 2 and of_names.visual == shared.visual
+    beside = work_of(tiny(), dataclasses.replace(batch, shared=sets), batch.inputs.counts, counts, 2, (counts,))[0]
+    assert beside.compared == alone.compared and beside.tokens - alone.tokens == (4 + 14) / 2
     together = works(tiny(), dataclasses.replace(batch, scope=Scope.GLOBAL), ranks=2)[0]
     assert together == alone._replace(compared=2 * 4 * 8)
 

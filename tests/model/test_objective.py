@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy, log_softmax, normalize
 
 from data.batch import Sequences
 from model.embedding import interpolated, sine_cosine
-from model.layout import pass_layout
+from model.layout import PassLayout, layout_of
 from model.scores import Scores
 from parallel.collectives import Axis
 from parallel.kernels import load_kernels
@@ -69,10 +69,10 @@ def test_logit_scale_is_capped_without_gradient():
 
 def test_no_gradient_from_a_query_to_its_own_word_or_later_ones():
     objective, batch = make(), captioning()
-    layout = pass_layout([(batch.inputs, False)], objective.tower.encoder.merges, 0, None)
-    (of_inputs,) = layout.sequences
+    of_inputs = layout_of(batch.inputs, by_group=objective.tower.encoder.merges)
+    layout = PassLayout((of_inputs,))
     embedded = objective.tower.embedding(batch.inputs, of_inputs).detach().requires_grad_()
-    x_TD, _ = objective.tower.encoder(embedded, layout, None)
+    x_TD, _ = objective.tower.encoder(embedded, layout)
     words, queries = 1 + 4, 1 + 4 + 4
     of_inputs.placed(x_TD)[1, queries + 2].sum().backward()  # q2 predicts w2
     reached = of_inputs.placed(embedded.grad)[1].abs().sum(dim=1) > 0

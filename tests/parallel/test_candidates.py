@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from data.attributes import NAME_TARGET
+from data.batch import CandidateSet, Scope, Sequences
+from model.config import TextTowerConfig
+from tests.helpers.batches import BATCHES, text
 from tests.helpers.distributed import run_ranks
+from tests.helpers.models import tiny
 from tests.helpers.parity import ParityRun, logical_gradients, logical_weights, merged_losses, run_job
-from tests.parallel.test_parity import assert_close, assert_equal_runs, reference
+from tests.parallel.test_parity import PAIRS, assert_close, assert_equal_runs, reference
 
+NOISY = (("drop_path", 0.3), ("layer_scale", 0.5))
+"""Branches are dropped by row, and routers draw noise anyway: candidates that ranks share must draw what one process draws."""
+TEXT = TextTowerConfig(width=8, depth=2, heads=2, ffn=16)
 LAYOUTS = {
     "data 2": (2, {}),
     "expert 2": (2, {"expert": 2}),
@@ -27,8 +37,104 @@ CASES = [pytest.param(name, marks=[pytest.mark.parity] if ranks > 2 else []) for
 def test_sharded_candidates_equal_one_process(layout, task, router):
     """3, 7 and 9 candidates on two ranks: the last rank's part is padded."""
     ranks, options = LAYOUTS[layout]
-    job = ParityRun(router=router, scope="sharded", tasks=(task,), sgd=True, lr=1e-3)
+    job = ParityRun(router=router, scope="sharded", tasks=(task,), sgd=True, lr=1e-3, model=NOISY)
     assert_equal_runs(reference(job), run_ranks(ranks, run_job, dataclasses.replace(job, **options)))
+
+
+MIXED = {
+    **LAYOUTS,
+    "data 4": (4, {}),
+    "expert 4": (4, {"expert": 4}),
+    "data 2, expert 2": (4, {"expert": 2}),
+    "tensor 2, rows cut": (4, {"tensor": 2, "sequence": True}),
+    "tensor 2, expert 2": (4, {"tensor": 2, "expert": 2}),
+}
+KINDS: dict[str, dict[str, Any]] = {
+    "dense": {"router": "dense", "model": NOISY},
+    **{router: {"router": router, "model": NOISY} for router in ("attribute", "modality", "task", "token", "context")},
+    "two towers": {"model": (*NOISY, ("text_tower", TEXT), ("output", "per_modality"))},
+    "chunks": {"model": (*NOISY, ("chunks", 2))},
+    "recomputed": {"router": "token", "model": (*NOISY, ("activation_checkpointing", "block"))},
+}
+TASKS = (
+    "caption",
+    "retrieval",
+    "image",
+    "text",
+    "retrieval",
+    "retrieval",
+    "video",
+    "image",
+    "text",
+    "text",
+    "video",
+    "caption",
+)
+"""Four a step: on two ranks one step has a micro-step without anything to share, on four all have several sets."""
+QUICK = {
+    ("data 2", "dense"),
+    ("data 2", "two towers"),
+    ("expert 2", "attribute"),
+    ("expert 2", "token"),
+    ("data 2", "chunks"),
+    ("tensor 2, expert 2", "token"),
+    ("expert 4", "attribute"),
+}
+POINTS = [
+    (layout, kind)
+    for layout, kind in itertools.product(MIXED, KINDS)
+    # Without experts there is nothing to share out, and run/config.py refuses texts alone where ranks of two towers exchange experts.
+    if not (kind in ("dense", "two towers") and "expert" in MIXED[layout][1])
+]
+
+
+@pytest.mark.parametrize(
+    ("layout", "kind"), [pytest.param(*point, marks=() if point in QUICK else pytest.mark.parity) for point in POINTS]
+)
+def test_candidates_shared_by_ranks_with_different_tasks_equal_one_process(layout, kind):
+    """Three plain gradient steps with dropped branches and noisy routers: every loss and every gradient."""
+    ranks, options = MIXED[layout]
+    job = ParityRun(scope="sharded", tasks=TASKS, micro_batches=4, sgd=True, lr=1e-3, **KINDS[kind])
+    assert_equal_runs(reference(job), run_ranks(ranks, run_job, dataclasses.replace(job, **options)))
+
+
+@pytest.mark.parametrize(
+    "router", ["attribute", *(pytest.param(r, marks=pytest.mark.parity) for r in ("task", "token", "context"))]
+)
+def test_every_pair_of_tasks_shares_candidates(router):
+    job = ParityRun(router=router, scope="sharded", steps=len(PAIRS) // 2, tasks=PAIRS, sgd=True, lr=1e-3, model=NOISY)
+    assert_equal_runs(reference(job), run_ranks(2, run_job, dataclasses.replace(job, expert=2)))
+
+
+def flops_of(rank: int, task: str, sets: int) -> int:
+    """Of a forward and a backward pass of this rank's batch beside so many shared sets of eight names, by torch's own count."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from parallel.mesh import create_mesh
+    from tests.helpers.models import make
+
+    objective = make(tiny("dense"), mesh=create_mesh())
+    names = Sequences(segments=(text(torch.Generator().manual_seed(0), [3] * 8, NAME_TARGET),))
+    shared = tuple(CandidateSet(number=number, task=task, candidates=names) for number in range(sets))
+    batch = BATCHES[task](rank)
+    if task == "image":
+        batch = dataclasses.replace(batch, candidates=names, scope=Scope.SHARDED, shared=shared)
+    else:
+        batch = dataclasses.replace(batch, shared=shared)
+    with FlopCounterMode(display=False) as counter:
+        objective(batch).total.backward()
+    return counter.get_total_flops()
+
+
+def test_flops_for_shared_candidates_fall_with_the_ranks():
+    """To 1/N exactly, whether a rank's batch asks for a set or not; what the batch needs besides stays."""
+    (without,) = run_ranks(1, flops_of, "retrieval", 0)
+    (alone,) = run_ranks(1, flops_of, "retrieval", 3)
+    (of_image,) = run_ranks(1, flops_of, "image", 3)
+    assert alone - without > without
+    for ranks in (2, 4):
+        assert set(run_ranks(ranks, flops_of, "retrieval", 3)) == {without + (alone - without) // ranks}
+        assert set(run_ranks(ranks, flops_of, "image", 3)) == {of_image - (alone - without) * (ranks - 1) // ranks}
 
 
 @pytest.mark.parametrize(("router", "loss"), [("attribute", "softmax"), ("token", "softmax"), ("attribute", "sigmoid")])

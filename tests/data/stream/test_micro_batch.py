@@ -39,7 +39,8 @@ def built(source: Source) -> list[MicroBatch]:
 
 def contents(micros: list[MicroBatch]) -> list[Any]:
     return [
-        (m.batch.labels_Q.tolist(), m.batch.inputs.segments[0].values.tolist(), m.faults, m.num_tokens) for m in micros
+        (m.batch.labels_Q.tolist(), m.batch.inputs.segments[0].values.tolist(), m.faults, m.inputs, m.candidates)
+        for m in micros
     ]
 
 
@@ -49,7 +50,7 @@ def test_what_it_holds_is_counted_where_it_is_made(source):
         assert (micro.inputs, micro.candidates) == (inputs.counts, names.counts)
         patches, words = (int(s.segments[0].valid_BL.sum()) for s in (inputs, names))
         assert micro.inputs.tokens_M == (0, patches, 0) and micro.candidates.tokens_M == (words, 0, 0)
-        assert micro.num_tokens == patches + inputs.num_rows + words + names.num_rows
+        assert micro.inputs.tokens == patches + inputs.num_rows and micro.candidates.tokens == words + names.num_rows
 
 
 @pytest.mark.parametrize("limit", [0, 1, 700, 2000])

@@ -67,9 +67,10 @@ def test_classes_that_are_one_to_the_model_are_refused_when_a_data_set_is_opened
 
 
 def test_candidates_of_all_ranks_are_for_training_alone(vocabulary):
-    made = task(vocabulary, info("image_class", ("cat", "dog")), kind="classification", candidates="sharded")
-    examples = [made.example(image(0), None)]
-    assert made.batch(examples, np.random.default_rng(0)).scope == Scope.SHARDED
+    made = task(vocabulary, info("image_caption"), kind="retrieval", candidates="global")
+    sample = {"__key__": "0", "png": image(0)["png"], "txt": b"a cat"}
+    examples = [made.example(sample, None)] * 2
+    assert made.batch(examples, np.random.default_rng(0)).scope == Scope.GLOBAL
     assert made.batch(examples, None).scope == Scope.LOCAL
 
 

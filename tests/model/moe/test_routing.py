@@ -158,7 +158,7 @@ def test_attribute_router_separates_by_attributes_alone():
 
 
 def test_too_many_groups_are_refused():
-    path = MergePath(16, ExpertConfig(num_experts=4), 0, Mesh(), load_kernels("torch"))
+    path = MergePath(16, ExpertConfig(num_experts=4, max_groups=4), 0, Mesh(), load_kernels("torch"))
     spans = [Span(i, i + 1, i) for i in range(5)]
     with pytest.raises(ValueError, match="5 groups of tokens"):
         path((), plain_layout(torch.ones(1, 5, dtype=torch.bool), *spans), None)
