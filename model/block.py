@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +12,11 @@ from model.attention import Attention, KeysValues
 from model.config import ModelConfig
 from model.feed_forward import feed_forward
 from model.layout import PassLayout
-from model.moe.layer import Decision, DispatchPath, MergePath, RoutingReport, make_path
-from model.noise import Key, derive, uniform
+from model.moe.gates import Gates
+from model.moe.layer import Decision, DispatchPath, MergePath, make_path
+from model.moe.report import RoutingReport
+from model.moe.router import GroupRouter
+from model.noise import Key, derive
 from model.recompute import computed
 from model.sequence_rows import WHOLE, Rows
 from parallel.kernels import Kernels
@@ -27,7 +31,6 @@ class Block(nn.Module):
         super().__init__()
         sparse = config.experts.is_sparse(layer, config.depth)
         sparse_attention = sparse and config.experts.unit == "linear"
-        self.drop_path = config.drop_path
         self.computed = computed(config.activation_checkpointing)
         self.attention_norm = kernels.layer_norm(config.width)
         self.attention = Attention(config, sparse_attention, mesh)
@@ -51,35 +54,52 @@ class Block(nn.Module):
                 mark_partial(parameter)
 
     def forward(
-        self, x_TD: Tensor, layout: PassLayout, noise: Key, past: KeysValues | None = None, rows: Rows = WHOLE
+        self,
+        x_TD: Tensor,
+        layout: PassLayout,
+        noise: Key,
+        gates: Sequence[Gates] = (),
+        keep_T2: Tensor | None = None,
+        past: KeysValues | None = None,
+        rows: Rows = WHOLE,
     ) -> tuple[Tensor, tuple[RoutingReport, ...], tuple[KeysValues, ...]]:
         """-> (x_TD, reports of the decisions; none in a dense block, keys and values of each sequence).
 
+        gates: of decisions that merge experts. keep_T2: what dropped paths leave of either branch, 0 or 1 / share kept.
         past: keys and values that the tokens of a single sequence see besides their own, prompts among them. rows: which tokens
         of x this rank has.
         """
-        first, second = self._decide_ahead(layout, noise)
+        first, second = self._start_merges(layout, gates)
         with self.computed(functools.partial(rows.enter, self.attention_norm), x_TD) as normed_TD:
             if isinstance(self.attention_path, DispatchPath):
                 first = self.attention_path(rows.deciding(normed_TD), layout, derive(noise, "attention"))
             prompts = () if past else self._prompts(layout)
             branch_TD, keys_values = self.attention(normed_TD, layout, first, prompts, past)
-        x_TD = x_TD + self._scaled(branch_TD, self.attention_scale, layout, derive(noise, "drop attention"), rows)
+        x_TD = self._added(
+            x_TD, rows.leave(branch_TD), self.attention_scale, None if keep_T2 is None else keep_T2[:, :1]
+        )
 
         with self.computed(functools.partial(rows.enter, self.ffn_norm), x_TD) as normed_TD:
             if isinstance(self.ffn_path, DispatchPath):
                 second = self.ffn_path(rows.deciding(normed_TD), layout, derive(noise, "ffn"))
             branch_TD = self.ffn(normed_TD, second)
-        x_TD = x_TD + self._scaled(branch_TD, self.ffn_scale, layout, derive(noise, "drop ffn"), rows)
+        x_TD = self._added(x_TD, rows.leave(branch_TD), self.ffn_scale, None if keep_T2 is None else keep_T2[:, 1:])
         return x_TD, tuple(decision.report for decision in (first, second) if decision is not None), keys_values
 
-    def _decide_ahead(self, layout: PassLayout, noise: Key) -> tuple[Decision, Decision]:
-        """Decisions that look at no data are made first: their weights travel while attention is computed."""
+    @property
+    def group_routers(self) -> list[GroupRouter]:
+        """Those whose decisions come with a pass, in the order of their gates."""
+        paths = (self.attention_path, self.ffn_path)
+        return [path.router for path in paths if isinstance(path, MergePath)]
+
+    def _start_merges(self, layout: PassLayout, gates: Sequence[Gates]) -> tuple[Decision, Decision]:
+        """First of all: merged weights travel while attention is computed."""
         first = second = None
+        left = list(gates)
         if isinstance(self.attention_path, MergePath):
-            first = self.attention_path(self.attention.banks, layout, derive(noise, "attention"))
+            first = self.attention_path(self.attention.banks, layout, left.pop(0))
         if isinstance(self.ffn_path, MergePath):
-            second = self.ffn_path(self.ffn.banks, layout, derive(noise, "ffn"))
+            second = self.ffn_path(self.ffn.banks, layout, left.pop(0))
         return first, second
 
     def _prompts(self, layout: PassLayout) -> tuple[Tensor, ...]:
@@ -89,12 +109,10 @@ class Block(nn.Module):
         target_prompts = self.prompts if self.target_prompts is None else self.target_prompts
         return tuple(self.attention_norm(target_prompts if s.is_target else self.prompts) for s in layout.sequences)
 
-    def _scaled(self, branch_TD: Tensor, scale_D: Tensor | None, layout: PassLayout, noise: Key, rows: Rows) -> Tensor:
-        """What a branch adds to the residual stream: scaled, and for some rows nothing."""
-        branch = rows.leave(branch_TD)
-        if scale_D is not None:
-            branch = branch * scale_D
-        if noise is None or not self.drop_path:
-            return branch
-        keep_R = (uniform(noise, layout.counter_R) >= self.drop_path).to(branch.dtype) / (1 - self.drop_path)
-        return branch * rows.each(keep_R.index_select(0, layout.row_T)[:, None])
+    def _added(self, x_TD: Tensor, branch_TD: Tensor, scale_D: Tensor | None, keep_T1: Tensor | None) -> Tensor:
+        """The residual stream and a branch, which is scaled, and for some rows nothing."""
+        if scale_D is None:
+            return x_TD + branch_TD if keep_T1 is None else torch.addcmul(x_TD, branch_TD.to(x_TD.dtype), keep_T1)
+        if keep_T1 is not None:
+            branch_TD = branch_TD * keep_T1
+        return torch.addcmul(x_TD, branch_TD.to(x_TD.dtype), scale_D)

@@ -12,8 +12,9 @@ from model.attention import KeysValues
 from model.block import Block
 from model.config import ModelConfig
 from model.layout import PassLayout
-from model.moe.layer import RoutingReport
-from model.noise import Key, derive
+from model.moe.gates import Gates, gates_of
+from model.moe.report import RoutingReport
+from model.noise import Key, derive, each, uniform
 from model.sequence_rows import WHOLE, CutRows, Rows, WholeRows
 from parallel.kernels import Kernels
 from parallel.mesh import Mesh
@@ -27,7 +28,8 @@ class Encoder(nn.Module):
     def __init__(self, config: ModelConfig, mesh: Mesh, kernels: Kernels) -> None:
         super().__init__()
         self.merges = config.num_decisions > 0 and not config.experts.decides_per_token
-        self.sequence = mesh.sequence
+        self.sequence, self.expert = mesh.sequence, mesh.expert
+        self.drop_path, self.max_groups = config.drop_path, config.experts.max_groups
         self.recompute = config.activation_checkpointing == "block"
         self.blocks = nn.ModuleList(Block(config, layer, mesh, kernels) for layer in range(config.depth))
 
@@ -40,9 +42,10 @@ class Encoder(nn.Module):
             "gradients of norms would count once a tensor rank"
         )
         rows = WholeRows(self.sequence)
-        all_new = []
+        all_new, gates = [], self._gates(layout, None)
         for layer, block in enumerate(self.blocks):
-            x_TD, _, (new,) = block(x_TD, layout, None, past[layer] if past else None, rows)
+            before = past[layer] if past else None
+            x_TD, _, (new,) = block(x_TD, layout, None, gates[layer], past=before, rows=rows)
             all_new.append(new)
         return x_TD, tuple(all_new)
 
@@ -54,12 +57,31 @@ class Encoder(nn.Module):
         if self.sequence.size > 1:
             rows = CutRows(self.sequence, layout.num_tokens)
             x_TD = rows.take(x_TD)
+        gates, keep_TX = self._gates(layout, noise), self._kept(layout, noise, rows)
         reports: tuple[RoutingReport, ...] = ()
         for layer, block in enumerate(self.blocks):
             run = recomputed(block) if self.recompute and torch.is_grad_enabled() else block
-            x_TD, more, _ = run(x_TD, layout, derive(noise, layer), None, rows)
+            keep_T2 = None if keep_TX is None else keep_TX[:, 2 * layer : 2 * layer + 2]
+            x_TD, more, _ = run(x_TD, layout, derive(noise, layer), gates[layer], keep_T2, rows=rows)
             reports += more
         return rows.give(x_TD) if isinstance(rows, CutRows) else x_TD, reports
+
+    def _gates(self, layout: PassLayout, noise: Key) -> list[list[Gates]]:
+        """By layer, of the decisions that merge experts."""
+        by_layer = [block.group_routers for block in self.blocks if isinstance(block, Block)]
+        routers = [router for of_one in by_layer for router in of_one]
+        if not routers:
+            return [[] for _ in by_layer]
+        found = iter(gates_of(routers, layout, derive(noise, "gates"), self.expert, self.max_groups))
+        return [[next(found) for _ in of_one] for of_one in by_layer]
+
+    def _kept(self, layout: PassLayout, noise: Key, rows: Rows) -> Tensor | None:
+        """What dropped paths leave of every branch of every layer, for each token of this rank: 0 or 1 / share kept."""
+        if noise is None or not self.drop_path:
+            return None
+        drawn_RX = uniform(derive(noise, "drop"), each(layout.counter_R, 2 * len(self.blocks)))
+        keep_RX = (drawn_RX >= self.drop_path).float() / (1 - self.drop_path)
+        return rows.each(keep_RX.index_select(0, layout.row_T))
 
 
 def recomputed(function):

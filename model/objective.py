@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from data.batch import Modality, Scope, Sequences, TaskBatch
 from model.config import ModelConfig
 from model.encoder import recomputed
-from model.moe.layer import RoutingReport
+from model.moe.report import RoutingReport
 from model.moe.use import ExpertUse, added, stacked, unused
 from model.noise import Key, derive, derive_own
 from model.pairwise import sigmoid_loss

@@ -16,7 +16,7 @@ from model.config import ModelConfig
 from model.embedding import Embedding
 from model.encoder import Encoder
 from model.layout import PassLayout, SequenceLayout, layout_of
-from model.moe.layer import RoutingReport
+from model.moe.report import RoutingReport
 from model.noise import Key, Keys, both, derive
 from parallel.kernels import Kernels
 from parallel.mesh import Mesh

@@ -64,7 +64,8 @@ def allow_tf32() -> None:
 
 
 def exact_linear(x_NI: Tensor, weight_OI: Tensor) -> Tensor:
-    """[N, O] in fp32 proper, forward and backward: a decision must not hang on rounding. Outside of autocast."""
+    """[N, O], or [D, N, O] of D such products, in fp32 proper, forward and backward: a decision must not hang on
+    rounding. Outside of autocast."""
     product: Tensor = _ExactLinear.apply(x_NI, weight_OI)
     return product
 
@@ -74,14 +75,14 @@ class _ExactLinear(torch.autograd.Function):
     def forward(ctx, x_NI, weight_OI):
         ctx.save_for_backward(x_NI, weight_OI)
         with _ieee():
-            return x_NI @ weight_OI.t()
+            return x_NI @ weight_OI.mT
 
     @staticmethod
     def backward(ctx, dy_NO):
         x_NI, weight_OI = ctx.saved_tensors
         with _ieee():
             dx_NI = dy_NO @ weight_OI if ctx.needs_input_grad[0] else None
-            return dx_NI, dy_NO.t() @ x_NI if ctx.needs_input_grad[1] else None
+            return dx_NI, dy_NO.mT @ x_NI if ctx.needs_input_grad[1] else None
 
 
 @contextlib.contextmanager

@@ -35,8 +35,9 @@ def recorded(objective: Objective) -> Iterator[list[Choice]]:
     """Within it each pass adds its decisions to the list, in the order of `run.metrics.expert_use.decision_names`."""
     found: list[Choice] = []
 
-    def on_groups(router: Any, inputs: tuple, outputs: tuple[Tensor, Tensor]) -> None:
-        found.append(of_groups(outputs[0], inputs[0]))
+    def on_groups(path: Any, inputs: tuple, decision: Any) -> None:
+        _, layout, gates = inputs
+        found.append(of_groups(gates.weights_CE, layout))
 
     def on_tokens(router: Any, inputs: tuple, routing: TokenRouting) -> None:
         found.append(of_tokens(routing, inputs[1]))
@@ -44,8 +45,10 @@ def recorded(objective: Objective) -> Iterator[list[Choice]]:
     hooks = []
     for module in objective.modules():
         if isinstance(module, MergePath | DispatchPath):
-            hook = on_groups if isinstance(module, MergePath) else on_tokens
-            hooks.append(module.router.register_forward_hook(hook))
+            merges = isinstance(module, MergePath)
+            hooks.append(
+                (module if merges else module.router).register_forward_hook(on_groups if merges else on_tokens)
+            )
     try:
         yield found
     finally:

@@ -104,9 +104,12 @@ Merges = dict[ExpertLinear, tuple[Merging, Merging]]
 """The weights and biases of banks, under way."""
 
 
-def start_merges(banks: tuple[ExpertLinear, ...], gathered_SCE: Tensor, num_groups: int, axis: Axis) -> Merges:
-    """One decision for several banks. gathered_SCE: the gates of every expert rank's groups, padded; num_groups: this rank's."""
-    plan = plan_merge(gathered_SCE, num_groups, axis)
+def start_merges(
+    banks: tuple[ExpertLinear, ...], gathered_SCE: Tensor, has: list[list[list[bool]]], num_groups: int, axis: Axis
+) -> Merges:
+    """One decision for several banks. gathered_SCE: the gates of every expert rank's groups, padded; has: who needs whom
+    (model/moe/gates.py); num_groups: this rank's."""
+    plan = plan_merge(has, num_groups, axis)
     return {bank: bank.start_merge(gathered_SCE, plan) for bank in banks}
 
 

@@ -1,7 +1,7 @@
 """The sparse layer's two paths: a decision is made once, then applied to both linears of its pair.
 
-    GroupRouter --> MergePath    --> MergeDecision    .apply(bank, xs)     weights travel, tokens stay
-    TokenRouter --> DispatchPath --> DispatchDecision .apply(experts, xs)  tokens travel, weights stay
+    gates of the pass --> MergePath    --> MergeDecision    .apply(bank, x)     weights travel, tokens stay
+    TokenRouter       --> DispatchPath --> DispatchDecision .apply(experts, x)  tokens travel, weights stay
 
 All tokens of a pass (of inputs and candidates) share one exchange, and compete for the same slots. A decision also carries what it
 reports; nothing is stored in a module, so recomputation counts nothing twice.
@@ -20,25 +20,16 @@ from data.batch import Modality
 from model.layout import PassLayout
 from model.moe.config import ExpertConfig
 from model.moe.experts import ExpertLinear, Merges, start_merges
+from model.moe.gates import Gates
+from model.moe.report import RoutingReport
 from model.moe.router import GROUP_ROUTERS, TOKEN_ROUTERS
 from model.moe.routing import TokenRouting
-from model.moe.use import ExpertUse, unpacked
+from model.moe.use import ExpertUse
 from model.noise import Key
-from parallel.collectives import all_gather
 from parallel.dispatch import Blocks, DispatchPlan, RowGroups, combine, dispatch, dispatch_weights, plan_dispatch
 from parallel.kernels import Kernels
 from parallel.mesh import Mesh
 from parallel.precision import lowered
-
-
-@dataclasses.dataclass(frozen=True)
-class RoutingReport:
-    """use: of the experts, without gradient. losses: auxiliary losses by name, unweighted and detached; loss: their weighted sum, a scalar
-    with gradient."""
-
-    use: ExpertUse
-    losses: dict[str, Tensor]
-    loss: Tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,34 +86,18 @@ Decision = MergeDecision | DispatchDecision | None
 
 
 class MergePath(nn.Module):
-    """A router that sees no data, so that all tokens of a group share experts and linear experts can be merged."""
+    """A router that sees no data (model/moe/gates.py asks it), so that all tokens of a group share experts and linear experts can be
+    merged."""
 
     def __init__(self, width: int, config: ExpertConfig, num_tasks: int, mesh: Mesh, kernels: Kernels) -> None:
         super().__init__()
-        self.expert, self.max_groups = mesh.expert, config.max_groups
+        self.expert = mesh.expert
         self.router = GROUP_ROUTERS[config.router](width, config, num_tasks, kernels)
 
-    def forward(self, banks: tuple[ExpertLinear, ...], layout: PassLayout, noise: Key) -> MergeDecision:
-        """Decides, and starts to merge the banks that the decision is for."""
-        weights_CE, entropy_C = self.router(layout, noise)
-        num_groups, num_experts = weights_CE.shape
-        if num_groups > self.max_groups:
-            raise ValueError(
-                f"{num_groups} groups of tokens in one pass: raise model.experts.max_groups={self.max_groups}"
-            )
-        padded_CE = weights_CE
-        if self.expert.size > 1:
-            padded_CE = torch.cat([weights_CE, weights_CE.new_zeros(self.max_groups - num_groups, num_experts)])
-        chosen_CE = (weights_CE.detach() > 0).to(weights_CE)
-        tokens_C1 = layout.count_C.to(chosen_CE)[:, None]
-        pairs_CE, weight_CE = tokens_C1 * chosen_CE, tokens_C1 * weights_CE.detach()
-        asked_C = pairs_CE.sum(dim=1)
-        use_CX = ExpertUse(pairs_CE, weight_CE, asked_C, asked_C * entropy_C).packed()
-        use_MX = use_CX.new_zeros(len(Modality), use_CX.shape[1]).index_add(0, layout.modality_C, use_CX)
-        report = RoutingReport(unpacked(use_MX), {}, weights_CE.new_zeros(()))
-        gathered_SCE = all_gather(padded_CE, self.expert)
-        merges = start_merges(banks, gathered_SCE, num_groups, self.expert)
-        return MergeDecision(merges, layout.blocks, layout.first_groups, report)
+    def forward(self, banks: tuple[ExpertLinear, ...], layout: PassLayout, gates: Gates) -> MergeDecision:
+        """Starts to merge the banks that the decision is for."""
+        merges = start_merges(banks, gates.gathered_SCE, gates.has, len(gates.weights_CE), self.expert)
+        return MergeDecision(merges, layout.blocks, layout.first_groups, gates.report)
 
 
 class DispatchPath(nn.Module):

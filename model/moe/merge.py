@@ -40,15 +40,14 @@ class MergePlan:
     receive_counts: list[int]
 
 
-def plan_merge(gathered_SCE: Tensor, num_groups: int, axis: Axis) -> MergePlan:
-    """Every rank knows the gates of all, so nothing more has to be agreed on."""
+def plan_merge(has: list[list[list[bool]]], num_groups: int, axis: Axis) -> MergePlan:
+    """has[s][c][r]: group c of rank s has chosen an expert of rank r; padded to equally many groups. Every rank knows those of all, so
+    nothing more has to be agreed on."""
     ranks = range(axis.size)
     if axis.size == 1:
         return MergePlan(axis, [], [], num_groups, frozenset(), [0], [0])
-    # has[s][c][r]: group c of rank s chose an expert of rank r
-    has = (gathered_SCE.detach().unflatten(-1, (axis.size, -1)) != 0).any(dim=-1).tolist()
     peers = [rank for rank in ranks if rank != axis.rank]
-    groups = range(gathered_SCE.shape[1])
+    groups = range(len(has[0]))
     sent_N = [(peer, group) for peer in peers for group in groups if has[peer][group][axis.rank]]
     own = has[axis.rank]
     arrives = [(peer, group) for peer in peers for group in range(num_groups) if own[group][peer]]
@@ -139,8 +138,9 @@ class _Total(torch.autograd.Function):
 
 def _gates(gate_SCe: Tensor, plan: MergePlan) -> tuple[Tensor, Tensor]:
     """-> (gates of the sums for peers, gates of this rank's groups)."""
-    sent = torch.tensor(plan.sent_N, dtype=torch.long, device=gate_SCe.device).view(-1, 2)
-    return gate_SCe[sent[:, 0], sent[:, 1]], gate_SCe[plan.axis.rank, : plan.num_groups]
+    own_Ge = gate_SCe[plan.axis.rank, : plan.num_groups]
+    sent = [gate_SCe[rank, group] for rank, group in plan.sent_N]
+    return torch.stack(sent) if sent else own_Ge[:0], own_Ge
 
 
 def _mix(gate_Ne: Tensor, bank_eX: Tensor, out_NX: Tensor, skipped: frozenset[int] = frozenset()) -> None:

@@ -37,10 +37,8 @@ class GroupRouter(nn.Module):
         with exactly(layout.device):
             features_CF = self.conditions(layout)
             counter_C = None if noise is None else layout.counter_C
-            probs_CE, selection_CE, logits_CE, _ = _probabilities(features_CF, self.gate, self.config, noise, counter_C)
-            k = _evaluated(self.config.eval_top_k, self.config.top_k, noise)
-            ids_CK, weights_CK = top_k(probs_CE, k, self.config.renormalise, selection_CE)
-            return scatter_weights(ids_CK, weights_CK, self.config.num_experts), _entropy(logits_CE)
+            found = _probabilities(features_CF, self.gate, self.config, noise, counter_C)
+            return _chosen(*found[:3], self.config, noise)
 
     def conditions(self, layout: PassLayout) -> Tensor:
         """-> features_CF of each group in fp32."""
@@ -237,25 +235,47 @@ GROUP_ROUTERS = {
 TOKEN_ROUTERS = {"token": TokenRouter, "context": ContextRouter}
 
 
+def weights_of(logits_XE: Tensor, config: ExpertConfig, noise: Key, counter_XE: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Of any leading dimensions -> (weights_XE, zero outside the top k; entropy_X). Noise that scales features is not for it."""
+    probs_XE, selection_XE, _ = _noisy(logits_XE, config, noise, counter_XE)
+    return _chosen(probs_XE, selection_XE, logits_XE, config, noise)
+
+
+def _chosen(
+    probs_XE: Tensor, selection_XE: Tensor | None, logits_XE: Tensor, config: ExpertConfig, noise: Key
+) -> tuple[Tensor, Tensor]:
+    k = _evaluated(config.eval_top_k, config.top_k, noise)
+    ids_XK, weights_XK = top_k(probs_XE, k, config.renormalise, selection_XE)
+    return scatter_weights(ids_XK, weights_XK, config.num_experts), _entropy(logits_XE)
+
+
 def _probabilities(
     features_NF: Tensor, gate: nn.Linear, config: ExpertConfig, noise: Key, counter_N: Tensor | None
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """-> (probs_NE that weigh, what ranks the experts if that is something else, clean logits_NE, noisy logits_NE)."""
     features_NF, weight_EF = features_NF.float(), gate.weight.float()
     logits_NE = exact_linear(features_NF, weight_EF)
-    if noise is None or counter_N is None or config.noise == "none":
-        return logits_NE.softmax(dim=-1), None, logits_NE, logits_NE
-    if config.noise == "jitter":
+    if config.noise == "jitter" and noise is not None and counter_N is not None:
         factor_NF = 1 + config.jitter * (2 * uniform(noise, each(counter_N, features_NF.shape[1])) - 1)
         noisy_NE = exact_linear(features_NF * factor_NF, weight_EF)
         return noisy_NE.softmax(dim=-1), None, logits_NE, noisy_NE
+    counter_NE = None if counter_N is None else each(counter_N, logits_NE.shape[1])
+    probs_NE, selection_NE, noisy_NE = _noisy(logits_NE, config, noise, counter_NE)
+    return probs_NE, selection_NE, logits_NE, noisy_NE
+
+
+def _noisy(
+    logits_XE: Tensor, config: ExpertConfig, noise: Key, counter_XE: Tensor | None
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """-> (probs_XE that weigh, what ranks the experts if that is something else, noisy logits_XE)."""
+    if noise is None or counter_XE is None or config.noise in ("none", "jitter"):
+        return logits_XE.softmax(dim=-1), None, logits_XE
     if config.noise == "gumbel":
-        drawn_NE = uniform(noise, each(counter_N, logits_NE.shape[1])).clamp(1e-7, 1 - 1e-7)
-        noisy_NE = logits_NE - torch.log(-torch.log(drawn_NE))
-        return logits_NE.softmax(dim=-1), noisy_NE.detach(), logits_NE, noisy_NE
+        noisy_XE = logits_XE - torch.log(-torch.log(uniform(noise, counter_XE).clamp(1e-7, 1 - 1e-7)))
+        return logits_XE.softmax(dim=-1), noisy_XE.detach(), noisy_XE
     std = config.noise_std / config.num_experts
-    noisy_NE = logits_NE + std * normal(noise, each(counter_N, logits_NE.shape[1])) if std else logits_NE
-    return noisy_NE.softmax(dim=-1), None, logits_NE, noisy_NE
+    noisy_XE = logits_XE + std * normal(noise, counter_XE) if std else logits_XE
+    return noisy_XE.softmax(dim=-1), None, noisy_XE
 
 
 def _entropy(logits_NE: Tensor) -> Tensor:

@@ -37,24 +37,24 @@ class TokenRouting:
     most_kept: int | None = None
 
 
-def top_k(probs_NE: Tensor, k: int, renormalise: bool, selection_NE: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """-> (expert_ids_NK, weights_NK), best first; ties go to the lowest expert id, on every device.
+def top_k(probs_XE: Tensor, k: int, renormalise: bool, selection_XE: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Of any leading dimensions -> (expert_ids_XK, weights_XK), best first; ties go to the lowest expert id, on every device.
 
-    `selection_NE` ranks the experts where that is not the probability itself (Gumbel noise selects, the clean probability
+    `selection_XE` ranks the experts where that is not the probability itself (Gumbel noise selects, the clean probability
     weighs). With `renormalise` and k > 1 the weights are divided by their sum (papers.md 2.4); for k = 1 the probability
     itself is the weight, or the router would get no gradient.
     """
-    ranked_NE = probs_NE if selection_NE is None else selection_NE
-    ids_NK = torch.sort(ranked_NE, dim=-1, descending=True, stable=True).indices[:, :k]
-    weights_NK = probs_NE.gather(1, ids_NK)
+    ranked_XE = probs_XE if selection_XE is None else selection_XE
+    ids_XK = torch.sort(ranked_XE, dim=-1, descending=True, stable=True).indices[..., :k]
+    weights_XK = probs_XE.gather(-1, ids_XK)
     if renormalise and k > 1:
-        weights_NK = weights_NK / weights_NK.sum(dim=-1, keepdim=True)
-    return ids_NK, weights_NK
+        weights_XK = weights_XK / weights_XK.sum(dim=-1, keepdim=True)
+    return ids_XK, weights_XK
 
 
-def scatter_weights(ids_NK: Tensor, weights_NK: Tensor, num_experts: int) -> Tensor:
-    """[N, K] choices -> [N, E] weights with zeros elsewhere; differentiable in the weights."""
-    return weights_NK.new_zeros(ids_NK.shape[0], num_experts).scatter(1, ids_NK, weights_NK)
+def scatter_weights(ids_XK: Tensor, weights_XK: Tensor, num_experts: int) -> Tensor:
+    """[..., K] choices -> [..., E] weights with zeros elsewhere; differentiable in the weights."""
+    return weights_XK.new_zeros(*ids_XK.shape[:-1], num_experts).scatter(-1, ids_XK, weights_XK)
 
 
 def capacity(tokens: int, k: int, factor: float, num_experts: int, rounding: str = "ceil", multiple: int = 1) -> int:

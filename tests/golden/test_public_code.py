@@ -50,8 +50,8 @@ def record(objective: Objective) -> dict:
         for name in ("attention_path", "ffn_path"):
             path = getattr(block, name)
             if path is not None:
-                path.router.register_forward_hook(
-                    lambda _, args, out, key=(index, name): kept["weights"].update({key: (args[0], out)})
+                path.register_forward_hook(
+                    lambda _, args, out, key=(index, name): kept["weights"].update({key: (args[1], args[2])})
                 )
     return kept
 
@@ -100,9 +100,9 @@ def test_chosen_experts_and_weights(case):
     objective(batch)
     target = "target" if batch.symmetric else "target_set"
     assert len(kept["weights"]) == 4
-    for (layer, path), (layout, (weights_CE, _)) in kept["weights"].items():
+    for (layer, path), (layout, gates) in kept["weights"].items():
         groups = [len(sequence.tokens.groups) for sequence in layout.sequences]
-        for name, rows in zip(("input", target), weights_CE.split(groups), strict=True):
+        for name, rows in zip(("input", target), gates.weights_CE.split(groups), strict=True):
             linear = "qkv" if path == "attention_path" else "ffn"
             prefix = f"{name}/gate/layer{layer}.{linear}"
             experts = tensor(stored[f"{prefix}/experts"])
@@ -172,11 +172,11 @@ def test_gate_noise(case, monkeypatch):
     order = [f"gate/layer{layer}.{linear}" for layer in (0, 2) for linear in ("qkv", "ffn")]
     queue = [torch.cat([tensor(stored[f"{side}/{key}/noise"]) for side in ("input", "target_set")]) for key in order]
     std = 1 / 8
-    monkeypatch.setattr(router_module, "normal", lambda key, counter: queue.pop(0) / std)
+    noise = torch.stack(queue) / std
+    monkeypatch.setattr(router_module, "normal", lambda key, counter: noise)
     objective, batch = model_of(case), batch_of(case.replace("gate_noise", "image_cls"))
     monkeypatch.setattr("model.embedding.temporal_offset", lambda noise, free: 0)
     loss = objective(batch, noise=1).loss
-    assert not queue
     expected = described(case)["train_mode_losses"]["LabelSmoothing"]
     assert loss.item() == pytest.approx(expected, abs=1e-4)
 

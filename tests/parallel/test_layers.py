@@ -55,7 +55,8 @@ def sparse_pair(rank: int, axis: str, path: str, groups: tuple[int, ...]) -> dic
     """Two banks in a row on this rank's own tokens; `groups` says how many tokens each data rank has. path "merge 0, 3": group 0
     chose expert 0 alone, and group 1 expert 3."""
     from model.moe.experts import ExpertLinear, start_merges
-    from model.moe.layer import DispatchDecision, MergeDecision, RoutingReport
+    from model.moe.layer import DispatchDecision, MergeDecision
+    from model.moe.report import RoutingReport
     from model.moe.use import ExpertUse
     from model.noise import derive
     from parallel.collectives import all_gather
@@ -88,7 +89,9 @@ def sparse_pair(rank: int, axis: str, path: str, groups: tuple[int, ...]) -> dic
             plan = plan_dispatch(ids, torch.ones_like(ids, dtype=torch.bool), 4, mesh.expert)
             decision = DispatchDecision(dispatch_weights(weights.gather(1, ids), plan), plan, report)
         else:
-            merges = start_merges((up, down), all_gather(weights, mesh.expert), 1, mesh.expert)
+            gathered = all_gather(weights, mesh.expert)
+            has = (gathered.unflatten(-1, (mesh.expert.size, -1)) != 0).any(dim=-1).tolist()
+            merges = start_merges((up, down), gathered, has, 1, mesh.expert)
             decision = MergeDecision(merges, ((0, groups[part], 0),), (0,), report)
         y = decision.apply(down, torch.tanh(decision.apply(up, x)))
         (y**2).sum().backward()

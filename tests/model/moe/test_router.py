@@ -11,8 +11,10 @@ from data.attributes import TEXT_INPUT, VISUAL_INPUT
 from data.batch import Modality
 from model.moe import router as router_module
 from model.moe.config import AuxiliaryConfig, ExpertConfig
-from model.moe.layer import DispatchPath, MergePath, make_path
+from model.moe.gates import gates_of
+from model.moe.layer import DispatchPath, make_path
 from model.moe.router import GROUP_ROUTERS, TOKEN_ROUTERS
+from parallel.collectives import Axis
 from parallel.kernels import load_kernels
 from parallel.mesh import Mesh
 from tests.helpers.layouts import Span, joined, plain_layout, tokens_of
@@ -191,10 +193,10 @@ def test_report_counts_by_modality():
 
 
 def test_groups_report_the_weights_and_the_entropy_of_their_gate():
-    path = make_path(WIDTH, ExpertConfig(router="modality", num_experts=4, top_k=2), 0, Mesh(), load_kernels("torch"))
-    assert isinstance(path, MergePath)
-    torch.nn.init.zeros_(path.router.gate.weight)
-    report = path((), full(1, 6, modalities=[Modality.IMAGE]), None).report
+    module = router("modality", top_k=2)
+    torch.nn.init.zeros_(module.gate.weight)
+    (gates,) = gates_of([module], full(1, 6, modalities=[Modality.IMAGE]), None, Axis("expert"), 1)
+    report = gates.report
     assert report.use.taken_ME.tolist() == [[0] * 4, [6, 6, 0, 0], [0] * 4]
     assert report.use.weight_ME.tolist() == [[0] * 4, [3, 3, 0, 0], [0] * 4]
     assert report.use.asked_M.tolist() == [0, 12, 0]
@@ -266,3 +268,30 @@ def test_entropy_losses_look_at_their_own_modality():
     assert found.loss.item() == pytest.approx(
         2.0 * entropy_T[2:].mean().item() + 0.5 * entropy_T[:2].mean().item(), rel=1e-5
     )
+
+
+@pytest.mark.parametrize("noise", [None, 7])
+@pytest.mark.parametrize("name", ["attribute", "modality", "task", "task_specific"])
+def test_gates_of_a_pass_are_those_of_its_routers(name, noise, monkeypatch):
+    """In one product as one by one, with gradients; where there is noise, it is another one for each decision."""
+    modules = [router(name, seed=seed, noise="none" if noise is None else "vmoe", noise_std=1.0) for seed in range(3)]
+    layout = joined(two_groups(1), two_groups(2), noise=5)
+    gates = gates_of(modules, layout, noise, Axis("expert"), 4)
+    weights_NCE = torch.stack([of_one.weights_CE for of_one in gates])
+    alone_NCE = torch.stack([module(layout, noise)[0] for module in modules])
+    if noise is None or name == "task_specific":
+        torch.testing.assert_close(weights_NCE, alone_NCE)
+    else:
+        assert not torch.allclose(weights_NCE, alone_NCE)
+        same = [modules[0]] * 2
+        first, second = (of_one.weights_CE for of_one in gates_of(same, layout, noise, Axis("expert"), 4))
+        assert not torch.allclose(first, second)
+    if name != "task_specific" and noise is None:
+        factor = torch.randn(weights_NCE.shape, generator=torch.Generator().manual_seed(1))
+        parameters = [parameter for module in modules for parameter in module.parameters()]
+        for one, other in zip(
+            torch.autograd.grad((weights_NCE * factor).sum(), parameters),
+            torch.autograd.grad((alone_NCE * factor).sum(), parameters),
+            strict=True,
+        ):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)

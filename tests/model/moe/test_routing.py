@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from data.attributes import TEXT_INPUT, VISUAL_INPUT
 from model.moe.config import ExpertConfig
 from model.moe.experts import ExpertLinear, start_merges
-from model.moe.layer import DispatchDecision, DispatchPath, MergeDecision, MergePath, RoutingReport
+from model.moe.gates import gates_of
+from model.moe.layer import DispatchDecision, DispatchPath, MergeDecision
+from model.moe.report import RoutingReport
 from model.moe.router import AttributeRouter
 from model.moe.routing import capacity, kept_choices, scatter_weights, top_k
 from model.moe.use import ExpertUse
@@ -85,7 +87,7 @@ def test_priority_never_drops_the_better_of_two_first_choices(seed, tokens, slot
 def decisions(layer, weights_GE, layout):
     """The same decisions for both paths: a group's weights given to each of its tokens."""
     axis = Axis("expert")
-    merges = start_merges((layer,), all_gather(weights_GE, axis), len(weights_GE), axis)
+    merges = start_merges((layer,), all_gather(weights_GE, axis), [], len(weights_GE), axis)
     merge = MergeDecision(merges, layout.blocks, layout.first_groups, REPORT)
     dense_TE = weights_GE[layout.sequences[0].group_T]
     weights_TK, ids_TK = dense_TE.topk(2, dim=1)
@@ -115,7 +117,7 @@ def test_merge_equals_dispatch_with_all_gradients():
 def test_all_experts_with_equal_weights_are_their_mean():
     layer = bank()
     x = torch.randn(4, 3)
-    merges = start_merges((layer,), torch.full((1, 1, 4), 0.25), 1, Axis("expert"))
+    merges = start_merges((layer,), torch.full((1, 1, 4), 0.25), [], 1, Axis("expert"))
     got = MergeDecision(merges, ((0, 4, 0),), (0,), REPORT).apply(layer, x)
     expected = torch.nn.functional.linear(x, layer.weight.mean(0), layer.bias.mean(0))
     torch.testing.assert_close(got, expected)
@@ -158,7 +160,7 @@ def test_attribute_router_separates_by_attributes_alone():
 
 
 def test_too_many_groups_are_refused():
-    path = MergePath(16, ExpertConfig(num_experts=4, max_groups=4), 0, Mesh(), load_kernels("torch"))
+    router = AttributeRouter(16, ExpertConfig(num_experts=4), 0, load_kernels("torch"))
     spans = [Span(i, i + 1, i) for i in range(5)]
     with pytest.raises(ValueError, match="5 groups of tokens"):
-        path((), plain_layout(torch.ones(1, 5, dtype=torch.bool), *spans), None)
+        gates_of([router], plain_layout(torch.ones(1, 5, dtype=torch.bool), *spans), None, Axis("expert"), 4)
