@@ -180,7 +180,8 @@ def test_the_obvious_file_loses_the_run(cluster, config):
 def test_a_mistake_is_not_started_again(cluster, config):
     number = cluster.submit(script(config, "mistake", "data.tasks.shapes.path=/nowhere"))
     job = cluster.until(number, lambda job: job["JobState"] not in ("PENDING", "RUNNING", "COMPLETING"))
-    assert (job["JobState"], job["ExitCode"], job["Restarts"]) == ("FAILED", "2:0", "0")
+    # 143: of a rank that was slower to find the mistake, and was ended as the other had ended.
+    assert (job["JobState"], job["Restarts"]) == ("FAILED", "0") and job["ExitCode"] in ("2:0", "143:0")
     assert "error: /nowhere/dataset.json" in log_of(cluster, "mistake", number)
 
 

@@ -75,11 +75,15 @@ def test_a_store_that_dies_does_not_hold_up_the_training(config, tmp_path, monke
     time.sleep(3)
     server.close()
     train(config, *STEPS[1:], "steps=6")
-    assert beside.poll() is None
+    assert beside.poll() is None and beside.stdout is not None
+    said = ""
+    while "tried again" not in said:  # the store is away until it has been missed
+        line = beside.stdout.readline()
+        assert line, said
+        said += line
     server = Server(port)
     try:
-        assert beside.stdout is not None
-        said = beside.stdout.read()
+        said += beside.stdout.read()
         assert beside.wait(timeout=90) == 0, said
         assert "uploaded step_00000006" in said and "the training goes on, and the upload is tried again" in said
         assert command("download", "--from", url, "--run", tmp_path / "new") == 0
