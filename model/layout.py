@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from data.attributes import Attributes
-from data.batch import Sequences, Visibility
+from data.batch import Modality, Sequences, Visibility
 from data.token_layout import Part, TokenLayout, token_layout
 from model.noise import Key, derive, mixed
 from parallel.dispatch import Blocks
@@ -135,6 +135,12 @@ class PassLayout:
     def count_C(self) -> Tensor:
         """tokens_C on the device."""
         return _joined([sequence.tokens.count_G for sequence in self.sequences])
+
+    @functools.cached_property
+    def tokens_M(self) -> Tensor:
+        """Tokens of each modality, float64."""
+        counts_C = self.count_C.double()
+        return counts_C.new_zeros(len(Modality)).index_add_(0, self.modality_C, counts_C)
 
     @functools.cached_property
     def attributes_CA(self) -> Tensor:

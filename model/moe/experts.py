@@ -60,7 +60,9 @@ class ExpertLinear(nn.Module):
     def start_merge(self, gathered_SCE: Tensor, plan: MergePlan) -> tuple[Merging, Merging]:
         """Weights [G, O, I] and biases [G, O] of this rank's groups, under way, from the gates of every expert rank."""
         local = self.weight.shape[0]
-        gate_SCe = gathered_SCE[..., self.expert.rank * local : (self.expert.rank + 1) * local]
+        gate_SCe = gathered_SCE
+        if self.expert.size > 1:
+            gate_SCe = gathered_SCE[..., self.expert.rank * local : (self.expert.rank + 1) * local]
         weight_gate_SCe = copy_to_axis(gate_SCe, self.tensor)  # each tensor rank sees only a part of the matrices
         bias_gate_SCe = weight_gate_SCe if self.side == "column" else gate_SCe
         return start_merge(weight_gate_SCe, self.updated_weight(), plan), start_merge(bias_gate_SCe, self.bias, plan)

@@ -135,7 +135,8 @@ class _GroupedLinear(torch.autograd.Function):
                     torch.mm(drows.t(), rows, out=dweight_COI[index])
                     written.add(index)
             if dbias_CO is not None:
-                dbias_CO[index] += drows.sum(0) if scale_R1 is None else scale_R1.squeeze(1) @ drows
+                of_block = drows.sum(0) if scale_R1 is None else scale_R1.squeeze(1) @ drows
+                dbias_CO[index].add_(of_block)
         if dweight_COI is not None:
             for index in set(range(weight_COI.shape[0])) - written:
                 dweight_COI[index].zero_()

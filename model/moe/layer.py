@@ -112,23 +112,20 @@ class DispatchPath(nn.Module):
         routing = self.router(x_TD, layout, noise)
         kept_TK = routing.kept_TK if routing.may_drop else None
         plan = plan_dispatch(routing.expert_ids_TK, kept_TK, self.num_experts, self.expert, routing.most_kept)
-        use = _use_of(routing, layout.modality_T, self.num_experts)
+        use = _use_of(routing, layout, self.num_experts)
         report = RoutingReport(use, routing.losses, routing.loss)
         return DispatchDecision(dispatch_weights(routing.weights_TK, plan), plan, report)
 
 
-def _use_of(routing: TokenRouting, modality_T: Tensor, num_experts: int) -> ExpertUse:
+def _use_of(routing: TokenRouting, layout: PassLayout, num_experts: int) -> ExpertUse:
     """Float64, as sums over many tokens must stay exact counts."""
-    num_choices = routing.expert_ids_TK.shape[1]
-    cell_TK = routing.expert_ids_TK + num_experts * modality_T[:, None]
-    kinds = len(Modality)
-    sums = routing.entropy_T.new_zeros(2, kinds * num_experts, dtype=torch.float64)
-    sums[0].index_add_(0, cell_TK.flatten(), routing.kept_TK.flatten().double())
-    sums[1].index_add_(0, cell_TK.flatten(), routing.weights_TK.detach().flatten().double())
-    of_tokens = torch.stack([torch.ones_like(routing.entropy_T), routing.entropy_T]).double() * num_choices
-    asked_M, entropy_M = of_tokens.new_zeros(2, kinds).index_add_(1, modality_T, of_tokens)
-    taken_ME, weight_ME = sums.view(2, kinds, num_experts)
-    return ExpertUse(taken_ME, weight_ME, asked_M, entropy_M)
+    num_choices, kinds = routing.expert_ids_TK.shape[1], len(Modality)
+    cell_TK = routing.expert_ids_TK + num_experts * layout.modality_T[:, None]
+    both_TK2 = torch.stack([routing.kept_TK.double(), routing.weights_TK.detach().double()], dim=-1)
+    sums_X2 = both_TK2.new_zeros(kinds * num_experts, 2).index_add_(0, cell_TK.flatten(), both_TK2.flatten(0, 1))
+    taken_ME, weight_ME = sums_X2.view(kinds, num_experts, 2).unbind(-1)
+    entropy_M = both_TK2.new_zeros(kinds).index_add_(0, layout.modality_T, routing.entropy_T.double())
+    return ExpertUse(taken_ME, weight_ME, layout.tokens_M * num_choices, entropy_M * num_choices)
 
 
 def make_path(

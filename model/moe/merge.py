@@ -80,9 +80,29 @@ class Merging:
 
 def start_merge(gate_SCe: Tensor, bank_eX: Tensor, plan: MergePlan) -> Merging:
     """Sum a bank [e, ...] (weights or biases) by the gates of every rank's groups for this rank's experts."""
-    sent_NX, own_GX = map(lowered, _Mix.apply(gate_SCe, bank_eX, plan))  # summed in fp32
     flight = Flight(plan.send_counts, plan.receive_counts, plan.axis)
-    return Merging(plan, own_GX, sent_NX if plan.axis.size == 1 else flight.depart(sent_NX), flight)
+    if plan.axis.size == 1:
+        own_GX = lowered(_OwnMix.apply(gate_SCe.squeeze(0), bank_eX))
+        return Merging(plan, own_GX, own_GX[:0], flight)
+    sent_NX, own_GX = map(lowered, _Mix.apply(gate_SCe, bank_eX, plan))  # summed in fp32
+    return Merging(plan, own_GX, flight.depart(sent_NX), flight)
+
+
+class _OwnMix(torch.autograd.Function):
+    """Where one rank holds all experts."""
+
+    @staticmethod
+    def forward(ctx, gate_Ge, bank_eX):
+        ctx.save_for_backward(gate_Ge, bank_eX)
+        own_GX = bank_eX.new_empty(len(gate_Ge), *bank_eX.shape[1:])
+        _mix(gate_Ge, bank_eX.flatten(1), own_GX.flatten(1))
+        return own_GX
+
+    @staticmethod
+    def backward(ctx, down_GX):
+        gate_Ge, bank_eX = ctx.saved_tensors
+        dgate_Ge, dbank_eX = _mix_backward(gate_Ge, bank_eX.flatten(1), down_GX.flatten(1))
+        return dgate_Ge, dbank_eX.view_as(bank_eX)
 
 
 class _Mix(torch.autograd.Function):
@@ -143,10 +163,15 @@ def _gates(gate_SCe: Tensor, plan: MergePlan) -> tuple[Tensor, Tensor]:
     return torch.stack(sent) if sent else own_Ge[:0], own_Ge
 
 
+def mixes_all(gate: Tensor) -> bool:
+    """Whether products read all experts, also those whose gate is zero."""
+    return gate.is_cuda
+
+
 def _mix(gate_Ne: Tensor, bank_eX: Tensor, out_NX: Tensor, skipped: frozenset[int] = frozenset()) -> None:
     """out = gate @ bank. On the CPU, where memory is the limit, experts with a zero gate are not read, and `skipped` rows not
     written; asking a GPU which they are would cost more than reading them."""
-    if gate_Ne.device.type != "cpu":
+    if mixes_all(gate_Ne):
         torch.mm(gate_Ne.to(bank_eX.dtype), bank_eX, out=out_NX)
         return
     for row, (gates, out_X) in enumerate(zip(gate_Ne.tolist(), out_NX, strict=True)):
@@ -163,8 +188,8 @@ def _mix(gate_Ne: Tensor, bank_eX: Tensor, out_NX: Tensor, skipped: frozenset[in
 def _mix_backward(gate_Ke: Tensor, bank_eX: Tensor, *douts: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of gate and bank; rows of the gate belong to rows of all douts [*, X], one after another. A gate of zero was
     not chosen: no router lets a gradient through it."""
-    if gate_Ke.device.type != "cpu":
-        dout_KX = torch.cat(douts)
+    if mixes_all(gate_Ke):
+        dout_KX = torch.cat(douts) if len(douts) > 1 else douts[0]
         gate_in = gate_Ke.to(bank_eX.dtype)
         return (dout_KX @ bank_eX.t()).to(gate_Ke.dtype), gate_in.t() @ dout_KX
     dgate_Ke, dbank_eX = torch.zeros_like(gate_Ke), torch.empty_like(bank_eX)

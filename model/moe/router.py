@@ -156,8 +156,10 @@ class TokenRouter(nn.Module):
     ) -> Tensor:
         config = self.config
         factor = _evaluated(config.eval_capacity_factor, config.capacity_factor, noise)
-        raw_TK = probs_TE.gather(1, ids_TK)
         asked_TK = torch.ones_like(ids_TK, dtype=torch.bool)
+        if not factor and not config.random_second:
+            return asked_TK
+        raw_TK = probs_TE.gather(1, ids_TK)
         if config.random_second and noise is not None:
             assert counter_T is not None
             share_T = raw_TK[:, 1] / raw_TK.sum(dim=1)
