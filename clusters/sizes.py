@@ -33,6 +33,8 @@ class Sizes:
 
 def sizes_of(run: RunConfig, world: int, has_gpus: bool, device_memory_gib: float) -> Sizes:
     """Raises ConfigError for a layout that cannot be on so many ranks."""
+    if not has_gpus and run.parallel.precision == "auto":  # a plan takes it for that of a GPU
+        run = dataclasses.replace(run, parallel=dataclasses.replace(run.parallel, precision="fp32"))
     planned = plan(run, world, device_memory_gib)
     memory = planned.memory
     workers = MAX_WORKERS if run.data.workers == "auto" else run.data.workers

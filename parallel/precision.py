@@ -26,6 +26,8 @@ GROWS_AFTER = 1000
 
 def dtype_of(name: PrecisionName, device: str) -> torch.dtype:
     """Of products on this device. auto: bf16 on a GPU that has it, fp32 elsewhere. Raises PreflightError for a GPU without bf16."""
+    if name in ("fp32", "fp16"):
+        return _DTYPES[name]
     on_gpu = torch.device(device).type == "cuda"
     has_bf16 = not on_gpu or torch.cuda.get_device_capability(device) >= (8, 0)
     if name == "auto":
@@ -34,7 +36,7 @@ def dtype_of(name: PrecisionName, device: str) -> torch.dtype:
         raise PreflightError(
             f"parallel.precision=bf16: {torch.cuda.get_device_name(device)} has none; use fp16, or fp32"
         )
-    return _DTYPES[name]
+    return torch.bfloat16
 
 
 def computing(device: str, dtype: torch.dtype) -> contextlib.AbstractContextManager[object]:
@@ -45,7 +47,7 @@ def computing(device: str, dtype: torch.dtype) -> contextlib.AbstractContextMana
 
 
 def is_lowering(device: torch.device) -> bool:
-    return torch.is_autocast_enabled(device.type)
+    return device.type != "meta" and torch.is_autocast_enabled(device.type)
 
 
 def lowered(x: Tensor) -> Tensor:
@@ -55,7 +57,7 @@ def lowered(x: Tensor) -> Tensor:
 
 def exactly(device: torch.device) -> contextlib.AbstractContextManager[object]:
     """Inside, fp32 is fp32: no autocast."""
-    return torch.autocast(device.type, enabled=False)
+    return contextlib.nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 def allow_tf32() -> None:

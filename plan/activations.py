@@ -46,7 +46,7 @@ def activations_of(
     part = tuple(dataclasses.replace(s, rows=-(-s.rows // model.chunks)) for s in sequences)
     embedding = kept = largest = working = 0
     for tower, mine in towers_of(model, part):
-        embedding += sum(_embedding(tower, s, value) for s in mine)
+        embedding += sum(_embedding(tower, s, value) for s in mine) + _layout(tower, mine)
         blocks = [_block(tower, layer, mine, layout, value) for layer in range(tower.depth)]
         inputs = residual_tokens(mine, layout) * tower.width * FP32
         if model.activation_checkpointing == "block":
@@ -89,6 +89,12 @@ def _embedding(model: ModelConfig, s: SequenceShape, value: int) -> int:
     return norm + patches + ids + (s.rows * s.length**2 if s.masked else 0)
 
 
+def _layout(model: ModelConfig, sequences: tuple[SequenceShape, ...]) -> int:
+    """Where tokens stand, their rows and counters, and what dropped paths leave of each branch."""
+    kept = 2 * model.depth * FP32 if model.drop_path else 0
+    return sum(s.tokens for s in sequences) * (4 * INDEX + kept)
+
+
 def residual_tokens(sequences: tuple[SequenceShape, ...], layout: Degrees) -> int:
     """Tokens whose residual stream a rank holds."""
     parts = layout.tensor if layout.cuts_rows else 1
@@ -114,6 +120,7 @@ def _block(model: ModelConfig, layer: int, sequences: tuple[SequenceShape, ...],
     selective = model.activation_checkpointing == "selective"
     hidden = (1 if selective else 2) * ffn // tensor
     attention = joined * width * value if prompts or not selective else 0
+    attention += n * width // tensor * value  # attention's output, of all sequences together
     feed_forward = n * (hidden + (0 if selective else width)) * value
     if sent and experts.unit == "linear":
         attention = _sent_pair(model, n, attention_linears(model, tensor), value)
@@ -127,8 +134,8 @@ def _block(model: ModelConfig, layer: int, sequences: tuple[SequenceShape, ...],
         feed_forward += len(sparse_linears(model, tensor)) * sent_copies(model, n) * width * value
     merged = 0
     if sparse and not experts.decides_per_token:
-        if not selective:
-            attention += n * width // tensor * value  # attention's output in the order of positions
+        # Of a sequence whose groups are told apart, queries, keys and values in its places; the others are views of what all have.
+        attention += sum(s.tokens for s in sequences if groups_of((s,)) > 1) * 3 * width // tensor * value
         merged = (
             groups_of(sequences)
             * sum(linear.numbers for pair in sparse_linears(model, tensor) for linear in pair)

@@ -68,7 +68,7 @@ def forwards_of(model: ModelConfig) -> int:
 def stops_early(model: ModelConfig) -> bool:
     """Recomputing a block ends with the last tensor that is kept, the input of its last linear: what follows is not repeated,
     unless the branch is kept to be scaled."""
-    return model.activation_checkpointing == "block" and not (model.layer_scale or model.drop_path)
+    return model.activation_checkpointing == "block" and not model.layer_scale
 
 
 def tensor_traffic(
@@ -141,9 +141,7 @@ def _all_reduced(model: ModelConfig, sequences: tuple[SequenceShape, ...], layou
             if not layout.cuts_rows:
                 total += sum(rows.values()) * tower.width * value * (1 + forwards_of(model))
             if stops_early(tower) and not layout.cuts_rows:
-                # Experts take all sequences at once, a dense linear one after the other.
-                sparse = tower.experts.is_sparse(layer, tower.depth)
-                total -= (rows["ffn"] if sparse else mine[-1].tokens if mine else 0) * tower.width * value
+                total -= rows["ffn"] * tower.width * value
             if tower.experts.is_sparse(layer, tower.depth):
                 groups = tower.experts.max_groups if layout.expert > 1 else groups_of(mine)  # gates travel padded
                 total += _gate_gradients(tower, tokens, groups, layout)
@@ -204,7 +202,8 @@ def merge_traffic(
     return (
         Collective("merged weights", "exchange", ranks, merged * forwards),
         Collective("merged weights' gradients", "exchange", ranks, merged),
-        Collective("decisions", "all-gather", ranks, decisions * forwards),
+        # Before the first block, so that recomputation of blocks does not repeat them.
+        Collective("decisions", "all-gather", ranks, decisions * (1 + (model.chunks > 1))),
         Collective("decisions' gradients", "reduce-scatter", ranks, ranks * decisions),
     )
 

@@ -39,7 +39,7 @@ PARALLEL = {
 ALLOWED = {
     "data": set(),
     "parallel": set(),
-    "model": {"parallel", "data.batch", "data.attributes", "data.visual.normalise"},
+    "model": {"parallel", "data.batch", "data.token_layout", "data.attributes", "data.visual.normalise"},
     "evaluation": {
         "model",
         "data",
@@ -61,7 +61,9 @@ EXPORTER = {"model.exchange.export.__main__", "model.exchange.export.from_run"}
 DATA_BASE = {"data.config", "data.batch", "data.attributes", "data.seeding", "data.subset"}
 DATA_ALLOWED = {
     "data.attributes": set(),
-    "data.batch": {"data.attributes"},
+    "data.movable": set(),
+    "data.token_layout": {"data.attributes", "data.movable"},
+    "data.batch": {"data.attributes", "data.movable", "data.token_layout"},
     "data.config": set(),
     "data.seeding": set(),
     "data.subset": {"data.seeding"},

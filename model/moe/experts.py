@@ -94,12 +94,14 @@ class ExpertLinear(nn.Module):
             return grouped_linear(x_RI, groups, weight_COI, term_CO, part_R)
         if self.side == "column":
             return grouped_linear(copy_to_axis(x_RI, self.tensor), groups, weight_COI, bias_CO, part_R)
-        y_RO = reduce_from_axis(grouped_linear(x_RI, groups, weight_COI, None, part_R), self.tensor)
+        # The bias first: recomputation ends with what is saved last, and need not repeat the sum.
         if isinstance(groups, RowGroups):
             bias_RO = bias_CO[groups.expert_R]
         else:
             bias_RO = torch.cat([bias_CO[index].expand(end - start, -1) for start, end, index in groups])
-        return y_RO + (bias_RO if scale_R is None else bias_RO * scale_R[:, None].to(bias_RO.dtype))
+        if scale_R is not None:
+            bias_RO = bias_RO * scale_R[:, None].to(bias_RO.dtype)
+        return reduce_from_axis(grouped_linear(x_RI, groups, weight_COI, None, part_R), self.tensor) + bias_RO
 
 
 Merges = dict[ExpertLinear, tuple[Merging, Merging]]

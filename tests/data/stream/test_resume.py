@@ -37,7 +37,10 @@ class Keys:
         return int(sample["__key__"])
 
     def batch(self, examples, generator):
-        return SimpleNamespace(ids=examples, inputs=SimpleNamespace(counts=0), candidates=SimpleNamespace(counts=0))
+        counted = SimpleNamespace(counts=0)
+        batch = SimpleNamespace(ids=examples, inputs=counted, candidates=counted)
+        batch.located = lambda: batch
+        return batch
 
 
 def keyed_source(folder: str, sizes: list[int], seed: int, window: int) -> Source:

@@ -1,0 +1,81 @@
+"""A pass asks its device for nothing, and launches few kernels. Branches of a GPU are forced on the CPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from model.config import ModelConfig
+from model.objective import Objective
+from parallel.kernels import load_kernels
+from parallel.mesh import Mesh
+from tests.helpers.batches import BATCHES, VOCABULARY_SIZE
+from tests.helpers.hot_path import Launches, Waits
+from tests.helpers.models import make, tiny
+
+KINDS: dict[str, tuple[str, int, int]] = {
+    # of a block, at most: launches forward, launches backward
+    "dense": ("caption", 20, 37),
+    "attribute": ("caption", 46, 108),
+    "token": ("caption", 230, 140),
+    "limoe": ("retrieval", 180, 153),
+}
+
+
+def config_of(kind: str, depth: int) -> ModelConfig:
+    options = {"layer_scale": 1e-3, "drop_path": 0.1} if kind != "limoe" else {}
+    experts = None if kind == "dense" else {"placement": "all"}
+    return tiny(kind, experts, depth=depth, **options)
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    monkeypatch.setattr("model.moe.grouped.has_grouped_products", lambda x: True)
+    monkeypatch.setattr("model.moe.merge.mixes_all", lambda gate: True)
+
+
+def counted(kind: str, task: str, depth: int) -> tuple[int, int]:
+    """-> (launches forward, backward)."""
+    objective, batch = make(config_of(kind, depth)), BATCHES[task]().located()
+    objective(batch, 1)  # tables that are made once
+    with Launches() as forward:
+        losses = objective(batch, 2)
+    with Launches() as backward:
+        losses.total.backward()
+    return forward.total, backward.total
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+@pytest.mark.parametrize("kind", KINDS)
+def test_launches_of_a_block(kind):
+    task, most_forward, most_backward = KINDS[kind]
+    first, second = counted(kind, task, 1), counted(kind, task, 2)
+    found = (second[0] - first[0], second[1] - first[1])
+    assert found[0] <= most_forward and found[1] <= most_backward, found
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+@pytest.mark.parametrize("checkpointing", ["none", "selective", "block"])
+@pytest.mark.parametrize("task", BATCHES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_waits_for_a_device(kind, task, checkpointing):
+    config = tiny(kind, activation_checkpointing=checkpointing, drop_path=0.1)
+    objective, batch = make(config), BATCHES[task]().located()
+    objective(batch, 1)
+    with Waits() as waits:
+        objective(batch, 2).total.backward()
+    assert not waits.seen, waits.seen
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+@pytest.mark.parametrize("task", BATCHES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_runs_where_there_are_no_values(kind, task, monkeypatch):
+    """On the meta device, which has shapes alone; in bf16, as it has grouped products for nothing else."""
+    for place in ("model.moe.experts", "model.moe.layer") if kind in ("token", "limoe") else ():
+        monkeypatch.setattr(f"{place}.lowered", lambda x: x.bfloat16())
+    with torch.device("meta"):
+        objective = Objective(tiny(kind, drop_path=0.1), VOCABULARY_SIZE, Mesh(device="meta"), load_kernels("torch"))
+    losses = objective(BATCHES[task]().located().to("meta"), 1)
+    losses.total.backward()
+    assert all(p.grad is None or p.grad.device.type == "meta" for p in objective.parameters())
