@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from model.sequence_rows import WHOLE, Rows
 from parallel.kernels import Kernels
 from parallel.mesh import Mesh
 from parallel.placement import mark_partial
+from parallel.precision import for_products
 
 
 class Block(nn.Module):
@@ -70,7 +71,7 @@ class Block(nn.Module):
         of x this rank has.
         """
         first, second = self._start_merges(layout, gates)
-        with self.computed(functools.partial(rows.enter, self.attention_norm), x_TD) as normed_TD:
+        with self.computed(self._entered(rows, self.attention_norm, self.attention_path, x_TD), x_TD) as normed_TD:
             if isinstance(self.attention_path, DispatchPath):
                 first = self.attention_path(rows.deciding(normed_TD), layout, derive(noise, "attention"))
             prompts = () if past else self._prompts(layout)
@@ -79,12 +80,17 @@ class Block(nn.Module):
             x_TD, rows.leave(branch_TD), self.attention_scale, None if keep_T2 is None else keep_T2[:, :1]
         )
 
-        with self.computed(functools.partial(rows.enter, self.ffn_norm), x_TD) as normed_TD:
+        with self.computed(self._entered(rows, self.ffn_norm, self.ffn_path, x_TD), x_TD) as normed_TD:
             if isinstance(self.ffn_path, DispatchPath):
                 second = self.ffn_path(rows.deciding(normed_TD), layout, derive(noise, "ffn"))
             branch_TD = self.ffn(normed_TD, second)
         x_TD = self._added(x_TD, rows.leave(branch_TD), self.ffn_scale, None if keep_T2 is None else keep_T2[:, 1:])
         return x_TD, tuple(decision.report for decision in (first, second) if decision is not None), keys_values
+
+    def _entered(self, rows: Rows, norm: nn.Module, path: nn.Module | None, x_TD: Tensor) -> Callable[[Tensor], Tensor]:
+        """What a branch begins with. Routers that see tokens see them in fp32."""
+        sees_tokens = isinstance(path, DispatchPath)
+        return functools.partial(rows.enter, norm if sees_tokens else for_products(norm, x_TD.device))
 
     @property
     def group_routers(self) -> list[GroupRouter]:

@@ -104,3 +104,20 @@ def test_the_loss_scale_halves_at_once_and_doubles_after_many_good_updates():
 def test_an_exact_product_has_the_gradients_of_any():
     x_NI, weight_OI = (torch.randn(n, 3, dtype=torch.float64, requires_grad=True) for n in (4, 2))
     assert torch.autograd.gradcheck(exact_linear, (x_NI, weight_OI))
+
+
+@pytest.mark.parametrize("router", ["none", "attribute", "token"])
+def test_what_is_computed_again_is_so_in_bf16_too(router):
+    """Outside of autocast, in the backward pass: the same bits."""
+    experts = {"placement": "none"} if router == "none" else {}
+    found = []
+    for way in ("none", "selective", "block"):
+        config = tiny("attribute" if router == "none" else router, experts, activation_checkpointing=way)
+        objective = Objective(config, VOCABULARY_SIZE, Mesh(), load_kernels("torch"))
+        initialise(objective, 0)
+        with computing("cpu", torch.bfloat16):
+            losses = objective(BATCHES["caption"](), 1)
+        losses.total.backward()
+        found.append([parameter.grad for parameter in objective.parameters() if parameter.grad is not None])
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))

@@ -1,0 +1,246 @@
+"""What a training step of a preset should take on a GPU that is not here: a count of its operators, and assumptions.
+
+    python -m benchmarks.roofline --presets uni_perceiver_moe_base limoe_b16
+
+The real step (forward, backward, AdamW) runs at full size on fake tensors, which have shapes and dtypes and no values; every operator is
+counted with its FLOPs and bytes, as the branches of a GPU have it. Time on the GPU is the sum over operators of the longer of products and
+memory; the host's is a time for each launch; the longer of both counts. One rank that holds all experts. Assumptions are options.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from data.attributes import CAPTION_TEXT, CAPTION_VISUAL, NAME_TARGET, TEXT_INPUT, VISUAL_INPUT
+from data.batch import Modality, Segment, Sequences, TaskBatch, Visibility
+from model.config import ModelConfig
+from model.flops import forward_flops, passes_of, work_of
+from model.objective import Objective
+from parallel.kernels import load_kernels
+from parallel.mesh import Mesh
+from parallel.precision import computing
+from plan.tasks import SequenceShape, TaskLoad, shares_of, task_loads, vocabulary_size_of, word_candidates_of
+from run.config_file import load_config
+
+PRESETS = Path(__file__).resolve().parents[1] / "configs" / "presets"
+VIEWS = {
+    "view", "_unsafe_view", "t", "transpose", "permute", "expand", "slice", "select", "unbind", "split", "split_with_sizes",
+    "unsqueeze", "squeeze", "as_strided", "detach", "alias", "_reshape_alias", "unfold", "empty", "new_empty", "empty_like",
+}  # fmt: skip
+NAMES, NAME_LENGTH = 1000, 8
+"""Of classes, where their data set is not here to be counted; <SPE> included."""
+ADAM_BYTES = 7 * 4
+"""A parameter's: weight, gradient and two moments are read, three of them written."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """Rates that are reached, in FLOP/s and bytes/s, and seconds of the host for a launch."""
+
+    peak: float
+    products: float
+    fp32_products: float
+    attention: float
+    masked_attention: float
+    memory: float
+    forward_launch: float
+    backward_launch: float
+
+
+class Counter(TorchDispatchMode):
+    """seconds: on the GPU; launches: kernels."""
+
+    def __init__(self, machine: Machine) -> None:
+        super().__init__()
+        self.machine, self.seconds, self.launches = machine, 0.0, 0
+        self.by_kind = {"products": 0.0, "attention": 0.0, "memory": 0.0}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = func._schema.name.split("::")[1]
+        if name in VIEWS or func.namespace == "prim":
+            return out
+        given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        tensors = given + [x for x in tree_leaves(out) if isinstance(x, Tensor)]
+        memory = sum(x.numel() * x.element_size() for x in tensors) / self.machine.memory
+        kind, computing_s = self._products(name, [x for x in tree_leaves(args) if isinstance(x, Tensor)])
+        self.launches += 1
+        seconds = max(memory, computing_s)
+        self.seconds += seconds
+        self.by_kind[kind if computing_s >= memory else "memory"] += seconds
+        return out
+
+    def _products(self, name: str, given: list[Tensor]) -> tuple[str, float]:
+        machine = self.machine
+        if "attention" in name:  # query, key, value, all [B, H, L, d]; backward has the gradient first
+            backward = "backward" in name
+            query, key = given[1:3] if backward else given[:2]
+            batch, heads, length, width = query.shape
+            flops = 4 * batch * heads * length * key.shape[2] * width * (2.5 if backward else 1)
+            masked = any(x.dim() == 4 and x.shape[-1] == key.shape[2] and x.shape[-1] != width for x in given)
+            return "attention", flops / (machine.masked_attention if masked else machine.attention)
+        if name not in ("mm", "addmm", "bmm", "baddbmm", "_grouped_mm"):
+            return "memory", 0.0
+        matrices = [x for x in given if x.dim() >= 2][-2:]
+        rate = machine.products if matrices[0].dtype == torch.bfloat16 else machine.fp32_products
+        if name == "_grouped_mm" and all(x.dim() == 2 for x in matrices):  # a gradient of weights: rows are shared out
+            return "products", 2 * matrices[0].shape[0] * matrices[0].shape[1] * matrices[1].shape[1] / rate
+        (rows, inner), columns = matrices[0].shape[-2:], matrices[1].shape[-1]
+        batches = matrices[0].shape[0] if matrices[0].dim() == 3 else 1
+        return "products", 2 * batches * rows * inner * columns / rate
+
+
+def batch_of(model: ModelConfig, load: TaskLoad) -> TaskBatch:
+    """Of the task's nominal shape, on one rank; texts are as long as they may be."""
+    inputs, candidates = load.passes(1)[:2]
+    if not candidates.length:  # the data set that has the names is not here
+        candidates = dataclasses.replace(candidates, rows=NAMES, reads=NAMES, length=NAME_LENGTH)
+    of_inputs, of_candidates = _sequences(model, inputs, False), _sequences(model, candidates, True)
+    places = np.linspace(1, inputs.length - 1, max(1, inputs.reads // inputs.rows), dtype=int)
+    rows = np.repeat(np.arange(inputs.rows), len(places))
+    read_Q2 = torch.from_numpy(np.stack([rows, np.tile(places, inputs.rows)], axis=1))
+    symmetric = load.symmetric and candidates.rows == len(read_Q2)
+    batch = TaskBatch(
+        task=model.tasks[0] if model.tasks else "task",
+        inputs=of_inputs,
+        read_Q2=read_Q2,
+        candidates=of_candidates,
+        labels_Q=torch.arange(len(read_Q2)) % candidates.rows,
+        temperature=model.temperatures[0],
+        symmetric=symmetric,
+    )
+    return batch.located()
+
+
+def _sequences(model: ModelConfig, shape: SequenceShape, is_target: bool) -> Sequences:
+    segments, text = [], shape.length - 1 - shape.visual
+    if shape.visual:
+        attributes = CAPTION_VISUAL if text else VISUAL_INPUT
+        positions = torch.zeros(shape.rows, shape.visual, 3, dtype=torch.long)
+        values = torch.zeros(shape.rows, shape.visual, model.patch_values, dtype=torch.uint8)
+        segments.append(_segment(Modality.IMAGE, values, positions, Visibility.PREFIX, attributes))
+    if text and shape.visual:
+        for length, visibility in ((text // 2, Visibility.CAUSAL), (text - text // 2, Visibility.READOUT)):
+            segments.append(_text(shape.rows, length, visibility, CAPTION_TEXT))
+    elif text:
+        segments.append(_text(shape.rows, text, Visibility.PREFIX, NAME_TARGET if is_target else TEXT_INPUT))
+    return Sequences(segments=tuple(segments))
+
+
+def _text(rows: int, length: int, visibility: Visibility, attributes: Any) -> Segment:
+    positions = torch.arange(length).expand(rows, length).contiguous()
+    return _segment(Modality.TEXT, torch.zeros_like(positions), positions, visibility, attributes)
+
+
+def _segment(modality: Modality, values: Tensor, positions: Tensor, visibility: Visibility, attributes: Any) -> Segment:
+    valid_BL = torch.ones(values.shape[:2], dtype=torch.bool)
+    return Segment(
+        modality=modality,
+        values=values,
+        positions=positions,
+        valid_BL=valid_BL,
+        visibility=visibility,
+        attributes=attributes,
+    )
+
+
+def step_of(model: ModelConfig, vocabulary_size: int, batch: TaskBatch, machine: Machine) -> dict[str, float]:
+    """Seconds of one micro-batch and of an update, launches, and the model's FLOPs."""
+    works = work_of(model, batch, batch.inputs.counts, batch.candidates.counts)
+    with (
+        FakeTensorMode(allow_non_fake_inputs=True) as fake,
+        mock.patch("model.moe.grouped.has_grouped_products", lambda x: x.dtype == torch.bfloat16),
+        mock.patch("model.moe.merge.mixes_all", lambda gate: True),
+        mock.patch.object(TaskBatch, "__post_init__", lambda batch: None),  # it looks at values
+    ):
+        objective = Objective(model, vocabulary_size, Mesh(), load_kernels("torch"))
+        moved = batch.map(fake.from_tensor)
+        with Counter(machine) as forward, computing("cpu", torch.bfloat16):
+            losses = objective(moved, 1)
+        with Counter(machine) as backward:
+            losses.total.backward()
+        numbers = sum(parameter.numel() for parameter in objective.parameters())
+        parts, passes = forward_flops(model, works), passes_of(objective)
+    host = forward.launches * machine.forward_launch + backward.launches * machine.backward_launch
+    return {
+        "flops": sum(passes[part] * flops for part, flops in parts.items()),
+        "gpu": forward.seconds + backward.seconds,
+        "host": host,
+        "update": numbers * ADAM_BYTES / machine.memory,
+        "launches": forward.launches + backward.launches,
+        **{kind: forward.by_kind[kind] + backward.by_kind[kind] for kind in forward.by_kind},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--presets", nargs="+", default=["uni_perceiver_moe_base"], metavar="NAME")
+    parser.add_argument("--recompute", choices=["none", "selective", "block"], help="in place of the preset's own")
+    for name, default, text in (
+        ("peak", 989.4, "TFLOP/s of the data sheet, of which MFU is a share"),
+        ("products", 650, "TFLOP/s that products in bf16 reach"),
+        ("fp32-products", 250, "TFLOP/s of what is left in fp32, with TF32"),
+        ("attention", 400, "TFLOP/s of attention without a mask"),
+        ("masked-attention", 200, "TFLOP/s of attention with one"),
+        ("memory", 2.8, "TB/s"),
+        ("forward-launch", 6, "microseconds of the host for a launch"),
+        ("backward-launch", 5, "the same in the backward pass"),
+    ):
+        parser.add_argument(f"--{name}", type=float, default=default, help=f"{text} (%(default)s)")
+    options = parser.parse_args()
+    machine = Machine(
+        *(
+            1e12 * getattr(options, name)
+            for name in ("peak", "products", "fp32_products", "attention", "masked_attention", "memory")
+        ),
+        1e-6 * options.forward_launch,
+        1e-6 * options.backward_launch,
+    )
+    print(
+        f"{'preset':<26}{'task':<22}{'tokens':>8}{'TFLOP':>8}{'GPU ms':>8}{'prod.':>7}{'att.':>6}{'mem.':>6}"
+        f"{'host ms':>9}{'launches':>9}{'MFU':>6}"
+    )
+    for preset in options.presets:
+        overrides = ["parallel.expert=1"]
+        if options.recompute:
+            overrides.append(f"model.activation_checkpointing={options.recompute}")
+        run = load_config(PRESETS / f"{preset}.yaml", overrides)
+        vocabulary_size, _ = vocabulary_size_of(run)
+        shares, _ = shares_of(run)
+        seconds = flops = update = 0.0
+        for load in task_loads(run, word_candidates_of(run), shares):
+            batch = batch_of(run.model, load)
+            found = step_of(run.model, vocabulary_size, batch, machine)
+            longest = max(found["gpu"], found["host"])
+            seconds, flops, update = (
+                seconds + load.share * longest,
+                flops + load.share * found["flops"],
+                found["update"],
+            )
+            tokens = batch.inputs.num_tokens + batch.candidates.num_tokens
+            print(
+                f"{preset:<26}{load.name:<22}{tokens:>8}{found['flops'] / 1e12:>8.1f}{found['gpu'] * 1e3:>8.1f}"
+                f"{found['products'] / found['gpu']:>7.0%}{found['attention'] / found['gpu']:>6.0%}"
+                f"{found['memory'] / found['gpu']:>6.0%}{found['host'] * 1e3:>9.1f}{found['launches']:>9.0f}"
+                f"{found['flops'] / longest / machine.peak:>6.0%}",
+                flush=True,
+            )
+        per_step = seconds + update / run.micro_batches
+        print(
+            f"{preset:<26}{'mean, with the update':<22}{'':>8}{flops / 1e12:>8.1f}{'':>51}{flops / per_step / machine.peak:>6.0%}"
+        )
+
+
+if __name__ == "__main__":
+    main()
