@@ -80,7 +80,10 @@ class Engine:
             self._engine, self._optimizer, _, _ = deepspeed.initialize(
                 model=_driven(module, mesh, self.dtype),
                 optimizer=optimizer,
-                config={**deepspeed_config, "gradient_clipping": 0.0},  # without a word DeepSpeed clips at 1
+                config={
+                    **for_ranks(deepspeed_config, mesh.data.size),
+                    "gradient_clipping": 0.0,
+                },  # without a word it clips at 1
                 mpu=MegatronUnit(),
                 dist_init_required=False,
             )
@@ -192,6 +195,16 @@ class Engine:
     def _named_pieces(self) -> Iterator[tuple[str, Piece]]:
         for piece in self._state.pieces():
             yield self._names[piece.parameter], piece
+
+
+def for_ranks(deepspeed_config: dict[str, Any], data_ranks: int) -> dict[str, Any]:
+    """Without stages of ZeRO where there is nobody to share with: its flat copies would cost a sixth of a step and save nothing.
+    Offloading needs them."""
+    zero = deepspeed_config.get("zero_optimization", {})
+    offloads = (zero.get("offload_optimizer") or {}).get("device", "none") != "none"
+    if data_ranks > 1 or offloads:
+        return deepspeed_config
+    return {**deepspeed_config, "zero_optimization": {"stage": 0}}
 
 
 def parameter_groups(module: nn.Module, config: OptimizerConfig, mesh: Mesh) -> list[dict[str, Any]]:

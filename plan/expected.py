@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from parallel.engine import for_ranks
 from parallel.mesh import Mesh
 from parallel.norms import FAMILIES
 from plan.memory import Precision, parameters_of, precision_of
@@ -41,4 +42,4 @@ def expected(run: RunConfig, mesh: Mesh) -> Expected:
 
 
 def _precision_of(run: RunConfig, mesh: Mesh) -> Precision:
-    return precision_of(read_engine_file(run), run.parallel.precision, mesh.device)
+    return precision_of(for_ranks(read_engine_file(run), mesh.data.size), run.parallel.precision, mesh.device)

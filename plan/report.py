@@ -11,6 +11,7 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from parallel.engine import for_ranks
 from plan.activations import Activations, activations_of, exchange_buffers
 from plan.dealing import lock_step_efficiency
 from plan.memory import FP32, Amounts, Degrees, Precision, optimizer_of, parameters_of, precision_of, reduction_of
@@ -94,8 +95,8 @@ def plan(run: RunConfig, world: int, device_memory_gib: float = 80.0) -> Plan:
     if world < 1:
         raise ConfigError(f"--world={world}: must be at least 1")
     check_layout(run, world)
-    precision = precision_of(read_engine_file(run), run.parallel.precision)
     layout = layout_of(run, world)
+    precision = precision_of(for_ranks(read_engine_file(run), layout.data), run.parallel.precision)
     vocabulary_size, note = vocabulary_size_of(run)
     shares, shares_note = shares_of(run)
     tasks = task_loads(run, word_candidates_of(run), shares)
