@@ -270,7 +270,8 @@ def test_planned_memory_is_what_two_ranks_hold(router, expert, tensor, stage, se
         assert real["weights"] == held.total * 4
         assert real["gradients"] == (held.total - held.padding) * 4
         assert real["optimizer"] == optimizer_of(parameters, Precision(used)).total
-        assert real["after reduction"] == (0 if used else real["gradients"])  # under both stages: what ZeRO-2 drops, ZeRO-1 drops as well
+        # Under both stages: what ZeRO-2 drops, ZeRO-1 drops as well.
+        assert real["after reduction"] == (0 if used else real["gradients"])
         traffic = (
             *gradient_traffic(parameters, layout, Precision(used)),
             row_gradients(tiny(router), layout),
