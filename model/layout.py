@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -161,7 +161,11 @@ class PassLayout:
     @functools.cached_property
     def row_T(self) -> Tensor:
         """Rows of all sequences, counted on."""
-        return self._counted_on(lambda sequence: sequence.row_T, lambda tokens: tokens.rows)
+        parts, seen = [], 0
+        for sequence in self.sequences:
+            parts.append(sequence.row_T + seen if seen else sequence.row_T)
+            seen += sequence.tokens.rows
+        return _joined(parts)
 
     @functools.cached_property
     def counter_T(self) -> Tensor:
@@ -186,13 +190,6 @@ class PassLayout:
             if len(self.sequences) > 1
             else (x_TF,)
         )
-
-    def _counted_on(self, numbers: Callable[[SequenceLayout], Tensor], size: Callable[[TokenLayout], int]) -> Tensor:
-        parts, seen = [], 0
-        for sequence in self.sequences:
-            parts.append(numbers(sequence) + seen if seen else numbers(sequence))
-            seen += size(sequence.tokens)
-        return _joined(parts)
 
 
 def layout_of(
