@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from data.attributes import NUM_ATTRIBUTES, Attributes
-from data.movable import Movable
+from data.movable import Movable, sent
 from data.token_layout import Part, TokenLayout, token_layout
 
 
@@ -157,7 +157,7 @@ class Sequences(Movable):
     def rows(self, rows: slice | np.ndarray) -> Sequences:
         """Some of the rows, by a slice or by their numbers."""
         device = self.segments[0].valid_BL.device
-        index = rows if isinstance(rows, slice) else torch.from_numpy(rows).to(device)
+        index = rows if isinstance(rows, slice) else sent(torch.from_numpy(rows), device)
         segments = tuple(segment.map(lambda tensor: tensor[index]) for segment in self.segments)
         return Sequences(segments=segments, layout=self.layout.of_rows(rows) if self.layout else None)
 

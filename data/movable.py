@@ -12,6 +12,11 @@ from torch import Tensor
 _T = TypeVar("_T", bound="Movable")
 
 
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """To a device from pinned memory, so that nobody waits."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 class Movable:
     def map(self: _T, function: Callable[[Tensor], Tensor]) -> _T:
         """A copy with `function` applied to every tensor."""

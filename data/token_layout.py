@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from data.attributes import Attributes
-from data.movable import Movable
+from data.movable import Movable, sent
 
 PREFIX = 0
 """The visibility of tokens that everyone sees (data/batch.py)."""
@@ -84,7 +84,7 @@ class TokenLayout(Movable):
     def of_rows(self, rows: slice | np.ndarray) -> TokenLayout:
         """Of some rows, on the same device, which is not waited for."""
         device = self.place_T.device
-        return _moved(token_layout([part.of_rows(rows) for part in self.parts]), device)
+        return token_layout([part.of_rows(rows) for part in self.parts]).map(lambda tensor: sent(tensor, device))
 
 
 def joined_rows(layouts: Sequence[TokenLayout]) -> TokenLayout:
@@ -94,12 +94,8 @@ def joined_rows(layouts: Sequence[TokenLayout]) -> TokenLayout:
     valid_BL = np.concatenate([np.pad(p.valid_BL, ((0, 0), (0, longest - p.valid_BL.shape[1]))) for p in parts])
     frames_B = np.concatenate([part.frames_B for part in parts])
     whole = dataclasses.replace(parts[0], valid_BL=valid_BL, frames_B=frames_B)
-    return _moved(token_layout([whole]), layouts[0].place_T.device)
-
-
-def _moved(layout: TokenLayout, device: torch.device) -> TokenLayout:
-    """From pinned memory, so that nobody waits."""
-    return layout if device.type != "cuda" else layout.map(torch.Tensor.pin_memory).to(device)
+    device = layouts[0].place_T.device
+    return token_layout([whole]).map(lambda tensor: sent(tensor, device))
 
 
 def token_layout(parts: Sequence[Part], with_spe: bool = True) -> TokenLayout:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -69,7 +68,7 @@ class Objective(nn.Module):
     def forward(self, batch: TaskBatch, noise: Key = None) -> Losses:
         """Inputs and candidates go through the encoder in one pass for every task, so that all ranks issue the same
         collectives whatever each drew."""
-        own = () if batch.scope == Scope.SHARDED else (_targets(batch.candidates),)
+        own = () if batch.scope == Scope.SHARDED else (Reading.of_targets(batch.candidates),)
         parts = shared_parts(batch.shared, self.data, self.config.task_id, self.config.chunks)
         readings = (Reading(batch.inputs, batch.read_Q2, rows_Q=batch.read_rows_Q), *own, *parts.readings)
         (features_QW, *rest), reports = self._encode(readings, noise, batch.task)
@@ -142,7 +141,7 @@ class Objective(nn.Module):
         self, candidates: Sequences, noise: Key = None, task: str | None = None
     ) -> tuple[Tensor, tuple[RoutingReport, ...]]:
         """-> (features [C, W], read out at <SPE>, not normalised; routing reports)."""
-        (features_CW,), reports = self._encode((_targets(candidates),), noise, task)
+        (features_CW,), reports = self._encode((Reading.of_targets(candidates),), noise, task)
         return features_CW, reports
 
     def logits(self, features_QW: Tensor, candidates_CW: Tensor, temperature: str) -> Tensor:
@@ -219,13 +218,6 @@ class Objective(nn.Module):
                 features |= dict(zip(mine, found, strict=True))
                 all_reports += reports
         return tuple(features[index] for index in range(len(readings))), all_reports
-
-
-def _targets(sequences: Sequences) -> Reading:
-    """Candidates, every row read at its <SPE> token."""
-    rows_C = torch.arange(sequences.num_rows, device=sequences.segments[0].valid_BL.device)
-    read_C2 = torch.stack([rows_C, torch.zeros_like(rows_C)], dim=1)
-    return Reading(sequences, read_C2, is_target=True, rows_Q=np.arange(sequences.num_rows))
 
 
 def _mean_report(reports: tuple[RoutingReport, ...]) -> RoutingReport:

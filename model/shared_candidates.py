@@ -73,10 +73,7 @@ def shared_parts(sets: Sequence[CandidateSet], axis: Axis, task_id: Callable[[st
             places[index] = (first, each, total)
             first += each
         sequences = joined(parts)
-        row_B = torch.arange(sequences.num_rows, device=ids[0].device)
-        read_B2 = torch.stack([row_B, torch.zeros_like(row_B)], dim=1)
-        rows_Q = np.arange(sequences.num_rows)
-        readings.append(Reading(sequences, read_B2, is_target=True, rows_Q=rows_Q, task=task, rows_B=torch.cat(ids)))
+        readings.append(Reading.of_targets(sequences, task, torch.cat(ids)))
     return SharedParts(tuple(readings), tuple(places[index] for index in range(len(sets))), axis)
 
 

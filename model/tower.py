@@ -37,6 +37,14 @@ class Reading:
     task: int | None = None
     rows_B: Tensor | None = None
 
+    @classmethod
+    def of_targets(cls, sequences: Sequences, task: int | None = None, rows_B: Tensor | None = None) -> Reading:
+        """Candidates, every row read at its <SPE> token."""
+        row_C = torch.arange(sequences.num_rows, device=sequences.segments[0].valid_BL.device)
+        read_C2 = torch.stack([row_C, torch.zeros_like(row_C)], dim=1)
+        rows_Q = np.arange(sequences.num_rows)
+        return cls(sequences, read_C2, is_target=True, rows_Q=rows_Q, task=task, rows_B=rows_B)
+
     @property
     def is_text(self) -> bool:
         return self.sequences.segments[0].modality == Modality.TEXT
