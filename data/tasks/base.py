@@ -167,7 +167,7 @@ class Task(abc.ABC):
 
     def shared_candidates(self, generator: np.random.Generator) -> Sequences:
         """Those that all micro-batches of a step have in common, which ranks encode together; generator: of the step."""
-        raise NotImplementedError(f"{self.config.kind} has no candidates in common")
+        raise AssertionError(f"data/config.py refuses shared candidates of {self.config.kind}")
 
     @property
     def temperature(self) -> str:

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from data.batch import CandidateSet, Scope, TaskBatch
+from data.batch import TaskBatch
 from model.config import ModelConfig
 from parallel.collectives import Axis
 from parallel.traffic import Traffic, sent_by_exchange
 from plan.memory import Degrees
-from plan.tasks import SetLoad, TaskLoad
 from plan.traffic import candidates_traffic, merge_traffic, scores_traffic, sent_in_all, tensor_traffic
 from tests.helpers.batches import VOCABULARY_SIZE
 from tests.helpers.distributed import run_ranks
 from tests.helpers.models import tiny
-from tests.plan.test_plan import DROPLESS, captioning, passed, retrieval
+from tests.plan.test_plan import DROPLESS, beside, captioning, passed
 
 
 def every_collective(rank: int) -> dict[str, int]:
@@ -148,17 +146,7 @@ def test_tokens_that_stay_are_not_sent():
 
 @pytest.mark.parametrize("scope", ["sharded", "global"])
 def test_two_data_ranks_send_their_candidates(scope):
-    model, batch = tiny(experts={"placement": "none"}), retrieval(3, 2, 4)
-    symmetric = scope == "global"
-    batch = dataclasses.replace(batch, symmetric=symmetric)
-    sets: tuple[SetLoad, ...] = ()
-    if symmetric:
-        batch = dataclasses.replace(batch, scope=Scope.GLOBAL)
-    else:
-        shared = (CandidateSet(number=0, task="t", candidates=batch.candidates),)
-        batch = dataclasses.replace(batch, scope=Scope.SHARDED, shared=shared)
-        sets = (SetLoad("names", passed(batch)[1], 1.0),)
-    task = TaskLoad("t", 1.0, passed(batch), 1 + symmetric, True, symmetric, scope, sets)
+    model, batch, task = beside(scope)
     planned = sent_in_all(candidates_traffic(model, task, Degrees(1, 1, 2)))
     assert planned > 0
     for sent in run_ranks(2, of_a_pass, model, 1, 1, batch, False):

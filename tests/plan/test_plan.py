@@ -472,8 +472,8 @@ def handed(planned: tuple[Collective, ...]) -> Counter:
     return total
 
 
-@pytest.mark.parametrize("scope", ["sharded", "global"])
-def test_planned_candidates_are_what_two_data_ranks_send(scope):
+def beside(scope: str) -> tuple[ModelConfig, TaskBatch, TaskLoad]:
+    """A batch whose candidates data ranks share, or compare with all, and what a plan knows of it."""
     model, batch = tiny(experts={"placement": "none"}), retrieval(3, 2, 4)
     symmetric = scope == "global"
     batch = dataclasses.replace(batch, symmetric=symmetric)
@@ -485,6 +485,13 @@ def test_planned_candidates_are_what_two_data_ranks_send(scope):
         batch = dataclasses.replace(batch, scope=Scope.SHARDED, shared=shared)
         sets = (SetLoad("names", passed(batch)[1], 1.0),)
     task = TaskLoad("t", 1.0, passed(batch), 1 + symmetric, True, symmetric, scope, sets)
+    return model, batch, task
+
+
+@pytest.mark.parametrize("scope", ["sharded", "global"])
+def test_planned_candidates_are_what_two_data_ranks_send(scope):
+    model, batch, task = beside(scope)
+    symmetric = batch.symmetric
     planned = handed(candidates_traffic(model, task, Degrees(1, 1, 2)))
     # Sharded: 2 of 3 candidates, padded, 16 numbers each. Global: 3 candidates and 3 read-outs.
     assert planned["all_gather_single"] == (6 if symmetric else 2) * 16 * 4
