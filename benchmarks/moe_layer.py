@@ -30,6 +30,7 @@ from model.block import Block
 from model.config import ModelConfig
 from model.layout import PassLayout, SequenceLayout
 from model.moe.config import ExpertConfig
+from model.residual import Stream
 from parallel.kernels import load_kernels
 from parallel.mesh import Mesh, create_mesh, destroy_mesh
 
@@ -102,7 +103,8 @@ def one_pass(block: Block, x_TD: Tensor, layout: PassLayout) -> tuple[float, flo
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.barrier()
     start = time.perf_counter()
-    y_TD, reports, _ = block(x_TD, layout, 1)
+    stream, reports, _ = block(Stream(x_TD), layout, 1)
+    y_TD = block.residual.settled(stream).x_TD
     y_TD.backward(torch.ones_like(y_TD))
     if x_TD.is_cuda:
         torch.cuda.synchronize()

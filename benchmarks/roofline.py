@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -19,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 from torch.utils._pytree import tree_leaves
 
 from data.attributes import CAPTION_TEXT, CAPTION_VISUAL, NAME_TARGET, TEXT_INPUT, VISUAL_INPUT
@@ -65,20 +67,34 @@ class Counter(TorchDispatchMode):
         super().__init__()
         self.machine, self.seconds, self.launches = machine, 0.0, 0
         self.by_kind = {"products": 0.0, "attention": 0.0, "memory": 0.0}
+        self.is_joining = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         name = func._schema.name.split("::")[1]
-        if name in VIEWS or func.namespace == "prim":
+        if self.is_joining or name in VIEWS or func.namespace == "prim":
             return out
-        given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-        tensors = given + [x for x in tree_leaves(out) if isinstance(x, Tensor)]
+        self._add(name, [x for x in tree_leaves(args) if isinstance(x, Tensor)], (args, kwargs, out))
+        return out
+
+    def _add(self, name: str, given: list[Tensor], touched: Any) -> None:
+        """A kernel. given: its operands. touched: what it reads and writes."""
+        tensors = [x for x in tree_leaves(touched) if isinstance(x, Tensor)]
         memory = sum(x.numel() * x.element_size() for x in tensors) / self.machine.memory
-        kind, computing_s = self._products(name, [x for x in tree_leaves(args) if isinstance(x, Tensor)])
+        kind, computing_s = self._products(name, given)
         self.launches += 1
         seconds = max(memory, computing_s)
         self.seconds += seconds
         self.by_kind[kind if computing_s >= memory else "memory"] += seconds
+
+    def joined(self, function: Callable[..., Any], *read: Any) -> Any:
+        """The function's operators as one kernel that reads `read`, and writes what it returns."""
+        self.is_joining = True
+        try:
+            out = function()
+        finally:
+            self.is_joining = False
+        self._add("joined", [], (read, out))
         return out
 
     def _products(self, name: str, given: list[Tensor]) -> tuple[str, float]:
@@ -99,6 +115,34 @@ class Counter(TorchDispatchMode):
         (rows, inner), columns = matrices[0].shape[-2:], matrices[1].shape[-1]
         batches = matrices[0].shape[0] if matrices[0].dim() == 3 else 1
         return "products", 2 * batches * rows * inner * columns / rate
+
+
+class Joined(torch.autograd.Function):
+    """A function as a compiler makes it: a kernel forward, and one backward that reads the arguments and the gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, function: Callable[..., Any], *arguments: Any) -> Any:
+        own = [x.detach().requires_grad_(x.requires_grad) if isinstance(x, Tensor) else x for x in arguments]
+
+        def run() -> Any:
+            with torch.enable_grad():
+                return function(*own)
+
+        out = _counter().joined(run, own)
+        ctx.own, ctx.out = own, out
+        return tuple(x.detach() for x in out) if isinstance(out, tuple) else out.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        out = ctx.out if isinstance(ctx.out, tuple) else (ctx.out,)
+        wanted = [x for x in ctx.own if isinstance(x, Tensor) and x.requires_grad]
+        found = _counter().joined(lambda: torch.autograd.grad(out, wanted, gradients), ctx.own, gradients)
+        left = iter(found)
+        return None, *(next(left) if isinstance(x, Tensor) and x.requires_grad else None for x in ctx.own)
+
+
+def _counter() -> Counter:
+    return next(mode for mode in _get_current_dispatch_mode_stack() if isinstance(mode, Counter))
 
 
 def batch_of(model: ModelConfig, load: TaskLoad) -> TaskBatch:
@@ -155,7 +199,9 @@ def _segment(modality: Modality, values: Tensor, positions: Tensor, visibility: 
     )
 
 
-def step_of(model: ModelConfig, vocabulary_size: int, batch: TaskBatch, machine: Machine) -> dict[str, float]:
+def step_of(
+    model: ModelConfig, vocabulary_size: int, batch: TaskBatch, machine: Machine, compiles: bool = True
+) -> dict[str, float]:
     """Seconds of one micro-batch and of an update, launches, and the model's FLOPs."""
     works = work_of(model, batch, batch.inputs.counts, batch.candidates.counts)
     with (
@@ -164,7 +210,10 @@ def step_of(model: ModelConfig, vocabulary_size: int, batch: TaskBatch, machine:
         mock.patch("model.moe.merge.mixes_all", lambda gate: True),
         mock.patch.object(TaskBatch, "__post_init__", lambda batch: None),  # it looks at values
     ):
-        objective = Objective(model, vocabulary_size, Mesh(), load_kernels("torch"))
+        kernels = load_kernels("torch")
+        if compiles:
+            kernels = dataclasses.replace(kernels, fused=lambda function: functools.partial(Joined.apply, function))
+        objective = Objective(model, vocabulary_size, Mesh(), kernels)
         moved = batch.map(fake.from_tensor)
         with Counter(machine) as forward, computing("cpu", torch.bfloat16):
             losses = objective(moved, 1)
@@ -187,6 +236,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--presets", nargs="+", default=["uni_perceiver_moe_base"], metavar="NAME")
     parser.add_argument("--recompute", choices=["none", "selective", "block"], help="in place of the preset's own")
+    parser.add_argument("--compile", choices=["passes", "none"], default="passes", help="as the run's option")
     for name, default, text in (
         ("peak", 989.4, "TFLOP/s of the data sheet, of which MFU is a share"),
         ("products", 650, "TFLOP/s that products in bf16 reach"),
@@ -221,7 +271,7 @@ def main() -> None:
         seconds = flops = update = 0.0
         for load in task_loads(run, word_candidates_of(run), shares):
             batch = batch_of(run.model, load)
-            found = step_of(run.model, vocabulary_size, batch, machine)
+            found = step_of(run.model, vocabulary_size, batch, machine, options.compile == "passes")
             longest = max(found["gpu"], found["host"])
             seconds, flops, update = (
                 seconds + load.share * longest,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +19,12 @@ from model.moe.report import RoutingReport
 from model.moe.router import GroupRouter
 from model.noise import Key, derive
 from model.recompute import computed
+from model.residual import Residual, Stream
 from model.sequence_rows import WHOLE, Rows
 from parallel.kernels import Kernels
 from parallel.mesh import Mesh
 from parallel.placement import mark_partial
-from parallel.precision import for_products
+from parallel.precision import product_dtype
 
 
 class Block(nn.Module):
@@ -33,6 +35,7 @@ class Block(nn.Module):
         sparse = config.experts.is_sparse(layer, config.depth)
         sparse_attention = sparse and config.experts.unit == "linear"
         self.computed = computed(config.activation_checkpointing)
+        self.residual = Residual.of(kernels)
         self.attention_norm = kernels.layer_norm(config.width)
         self.attention = Attention(config, sparse_attention, mesh)
         self.ffn_norm = kernels.layer_norm(config.width)
@@ -56,41 +59,50 @@ class Block(nn.Module):
 
     def forward(
         self,
-        x_TD: Tensor,
+        stream: Stream,
         layout: PassLayout,
         noise: Key,
         gates: Sequence[Gates] = (),
         keep_T2: Tensor | None = None,
         past: KeysValues | None = None,
         rows: Rows = WHOLE,
-    ) -> tuple[Tensor, tuple[RoutingReport, ...], tuple[KeysValues, ...]]:
-        """-> (x_TD, reports of the decisions; none in a dense block, keys and values of each sequence).
+    ) -> tuple[Stream, tuple[RoutingReport, ...], tuple[KeysValues, ...]]:
+        """-> (stream, reports of the decisions; none in a dense block, keys and values of each sequence).
 
         gates: of decisions that merge experts. keep_T2: what dropped paths leave of either branch, 0 or 1 / share kept.
         past: keys and values that the tokens of a single sequence see besides their own, prompts among them. rows: which tokens
-        of x this rank has.
+        of the stream this rank has.
         """
         first, second = self._start_merges(layout, gates)
-        with self.computed(self._entered(rows, self.attention_norm, self.attention_path, x_TD), x_TD) as normed_TD:
+        keep_T1, ffn_keep_T1 = (None, None) if keep_T2 is None else keep_T2.split(1, dim=1)
+
+        stream, entering = self._entering(stream, rows, self.attention_norm, self.attention_path)
+        with entering as normed_TD:
             if isinstance(self.attention_path, DispatchPath):
                 first = self.attention_path(rows.deciding(normed_TD), layout, derive(noise, "attention"))
             prompts = () if past else self._prompts(layout)
             branch_TD, keys_values = self.attention(normed_TD, layout, first, prompts, past)
-        x_TD = self._added(
-            x_TD, rows.leave(branch_TD), self.attention_scale, None if keep_T2 is None else keep_T2[:, :1]
-        )
+        stream = stream.plus(rows.leave(branch_TD), self.attention_scale, keep_T1)
 
-        with self.computed(self._entered(rows, self.ffn_norm, self.ffn_path, x_TD), x_TD) as normed_TD:
+        stream, entering = self._entering(stream, rows, self.ffn_norm, self.ffn_path)
+        with entering as normed_TD:
             if isinstance(self.ffn_path, DispatchPath):
                 second = self.ffn_path(rows.deciding(normed_TD), layout, derive(noise, "ffn"))
             branch_TD = self.ffn(normed_TD, second)
-        x_TD = self._added(x_TD, rows.leave(branch_TD), self.ffn_scale, None if keep_T2 is None else keep_T2[:, 1:])
-        return x_TD, tuple(decision.report for decision in (first, second) if decision is not None), keys_values
+        stream = stream.plus(rows.leave(branch_TD), self.ffn_scale, ffn_keep_T1)
+        return stream, tuple(decision.report for decision in (first, second) if decision is not None), keys_values
 
-    def _entered(self, rows: Rows, norm: nn.Module, path: nn.Module | None, x_TD: Tensor) -> Callable[[Tensor], Tensor]:
+    def _entering(
+        self, stream: Stream, rows: Rows, norm: nn.Module, path: nn.Module | None
+    ) -> tuple[Stream, contextlib.AbstractContextManager[Tensor]]:
         """What a branch begins with. Routers that see tokens see them in fp32."""
-        sees_tokens = isinstance(path, DispatchPath)
-        return functools.partial(rows.enter, norm if sees_tokens else for_products(norm, x_TD.device))
+        dtype = stream.x_TD.dtype if isinstance(path, DispatchPath) else product_dtype(stream.x_TD)
+        stream, normed_TD = self.residual.normed(stream, norm, dtype)
+
+        def again(x_TD: Tensor) -> Tensor:
+            return rows.enter(self.residual.again(x_TD, norm, dtype))
+
+        return stream, self.computed(again, stream.x_TD, result=rows.enter(normed_TD))
 
     @property
     def group_routers(self) -> list[GroupRouter]:
@@ -114,11 +126,3 @@ class Block(nn.Module):
             return ()
         target_prompts = self.prompts if self.target_prompts is None else self.target_prompts
         return tuple(self.attention_norm(target_prompts if s.is_target else self.prompts) for s in layout.sequences)
-
-    def _added(self, x_TD: Tensor, branch_TD: Tensor, scale_D: Tensor | None, keep_T1: Tensor | None) -> Tensor:
-        """The residual stream and a branch, which is scaled, and for some rows nothing."""
-        if scale_D is None:
-            return x_TD + branch_TD if keep_T1 is None else torch.addcmul(x_TD, branch_TD.to(x_TD.dtype), keep_T1)
-        if keep_T1 is not None:
-            branch_TD = branch_TD * keep_T1
-        return torch.addcmul(x_TD, branch_TD.to(x_TD.dtype), scale_D)

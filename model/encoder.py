@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from model.layout import PassLayout
 from model.moe.gates import Gates, gates_of
 from model.moe.report import RoutingReport
 from model.noise import Key, derive, each, uniform
+from model.residual import Residual, Stream
 from model.sequence_rows import WHOLE, CutRows, Rows, WholeRows
 from parallel.kernels import Kernels
 from parallel.mesh import Mesh
@@ -31,6 +33,7 @@ class Encoder(nn.Module):
         self.sequence, self.expert = mesh.sequence, mesh.expert
         self.drop_path, self.max_groups = config.drop_path, config.experts.max_groups
         self.recompute = config.activation_checkpointing == "block"
+        self.residual = Residual.of(kernels)
         self.blocks = nn.ModuleList(Block(config, layer, mesh, kernels) for layer in range(config.depth))
 
     def continue_from(
@@ -42,12 +45,12 @@ class Encoder(nn.Module):
             "gradients of norms would count once a tensor rank"
         )
         rows = WholeRows(self.sequence)
-        all_new, gates = [], self._gates(layout, None)
+        stream, all_new, gates = Stream(x_TD), [], self._gates(layout, None)
         for layer, block in enumerate(self.blocks):
             before = past[layer] if past else None
-            x_TD, _, (new,) = block(x_TD, layout, None, gates[layer], past=before, rows=rows)
+            stream, _, (new,) = block(stream, layout, None, gates[layer], past=before, rows=rows)
             all_new.append(new)
-        return x_TD, tuple(all_new)
+        return self.residual.settled(stream).x_TD, tuple(all_new)
 
     def forward(self, x_TD: Tensor, layout: PassLayout) -> tuple[Tensor, tuple[RoutingReport, ...]]:
         """All tokens of a pass -> (x_TD, reports in the order of the decisions). The layout's counters know the pass, so that noise keys
@@ -58,13 +61,23 @@ class Encoder(nn.Module):
             rows = CutRows(self.sequence, layout.num_tokens)
             x_TD = rows.take(x_TD)
         gates, keep_TX = self._gates(layout, noise), self._kept(layout, noise, rows)
-        reports: tuple[RoutingReport, ...] = ()
+        stream, reports = Stream(x_TD), list[RoutingReport]()
         for layer, block in enumerate(self.blocks):
-            run = recomputed(block) if self.recompute and torch.is_grad_enabled() else block
+            run = functools.partial(self._settled, block) if self.recompute and torch.is_grad_enabled() else block
             keep_T2 = None if keep_TX is None else keep_TX[:, 2 * layer : 2 * layer + 2]
-            x_TD, more, _ = run(x_TD, layout, derive(noise, layer), gates[layer], keep_T2, rows=rows)
+            stream, more, _ = run(stream, layout, derive(noise, layer), gates[layer], keep_T2, rows=rows)
             reports += more
-        return rows.give(x_TD) if isinstance(rows, CutRows) else x_TD, reports
+        x_TD = self.residual.settled(stream).x_TD
+        return rows.give(x_TD) if isinstance(rows, CutRows) else x_TD, tuple(reports)
+
+    def _settled(self, block: nn.Module, *call: Any, **options: Any) -> Any:
+        """A block that is computed again: the sum at its end is kept, and neither of its terms."""
+
+        def run(*call: Any, **options: Any) -> Any:
+            stream, *rest = block(*call, **options)
+            return self.residual.settled(stream), *rest
+
+        return recomputed(run)(*call, **options)
 
     def _gates(self, layout: PassLayout, noise: Key) -> list[list[Gates]]:
         """By layer, of the decisions that merge experts."""

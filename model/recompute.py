@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 Computed = Callable[..., contextlib.AbstractContextManager[Tensor]]
-"""(function, its arguments) -> a context with the result."""
+"""(function, its arguments, result: where it is there already) -> a context with the result."""
 
 
 def computed(activation_checkpointing: str) -> Computed:
@@ -26,21 +26,22 @@ def computed(activation_checkpointing: str) -> Computed:
 
 
 @contextlib.contextmanager
-def kept(function: Callable[..., Tensor], *call: Any) -> Iterator[Tensor]:
-    yield function(*call)
+def kept(function: Callable[..., Tensor], *call: Any, result: Tensor | None = None) -> Iterator[Tensor]:
+    yield function(*call) if result is None else result
 
 
 @contextlib.contextmanager
-def dropped(function: Callable[..., Tensor], *call: Any) -> Iterator[Tensor]:
+def dropped(function: Callable[..., Tensor], *call: Any, result: Tensor | None = None) -> Iterator[Tensor]:
     """The function must give the same bits again. Inside another such context only the inner one drops."""
-    result = function(*call)
+    if result is None:
+        result = function(*call)
     if not torch.is_grad_enabled() or not result.numel():
         yield result
         return
-    again, place = _Again(function, call), result.untyped_storage().data_ptr()
+    again, storage = _Again(function, call), _storage(result)
 
     def pack(saved: Tensor) -> Any:
-        if not saved.numel() or saved.untyped_storage().data_ptr() != place:
+        if not saved.numel() or _storage(saved) != storage:
             return saved
         again.uses += 1
         return saved.dtype, saved.shape, saved.stride(), saved.storage_offset()
@@ -55,6 +56,11 @@ def dropped(function: Callable[..., Tensor], *call: Any) -> Iterator[Tensor]:
 
     with saved_tensors_hooks(pack, unpack):
         yield result
+
+
+def _storage(x: Tensor) -> int:
+    """Not the address of its memory, which a tensor without values does not have."""
+    return x.untyped_storage()._cdata
 
 
 class _Again:

@@ -10,14 +10,12 @@ Legend: T tokens of a pass, D width, P tokens of a rank.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 
 from torch import Tensor
 
 from parallel.collectives import Axis, copy_to_axis, reduce_from_axis
 from parallel.sequence_parallel import cut_rows, gather_rows, join_rows, sum_rows, used_alike
 
-Norm = Callable[[Tensor], Tensor]
 ALONE = Axis("sequence")
 
 
@@ -25,9 +23,9 @@ ALONE = Axis("sequence")
 class WholeRows:
     axis: Axis = ALONE
 
-    def enter(self, norm: Norm, x_TD: Tensor) -> Tensor:
-        """All tokens, normalised, for linears of which each rank has a part."""
-        return copy_to_axis(norm(x_TD), self.axis)
+    def enter(self, x_TD: Tensor) -> Tensor:
+        """All tokens, for linears of which each rank has a part."""
+        return copy_to_axis(x_TD, self.axis)
 
     def deciding(self, x_TD: Tensor) -> Tensor:
         """Entered tokens, for a use that is the same on all ranks."""
@@ -50,8 +48,8 @@ class CutRows:
     def take(self, x_TD: Tensor) -> Tensor:
         return cut_rows(x_TD, self.axis)
 
-    def enter(self, norm: Norm, x_PD: Tensor) -> Tensor:
-        return gather_rows(norm(x_PD), self.tokens, self.axis)
+    def enter(self, x_PD: Tensor) -> Tensor:
+        return gather_rows(x_PD, self.tokens, self.axis)
 
     def deciding(self, x_TD: Tensor) -> Tensor:
         return used_alike(x_TD, self.axis)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -51,17 +50,14 @@ def is_lowering(device: torch.device) -> bool:
     return device.type != "meta" and torch.is_autocast_enabled(device.type)
 
 
+def product_dtype(x: Tensor) -> torch.dtype:
+    """As autocast hands x to a product."""
+    return torch.get_autocast_dtype(x.device.type) if is_lowering(x.device) else x.dtype
+
+
 def lowered(x: Tensor) -> Tensor:
-    """As autocast hands it to a product. For products of our own, which it does not know."""
-    return x.to(torch.get_autocast_dtype(x.device.type)) if is_lowering(x.device) else x
-
-
-def for_products(function: Callable[[Tensor], Tensor], device: torch.device) -> Callable[[Tensor], Tensor]:
-    """The function with its result as products take it, also where autocast is over: in a backward pass that computes it again."""
-    if not is_lowering(device):
-        return function
-    dtype = torch.get_autocast_dtype(device.type)
-    return lambda x: function(x).to(dtype)
+    """For products of our own, which autocast does not know."""
+    return x.to(product_dtype(x))
 
 
 def exactly(device: torch.device) -> contextlib.AbstractContextManager[object]:

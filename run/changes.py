@@ -43,6 +43,7 @@ RULES: tuple[tuple[str, Rule], ...] = (
     # How the same is computed, and what is told of it.
     ("parallel.*", "free"),
     ("threads", "free"),
+    ("compile", "free"),
     ("log_every", "free"),
     ("save_*", "free"),
     ("keep_checkpoints", "free"),

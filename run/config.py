@@ -17,7 +17,7 @@ from evaluation.config import EvaluateConfig
 from model.config import ModelConfig
 from model.tuning.trained import check_tune
 from parallel.config import OptimizerConfig, ParallelConfig
-from parallel.kernels import KernelName
+from parallel.kernels import CompileName, KernelName
 from run.errors import ConfigError
 
 MAX_THREADS = 1024
@@ -94,6 +94,9 @@ class RunConfig:
     micro_batches      of one step over all data ranks together; each rank runs micro_batches / data ranks of them one after
                        another, so the same step is computed on any number of ranks
     kernels            torch, or NVIDIA apex's fused LayerNorm and Adam where it is installed
+    compile            passes: torch.compile makes one kernel of each pass over the residual stream (sum, LayerScale, dropped paths,
+                       LayerNorm, cast), which needs a compiler and half a minute at the start; none; auto = passes on a GPU with
+                       Triton, unless kernels=apex, which has a LayerNorm of its own
     log_every          steps between two lines of metrics
     save_every         steps between two checkpoints; the last step is always saved
     save_async         a save copies what the rank owns to host memory and a thread writes it while training goes on; needs
@@ -114,6 +117,7 @@ class RunConfig:
     steps: int = 1000
     micro_batches: int = 2
     kernels: KernelName = "torch"
+    compile: CompileName = "auto"
     log_every: int = 10
     save_every: int = 200
     save_async: bool = False
@@ -145,6 +149,8 @@ class RunConfig:
         unknown = [name for name in self.evaluate.tasks if name not in {task.name for task in self.data.tasks}]
         if unknown:
             raise ValueError(f"evaluate.tasks: there is no task {unknown[0]!r}")
+        if self.compile == "passes" and self.kernels == "apex":
+            raise ValueError("compile=passes and kernels=apex: apex's LayerNorm cannot be compiled; choose one of both")
         if self.threads > MAX_THREADS:
             raise ValueError(f"threads={self.threads}: must be {MAX_THREADS} at most")
         if self.profile and self.profile.steps[1] > self.steps:

@@ -20,7 +20,11 @@ def grouped_linear(
     """By groups of rows: scale (W x + b) -> [R, O]. A weight without rows gets a zero gradient, not none.
 
     Groups that only a device knows take torch's grouped products, which a GPU has for bf16; blocks that the host knows a product each.
+    Inputs are scaled where a layer widens, and outputs where it narrows: the fewer numbers.
     """
+    if scale_R is not None and weight_COI.shape[1] < weight_COI.shape[2]:
+        scaled_RO: Tensor = _ScaledRows.apply(grouped_linear(x_RI, groups, weight_COI, bias_CO), scale_R)
+        return scaled_RO
     if isinstance(groups, RowGroups) and has_grouped_products(x_RI):
         y_RO: Tensor = _GroupedProducts.apply(groups, x_RI, weight_COI, bias_CO, scale_R)
         return y_RO
@@ -37,6 +41,20 @@ def has_grouped_products(x: Tensor) -> bool:
 def _covered(blocks: Blocks) -> int:
     """Rows that belong to a block."""
     return blocks[-1][1] if blocks else 0
+
+
+class _ScaledRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, y_RO, scale_R):
+        ctx.save_for_backward(y_RO, scale_R)
+        return y_RO * scale_R[:, None].to(y_RO.dtype)
+
+    @staticmethod
+    def backward(ctx, dy_RO):
+        y_RO, scale_R = ctx.saved_tensors
+        wants_y, wants_scale = ctx.needs_input_grad
+        dscale_R = (dy_RO * y_RO).sum(1, dtype=scale_R.dtype) if wants_scale else None
+        return dy_RO * scale_R[:, None].to(dy_RO.dtype) if wants_y else None, dscale_R
 
 
 class _GroupedProducts(torch.autograd.Function):
@@ -87,7 +105,7 @@ class _GroupedLinear(torch.autograd.Function):
         for start, end, index in blocks:
             out, rows, weight_IO = y_RO[start:end], x_RI[start:end], weight_COI[index].t()
             if scale_R is not None:
-                # Scaling the inputs is cheaper where the layer widens; a scaled bias is what the product is added to.
+                # A scaled bias is what the product is added to.
                 scale_R1 = scale_R[start:end, None].to(x_RI.dtype)
                 rows = rows * scale_R1
                 if bias_CO is not None:

@@ -13,6 +13,7 @@ from model.exchange.public import to_ours, to_public
 from model.layout import PassLayout
 from model.moe import router as router_module
 from model.objective import Objective
+from model.residual import Stream
 from model.tuning.trained import choose_trained
 from tests.golden.reference import HEADS, arrays, batch_of, cases, described, load, public_state, tensor
 
@@ -41,10 +42,16 @@ def close(got: Tensor, expected: np.ndarray, what: str, factor: float = 1.0) -> 
 def record(objective: Objective) -> dict:
     """Hooks that keep what goes through the encoder: states by layer for both sides, weights of every decision."""
     kept: dict = {"states": {}, "weights": {}}
-    for index, block in enumerate(objective.tower.encoder.blocks):
+    encoder = objective.tower.encoder
+
+    def placed(stream: Stream, layout: PassLayout) -> list[torch.Tensor]:
+        x_TD = encoder.residual.settled(stream).x_TD
+        return [sequence.placed(x) for sequence, x in zip(layout.sequences, layout.each(x_TD), strict=True)]
+
+    for index, block in enumerate(encoder.blocks):
         block.register_forward_hook(
             lambda _, args, out, i=index: kept["states"].update(
-                {i: _placed(out[0], args[1]), i - 0.5: _placed(args[0], args[1])}
+                {i: placed(out[0], args[1]), i - 0.5: placed(args[0], args[1])}
             )
         )
         for name in ("attention_path", "ffn_path"):
@@ -54,10 +61,6 @@ def record(objective: Objective) -> dict:
                     lambda _, args, out, key=(index, name): kept["weights"].update({key: (args[1], args[2])})
                 )
     return kept
-
-
-def _placed(x_TD: torch.Tensor, layout: PassLayout) -> list[torch.Tensor]:
-    return [sequence.placed(x) for sequence, x in zip(layout.sequences, layout.each(x_TD), strict=True)]
 
 
 @pytest.mark.parametrize("case", cases(*PLAIN, *PROMPTS))

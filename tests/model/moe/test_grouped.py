@@ -23,11 +23,12 @@ def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
 
 @pytest.mark.parametrize("with_bias", [True, False])
 @pytest.mark.parametrize("with_scale", [True, False])
-def test_grouped_linear(with_bias, with_scale):
-    """Three blocks, one of them empty, two of the same weight; the third weight has no rows."""
+@pytest.mark.parametrize("out", [2, 3])
+def test_grouped_linear(with_bias, with_scale, out):
+    """Narrowing or not. Three blocks, one of them empty, two of the same weight; the third weight has no rows."""
     blocks = ((0, 2, 1), (2, 2, 0), (2, 5, 0), (5, 6, 1))
-    x, weight = drawn(6, 3), drawn(3, 2, 3, seed=1)
-    bias, scale = drawn(3, 2, seed=2) if with_bias else None, drawn(6, seed=3) if with_scale else None
+    x, weight = drawn(6, 3), drawn(3, out, 3, seed=1)
+    bias, scale = drawn(3, out, seed=2) if with_bias else None, drawn(6, seed=3) if with_scale else None
     y = grouped_linear(x, blocks, weight, bias, scale)
     for start, end, index in blocks:
         expected = linear(x[start:end], weight[index], None if bias is None else bias[index])
@@ -45,9 +46,10 @@ def test_grouped_linear(with_bias, with_scale):
 @pytest.mark.parametrize("with_bias", [True, False])
 @pytest.mark.parametrize("with_scale", [True, False])
 @pytest.mark.parametrize("ends", [(2, 2, 6), (0, 5, 5), (0, 0, 0)])
-def test_grouped_products_of_a_gpu_equal_those_one_by_one(with_bias, with_scale, ends, monkeypatch):
+@pytest.mark.parametrize("out", [8, 16])
+def test_grouped_products_of_a_gpu_equal_those_one_by_one(with_bias, with_scale, ends, out, monkeypatch):
     """Forced on the CPU. Rows behind the last expert's belong to none: they are anything, and weigh nothing."""
-    x, weight, bias = drawn(7, 16), drawn(3, 8, 16, seed=1), drawn(3, 8, seed=2) if with_bias else None
+    x, weight, bias = drawn(7, 16), drawn(3, out, 16, seed=1), drawn(3, out, seed=2) if with_bias else None
     kept = (torch.arange(7) < ends[-1]).double()
     scale = (drawn(7, seed=3).detach().abs() * kept).requires_grad_() if with_scale else None
     inputs = [t for t in (x, weight, bias, scale) if t is not None]
