@@ -21,8 +21,9 @@ from model.encoder import recomputed
 from model.moe.report import RoutingReport
 from model.moe.use import ExpertUse, added, stacked, unused
 from model.noise import Key, derive, derive_own
-from model.pairwise import sigmoid_loss
-from model.scores import Scores, compare
+from model.scoring.pairwise import sigmoid_loss
+from model.scoring.scores import Scores, compare
+from model.scoring.vocabulary import MAX_LOGITS, vocabulary_loss
 from model.shared_candidates import shared_parts
 from model.tower import Reading, Tower
 from parallel.collectives import Axis, all_gather
@@ -100,6 +101,10 @@ class Objective(nn.Module):
         self, batch: TaskBatch, features_QW: Tensor, own_CW: Tensor, candidates_CW: Tensor, labels_Q: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Cross-entropy over candidates -> (loss, best candidate of each read-out [Q])."""
+        if self._is_vocabulary(batch, features_QW, candidates_CW):
+            scale, log_weights_C = self._scale(batch.temperature), batch.candidate_log_weights_C
+            smoothing = batch.label_smoothing
+            return vocabulary_loss(features_QW, candidates_CW, labels_Q, scale, self.tensor, smoothing, log_weights_C)
         scores = self._scores(features_QW, candidates_CW, batch.temperature, self.tensor)
         if batch.candidate_log_weights_C is not None:
             scores = scores.plus(batch.candidate_log_weights_C)
@@ -154,6 +159,11 @@ class Objective(nn.Module):
             return scores
         assert self.similarity_weight is not None
         return scores.times(self.similarity_weight).plus(self.head(features_QW.to(self.head.weight.dtype)))
+
+    def _is_vocabulary(self, batch: TaskBatch, features_QW: Tensor, candidates_CW: Tensor) -> bool:
+        """Too many logits to hold, and one answer each."""
+        plain = self.head is None and batch.alike_Q2 is None and batch.second_labels_Q is None and not batch.symmetric
+        return plain and len(features_QW) * len(candidates_CW) > self.tensor.size * MAX_LOGITS
 
     def _scale(self, temperature: str) -> Tensor:
         """At the cap the scale gets no gradient, as in the public code."""

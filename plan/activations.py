@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 
 from model.config import ModelConfig
+from model.scoring.vocabulary import MAX_LOGITS
 from plan.memory import FP32, INDEX, Degrees, Linear, attention_linears, ffn_linears, sparse_linears
 from plan.tasks import SequenceShape, chosen_peers, groups_of, sent_copies, towers_of
 
@@ -125,7 +126,7 @@ def _block(model: ModelConfig, layer: int, sequences: tuple[SequenceShape, ...],
     if sent and experts.unit == "linear":
         attention = _sent_pair(model, n, attention_linears(model, tensor), value)
     if sent and (experts.unit == "mlp" or experts.top_k == 1):  # both linears where the token was sent to
-        feed_forward = sent_copies(model, n) * (width + hidden) * value + _sent(model, n)
+        feed_forward = sent_copies(model, n) * (2 * width + hidden) * value + _sent(model, n)
     elif sent:
         feed_forward = n * ffn // tensor * value + _sent_pair(model, n, ffn_linears(model, tensor), value)
     if (
@@ -145,8 +146,10 @@ def _block(model: ModelConfig, layer: int, sequences: tuple[SequenceShape, ...],
 
 
 def _sent_pair(model: ModelConfig, tokens: int, pair: tuple[Linear, ...], value: int) -> int:
-    """A decision and its two linears: rows as they arrive. What comes back is kept by whoever uses it."""
-    return sum(sent_copies(model, tokens) * x.local_inputs * value for x in pair) + _sent(model, tokens)
+    """A decision and its two linears: rows as they arrive, and results that are yet to be scaled. What comes back is kept by whoever uses
+    it."""
+    numbers = sum(x.local_inputs + (x.local_outputs if x.local_outputs < x.local_inputs else 0) for x in pair)
+    return sent_copies(model, tokens) * numbers * value + _sent(model, tokens)
 
 
 def _sent(model: ModelConfig, tokens: int) -> int:
@@ -179,4 +182,6 @@ def _head(
     rows = inputs.reads + candidates.rows + sum(other.rows for other in others)
     read = rows * (width * (FP32 + value) + NORM)
     features = (inputs.reads + candidates.reads) * 2 * space * FP32 + inputs.reads * space * FP32
+    if losses == 1 and logits > MAX_LOGITS * FP32:  # made and let go in chunks; what is kept is their gradients
+        return read + features + (inputs.reads + candidates.reads // tensor) * space * FP32, MAX_LOGITS * FP32 // 2
     return read + features + losses * logits, logits

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy, log_softmax, normalize
 from data.batch import Sequences
 from model.embedding import interpolated, sine_cosine
 from model.layout import PassLayout, layout_of
-from model.scores import Scores
+from model.scoring.scores import Scores
 from parallel.collectives import Axis
 from parallel.kernels import load_kernels
 from tests.helpers.batches import BATCHES, captioning, masked_text, retrieval

@@ -154,9 +154,11 @@ def test_global_negatives_equal_one_large_batch(layout, router, loss):
     assert_close(logical_weights([expected]), logical_weights(got), 1e-5, "weight")
 
 
-def scored(rank: int, ranks: int, candidates: int) -> dict[str, np.ndarray]:
-    """Loss, likeliest candidates and gradients with scores cut over `ranks` tensor ranks."""
-    from model.scores import compare
+def scored(rank: int, ranks: int, candidates: int, in_chunks: bool = False) -> dict[str, np.ndarray]:
+    """Loss, likeliest candidates and gradients with scores cut over `ranks` tensor ranks. in_chunks: of two read-outs, and nothing is
+    added to the scores."""
+    from model.scoring.scores import compare
+    from model.scoring.vocabulary import vocabulary_loss
     from parallel.mesh import create_mesh
 
     mesh = create_mesh(tensor=ranks)
@@ -165,27 +167,32 @@ def scored(rank: int, ranks: int, candidates: int) -> dict[str, np.ndarray]:
     candidates_CW = torch.randn(candidates, 8, generator=g).requires_grad_()
     scale, addend_C = torch.tensor([9.0], requires_grad=True), torch.randn(candidates, generator=g).requires_grad_()
     labels_Q = torch.randint(0, candidates, (5,), generator=g)
-    scores = compare(features_QW, candidates_CW, scale, mesh.tensor).plus(addend_C)
-    loss = scores.cross_entropy(labels_Q, smoothing=0.1)
+    if in_chunks:
+        chunk = 2 * -(-candidates // ranks)
+        loss, best = vocabulary_loss(features_QW, candidates_CW, labels_Q, scale, mesh.tensor, 0.1, most=chunk)
+        addend_C.grad = torch.zeros_like(addend_C)
+    else:
+        scores = compare(features_QW, candidates_CW, scale, mesh.tensor).plus(addend_C)
+        loss, best = scores.cross_entropy(labels_Q, smoothing=0.1), scores.best_Q()
     loss.backward()
-    results = {"loss": loss, "best": scores.best_Q()}
-    if ranks == 1:
+    results = {"loss": loss, "best": best}
+    if ranks == 1 and not in_chunks:
         torch.testing.assert_close(loss, cross_entropy(scores.logits_Qc, labels_Q, label_smoothing=0.1))
     tensors = {"features": features_QW, "candidates": candidates_CW, "scale": scale, "addend": addend_C}
     results |= {name: tensor.grad for name, tensor in tensors.items()}
     return {name: value.detach().numpy().copy() for name, value in results.items()}
 
 
-@pytest.mark.parametrize("candidates", [1, 2, 7])
-def test_scores_cut_over_tensor_ranks_equal_whole_ones(candidates):
-    (expected,) = run_ranks(1, scored, 1, candidates)
-    for got in run_ranks(2, scored, 2, candidates):
+@pytest.mark.parametrize(("candidates", "in_chunks"), [(1, False), (2, False), (7, False), (1, True), (7, True)])
+def test_scores_cut_over_tensor_ranks_equal_whole_ones(candidates, in_chunks):
+    (expected,) = run_ranks(1, scored, 1, candidates, in_chunks)
+    for got in run_ranks(2, scored, 2, candidates, in_chunks):
         for name, value in expected.items():
             np.testing.assert_allclose(got[name], value, rtol=1e-5, atol=1e-7, err_msg=name)
 
 
 def best_of_equal(rank: int) -> list[int]:
-    from model.scores import Scores
+    from model.scoring.scores import Scores
     from parallel.mesh import create_mesh
 
     axis = create_mesh(tensor=2).tensor

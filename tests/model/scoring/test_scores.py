@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn.functional import log_softmax
 
-from model.scores import compare
+from model.scoring.scores import compare
 from parallel.collectives import Axis
 from tests.helpers.batches import retrieval
 from tests.helpers.models import make

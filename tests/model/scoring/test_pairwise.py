@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from model.pairwise import sigmoid_loss
+from model.scoring.pairwise import sigmoid_loss
 
 
 def test_two_pairs_by_hand():

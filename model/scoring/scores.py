@@ -75,19 +75,33 @@ class Scores:
 
     def best_Q(self) -> Tensor:
         """The likeliest candidate of each read-out, the first of equal ones."""
-        value_Q, place_Q = self.logits_Qc.detach().max(dim=1)
-        if self.axis.size == 1:
-            return place_Q
-        values_RQ, places_RQ = gathered(value_Q, self.axis), gathered(place_Q + self.start, self.axis)
-        return places_RQ.gather(0, values_RQ.argmax(dim=0, keepdim=True)).squeeze(0)
+        return best_of(*self.logits_Qc.detach().max(dim=1), self.start, self.axis)
 
 
 def compare(features_QW: Tensor, candidates_CW: Tensor, scale: Tensor, axis: Axis) -> Scores:
     """Scaled cosine in fp32 (papers.md 1.3). All arguments are the same on all ranks of the axis."""
-    count = candidates_CW.shape[0]
+    count = len(candidates_CW)
+    features_QW, mine_cW, scale, start, axis = parted(features_QW, candidates_CW, scale, axis)
+    return Scores(scale * features_QW @ mine_cW.T, start, count, axis)
+
+
+def parted(
+    features_QW: Tensor, candidates_CW: Tensor, scale: Tensor, axis: Axis
+) -> tuple[Tensor, Tensor, Tensor, int, Axis]:
+    """-> (normalised read-outs, this rank's normalised candidates, scale, number of the first of them, axis); gradients of what all ranks
+    have are summed over them."""
+    count = len(candidates_CW)
     if count < axis.size:  # a rank without a candidate would have an empty softmax: each scores them all
         axis = Axis(axis.name)
     start, end = (count * rank // axis.size for rank in (axis.rank, axis.rank + 1))
     features_QW = copy_to_axis(normalize(features_QW, dim=-1), axis)
     mine_cW = copy_to_axis(normalize(candidates_CW, dim=-1), axis)[start:end]
-    return Scores(copy_to_axis(scale, axis) * features_QW @ mine_cW.T, start, count, axis)
+    return features_QW, mine_cW, copy_to_axis(scale, axis), start, axis
+
+
+def best_of(value_Q: Tensor, place_Q: Tensor, start: int, axis: Axis) -> Tensor:
+    """The likeliest candidate of each read-out from each rank's own likeliest, the first of equal ones."""
+    if axis.size == 1:
+        return place_Q
+    values_RQ, places_RQ = gathered(value_Q, axis), gathered(place_Q + start, axis)
+    return places_RQ.gather(0, values_RQ.argmax(dim=0, keepdim=True)).squeeze(0)

@@ -1,0 +1,1 @@
+"""How read-outs and candidates are compared, and the losses of that."""

@@ -1,0 +1,84 @@
+"""Cross-entropy in chunks: equal to the whole, and never with more than a chunk of logits."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from model.scoring.scores import compare
+from model.scoring.vocabulary import vocabulary_loss
+from parallel.collectives import Axis
+from tests.helpers.batches import BATCHES
+from tests.helpers.models import make
+
+ONE = Axis("one")
+
+
+def drawn(queries: int, candidates: int, width: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    features, others = (torch.randn(n, width, generator=generator) for n in (queries, candidates))
+    return [features.requires_grad_(), others.requires_grad_(), torch.tensor([7.0], requires_grad=True)]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 9])
+@pytest.mark.parametrize(("smoothing", "weighted"), [(0.0, False), (0.1, False), (0.0, True)])
+def test_chunks_give_the_loss_and_the_gradients_of_the_whole(rows, smoothing, weighted):
+    """5 read-outs of 11 candidates, in chunks of so many read-outs; the loss counts twice, as an upstream gradient."""
+    labels, weights = torch.tensor([3, 0, 10, 3, 7]), torch.arange(11.0).log1p() if weighted else None
+    found = []
+    for chunked in (False, True):
+        features, candidates, scale = drawn(5, 11, 4)
+        if chunked:
+            loss, best = vocabulary_loss(features, candidates, labels, scale, ONE, smoothing, weights, most=11 * rows)
+        else:
+            scores = compare(features, candidates, scale, ONE)
+            scores = scores if weights is None else scores.plus(weights)
+            loss, best = scores.cross_entropy(labels, smoothing), scores.best_Q()
+        (2 * loss).backward()
+        found.append((loss.detach(), best, features.grad, candidates.grad, scale.grad))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_a_chunk_of_logits_is_the_most_that_is_held():
+    """512 read-outs of 4,096 candidates, 32 at a time: a chunk is 512 KiB and all logits would be 8 MiB. Forward holds the gradients of
+    4,608 features of 4 numbers besides, and as many normalised ones."""
+    features, candidates, scale = drawn(512, 4096, 4)
+    labels = torch.arange(512)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        loss, _ = vocabulary_loss(features, candidates, labels, scale, ONE, most=32 * 4096)
+    loss.backward()
+    alive = most = 0
+    for event in sorted(profiler.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
+        if event.name() == "[memory]":
+            alive += event.nbytes()
+            most = max(most, alive)
+    chunk, kept = 32 * 4096 * 4, 3 * 4608 * 4 * 4
+    assert chunk < most < 1.5 * chunk + kept
+
+
+def test_evaluation_makes_no_gradients():
+    features, candidates, scale = (x.detach() for x in drawn(5, 11, 4))
+    loss, _ = vocabulary_loss(features, candidates, torch.arange(5), scale, ONE, most=22)
+    assert not loss.requires_grad
+    expected = compare(features, candidates, scale, ONE).cross_entropy(torch.arange(5))
+    torch.testing.assert_close(loss, expected)
+
+
+@pytest.mark.parametrize("task", ["text", "caption"])
+def test_the_objective_takes_chunks_where_there_are_too_many_logits(task, monkeypatch):
+    batch = BATCHES[task]().located()
+    found = []
+    for limit in (1 << 26, 4):
+        monkeypatch.setattr("model.objective.MAX_LOGITS", limit)
+        objective = make()
+        losses = objective(dataclasses.replace(batch, weight=0.5), 1)
+        losses.total.backward()
+        found.append([losses.total.detach(), losses.correct, *(p.grad for p in objective.parameters())])
+    for one, other in zip(*found, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
