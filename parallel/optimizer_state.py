@@ -181,10 +181,12 @@ def _updates(group: dict[str, Any], state: dict[str, Any]) -> int:
 def average_weights(state: OptimizerState, decay: float, updates: int) -> None:
     """Move the averages towards the weights; the first time they are the weights. updates: applied so far, this one included."""
     share = 1 - min(decay, (1 + updates) / (10 + updates))
-    for weight, held in state.masters():
-        if AVERAGE in held:
-            held[AVERAGE].lerp_(weight, share)
-        else:
+    masters = list(state.masters())
+    averaged = [(weight, held[AVERAGE]) for weight, held in masters if AVERAGE in held]
+    if averaged:
+        torch._foreach_lerp_([average for _, average in averaged], [weight for weight, _ in averaged], share)
+    for weight, held in masters:
+        if AVERAGE not in held:
             held[AVERAGE] = weight.clone()
 
 

@@ -34,6 +34,30 @@ def test_groups_hold_every_parameter_once():
     assert {group["weight_decay"] for group in groups} == {0.0, 0.1}
 
 
+def launches_of_an_update(rank: int, depth: int) -> int:
+    from parallel.engine import Engine
+    from parallel.kernels import load_kernels
+    from parallel.mesh import create_mesh
+    from tests.helpers.hot_path import Launches
+
+    mesh, kernels = create_mesh(), load_kernels("torch")
+    objective = make(tiny(depth=depth), mesh=mesh)
+    config = {"train_micro_batch_size_per_gpu": 1, "zero_allow_untested_optimizer": True}
+    engine = Engine(objective, mesh, OptimizerConfig(ema=0.9), config, kernels)
+    for _ in range(2):  # the first makes moments and averages
+        with engine.accumulation():
+            engine.backward(engine(BATCHES["caption"]().located(), 1).total)
+        with Launches() as launches:
+            assert engine.step(1e-3).applied
+    return launches.total
+
+
+def test_an_update_launches_few_kernels_whatever_the_depth():
+    """Norms of three families, clipping, Adam for each group of parameters, averages."""
+    (shallow,), (deep,) = (run_ranks(1, launches_of_an_update, depth) for depth in (1, 6))
+    assert deep == shallow <= 50, (shallow, deep)
+
+
 def test_a_step_reaches_every_parameter():
     """With all tasks in one step nothing stays as it was, but for what had no gradient and no decay."""
     job = ParityRun(tasks=tuple(BATCHES), micro_batches=len(BATCHES), steps=1, router="token")

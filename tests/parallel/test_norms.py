@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 from parallel.norms import clip_gradients, family_of, gradient_norms
 from parallel.optimizer_state import Piece
+from tests.helpers.hot_path import Launches
 
 
 def piece(*values: float, owned: bool = True) -> Piece:
@@ -56,3 +59,17 @@ def test_clipping_scales_by_limit_over_norm_and_only_above_the_limit(norm, limit
     clip_gradients(pieces, norm, limit)
     assert pieces[0].gradient.tolist() == pytest.approx([3.0 * factor, 4.0 * factor])
     assert pieces[2].gradient.tolist() == pytest.approx([10.0 * factor])  # a copy is scaled like its owner's
+
+
+def test_few_kernels_whatever_the_number_of_parameters():
+    named = [(f"{i}.{kind}.weight", piece(3.0, 4.0)) for i in range(100) for kind in ("linear", "bank", "router.gate")]
+    with Launches() as launches:
+        norms = gradient_norms(named, "cpu")
+        clip_gradients([piece for _, piece in named], norms.total, 1.0)
+    assert norms.dense == norms.experts == norms.routers == pytest.approx(50)
+    assert launches.total <= 25
+
+
+def test_a_gradient_that_is_not_finite_is_seen():
+    for value in (float("nan"), float("inf")):
+        assert not math.isfinite(gradient_norms([("a.weight", piece(1.0, value))], "cpu").total)
