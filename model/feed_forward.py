@@ -9,7 +9,7 @@ from torch.nn.functional import gelu
 
 from model.config import ModelConfig
 from model.moe.experts import ExpertLinear, ExpertMLP
-from model.moe.layer import Decision, DispatchDecision
+from model.moe.layer import Decision, DispatchDecision, SlotDecision
 from model.projection import SparseProjection, banks_of, lora_of, projection
 from model.recompute import Computed, computed, kept
 from parallel.dispatch import RowGroups
@@ -47,7 +47,7 @@ class LinearPair:
     down: ExpertLinear
     computed: Computed = kept
 
-    def grouped(self, x_RI: Tensor, groups: RowGroups, scale_R: Tensor | None) -> Tensor:
+    def grouped(self, x_RI: Tensor, groups: RowGroups, scale_R: Tensor | None = None) -> Tensor:
         with self.computed(gelu, self.up.grouped(x_RI, groups, scale_R)) as hidden_RF:
             return self.down.grouped(hidden_RF, groups, scale_R)
 
@@ -62,7 +62,7 @@ class SparseFeedForward(nn.Module):
         self.experts = ExpertMLP(config.width, config.ffn, config.experts.num_experts, mesh, again, loras)
 
     def forward(self, x_TD: Tensor, decision: Decision) -> Tensor:
-        assert isinstance(decision, DispatchDecision), "whole networks cannot be merged"
+        assert isinstance(decision, DispatchDecision | SlotDecision), "whole networks cannot be merged"
         return decision.apply(self.experts, x_TD)
 
 

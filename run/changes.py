@@ -32,6 +32,7 @@ RULES: tuple[tuple[str, Rule], ...] = (
     # What the weights are.
     ("model.activation_checkpointing", "free"),
     ("model.chunks", "free"),
+    ("model.experts.backend", "told"),
     ("model.*", "refused"),
     # How they go on.
     ("steps", "told"),

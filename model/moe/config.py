@@ -62,6 +62,9 @@ class ExpertConfig:
     num_experts  E; the released configurations use 8
     top_k        k; the released configurations use 2, LIMoE and Switch 1
     eval_top_k   k in evaluation; none = top_k
+    backend      who sends tokens: own; deepspeed: DeepSpeed's MoE layer, by the same decisions and with the same weights (unit: mlp,
+                 parallel.tensor: 1). It sends all slots of all experts, filled or not, and without a capacity as many for each as the
+                 fullest one needs
     placement    odd: layers 0, 2, 4, ... (the released name); four: 0, 4, 8, ...; all; none (dense); every-N: layers N-1,
                  2N-1, ...; last-N: the last N of layers 1, 3, 5, ... (V-MoE's names)
     noise        in training: vmoe adds N(0, (noise_std / E)^2) to the logits; gumbel adds Gumbel noise that selects, weights
@@ -86,6 +89,7 @@ class ExpertConfig:
 
     router: RouterName = "attribute"
     unit: Literal["linear", "ffn_linear", "mlp"] = "linear"
+    backend: Literal["own", "deepspeed"] = "own"
     num_experts: int = 8
     top_k: int = 2
     eval_top_k: int | None = None
@@ -124,6 +128,8 @@ class ExpertConfig:
         per_token = self.router in DATA_DEPENDENT
         if self.unit == "mlp" and not per_token:
             raise ValueError(f"unit=mlp cannot be merged: it needs router token or context, not {self.router}")
+        if self.backend == "deepspeed" and self.unit != "mlp":
+            raise ValueError(f"backend=deepspeed sends tokens to whole networks: it needs unit=mlp, not {self.unit}")
         if not per_token and self.auxiliary.names:
             raise ValueError(f"auxiliary losses balance tokens: router {self.router} does not decide for tokens")
         if not per_token and (self.capacity_factor or self.eval_capacity_factor or self.random_second):

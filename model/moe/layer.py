@@ -2,6 +2,7 @@
 
     gates of the pass --> MergePath    --> MergeDecision    .apply(bank, x)     weights travel, tokens stay
     TokenRouter       --> DispatchPath --> DispatchDecision .apply(experts, x)  tokens travel, weights stay
+                      --> DeepSpeedPath --> SlotDecision    .apply(experts, x)  the same, sent by DeepSpeed's layer
 
 All tokens of a pass (of inputs and candidates) share one exchange, and compete for the same slots. A decision also carries what it
 reports; nothing is stored in a module, so recomputation counts nothing twice.
@@ -26,6 +27,7 @@ from model.moe.router import GROUP_ROUTERS, TOKEN_ROUTERS
 from model.moe.routing import TokenRouting
 from model.moe.use import ExpertUse
 from model.noise import Key
+from parallel.deepspeed_moe import SlotPlan, plan_slots, through_deepspeed
 from parallel.dispatch import Blocks, DispatchPlan, RowGroups, combine, dispatch, dispatch_weights, plan_dispatch
 from parallel.kernels import Kernels
 from parallel.mesh import Mesh
@@ -58,7 +60,7 @@ class MergeDecision:
 class Grouped(Protocol):
     """Experts that take rows sorted by expert, with the row's weight."""
 
-    def grouped(self, x_RI: Tensor, groups: RowGroups, scale_R: Tensor | None) -> Tensor: ...
+    def grouped(self, x_RI: Tensor, groups: RowGroups, scale_R: Tensor | None = None) -> Tensor: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +84,21 @@ class DispatchDecision:
         return self.plan.num_choices == 1
 
 
-Decision = MergeDecision | DispatchDecision | None
+@dataclasses.dataclass(frozen=True)
+class SlotDecision:
+    """A slot of an expert for every choice, and DeepSpeed's layer, which brings rows there and back."""
+
+    plan: SlotPlan
+    report: RoutingReport
+
+    def apply(self, experts: Grouped, x_TD: Tensor) -> Tensor:
+        return through_deepspeed(lowered(x_TD), self.plan, experts.grouped)
+
+    def with_more(self, lengths: list[int]) -> SlotDecision:
+        raise AssertionError("experts are whole networks: attention has no decision")
+
+
+Decision = MergeDecision | DispatchDecision | SlotDecision | None
 
 
 class MergePath(nn.Module):
@@ -108,13 +124,25 @@ class DispatchPath(nn.Module):
         self.num_experts, self.expert = config.num_experts, mesh.expert
         self.router = TOKEN_ROUTERS[config.router](width, config, num_tasks, kernels)
 
-    def forward(self, x_TD: Tensor, layout: PassLayout, noise: Key) -> DispatchDecision:
+    def forward(self, x_TD: Tensor, layout: PassLayout, noise: Key) -> DispatchDecision | SlotDecision:
         routing = self.router(x_TD, layout, noise)
+        use = _use_of(routing, layout, self.num_experts)
+        return self.sent(routing, RoutingReport(use, routing.losses, routing.loss))
+
+    def sent(self, routing: TokenRouting, report: RoutingReport) -> DispatchDecision | SlotDecision:
         kept_TK = routing.kept_TK if routing.may_drop else None
         plan = plan_dispatch(routing.expert_ids_TK, kept_TK, self.num_experts, self.expert, routing.most_kept)
-        use = _use_of(routing, layout, self.num_experts)
-        report = RoutingReport(use, routing.losses, routing.loss)
         return DispatchDecision(dispatch_weights(routing.weights_TK, plan), plan, report)
+
+
+class DeepSpeedPath(DispatchPath):
+    """The same router, and DeepSpeed's layer in place of our exchange."""
+
+    def sent(self, routing: TokenRouting, report: RoutingReport) -> SlotDecision:
+        kept_TK = routing.kept_TK if routing.may_drop else None
+        slots = None if routing.most_kept is None else routing.most_kept // self.num_experts
+        ids_TK, weights_TK = routing.expert_ids_TK, routing.weights_TK
+        return SlotDecision(plan_slots(ids_TK, weights_TK, kept_TK, self.num_experts, self.expert, slots), report)
 
 
 def _use_of(routing: TokenRouting, layout: PassLayout, num_experts: int) -> ExpertUse:
@@ -131,5 +159,7 @@ def _use_of(routing: TokenRouting, layout: PassLayout, num_experts: int) -> Expe
 def make_path(
     width: int, config: ExpertConfig, num_tasks: int, mesh: Mesh, kernels: Kernels
 ) -> MergePath | DispatchPath:
-    path = DispatchPath if config.decides_per_token else MergePath
+    if not config.decides_per_token:
+        return MergePath(width, config, num_tasks, mesh, kernels)
+    path = DeepSpeedPath if config.backend == "deepspeed" else DispatchPath
     return path(width, config, num_tasks, mesh, kernels)

@@ -32,7 +32,7 @@ class ParityRun:
     scope          "": each micro-batch has its own candidates. "sharded": but for pairs, candidates are sets that the data ranks
                    of a micro-step encode together. "global": pairs of all micro-batches are compared, "joined": the same
                    pairs in one; both without noise, which differs from one to the next
-    model          more options of the model
+    model          more options of the model; experts: of its experts
     """
 
     tensor: int = 1
@@ -57,6 +57,7 @@ class ParityRun:
     frozen: tuple[str, ...] = ()
     scope: str = ""
     model: tuple[tuple[str, Any], ...] = ()
+    experts: tuple[tuple[str, Any], ...] = ()
     pairwise: bool = False
     ema: float = 0.0
 
@@ -99,7 +100,7 @@ def run_job(rank: int, job: ParityRun) -> dict[str, Any]:
     kernels = load_kernels("torch")
     if job.sgd:
         kernels = Kernels(kernels.layer_norm, lambda groups, lr, **_: torch.optim.SGD(groups, lr=lr))
-    experts = {"top_k": 1} if job.forced_expert >= 0 else None
+    experts = dict(job.experts) | ({"top_k": 1} if job.forced_expert >= 0 else {})
     # Logits at the usual scale of 14 magnify the rounding of gradients that cancel, by more or less on different processors.
     options = {"heads": job.heads, "initial_scale": 1.0, **dict(job.model)}
     objective = Objective(tiny(job.router, experts, **options), VOCABULARY_SIZE, mesh, kernels)
