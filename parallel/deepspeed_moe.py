@@ -16,6 +16,7 @@ from torch import Tensor
 
 from parallel.collectives import Axis, maximum
 from parallel.dispatch import RowGroups
+from parallel.launch import tell_accelerator
 from parallel.traffic import bytes_of
 
 
@@ -67,6 +68,7 @@ def plan_slots(
 def through_deepspeed(x_TD: Tensor, plan: SlotPlan, experts: Callable[[Tensor, RowGroups], Tensor]) -> Tensor:
     """[T, D] -> [T, D]: every token the weighted sum of its experts' results; zero where all choices were dropped. experts: rows by local
     expert -> rows."""
+    tell_accelerator(torch.cuda.is_available())
     from deepspeed.moe.sharded_moe import MOELayer
 
     axis, local = plan.axis, plan.num_experts // plan.axis.size

@@ -194,6 +194,11 @@ def device_number(count: int) -> int:
     return local
 
 
+def tell_accelerator(cuda: bool) -> None:
+    """Before DeepSpeed is imported: it would find that by itself, and warn where it finds no GPU."""
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if cuda else "cpu")
+
+
 @contextlib.contextmanager
 def local_rank_of(device: str) -> Iterator[None]:
     """DeepSpeed takes LOCAL_RANK for the number of its GPU."""

@@ -23,6 +23,7 @@ from parallel.launch import (
     launched_rank,
     launched_world_size,
     replaced_variable,
+    tell_accelerator,
 )
 from parallel.placement import EXPERT_AXIS, TENSOR_AXIS
 from parallel.traffic import Traffic
@@ -120,8 +121,7 @@ def create_mesh(tensor: int = 1, expert: int = 1, timeout_s: float = 1800.0, seq
     os.environ.setdefault("LOCAL_RANK", "0")
     os.environ.setdefault("WORLD_SIZE", "1")
 
-    # What DeepSpeed would find by itself, and warn of where it finds no GPU.
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    tell_accelerator(torch.cuda.is_available())
     with warnings.catch_warnings(action="ignore"):  # megatron-core reports every optional library that it did not find
         import deepspeed
         from deepspeed.utils import groups

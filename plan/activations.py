@@ -13,7 +13,7 @@ import dataclasses
 from model.config import ModelConfig
 from model.scoring.vocabulary import MAX_LOGITS
 from plan.memory import FP32, INDEX, Degrees, Linear, attention_linears, ffn_linears, sparse_linears
-from plan.tasks import SequenceShape, chosen_peers, groups_of, sent_copies, towers_of
+from plan.tasks import SequenceShape, chosen_peers, expert_rows, groups_of, sent_copies, towers_of
 
 NORM = 2 * FP32
 """Mean and deviation that LayerNorm keeps of a token."""
@@ -74,7 +74,7 @@ def exchange_buffers(model: ModelConfig, sequences: tuple[SequenceShape, ...], l
             tokens = -(-sum(s.tokens for s in mine) // model.chunks)
             working = tokens * tower.ffn // layout.tensor  # is there at another moment
             widest = max(max(linear.local_inputs, linear.local_outputs) for linear in linears)
-            numbers = max(0, sent_copies(tower, tokens) * widest - working)
+            numbers = max(0, expert_rows(tower, tokens) * widest - working)
         else:
             travelling = 2 * chosen_peers(tower, layout.expert) * sum(linear.numbers for linear in linears)
             numbers = groups_of(mine) * max(travelling, *(linear.numbers for linear in linears))
@@ -126,7 +126,10 @@ def _block(model: ModelConfig, layer: int, sequences: tuple[SequenceShape, ...],
     if sent and experts.unit == "linear":
         attention = _sent_pair(model, n, attention_linears(model, tensor), value)
     if sent and (experts.unit == "mlp" or experts.top_k == 1):  # both linears where the token was sent to
-        feed_forward = sent_copies(model, n) * (2 * width + hidden) * value + _sent(model, n)
+        feed_forward = expert_rows(model, n) * (width + hidden) * value + _sent(model, n)
+        # Results that are yet to be weighed: where the expert is, or of every choice at home.
+        results = n * experts.top_k if experts.backend == "deepspeed" else sent_copies(model, n)
+        feed_forward += results * width * value
     elif sent:
         feed_forward = n * ffn // tensor * value + _sent_pair(model, n, ffn_linears(model, tensor), value)
     if (
@@ -165,7 +168,7 @@ def _decisions(model: ModelConfig, layer: int, sequences: tuple[SequenceShape, .
     if not model.experts.is_sparse(layer, model.depth) or not model.experts.decides_per_token:
         return 0
     tokens = sum(s.tokens for s in sequences)
-    places = sent_copies(model, tokens) * 4 * INDEX
+    places = sent_copies(model, tokens) * 4 * INDEX if model.experts.backend == "own" else 0
     if model.experts.capacity_factor:
         places += tokens * (INDEX + FP32) + tokens * model.experts.top_k * (2 * INDEX + 1)
     return (tokens * model.experts.num_experts * (INDEX + FP32) + places) * len(sparse_linears(model, 1))

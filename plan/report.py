@@ -111,6 +111,12 @@ def plan(run: RunConfig, world: int, device_memory_gib: float = 80.0) -> Plan:
         notes.append(
             f"save_async: while a checkpoint is written, host memory holds about {memory.optimizer.total / GIB:.2f} GiB more"
         )
+    if run.model.num_decisions and run.model.experts.backend == "deepspeed":
+        alike = "" if run.model.experts.capacity_factor else " and experts that are used alike"
+        notes.append(
+            "experts.backend=deepspeed: slots are held, computed and sent filled or not, as many as the fullest rank of an expert group "
+            f"needs; counted are ranks with equal passes{alike}, which is the least that can be"
+        )
     split_nothing = memory.gradients.experts and layout.expert > 1 and layout.expert_data == 1
     if split_nothing and not precision.offloads:
         more = run.model.experts.num_experts > layout.expert

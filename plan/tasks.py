@@ -10,6 +10,7 @@ from data.stream.schedule import shares
 from data.tasks import kind_of
 from data.text.tokenizer import VocabularyFileError
 from model.config import ModelConfig
+from model.moe.routing import capacity
 from plan.sizes import FULL_VOCABULARY, compared_candidates, task_cost
 from run.config import RunConfig
 from run.data import vocabulary_of
@@ -175,6 +176,20 @@ def sent_copies(model: ModelConfig, tokens: int) -> int:
     experts = model.experts
     pairs = tokens * experts.top_k
     return min(pairs, math.ceil(pairs * experts.capacity_factor)) if experts.capacity_factor else pairs
+
+
+def expert_rows(model: ModelConfig, tokens: int) -> int:
+    """Rows of one decision that ranks with so many tokens each bring to a rank's experts, balanced. DeepSpeed brings all slots of one
+    routing group, or without a capacity those of experts that are used alike."""
+    experts = model.experts
+    if experts.backend == "own":
+        return sent_copies(model, tokens)
+    if not experts.capacity_factor:
+        return experts.num_experts * capacity(tokens, experts.top_k, 1.0, experts.num_experts)
+    rounding = (experts.capacity_rounding, experts.capacity_multiple)
+    return experts.num_experts * capacity(
+        tokens, experts.top_k, experts.capacity_factor, experts.num_experts, *rounding
+    )
 
 
 def groups_of(sequences: tuple[SequenceShape, ...]) -> int:

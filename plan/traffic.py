@@ -14,7 +14,7 @@ import dataclasses
 
 from model.config import ModelConfig
 from plan.memory import FP32, INDEX, Degrees, Parameters, Precision, sparse_linears
-from plan.tasks import SequenceShape, TaskLoad, chosen_peers, groups_of, sent_copies, towers_of
+from plan.tasks import SequenceShape, TaskLoad, chosen_peers, expert_rows, groups_of, sent_copies, towers_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,6 +212,8 @@ def dispatch_traffic(
     model: ModelConfig, sequences: tuple[SequenceShape, ...], layout: Degrees, value: int
 ) -> tuple[Collective, ...]:
     """One micro-batch: rows to their experts and back for each linear (once for whole networks and top-1 FFNs), the same backward."""
+    if model.experts.backend == "deepspeed":
+        return _slot_traffic(model, sequences, layout, value)
     rows = counts = skipped = 0
     for tower, mine in towers_of(model, sequences):
         copies = sent_copies(tower, sum(s.tokens for s in mine))
@@ -235,6 +237,22 @@ def dispatch_traffic(
         Collective("rows", "all-to-all", layout.expert, rows * forwards - skipped),
         Collective("rows' gradients", "all-to-all", layout.expert, rows),
         Collective("counts", "all-to-all", layout.expert, counts * forwards),
+    )
+
+
+def _slot_traffic(
+    model: ModelConfig, sequences: tuple[SequenceShape, ...], layout: Degrees, value: int
+) -> tuple[Collective, ...]:
+    """One micro-batch of DeepSpeed's layer: all slots there and back, the same backward. Weights stay at home, where results are weighed, so
+    recomputation brings results again."""
+    numbers = 0
+    for tower, mine in towers_of(model, sequences):
+        tokens = sum(s.tokens for s in mine)
+        sparse = sum(tower.experts.is_sparse(layer, tower.depth) for layer in range(tower.depth))
+        numbers += sparse * 2 * tower.width * expert_rows(tower, tokens)
+    return (
+        Collective("slots", "all-to-all", layout.expert, numbers * value * forwards_of(model)),
+        Collective("slots' gradients", "all-to-all", layout.expert, numbers * value),
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -19,13 +21,21 @@ KINDS: dict[str, tuple[str, int, int]] = {
     "attribute": ("caption", 46, 108),
     "token": ("caption", 230, 140),
     "limoe": ("retrieval", 180, 153),
+    "deepspeed": ("retrieval", 192, 146),
 }
 
 
+def sparse(kind: str, experts: dict[str, Any] | None = None, **options: Any) -> ModelConfig:
+    """deepspeed: as limoe, its tokens sent by DeepSpeed's layer."""
+    if kind == "deepspeed":
+        return tiny("limoe", {"backend": "deepspeed", **(experts or {})}, **options)
+    return tiny(kind, experts, **options)
+
+
 def config_of(kind: str, depth: int) -> ModelConfig:
-    options = {"layer_scale": 1e-3, "drop_path": 0.1} if kind != "limoe" else {}
+    options = {"layer_scale": 1e-3, "drop_path": 0.1} if kind not in ("limoe", "deepspeed") else {}
     experts = None if kind == "dense" else {"placement": "all"}
-    return tiny(kind, experts, depth=depth, **options)
+    return sparse(kind, experts, depth=depth, **options)
 
 
 @pytest.fixture
@@ -59,7 +69,7 @@ def test_launches_of_a_block(kind):
 @pytest.mark.parametrize("task", BATCHES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_waits_for_a_device(kind, task, checkpointing):
-    config = tiny(kind, activation_checkpointing=checkpointing, drop_path=0.1)
+    config = sparse(kind, activation_checkpointing=checkpointing, drop_path=0.1)
     objective, batch = make(config), BATCHES[task]().located()
     objective(batch, 1)
     with Waits() as waits:
@@ -72,10 +82,10 @@ def test_nothing_waits_for_a_device(kind, task, checkpointing):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_step_runs_where_there_are_no_values(kind, task, monkeypatch):
     """On the meta device, which has shapes alone; in bf16, as it has grouped products for nothing else."""
-    for place in ("model.moe.experts", "model.moe.layer") if kind in ("token", "limoe") else ():
+    for place in ("model.moe.experts", "model.moe.layer") if kind in ("token", "limoe", "deepspeed") else ():
         monkeypatch.setattr(f"{place}.lowered", lambda x: x.bfloat16())
     with torch.device("meta"):
-        objective = Objective(tiny(kind, drop_path=0.1), VOCABULARY_SIZE, Mesh(device="meta"), load_kernels("torch"))
+        objective = Objective(sparse(kind, drop_path=0.1), VOCABULARY_SIZE, Mesh(device="meta"), load_kernels("torch"))
     losses = objective(BATCHES[task]().located().to("meta"), 1)
     losses.total.backward()
     assert all(p.grad is None or p.grad.device.type == "meta" for p in objective.parameters())

@@ -63,15 +63,17 @@ def test_what_may_change_without_a_word(override):
         ("optimizer.weight_decay=0.1", "changed: optimizer.weight_decay was 0.05, now 0.1"),
         ("optimizer.frozen=[tower.*]", "changed: optimizer.frozen was [], now ['tower.*']"),
         ("parallel.deepspeed=zero2", "changed: parallel.deepspeed was 'zero1', now 'zero2'"),
+        ("model.experts.backend=deepspeed", "changed: model.experts.backend was 'own', now 'deepspeed'"),
         ("kernels=apex", "changed: kernels was 'torch', now 'apex'"),
         ("init=runs/other", "changed: init was '', now '{cwd}/runs/other', without effect after the start"),
     ],
 )
 def test_what_goes_on_otherwise_is_told(override, line, monkeypatch):
     monkeypatch.chdir(ROOT)
-    new = load_config(DEMO, [override])
-    check_changes(OLD, new)
-    assert told_changes(OLD, new, 100) == [line.replace("{cwd}", str(ROOT))]
+    networks = ["model.experts.router=token", "model.experts.unit=mlp"] if "backend" in override else []
+    old, new = load_config(DEMO, networks), load_config(DEMO, [*networks, override])
+    check_changes(old, new)
+    assert told_changes(old, new, 100) == [line.replace("{cwd}", str(ROOT))]
 
 
 def test_more_steps_after_the_end_are_told_with_both_rates():

@@ -115,6 +115,15 @@ def test_overrides():
             ["model.text_tower={width: 100, depth: 2, heads: 3, ffn: 64}"],
             "text_tower: width=100 does not divide by heads=3",
         ),
+        (
+            ["model.experts.backend=deepspeed"],
+            "model.experts: backend=deepspeed sends tokens to whole networks: it needs unit=mlp, not linear",
+        ),
+        (
+            ["model.experts={backend: deepspeed, unit: mlp}"],
+            "unit=mlp cannot be merged: it needs router token or context, not attribute",
+        ),
+        (["model.experts.backend=tutel"], "model.experts.backend"),
         (["optimizer.betas=[0.9, 1.0]"], "betas=[0.9, 1.0] and eps=1e-06: betas must lie in [0, 1)"),
         (["optimizer.betas=[-0.1, 0.9]"], "betas=[-0.1, 0.9]"),
         (["optimizer.eps=0"], "eps above 0"),
@@ -134,6 +143,11 @@ def test_mistakes_are_one_line(overrides, expected, monkeypatch):
         (2, ["micro_batches=3"], "micro_batches=3"),
         (2, ["model.experts.placement=none"], "needs experts"),
         (3, ["parallel.tensor=2"], "does not divide the 3 ranks"),
+        (
+            4,
+            ["parallel.tensor=2", "model.heads=2", "model.experts={router: token, unit: mlp, backend: deepspeed}"],
+            "model.experts.backend=deepspeed with parallel.tensor=2: its layer sends a part of the slots",
+        ),
     ],
 )
 def test_impossible_layouts(world, overrides, expected, monkeypatch):
