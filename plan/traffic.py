@@ -243,8 +243,8 @@ def dispatch_traffic(
 def _slot_traffic(
     model: ModelConfig, sequences: tuple[SequenceShape, ...], layout: Degrees, value: int
 ) -> tuple[Collective, ...]:
-    """One micro-batch of DeepSpeed's layer: all slots there and back, the same backward. Weights stay at home, where results are weighed, so
-    recomputation brings results again."""
+    """One micro-batch of DeepSpeed's layer: all slots there and back, the same backward. Weights stay at home, where results are
+    weighed, so recomputation brings results again."""
     numbers = 0
     for tower, mine in towers_of(model, sequences):
         tokens = sum(s.tokens for s in mine)

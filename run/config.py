@@ -220,8 +220,8 @@ def check_layout(config: RunConfig, world_size: int) -> None:
         )
     if sparse and model.experts.backend == "deepspeed" and tensor > 1:
         raise ConfigError(
-            f"model.experts.backend=deepspeed with parallel.tensor={tensor}: its layer sends a part of the slots from each tensor rank, and "
-            "our experts expect all; use parallel.tensor=1 or backend=own"
+            f"model.experts.backend=deepspeed with parallel.tensor={tensor}: its layer sends a part of the slots from each tensor rank, "
+            "and our experts expect all; use parallel.tensor=1 or backend=own"
         )
     for name in ("heads", "ffn"):
         for key, shape in (("model", model), ("model.text_tower", model.text_tower)):
