@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -24,6 +25,15 @@ EXPERTS, SPACE = 97, 24
 """Numbers that no other dimension of the tiny model has, so that operands of routers and of scores are known by their shapes."""
 
 
+SPARSE: dict[str, tuple[str, dict[str, Any]]] = {
+    "none": ("attribute", {"placement": "none"}),
+    "attribute": ("attribute", {}),
+    "token": ("token", {}),
+    "deepspeed": ("token", {"unit": "mlp", "backend": "deepspeed"}),
+}
+"""Routers and options of experts."""
+
+
 class Audit(TorchDispatchMode):
     """The operators that compute, with the dtypes and shapes of their floating-point operands."""
 
@@ -40,13 +50,14 @@ class Audit(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize("router", ["none", "attribute", "token"])
+@pytest.mark.parametrize("kind", SPARSE)
 @pytest.mark.parametrize("task", ["caption", "retrieval"])
-def test_audit_of_a_bf16_pass(router, task):
+def test_audit_of_a_bf16_pass(kind, task):
     """Forward and backward: every product is bf16 but those of routers and scores; whatever sums exponentials or squares is fp32, and
     so are weights and gradients."""
-    experts = {"placement": "none"} if router == "none" else {"num_experts": EXPERTS}
-    config = tiny("attribute" if router == "none" else router, experts, space=SPACE, layer_scale=1e-3, drop_path=0.1)
+    router, experts = SPARSE[kind]
+    experts = experts if kind == "none" else {**experts, "num_experts": EXPERTS}
+    config = tiny(router, experts, space=SPACE, layer_scale=1e-3, drop_path=0.1)
     objective = Objective(config, VOCABULARY_SIZE, Mesh(), load_kernels("torch"))
     initialise(objective, 0)
     with Audit() as audit:
@@ -60,7 +71,7 @@ def test_audit_of_a_bf16_pass(router, task):
     for dtypes, sizes in other:
         assert dtypes == {torch.float32} and sizes & {EXPERTS, SPACE, NUM_ATTRIBUTES}, (dtypes, sizes)
     assert not any(EXPERTS in sizes for sizes in low), "a router has decided in bf16"
-    assert any(EXPERTS in sizes for _, sizes in other) == (router != "none")
+    assert any(EXPERTS in sizes for _, sizes in other) == (kind != "none")
     assert any(SPACE in sizes and VOCABULARY_SIZE not in sizes for _, sizes in other), "scores"
     assert all(dtypes == {torch.float32} for name, dtypes, _ in audit.seen if name in EXACT)
     assert any(
@@ -106,13 +117,13 @@ def test_an_exact_product_has_the_gradients_of_any():
     assert torch.autograd.gradcheck(exact_linear, (x_NI, weight_OI))
 
 
-@pytest.mark.parametrize("router", ["none", "attribute", "token"])
-def test_what_is_computed_again_is_so_in_bf16_too(router):
+@pytest.mark.parametrize("kind", SPARSE)
+def test_what_is_computed_again_is_so_in_bf16_too(kind):
     """Outside of autocast, in the backward pass: the same bits."""
-    experts = {"placement": "none"} if router == "none" else {}
+    router, experts = SPARSE[kind]
     found = []
     for way in ("none", "selective", "block"):
-        config = tiny("attribute" if router == "none" else router, experts, activation_checkpointing=way)
+        config = tiny(router, experts, activation_checkpointing=way)
         objective = Objective(config, VOCABULARY_SIZE, Mesh(), load_kernels("torch"))
         initialise(objective, 0)
         with computing("cpu", torch.bfloat16):
