@@ -2,7 +2,8 @@
 
 `python -m benchmarks.moe_layer` measures one rank and two (EP = 2, gloo on the CPU, NCCL where there are as many GPUs).
 Times of different runs do not compare, ratios do. Whole-network experts ("FFN") stand beside DeepSpeed's layer with the same
-experts, tokens and capacity; the others are linear experts in attention and FFN (Uni-Perceiver-MoE).
+experts, tokens and capacity, and beside that layer with our decisions and banks (`model.experts.backend: deepspeed`); the
+others are linear experts in attention and FFN (Uni-Perceiver-MoE).
 """
 
 from __future__ import annotations
@@ -26,11 +27,10 @@ from torch.profiler import ProfilerActivity, profile
 from data.attributes import CAPTION_TEXT, CAPTION_VISUAL
 from data.batch import Modality, Visibility
 from data.token_layout import Part, token_layout
-from model.block import Block
 from model.config import ModelConfig
+from model.encoder import Encoder
 from model.layout import PassLayout, SequenceLayout
 from model.moe.config import ExpertConfig
-from model.residual import Stream
 from parallel.kernels import load_kernels
 from parallel.mesh import Mesh, create_mesh, destroy_mesh
 
@@ -43,6 +43,7 @@ VARIANTS = {
     "dispatch, top-1, nothing dropped": ExpertConfig(**TOP_1 | {"capacity_factor": 0.0}),
     "dispatch, top-2, capacity 1": ExpertConfig(**TOP_1 | {"top_k": 2}),
     "dispatch, FFN, top-1, capacity 1": ExpertConfig(**TOP_1, unit="mlp"),
+    "backend deepspeed, FFN, top-1, capacity 1": ExpertConfig(**TOP_1, unit="mlp", backend="deepspeed"),
     DEEPSPEED: ExpertConfig(placement="none"),
 }
 
@@ -71,11 +72,13 @@ class Size:
     length: int
 
 
-def make_block(name: str, size: Size, mesh: Mesh) -> Block:
-    config = ModelConfig(width=size.width, heads=size.heads, ffn=size.ffn, experts=VARIANTS[name])
-    block = Block(config, 0, Mesh(device=mesh.device) if name == DENSE else mesh, load_kernels("torch"))
+def make_block(name: str, size: Size, mesh: Mesh) -> Encoder:
+    """An encoder of one block: gates of merging decisions are made before it. Equal experts and routers get equal weights."""
+    torch.manual_seed(mesh.data.rank)
+    config = ModelConfig(width=size.width, depth=1, heads=size.heads, ffn=size.ffn, experts=VARIANTS[name])
+    block = Encoder(config, Mesh(device=mesh.device) if name == DENSE else mesh, load_kernels("torch"))
     if name == DEEPSPEED:
-        block.ffn = DeepSpeedFeedForward(size.width, size.ffn, config.experts.num_experts, mesh.expert.size)
+        block.blocks[0].ffn = DeepSpeedFeedForward(size.width, size.ffn, config.experts.num_experts, mesh.expert.size)
     for parameter in block.parameters():
         if parameter.dim() > 1:  # norms stay as they are: tokens then spread over the experts
             nn.init.normal_(parameter, std=0.02)
@@ -96,15 +99,14 @@ def make_layout(rows: int, length: int, device: str, by_group: bool) -> PassLayo
     return PassLayout((SequenceLayout(tokens, 0, None, by_group, noise=1),))
 
 
-def one_pass(block: Block, x_TD: Tensor, layout: PassLayout) -> tuple[float, float]:
+def one_pass(block: Encoder, x_TD: Tensor, layout: PassLayout) -> tuple[float, float]:
     """-> (seconds of forward and backward, share of the asked places that tokens got)."""
     for parameter in block.parameters():
         parameter.grad = None
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.barrier()
     start = time.perf_counter()
-    stream, reports, _ = block(Stream(x_TD), layout, 1)
-    y_TD = block.residual.settled(stream).x_TD
+    y_TD, reports = block(x_TD, layout)
     y_TD.backward(torch.ones_like(y_TD))
     if x_TD.is_cuda:
         torch.cuda.synchronize()
@@ -113,7 +115,7 @@ def one_pass(block: Block, x_TD: Tensor, layout: PassLayout) -> tuple[float, flo
     return seconds, sum(report.use.taken_ME.sum().item() for report in reports) / asked if asked else 1.0
 
 
-def peak_bytes(block: Block, x_TD: Tensor, layout: PassLayout) -> int:
+def peak_bytes(block: Encoder, x_TD: Tensor, layout: PassLayout) -> int:
     """The most that one pass holds at a time besides weights and input: activations, gradients, work space."""
     if x_TD.is_cuda:
         torch.cuda.reset_peak_memory_stats()
@@ -167,7 +169,7 @@ def table(
     """Ratios are medians of the ratios to the dense pass of the same round."""
     lines = [
         f"{ranks} rank(s), {rows} x {size.length} = {rows * size.length} tokens per rank",
-        f"  {'block':<40}{'ms':>8}{'x dense':>9}{'from - to':>14}{'kept':>7}{'peak MiB':>10}",
+        f"  {'block':<42}{'ms':>8}{'x dense':>9}{'from - to':>14}{'kept':>7}{'peak MiB':>10}",
     ]
     dense = [seconds for seconds, _ in results[DENSE]]
     for name, passes in results.items():
@@ -175,7 +177,7 @@ def table(
         milliseconds = 1000 * statistics.median(seconds for seconds, _ in passes)
         kept = "" if name in (DENSE, DEEPSPEED) else f"{statistics.mean(kept for _, kept in passes):.0%}"
         lines.append(
-            f"  {name:<40}{milliseconds:>8.1f}{statistics.median(ratios):>9.2f}{min(ratios):>7.2f} -{max(ratios):>5.2f}"
+            f"  {name:<42}{milliseconds:>8.1f}{statistics.median(ratios):>9.2f}{min(ratios):>7.2f} -{max(ratios):>5.2f}"
             f"{kept:>7}{peaks[name] / 2**20:>10.0f}"
         )
     return "\n".join(lines)
