@@ -15,7 +15,7 @@ import socket
 import statistics
 import time
 import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -43,7 +43,7 @@ VARIANTS = {
     "dispatch, top-1, nothing dropped": ExpertConfig(**TOP_1 | {"capacity_factor": 0.0}),
     "dispatch, top-2, capacity 1": ExpertConfig(**TOP_1 | {"top_k": 2}),
     "dispatch, FFN, top-1, capacity 1": ExpertConfig(**TOP_1, unit="mlp"),
-    "backend deepspeed, FFN, top-1, capacity 1": ExpertConfig(**TOP_1, unit="mlp", backend="deepspeed"),
+    "dispatch by DeepSpeed, FFN, top-1": ExpertConfig(**TOP_1, unit="mlp", backend="deepspeed"),
     DEEPSPEED: ExpertConfig(placement="none"),
 }
 
@@ -99,20 +99,29 @@ def make_layout(rows: int, length: int, device: str, by_group: bool) -> PassLayo
     return PassLayout((SequenceLayout(tokens, 0, None, by_group, noise=1),))
 
 
-def one_pass(block: Encoder, x_TD: Tensor, layout: PassLayout) -> tuple[float, float]:
-    """-> (seconds of forward and backward, share of the asked places that tokens got)."""
+class Pass(NamedTuple):
+    """Forward and backward: seconds, CPU seconds of the process (waiting and other programs do not count), and the share of the asked
+    places that tokens got."""
+
+    seconds: float
+    cpu: float
+    kept: float
+
+
+def one_pass(block: Encoder, x_TD: Tensor, layout: PassLayout) -> Pass:
     for parameter in block.parameters():
         parameter.grad = None
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.barrier()
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), time.process_time()
     y_TD, reports = block(x_TD, layout)
     y_TD.backward(torch.ones_like(y_TD))
     if x_TD.is_cuda:
         torch.cuda.synchronize()
-    seconds = time.perf_counter() - start
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu_start
     asked = sum(report.use.asked_M.sum().item() for report in reports)
-    return seconds, sum(report.use.taken_ME.sum().item() for report in reports) / asked if asked else 1.0
+    taken = sum(report.use.taken_ME.sum().item() for report in reports)
+    return Pass(seconds, cpu, taken / asked if asked else 1.0)
 
 
 def peak_bytes(block: Encoder, x_TD: Tensor, layout: PassLayout) -> int:
@@ -151,7 +160,7 @@ def measure(
         # The encoder hands merging blocks their tokens group by group.
         layouts = {name: make_layout(rows, size.length, mesh.device, name.startswith("merge")) for name in blocks}
         x_TD = torch.randn(rows * size.length, size.width, device=mesh.device, requires_grad=True)
-        results: dict[str, list[tuple[float, float]]] = {name: [] for name in blocks}
+        results: dict[str, list[Pass]] = {name: [] for name in blocks}
         for repeat in range(repeats + 1):  # the first warms up; variants take turns, so that noise hits all alike
             for name, block in blocks.items():
                 result = one_pass(block, x_TD, layouts[name])
@@ -163,22 +172,21 @@ def measure(
     destroy_mesh()
 
 
-def table(
-    ranks: int, rows: int, size: Size, results: dict[str, list[tuple[float, float]]], peaks: dict[str, int]
-) -> str:
-    """Ratios are medians of the ratios to the dense pass of the same round."""
+def table(ranks: int, rows: int, size: Size, results: dict[str, list[Pass]], peaks: dict[str, int]) -> str:
+    """Ratios are medians of the ratios to the dense pass of the same round; CPU x is that of CPU time."""
     lines = [
         f"{ranks} rank(s), {rows} x {size.length} = {rows * size.length} tokens per rank",
-        f"  {'block':<42}{'ms':>8}{'x dense':>9}{'from - to':>14}{'kept':>7}{'peak MiB':>10}",
+        f"  {'block':<40}{'ms':>8}{'x dense':>9}{'from - to':>14}{'CPU x':>7}{'kept':>7}{'peak MiB':>10}",
     ]
-    dense = [seconds for seconds, _ in results[DENSE]]
     for name, passes in results.items():
-        ratios = [seconds / base for (seconds, _), base in zip(passes, dense, strict=True)]
-        milliseconds = 1000 * statistics.median(seconds for seconds, _ in passes)
-        kept = "" if name in (DENSE, DEEPSPEED) else f"{statistics.mean(kept for _, kept in passes):.0%}"
+        pairs = list(zip(passes, results[DENSE], strict=True))
+        ratios = [one.seconds / dense.seconds for one, dense in pairs]
+        cpu = statistics.median(one.cpu / dense.cpu for one, dense in pairs)
+        milliseconds = 1000 * statistics.median(one.seconds for one in passes)
+        kept = "" if name in (DENSE, DEEPSPEED) else f"{statistics.mean(one.kept for one in passes):.0%}"
         lines.append(
-            f"  {name:<42}{milliseconds:>8.1f}{statistics.median(ratios):>9.2f}{min(ratios):>7.2f} -{max(ratios):>5.2f}"
-            f"{kept:>7}{peaks[name] / 2**20:>10.0f}"
+            f"  {name:<40}{milliseconds:>8.1f}{statistics.median(ratios):>9.2f}{min(ratios):>7.2f} -{max(ratios):>5.2f}"
+            f"{cpu:>7.2f}{kept:>7}{peaks[name] / 2**20:>10.0f}"
         )
     return "\n".join(lines)
 
