@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from model.config import ModelConfig
 from model.feed_forward import feed_forward
 from model.layout import PassLayout
 from model.moe.gates import Gates
-from model.moe.layer import Decision, DispatchPath, MergePath, make_path
+from model.moe.layer import Decision, DispatchPath, MergeDecision, MergePath, make_path
 from model.moe.report import RoutingReport
 from model.moe.router import GroupRouter
 from model.noise import Key, derive
@@ -25,6 +25,10 @@ from parallel.kernels import Kernels
 from parallel.mesh import Mesh
 from parallel.placement import mark_partial
 from parallel.precision import product_dtype
+
+Merged = tuple[MergeDecision | None, MergeDecision | None]
+"""Decisions for attention and feed-forward branch that are there before the block."""
+NOT_MERGED: Merged = (None, None)
 
 
 class Block(nn.Module):
@@ -62,18 +66,20 @@ class Block(nn.Module):
         stream: Stream,
         layout: PassLayout,
         noise: Key,
-        gates: Sequence[Gates] = (),
+        merged: Merged = NOT_MERGED,
         keep_T2: Tensor | None = None,
         past: KeysValues | None = None,
         rows: Rows = WHOLE,
     ) -> tuple[Stream, tuple[RoutingReport, ...], tuple[KeysValues, ...]]:
         """-> (stream, reports of the decisions; none in a dense block, keys and values of each sequence).
 
-        gates: of decisions that merge experts. keep_T2: what dropped paths leave of either branch, 0 or 1 / share kept.
+        merged: decisions for both branches that merge experts. keep_T2: what dropped paths leave of either branch, 0 or 1 / share kept.
         past: keys and values that the tokens of a single sequence see besides their own, prompts among them. rows: which tokens
         of the stream this rank has.
         """
-        first, second = self._start_merges(layout, gates)
+        first: Decision
+        second: Decision
+        first, second = merged
         keep_T1, ffn_keep_T1 = (None, None) if keep_T2 is None else keep_T2.split(1, dim=1)
 
         stream, entering = self._entering(stream, rows, self.attention_norm, self.attention_path)
@@ -110,15 +116,13 @@ class Block(nn.Module):
         paths = (self.attention_path, self.ffn_path)
         return [path.router for path in paths if isinstance(path, MergePath)]
 
-    def _start_merges(self, layout: PassLayout, gates: Sequence[Gates]) -> tuple[Decision, Decision]:
-        """First of all: merged weights travel while attention is computed."""
-        first = second = None
-        left = list(gates)
-        if isinstance(self.attention_path, MergePath):
-            first = self.attention_path(self.attention.banks, layout, left.pop(0))
-        if isinstance(self.ffn_path, MergePath):
-            second = self.ffn_path(self.ffn.banks, layout, left.pop(0))
-        return first, second
+    def start_merges(self, layout: PassLayout, gates: Sequence[Gates]) -> Callable[[], Merged]:
+        """Merged weights begin to travel -> what waits for the decisions, to be called once."""
+        left, waiting = list(gates), list[Callable[[], MergeDecision] | None]()
+        for path, branch in ((self.attention_path, self.attention), (self.ffn_path, self.ffn)):
+            waiting.append(path(branch.banks, layout, left.pop(0)) if isinstance(path, MergePath) else None)
+        first, second = waiting
+        return lambda: (first and first(), second and second())
 
     def _prompts(self, layout: PassLayout) -> tuple[Tensor, ...]:
         """Normalised prompts for each sequence; none where the block has none."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -10,10 +11,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from model.attention import KeysValues
-from model.block import Block
+from model.block import Block, Merged
 from model.config import ModelConfig
 from model.layout import PassLayout
-from model.moe.gates import Gates, gates_of
+from model.moe.gates import gates_of
 from model.moe.report import RoutingReport
 from model.noise import Key, derive, each, uniform
 from model.residual import Residual, Stream
@@ -45,10 +46,10 @@ class Encoder(nn.Module):
             "gradients of norms would count once a tensor rank"
         )
         rows = WholeRows(self.sequence)
-        stream, all_new, gates = Stream(x_TD), [], self._gates(layout, None)
-        for layer, block in enumerate(self.blocks):
+        stream, all_new = Stream(x_TD), []
+        for layer, (block, merged) in enumerate(self._merging(layout, None)):
             before = past[layer] if past else None
-            stream, _, (new,) = block(stream, layout, None, gates[layer], past=before, rows=rows)
+            stream, _, (new,) = block(stream, layout, None, merged, past=before, rows=rows)
             all_new.append(new)
         return self.residual.settled(stream).x_TD, tuple(all_new)
 
@@ -60,12 +61,12 @@ class Encoder(nn.Module):
         if self.sequence.size > 1:
             rows = CutRows(self.sequence, layout.num_tokens)
             x_TD = rows.take(x_TD)
-        gates, keep_TX = self._gates(layout, noise), self._kept(layout, noise, rows)
+        keep_TX = self._kept(layout, noise, rows)
         stream, reports = Stream(x_TD), list[RoutingReport]()
-        for layer, block in enumerate(self.blocks):
+        for layer, (block, merged) in enumerate(self._merging(layout, noise)):
             run = functools.partial(self._settled, block) if self.recompute and torch.is_grad_enabled() else block
             keep_T2 = None if keep_TX is None else keep_TX[:, 2 * layer : 2 * layer + 2]
-            stream, more, _ = run(stream, layout, derive(noise, layer), gates[layer], keep_T2, rows=rows)
+            stream, more, _ = run(stream, layout, derive(noise, layer), merged, keep_T2, rows=rows)
             reports += more
         x_TD = self.residual.settled(stream).x_TD
         return rows.give(x_TD) if isinstance(rows, CutRows) else x_TD, tuple(reports)
@@ -79,14 +80,22 @@ class Encoder(nn.Module):
 
         return recomputed(run)(*call, **options)
 
-    def _gates(self, layout: PassLayout, noise: Key) -> list[list[Gates]]:
-        """By layer, of the decisions that merge experts."""
-        by_layer = [block.group_routers for block in self.blocks if isinstance(block, Block)]
-        routers = [router for of_one in by_layer for router in of_one]
-        if not routers:
-            return [[] for _ in by_layer]
-        found = iter(gates_of(routers, layout, derive(noise, "gates"), self.expert, self.max_groups))
-        return [[next(found) for _ in of_one] for of_one in by_layer]
+    def _merging(self, layout: PassLayout, noise: Key) -> Iterator[tuple[Block, Merged]]:
+        """The blocks with their decisions that merge experts. Weights of a block travel while the one before it is computed, and
+        recomputation keeps them."""
+        blocks = [block for block in self.blocks if isinstance(block, Block)]
+        routers = [router for block in blocks for router in block.group_routers]
+        gates = iter(gates_of(routers, layout, derive(noise, "gates"), self.expert, self.max_groups) if routers else ())
+
+        def start(block: Block) -> Callable[[], Merged]:
+            return block.start_merges(layout, [next(gates) for _ in block.group_routers])
+
+        waiting = start(blocks[0])
+        for block, following in zip(blocks, [*blocks[1:], None], strict=True):
+            ahead = start(following) if following else None
+            yield block, waiting()
+            if ahead:
+                waiting = ahead
 
     def _kept(self, layout: PassLayout, noise: Key, rows: Rows) -> Tensor | None:
         """What dropped paths leave of every branch of every layer, for each token of this rank: 0 or 1 / share kept."""

@@ -51,8 +51,9 @@ def activations_of(
         blocks = [_block(tower, layer, mine, layout, value) for layer in range(tower.depth)]
         inputs = residual_tokens(mine, layout) * tower.width * FP32
         if model.activation_checkpointing == "block":
-            kept += sum(inputs + _decisions(tower, layer, mine) for layer in range(tower.depth))
-            largest = max(largest, *(block - inputs for block in blocks))
+            merged = [_merged(tower, layer, mine, layout, value) for layer in range(tower.depth)]
+            kept += sum(inputs + _decisions(tower, layer, mine) + merged[layer] for layer in range(tower.depth))
+            largest = max(largest, *(b - inputs - m for b, m in zip(blocks, merged, strict=True)))
         else:
             kept += sum(blocks)
         working = max(working, 2 * sum(s.tokens for s in mine) * tower.ffn // tensor * value)
@@ -136,16 +137,20 @@ def _block(model: ModelConfig, layer: int, sequences: tuple[SequenceShape, ...],
         sent and tensor > 1 and not layout.cuts_rows
     ):  # a bias for each row, to be scaled after the sum over tensor ranks
         feed_forward += len(sparse_linears(model, tensor)) * sent_copies(model, n) * width * value
-    merged = 0
     if sparse and not experts.decides_per_token:
         # Of a sequence whose groups are told apart, queries, keys and values in its places; the others are views of what all have.
         attention += sum(s.tokens for s in sequences if groups_of((s,)) > 1) * 3 * width // tensor * value
-        merged = (
-            groups_of(sequences)
-            * sum(linear.numbers for pair in sparse_linears(model, tensor) for linear in pair)
-            * value
-        )
+    merged = _merged(model, layer, sequences, layout, value)
     return norms + scaled + heads + attention + feed_forward + merged
+
+
+def _merged(model: ModelConfig, layer: int, sequences: tuple[SequenceShape, ...], layout: Degrees, value: int) -> int:
+    """Weights and biases of the groups."""
+    experts = model.experts
+    if experts.decides_per_token or not experts.is_sparse(layer, model.depth):
+        return 0
+    numbers = sum(linear.numbers for pair in sparse_linears(model, layout.tensor) for linear in pair)
+    return groups_of(sequences) * numbers * value
 
 
 def _sent_pair(model: ModelConfig, tokens: int, pair: tuple[Linear, ...], value: int) -> int:

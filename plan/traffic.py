@@ -197,13 +197,12 @@ def merge_traffic(
         sums = groups_of(mine) * chosen_peers(tower, ranks)
         merged += sparse * sums * sum(linear.numbers for pair in pairs for linear in pair) * value
         decisions += sparse * len(pairs) * tower.experts.max_groups * model.experts.num_experts * FP32
-    forwards = forwards_of(model)
+    forwards = 1 + (model.chunks > 1)  # before a block, whose recomputation does not repeat them
     merged, decisions = merged * model.chunks, decisions * model.chunks
     return (
         Collective("merged weights", "exchange", ranks, merged * forwards),
         Collective("merged weights' gradients", "exchange", ranks, merged),
-        # Before the first block, so that recomputation of blocks does not repeat them.
-        Collective("decisions", "all-gather", ranks, decisions * (1 + (model.chunks > 1))),
+        Collective("decisions", "all-gather", ranks, decisions * forwards),
         Collective("decisions' gradients", "reduce-scatter", ranks, ranks * decisions),
     )
 

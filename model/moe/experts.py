@@ -6,6 +6,7 @@ that there are, R rows, S expert ranks.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Literal
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from model.config import LoraConfig
 from model.moe.grouped import grouped_linear
-from model.moe.merge import MergePlan, Merging, plan_merge, start_merge
+from model.moe.merge import Merging, plan_merge, start_merge
 from model.recompute import Computed, kept
 from model.tuning.lora import LowRankUpdate
 from parallel.collectives import Axis, copy_to_axis, reduce_from_axis
@@ -57,15 +58,15 @@ class ExpertLinear(nn.Module):
         """[e, O, I] in fp32, with its low-rank update where there is one."""
         return self.weight if self.lora is None else self.lora(self.weight)
 
-    def start_merge(self, gathered_SCE: Tensor, plan: MergePlan) -> tuple[Merging, Merging]:
-        """Weights [G, O, I] and biases [G, O] of this rank's groups, under way, from the gates of every expert rank."""
+    def summands(self, gathered_SCE: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """(gates, weights) and (gates, biases) of this rank's experts, from the gates of every expert rank."""
         local = self.weight.shape[0]
         gate_SCe = gathered_SCE
         if self.expert.size > 1:
             gate_SCe = gathered_SCE[..., self.expert.rank * local : (self.expert.rank + 1) * local]
         weight_gate_SCe = copy_to_axis(gate_SCe, self.tensor)  # each tensor rank sees only a part of the matrices
         bias_gate_SCe = weight_gate_SCe if self.side == "column" else gate_SCe
-        return start_merge(weight_gate_SCe, self.updated_weight(), plan), start_merge(bias_gate_SCe, self.bias, plan)
+        return (weight_gate_SCe, self.updated_weight()), (bias_gate_SCe, self.bias)
 
     def grouped(self, x_RI: Tensor, groups: RowGroups, scale_R: Tensor | None = None) -> Tensor:
         """Rows by local expert -> [R, O], each expert's W x + b times the row's scale.
@@ -104,17 +105,30 @@ class ExpertLinear(nn.Module):
         return reduce_from_axis(grouped_linear(x_RI, groups, weight_COI, None, part_R), self.tensor) + bias_RO
 
 
-Merges = dict[ExpertLinear, tuple[Merging, Merging]]
-"""The weights and biases of banks, under way."""
+@dataclasses.dataclass(frozen=True)
+class Merges:
+    """One decision for several banks, under way."""
+
+    banks: tuple[ExpertLinear, ...]
+    merging: Merging
+
+    def totals(self) -> Merged:
+        """To be called once."""
+        totals = self.merging.totals()
+        return {bank: (totals[2 * index], totals[2 * index + 1]) for index, bank in enumerate(self.banks)}
+
+
+Merged = dict[ExpertLinear, tuple[Tensor, Tensor]]
+"""Weights [C, O, I] and biases [C, O] of the groups, by bank."""
 
 
 def start_merges(
     banks: tuple[ExpertLinear, ...], gathered_SCE: Tensor, has: list[list[list[bool]]], num_groups: int, axis: Axis
 ) -> Merges:
-    """One decision for several banks. gathered_SCE: the gates of every expert rank's groups, padded; has: who needs whom
-    (model/moe/gates.py); num_groups: this rank's."""
+    """gathered_SCE: the gates of every expert rank's groups, padded; has: who needs whom (model/moe/gates.py); num_groups: this rank's."""
     plan = plan_merge(has, num_groups, axis)
-    return {bank: bank.start_merge(gathered_SCE, plan) for bank in banks}
+    gates, tensors = zip(*(pair for bank in banks for pair in bank.summands(gathered_SCE)), strict=True)
+    return Merges(banks, start_merge(gates, tensors, plan))
 
 
 class ExpertMLP(nn.Module):

@@ -1,6 +1,6 @@
 """The sparse layer's two paths: a decision is made once, then applied to both linears of its pair.
 
-    gates of the pass --> MergePath    --> MergeDecision    .apply(bank, x)     weights travel, tokens stay
+    gates of the pass --> MergePath.start ... --> MergeDecision .apply(bank, x) weights travel, tokens stay
     TokenRouter       --> DispatchPath --> DispatchDecision .apply(experts, x)  tokens travel, weights stay
                       --> DeepSpeedPath --> SlotDecision    .apply(experts, x)  the same, sent by DeepSpeed's layer
 
@@ -12,6 +12,7 @@ Legend: T tokens, D width, E experts, K choices, C condition groups, S expert ra
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from data.batch import Modality
 from model.layout import PassLayout
 from model.moe.config import ExpertConfig
-from model.moe.experts import ExpertLinear, Merges, start_merges
+from model.moe.experts import ExpertLinear, Merged, start_merges
 from model.moe.gates import Gates
 from model.moe.report import RoutingReport
 from model.moe.router import GROUP_ROUTERS, TOKEN_ROUTERS
@@ -36,18 +37,17 @@ from parallel.precision import lowered
 
 @dataclasses.dataclass(frozen=True)
 class MergeDecision:
-    """The merged weights and biases of a pair of banks, under way. blocks: the tokens of each group. firsts: of each sequence the group
-    of its first token."""
+    """The merged weights and biases of a pair of banks. blocks: the tokens of each group. firsts: of each sequence the group of its first
+    token."""
 
-    merges: Merges
+    merged: Merged
     blocks: Blocks
     firsts: tuple[int, ...]
     report: RoutingReport
 
     def apply(self, bank: ExpertLinear, x_TI: Tensor) -> Tensor:
-        """A dense linear for each group. Once a bank."""
-        weight_COI, bias_CO = (merging.total() for merging in self.merges.pop(bank))
-        return bank.linear(x_TI, self.blocks, weight_COI, bias_CO)
+        """A dense linear for each group."""
+        return bank.linear(x_TI, self.blocks, *self.merged[bank])
 
     def with_more(self, lengths: list[int]) -> MergeDecision:
         """For rows behind the tokens: some for each sequence, in the group of its first token."""
@@ -110,10 +110,10 @@ class MergePath(nn.Module):
         self.expert = mesh.expert
         self.router = GROUP_ROUTERS[config.router](width, config, num_tasks, kernels)
 
-    def forward(self, banks: tuple[ExpertLinear, ...], layout: PassLayout, gates: Gates) -> MergeDecision:
-        """Starts to merge the banks that the decision is for."""
+    def forward(self, banks: tuple[ExpertLinear, ...], layout: PassLayout, gates: Gates) -> Callable[[], MergeDecision]:
+        """Starts to merge the banks that the decision is for -> what waits for the decision, to be called once."""
         merges = start_merges(banks, gates.gathered_SCE, gates.has, len(gates.weights_CE), self.expert)
-        return MergeDecision(merges, layout.blocks, layout.first_groups, gates.report)
+        return lambda: MergeDecision(merges.totals(), layout.blocks, layout.first_groups, gates.report)
 
 
 class DispatchPath(nn.Module):

@@ -1,18 +1,20 @@
-"""Merging a bank of linear experts into one weight for each group of tokens, over the expert axis (papers.md 2.3).
+"""Merging banks of linear experts into one weight for each group of tokens, over the expert axis (papers.md 2.3).
 
     gates of all ranks --> plan_merge --> MergePlan, of a decision
     start_merge: each rank sums over its own experts, for its groups and for its peers' --sums for peers travel-->
-    Merging.total: own sums + what arrived
+    Merging.totals: own sums + what arrived
 
-Weights travel instead of tokens, and only where there is something to send: a group's matrix comes from the ranks of the
-experts that it chose. Nothing here depends on the data, so all of it can be started long before it is needed.
+Sums of all weights and biases of a decision travel together. Weights travel instead of tokens, and only where there is something to
+send: a group's matrix comes from the ranks of the experts that it chose. Nothing here depends on the data, so all of it is started long
+before it is needed.
 Legend: E experts, e local experts, S expert ranks, C condition groups of a rank (padded), G those that there are,
-N sums for peers, R sums of peers, X numbers of an expert.
+N sums for peers, R sums of peers, X numbers of an expert in one bank, Y in all banks of a decision.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -64,28 +66,30 @@ def plan_merge(has: list[list[list[bool]]], num_groups: int, axis: Axis) -> Merg
 
 @dataclasses.dataclass(frozen=True)
 class Merging:
-    """A merge under way: own sums [G, ...], and rows that arrive."""
+    """A merge under way: own sums [G, ...] of each bank, and rows that arrive, of all banks."""
 
     plan: MergePlan
-    own_GX: Tensor
-    received_RX: Tensor
+    owns: tuple[Tensor, ...]
+    received_RY: Tensor | None
     flight: Flight
 
-    def total(self) -> Tensor:
-        """[G, ...]: each group's sum over all experts of gate x expert. To be called once."""
-        if self.plan.axis.size == 1:
-            return self.own_GX
-        return _Total.apply(self.own_GX, self.flight.land(self.received_RX), self.plan)
+    def totals(self) -> tuple[Tensor, ...]:
+        """[G, ...] of each bank: each group's sum over all experts of gate x expert. To be called once."""
+        if self.received_RY is None:
+            return self.owns
+        totals: tuple[Tensor, ...] = _Totals.apply(self.plan, self.flight.land(self.received_RY), *self.owns)
+        return totals
 
 
-def start_merge(gate_SCe: Tensor, bank_eX: Tensor, plan: MergePlan) -> Merging:
-    """Sum a bank [e, ...] (weights or biases) by the gates of every rank's groups for this rank's experts."""
+def start_merge(gates: Sequence[Tensor], banks: Sequence[Tensor], plan: MergePlan) -> Merging:
+    """Sum banks [e, ...] (weights or biases), each by its gates [S, C, e] of every rank's groups for this rank's experts."""
     flight = Flight(plan.send_counts, plan.receive_counts, plan.axis)
     if plan.axis.size == 1:
-        own_GX = lowered(_OwnMix.apply(gate_SCe.squeeze(0), bank_eX))
-        return Merging(plan, own_GX, own_GX[:0], flight)
-    sent_NX, own_GX = map(lowered, _Mix.apply(gate_SCe, bank_eX, plan))  # summed in fp32
-    return Merging(plan, own_GX, flight.depart(sent_NX), flight)
+        pairs = zip(gates, banks, strict=True)
+        owns = tuple(lowered(_OwnMix.apply(gate_SCe.squeeze(0), bank_eX)) for gate_SCe, bank_eX in pairs)
+        return Merging(plan, owns, None, flight)
+    sent_NY, *owns_GX = _Mix.apply(plan, len(banks), *gates, *banks)  # summed in fp32
+    return Merging(plan, tuple(map(lowered, owns_GX)), flight.depart(lowered(sent_NY)), flight)
 
 
 class _OwnMix(torch.autograd.Function):
@@ -106,54 +110,71 @@ class _OwnMix(torch.autograd.Function):
 
 
 class _Mix(torch.autograd.Function):
-    """Sums for peers and for this rank's groups."""
+    """Sums for peers, and for this rank's groups."""
 
     @staticmethod
-    def forward(ctx, gate_SCe, bank_eX, plan):
+    def forward(ctx, plan, count, *gates_and_banks):
         ctx.plan = plan
-        ctx.save_for_backward(gate_SCe, bank_eX)
-        sent_NX = bank_eX.new_empty(len(plan.sent_N), *bank_eX.shape[1:])
-        own_GX = bank_eX.new_empty(plan.num_groups, *bank_eX.shape[1:])
-        gate_Ne, gate_Ge = _gates(gate_SCe, plan)
-        _mix(gate_Ne, bank_eX.flatten(1), sent_NX.flatten(1))
-        _mix(gate_Ge, bank_eX.flatten(1), own_GX.flatten(1), skipped=plan.without_own)
-        return sent_NX, own_GX
+        ctx.save_for_backward(*gates_and_banks)
+        gates, banks = gates_and_banks[:count], gates_and_banks[count:]
+        sizes = [bank_eX[0].numel() for bank_eX in banks]
+        sent_NY = banks[0].new_empty(len(plan.sent_N), sum(sizes))
+        owns = []
+        for gate_SCe, bank_eX, sent_NX in zip(gates, banks, sent_NY.split(sizes, dim=1), strict=True):
+            own_GX = bank_eX.new_empty(plan.num_groups, *bank_eX.shape[1:])
+            gate_Ne, gate_Ge = _gates(gate_SCe, plan)
+            _mix(gate_Ne, bank_eX.flatten(1), sent_NX)
+            _mix(gate_Ge, bank_eX.flatten(1), own_GX.flatten(1), skipped=plan.without_own)
+            owns.append(own_GX)
+        return sent_NY, *owns
 
     @staticmethod
-    def backward(ctx, dsent_NX, down_GX):
-        gate_SCe, bank_eX = ctx.saved_tensors
-        plan = ctx.plan
-        gate_Ke = torch.cat(_gates(gate_SCe, plan))
-        dgate_Ke, dbank_eX = _mix_backward(gate_Ke, bank_eX.flatten(1), dsent_NX.flatten(1), down_GX.flatten(1))
-        dgate_SCe = torch.zeros_like(gate_SCe)
-        sent, own = dgate_Ke.split([len(plan.sent_N), plan.num_groups])
-        dgate_SCe[plan.axis.rank, : plan.num_groups] = own
-        for (rank, group), dgate_e in zip(plan.sent_N, sent, strict=True):
-            dgate_SCe[rank, group] = dgate_e
-        return dgate_SCe, dbank_eX.view_as(bank_eX), None
+    def backward(ctx, dsent_NY, *downs):
+        plan, saved = ctx.plan, ctx.saved_tensors
+        gates, banks = saved[: len(downs)], saved[len(downs) :]
+        dgates, dbanks = [], []
+        parts = dsent_NY.split([bank_eX[0].numel() for bank_eX in banks], dim=1)
+        for gate_SCe, bank_eX, dsent_NX, down_GX in zip(gates, banks, parts, downs, strict=True):
+            gate_Ke = torch.cat(_gates(gate_SCe, plan))
+            dgate_Ke, dbank_eX = _mix_backward(gate_Ke, bank_eX.flatten(1), dsent_NX, down_GX.flatten(1))
+            dgate_SCe = torch.zeros_like(gate_SCe)
+            sent, own = dgate_Ke.split([len(plan.sent_N), plan.num_groups])
+            dgate_SCe[plan.axis.rank, : plan.num_groups] = own
+            for (rank, group), dgate_e in zip(plan.sent_N, sent, strict=True):
+                dgate_SCe[rank, group] = dgate_e
+            dgates.append(dgate_SCe)
+            dbanks.append(dbank_eX.view_as(bank_eX))
+        return None, None, *dgates, *dbanks
 
 
-class _Total(torch.autograd.Function):
+class _Totals(torch.autograd.Function):
     """Adds what arrived to the own sums, in place."""
 
     @staticmethod
-    def forward(ctx, own_GX, received_RX, plan):
+    def forward(ctx, plan, received_RY, *owns):
         ctx.plan = plan
-        ctx.mark_dirty(own_GX)
+        ctx.mark_dirty(*owns)
         empty = set(plan.without_own)
-        for group, row_X in zip(plan.arrives_R, received_RX, strict=True):
-            if group in empty:
-                own_GX[group].copy_(row_X)
-                empty.remove(group)
-            else:
-                own_GX[group].add_(row_X)
-        return own_GX
+        parts = received_RY.split([own_GX[0].numel() for own_GX in owns], dim=1)
+        for row, group in enumerate(plan.arrives_R):
+            for own_GX, received_RX in zip(owns, parts, strict=True):
+                row_X = received_RX[row].view_as(own_GX[group])
+                if group in empty:
+                    own_GX[group].copy_(row_X)
+                else:
+                    own_GX[group].add_(row_X)
+            empty.discard(group)
+        return owns
 
     @staticmethod
-    def backward(ctx, dtotal_GX):
+    def backward(ctx, *dtotals):
         arrives_R = ctx.plan.arrives_R
-        in_order = arrives_R == list(range(len(dtotal_GX)))
-        return dtotal_GX, dtotal_GX if in_order else dtotal_GX[arrives_R], None
+        dreceived_RY = dtotals[0].new_empty(len(arrives_R), sum(dtotal_GX[0].numel() for dtotal_GX in dtotals))
+        parts = dreceived_RY.split([dtotal_GX[0].numel() for dtotal_GX in dtotals], dim=1)
+        for row, group in enumerate(arrives_R):
+            for dtotal_GX, dreceived_RX in zip(dtotals, parts, strict=True):
+                dreceived_RX[row].view_as(dtotal_GX[group]).copy_(dtotal_GX[group])
+        return None, dreceived_RY, *dtotals
 
 
 def _gates(gate_SCe: Tensor, plan: MergePlan) -> tuple[Tensor, Tensor]:

@@ -92,7 +92,7 @@ def sparse_pair(rank: int, axis: str, path: str, groups: tuple[int, ...]) -> dic
             gathered = all_gather(weights, mesh.expert)
             has = (gathered.unflatten(-1, (mesh.expert.size, -1)) != 0).any(dim=-1).tolist()
             merges = start_merges((up, down), gathered, has, 1, mesh.expert)
-            decision = MergeDecision(merges, ((0, groups[part], 0),), (0,), report)
+            decision = MergeDecision(merges.totals(), ((0, groups[part], 0),), (0,), report)
         y = decision.apply(down, torch.tanh(decision.apply(up, x)))
         (y**2).sum().backward()
         outputs[part], input_gradients[part], gate_gradients[part] = (

@@ -88,7 +88,7 @@ def decisions(layer, weights_GE, layout):
     """The same decisions for both paths: a group's weights given to each of its tokens."""
     axis = Axis("expert")
     merges = start_merges((layer,), all_gather(weights_GE, axis), [], len(weights_GE), axis)
-    merge = MergeDecision(merges, layout.blocks, layout.first_groups, REPORT)
+    merge = MergeDecision(merges.totals(), layout.blocks, layout.first_groups, REPORT)
     dense_TE = weights_GE[layout.sequences[0].group_T]
     weights_TK, ids_TK = dense_TE.topk(2, dim=1)
     plan = plan_dispatch(ids_TK, weights_TK > 0, weights_GE.shape[1], Axis("expert"))
@@ -118,7 +118,7 @@ def test_all_experts_with_equal_weights_are_their_mean():
     layer = bank()
     x = torch.randn(4, 3)
     merges = start_merges((layer,), torch.full((1, 1, 4), 0.25), [], 1, Axis("expert"))
-    got = MergeDecision(merges, ((0, 4, 0),), (0,), REPORT).apply(layer, x)
+    got = MergeDecision(merges.totals(), ((0, 4, 0),), (0,), REPORT).apply(layer, x)
     expected = torch.nn.functional.linear(x, layer.weight.mean(0), layer.bias.mean(0))
     torch.testing.assert_close(got, expected)
 
