@@ -6,11 +6,14 @@ import json
 import sys
 
 import pytest
+import torch
 import yaml
 
 from benchmarks import ablation, checkpoints, moe_layer, recompute
 from benchmarks import data as data_benchmark
 from benchmarks import evaluation as evaluation_benchmark
+from benchmarks.peers import __main__ as peers
+from benchmarks.peers import batches, clip, uni_perceiver
 from data.synthetic import WorldSize, write_demo_world
 from tests.helpers.places import ROOT
 
@@ -98,3 +101,40 @@ def test_evaluation_lines(monkeypatch, capsys):
     _, *lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0].rstrip(":,") for line in lines] == ["classification", "captions", "retrieval"]
     assert "ratio" in lines[0] and "ratio" in lines[1] and "20 images and 40 texts" in lines[2]
+
+
+TINY = batches.Sizes(width=16, depth=1, heads=2, ffn=32, image=8, patch=4, rows=3, names=5, words=7, caption=6, text=9)
+
+
+def test_peers_get_what_ours_gets():
+    """Pixels of a picture, and labels where the public code looks for them: -1 where nothing is read."""
+    of_task = batches.task_batches(TINY)
+    segment = of_task["classification"].inputs.segments[0]
+    pictures_B3HW = batches.images(segment, TINY.patch)
+    # Row 5, column 2 of a picture is row 1, column 2 of the third patch (4 x 4 pixels, two patches a row); red comes first.
+    expected = (segment.values[0, 2, 1 * 4 + 2] / 255 - 0.485) / 0.229
+    assert pictures_B3HW[0, 0, 5, 2] == pytest.approx(expected.item(), abs=1e-6)
+
+    for task, columns in (("captions", 6), ("masked text", 9)):
+        batch = of_task[task]
+        given = uni_perceiver.batch_of(batch, task, TINY.patch)
+        labels_BL = given["target_idx_list"][0]
+        assert labels_BL.shape == (3, columns)
+        assert labels_BL[labels_BL >= 0].tolist() == batch.labels_Q.tolist()
+    captions = uni_perceiver.batch_of(of_task["captions"], "captions", TINY.patch)
+    words = captions["input_sample_list"][1]
+    assert words["data"].shape == (3, 12) and words["moe_embedding"].shape == (2, 8)  # words, then queries
+    read = captions["target_idx_list"][0] >= 0
+    assert torch.equal(words["invalid_mask"][:, 6:] == 0, read)  # the code drops what is padding, and all else is read
+
+    pictures, text_BL = clip.padded(clip.pairs(2, own_length=True))
+    assert pictures.shape == (2, 3, 224, 224) and text_BL.shape == (2, clip.PLACES)
+    assert (text_BL == clip.WORDS - 1).sum(dim=1).tolist() == [1, 1]  # the end of text, by which its tower reads
+
+
+def test_peers_table_and_errors(capsys, tmp_path):
+    linear = torch.nn.Linear(4, 4)
+    side = peers.Side(linear, peers.adam(linear), lambda number: linear(torch.ones(1, 4)).sum() + number)
+    assert len(peers.Case("one", side, side).row(rounds=2).split()) >= 7
+    assert peers.main(["--uni-perceiver", str(tmp_path)]) == 2
+    assert "no clone" in capsys.readouterr().err
