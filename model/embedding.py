@@ -8,6 +8,7 @@ positions are fixed two-dimensional sine-cosine (the code) or learned (the paper
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -45,27 +46,41 @@ class Embedding(nn.Module):
 
     def forward(self, sequences: Sequences, layout: SequenceLayout) -> Tensor:
         """-> x_TD, <SPE> first in each row."""
+        return self.of_pass((sequences,), (layout,))
+
+    def of_pass(self, sequences: tuple[Sequences, ...], layouts: tuple[SequenceLayout, ...]) -> Tensor:
+        """-> x_TD of all, one after another. The table is asked once: each time its gradient would be as large as the table."""
+        ids: list[Tensor] = []
+        for of_one, layout in zip(sequences, layouts, strict=True):
+            ids.append(torch.full((layout.tokens.rows,), self.spe_id, dtype=torch.long, device=self.text_type.device))
+            for segment, valid_V in zip(of_one.segments, layout.tokens.of_segments, strict=True):
+                if segment.modality == Modality.TEXT:
+                    ids.append(_only(segment.values, valid_V))
+        found = iter(self._lookup(torch.cat(ids)).split([len(of_one) for of_one in ids]))
+        xs = [self._joined(*pair, found) for pair in zip(sequences, layouts, strict=True)]
+        return self.norm(torch.cat(xs) if len(xs) > 1 else xs[0])
+
+    def _joined(self, sequences: Sequences, layout: SequenceLayout, found: Iterator[Tensor]) -> Tensor:
+        """found: rows of the table for <SPE> and for each text. -> [T, D], not normalised."""
         tokens = layout.tokens
-        spe_B = torch.full((tokens.rows,), self.spe_id, dtype=torch.long, device=self.text_type.device)
-        parts = [self._lookup(spe_B)]
+        parts = [next(found)]
         for index, (segment, valid_V) in enumerate(zip(sequences.segments, tokens.of_segments, strict=True)):
             if segment.modality == Modality.TEXT:
-                parts.append(self._text(segment, valid_V))
+                parts.append(self._text(segment, next(found), valid_V))
             else:
                 frames = int(tokens.parts[index].frames_B.max())
                 parts.append(self._visual(segment, valid_V, frames, derive(layout.noise, "frames", index)))
-        return self.norm(take_tokens(torch.cat(parts), layout.ordered(tokens.from_parts_T)))
+        return take_tokens(torch.cat(parts), layout.ordered(tokens.from_parts_T))
 
-    def _text(self, segment: Segment, valid_V: Tensor | None = None) -> Tensor:
+    def _text(self, segment: Segment, found_VD: Tensor, valid_V: Tensor | None = None) -> Tensor:
         length = segment.values.shape[1]
         if length > self.config.max_text:
             raise ValueError(f"a text of {length} tokens is longer than model.max_text={self.config.max_text}")
-        ids_V, positions_V = (_only(x_BL, valid_V) for x_BL in (segment.values, segment.positions))
-        return self._lookup(ids_V) + self.text_positions(positions_V) + self.text_type
+        return found_VD + self.text_positions(_only(segment.positions, valid_V)) + self.text_type
 
     def words(self, segment: Segment) -> Tensor:
         """Text tokens that join sequences whose beginning is there already: [B x L, D] without a <SPE> in front."""
-        return self.norm(self._text(segment))
+        return self.norm(self._text(segment, self._lookup(segment.values.flatten())))
 
     def _lookup(self, ids_V: Tensor) -> Tensor:
         x_VD = self.tokens(ids_V)

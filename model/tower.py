@@ -81,8 +81,7 @@ class Tower(nn.Module):
         """-> (features [Q, W] of each reading in fp32, not normalised, routing reports of all together)."""
         sequences = tuple(reading.sequences.located() for reading in readings)
         layout = self._layout(sequences, readings, both(noise), task)
-        xs = [self.embedding(*pair) for pair in zip(sequences, layout.sequences, strict=True)]
-        x_TD, reports = self.encoder(torch.cat(xs) if len(xs) > 1 else xs[0], layout)
+        x_TD, reports = self.encoder(self.embedding.of_pass(sequences, layout.sequences), layout)
         features = tuple(
             self._read(x_TD, of_one, reading) for of_one, reading in zip(layout.sequences, readings, strict=True)
         )
