@@ -69,22 +69,27 @@ class Attention(nn.Module):
             qkv_TF, *of_prompts = joined.split([len(x_TD), *lengths])
         else:
             qkv_TF = self.qkv(x_TD, decision)
+        heads = _Heads.apply(qkv_TF, self.head_width, [_Places.of(sequence) for sequence in layout.sequences])
         ys, all_new = [], []
-        for qkv, prompts_qkv, sequence in zip(layout.each(qkv_TF), of_prompts, layout.sequences, strict=True):
-            y, new = self._attend(qkv, prompts_qkv, sequence, past)
+        for index, (prompts_qkv, sequence) in enumerate(zip(of_prompts, layout.sequences, strict=True)):
+            y, new = self._attend(heads[3 * index : 3 * index + 3], prompts_qkv, sequence, past)
             ys.append(y)
             all_new.append(new)
         return self.out(torch.cat(ys) if len(ys) > 1 else ys[0], decision), tuple(all_new)
 
     def _attend(
-        self, qkv_TF: Tensor, prompts_PF: Tensor | None, sequence: SequenceLayout, past: KeysValues | None
+        self,
+        heads: tuple[Tensor, Tensor, Tensor],
+        prompts_PF: Tensor | None,
+        sequence: SequenceLayout,
+        past: KeysValues | None,
     ) -> tuple[Tensor, KeysValues]:
         """All tokens of a sequence ask."""
-        q_BHLd, k_BHLd, v_BHLd = _SplitHeads.apply(sequence.placed(qkv_TF), self.head_width)
+        q_BHLd, k_BHLd, v_BHLd = heads
         new = KeysValues(k_BHLd, v_BHLd)
         mask = sequence.mask
         if prompts_PF is not None:
-            _, k_1HPd, v_1HPd = _SplitHeads.apply(prompts_PF[None], self.head_width)
+            _, k_1HPd, v_1HPd = _Heads.apply(prompts_PF, self.head_width, [_Places(1, len(prompts_PF))])
             batch = q_BHLd.shape[0]
             new = KeysValues(k_1HPd.expand(batch, -1, -1, -1), v_1HPd.expand(batch, -1, -1, -1)).joined(new)
             mask = None if mask is None else pad(mask, (len(prompts_PF), 0), value=True)
@@ -93,13 +98,50 @@ class Attention(nn.Module):
         return sequence.taken(y_BHLd.transpose(1, 2).flatten(2)), new
 
 
-class _SplitHeads(torch.autograd.Function):
-    """[B, L, (H, 3, d)] -> views q, k, v [B, H, L, d]; the gradients are joined in one pass."""
+@dataclasses.dataclass(frozen=True)
+class _Places:
+    """Rows and places of a sequence, and in which of [B x L] its tokens stand; None: in all, in order."""
+
+    rows: int
+    length: int
+    place_T: Tensor | None = None
+
+    @classmethod
+    def of(cls, sequence: SequenceLayout) -> _Places:
+        return cls(sequence.tokens.rows, sequence.tokens.length, None if sequence.is_plain else sequence.place_T)
+
+    @property
+    def num_tokens(self) -> int:
+        return self.rows * self.length if self.place_T is None else len(self.place_T)
+
+
+class _Heads(torch.autograd.Function):
+    """[T, (H, 3, d)] -> q, k, v [B, H, L, d] of one sequence after another, views where all places are tokens. The gradients of all are
+    written where they belong in one pass."""
 
     @staticmethod
-    def forward(ctx, qkv_BLF, head_width):
-        return qkv_BLF.unflatten(2, (-1, 3, head_width)).permute(3, 0, 2, 1, 4).unbind(0)
+    def forward(ctx, qkv_TF, head_width, all_places):
+        ctx.all_places = all_places
+        found: list[Tensor] = []
+        parts = qkv_TF.split([places.num_tokens for places in all_places])
+        for places, qkv_PF in zip(all_places, parts, strict=True):
+            if places.place_T is not None:
+                zeros_PF = qkv_PF.new_zeros(places.rows * places.length, qkv_PF.shape[1])
+                qkv_PF = zeros_PF.index_copy_(0, places.place_T, qkv_PF)
+            qkv_BLH3d = qkv_PF.view(places.rows, places.length, -1, 3, head_width)
+            found += qkv_BLH3d.permute(3, 0, 2, 1, 4).unbind(0)
+        return tuple(found)
 
     @staticmethod
     def backward(ctx, *grads_BHLd):
-        return torch.stack([grad_BHLd.transpose(1, 2) for grad_BHLd in grads_BHLd], dim=3).flatten(2), None
+        _, heads, _, width = grads_BHLd[0].shape
+        counts = [places.num_tokens for places in ctx.all_places]
+        dqkv_TH3d = grads_BHLd[0].new_empty(sum(counts), heads, 3, width)
+        for index, (places, out_TH3d) in enumerate(zip(ctx.all_places, dqkv_TH3d.split(counts), strict=True)):
+            of_each = [grad_BHLd.transpose(1, 2) for grad_BHLd in grads_BHLd[3 * index : 3 * index + 3]]
+            if places.place_T is None:
+                torch.stack(of_each, dim=3, out=out_TH3d.view(places.rows, places.length, heads, 3, width))
+            else:
+                placed_PH3d = torch.stack(of_each, dim=3).flatten(0, 1)
+                torch.index_select(placed_PH3d, 0, places.place_T, out=out_TH3d)
+        return dqkv_TH3d.flatten(1), None, None
