@@ -17,10 +17,10 @@ from tests.helpers.models import make, tiny
 
 KINDS: dict[str, tuple[str, int, int]] = {
     # of a block, at most: launches forward, launches backward
-    "dense": ("caption", 20, 37),
-    "attribute": ("caption", 46, 108),
-    "token": ("caption", 230, 140),
-    "limoe": ("retrieval", 180, 153),
+    "dense": ("caption", 20, 36),
+    "attribute": ("caption", 46, 106),
+    "token": ("caption", 180, 124),
+    "limoe": ("retrieval", 178, 146),
     "deepspeed": ("retrieval", 192, 146),
 }
 
