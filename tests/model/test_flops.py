@@ -66,8 +66,8 @@ def dropped(losses: Losses) -> list[float]:
 
 
 def bias_gradients(config: ModelConfig, losses: Losses) -> float:
-    """Gradients of biases are sums, but those of experts that are sent tokens and do not narrow are weighed sums of the rows that they took:
-    products."""
+    """Gradients of biases are sums, but those of experts that are sent tokens and do not narrow are weighed sums of the rows that
+    they took: products."""
     if not config.experts.decides_per_token:
         return 0
     outputs = {"linear": (4 * WIDTH, FFN), "ffn_linear": (FFN,), "mlp": (0,)}[config.experts.unit]

@@ -49,4 +49,4 @@ def test_fresh_updates_change_nothing_and_merged_ones_are_the_same(router):
 def test_training_is_the_same_on_two_ranks(layout):
     job = {"sgd": True, "lr": 0.05, "model": (("lora", LORA),)}
     expected, got = run_ranks(1, run_job, ParityRun(**job)), run_ranks(2, run_job, ParityRun(**job, **layout))
-    assert_equal_runs(expected, got)
+    assert_equal_runs(expected, got, rtol=3e-5)  # a weight is a sum of two, so it rounds more often
