@@ -86,7 +86,6 @@ def test_copies_start_in_the_thread_and_end_with_the_step(monkeypatch):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 def test_copies_to_a_cuda_device():
     batches = [{"x": torch.full((1 << 20,), float(n)), "y": torch.arange(n + 1)} for n in range(8)]
     there = list(handed_over(map(pack, batches), "cuda:0"))
