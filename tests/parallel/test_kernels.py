@@ -23,15 +23,16 @@ MOST_COMPILATIONS = 6
 """The first norm, the sum at the end of a block and what lies between, with gradients and without."""
 
 
-def made(config, kernels: Kernels) -> Objective:
-    objective = Objective(config, VOCABULARY_SIZE, Mesh(), kernels)
+def made(config, kernels: Kernels, device: str = "cpu") -> Objective:
+    objective = Objective(config, VOCABULARY_SIZE, Mesh(device=device), kernels)
     initialise(objective, 0)
-    return objective
+    return objective.to(device)
 
 
 def pass_of(objective: Objective, task: str, seed: int) -> torch.Tensor:
     """One pass forward and backward -> the loss."""
-    losses = objective(BATCHES[task]().located(), seed)
+    device = next(objective.parameters()).device
+    losses = objective(BATCHES[task]().located().to(device), seed)
     losses.total.backward()
     return losses.total.detach()
 
@@ -88,12 +89,18 @@ def test_a_compiler_that_is_missing_is_named(monkeypatch):
         load_kernels("torch", "passes")
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
-def test_real_kernels_give_the_same():
+@pytest.mark.parametrize(
+    "device", [pytest.param("cpu", marks=pytest.mark.slow), pytest.param("cuda", marks=pytest.mark.gpu)]
+)
+def test_real_kernels_give_the_same(device):
+    """As compile=passes makes them, by a C++ compiler or by Triton."""
+    if device == "cpu" and shutil.which("g++") is None:
+        pytest.skip("needs a C++ compiler")
     torch._dynamo.reset()
     config = tiny("attribute", layer_scale=1e-1, drop_path=0.1)
-    objective, plain = made(config, load_kernels("torch", "passes")), made(config, load_kernels("torch"))
+    objective, plain = (
+        made(config, load_kernels("torch", compile), device=device) for compile in ("passes", "none")
+    )
     for step, task in enumerate(BATCHES):
         torch.testing.assert_close(pass_of(objective, task, step), pass_of(plain, task, step), rtol=1e-5, atol=1e-5)
     for (name, parameter), other in zip(objective.named_parameters(), plain.parameters(), strict=True):

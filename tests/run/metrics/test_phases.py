@@ -78,3 +78,17 @@ def test_a_device_has_phases_of_its_own_and_is_waited_for_once(monkeypatch):
     seconds = {"report": 0.001, "data": 0.002, "forward": 0.003, "backward": 0.004, "save": 0.02}
     assert taken == pytest.approx(dict.fromkeys(PHASES, 0.0) | seconds)
     assert clock.taken() == pytest.approx(dict.fromkeys(PHASES, 0.0) | {"save": 0.001})
+
+
+@pytest.mark.gpu
+def test_a_device_measures_its_own_time():
+    """What the host asked for at once lasts in the phase that it was asked in."""
+    x = torch.ones(4096, 4096, device="cuda")
+    phase = Phases("cuda")
+    phase("forward")
+    phase("backward")
+    for _ in range(20):
+        x @ x
+    phase("step")
+    taken = phase.taken()
+    assert taken["backward"] > 10 * taken["forward"] >= 0 and taken["backward"] > 10 * taken["step"], taken
