@@ -117,6 +117,29 @@ def test_killed_and_repeated_equals_uninterrupted(config):
         assert resumed == whole
 
 
+@pytest.mark.parametrize(
+    ("origin", "device"),
+    [
+        pytest.param("cpu", "cpu", marks=pytest.mark.slow),
+        pytest.param("cuda", "cuda", marks=pytest.mark.gpu),
+        pytest.param("cpu", "cuda", marks=pytest.mark.gpu),
+    ],
+)
+def test_a_run_resumes_on_a_device(config, origin, device):
+    """By the launcher, with the options that a GPU is used with. From the checkpoint of step 3 the last steps are what they were: to the
+    bit on a CPU, but for sums in any order on a GPU, and but for bf16 from one to the other."""
+    options = ("compile=auto", "parallel.precision=auto")
+    train(config, *options, launched=True, device=origin)
+    whole, checkpoints = losses(config), config.parent / "runs" / "tiny" / "checkpoints"
+    shutil.rmtree(checkpoints / "step_00000006")
+    (checkpoints / "latest").write_text("step_00000003", encoding="utf-8")
+    assert "continues at step 3" in train(config, *options, launched=True, device=device)
+    resumed, most = losses(config), {("cpu", "cpu"): 0.0, ("cuda", "cuda"): 1e-2}.get((origin, device), 0.1)
+    assert len(resumed) == len(whole) == 6 and resumed[:3] == whole[:3]
+    for one, other in zip(resumed[3:], whole[3:], strict=True):
+        assert one == pytest.approx(other, rel=most, abs=0)
+
+
 @pytest.mark.slow
 def test_a_signal_saves_and_exits_with_its_own_code(config):
     """To all processes that there are, as batch systems, `timeout` and terminals send it: workers and wandb's helper get it too."""

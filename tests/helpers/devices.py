@@ -12,7 +12,7 @@
 | compiled passes | parallel/test_kernels.py: test_real_kernels_give_the_same | slow; test_compiled_passes without a compiler |
 | batches to the device | data/workers/test_to_device.py: test_copies_to_a_cuda_device | test_copies_start_in_the_thread_and_end_with_the_step |
 | time of phases | run/metrics/test_phases.py: test_a_device_measures_its_own_time | test_a_device_has_phases_of_its_own... |
-| a run and its resume, also from a CPU | test_train.py: test_a_run_resumes_on_a_device | no device is seen |
+| a run and its resume, also from a CPU | test_train.py: test_a_run_resumes_on_a_device | slow; test_killed_and_repeated_equals_uninterrupted |
 | the benchmark | test_benchmarks.py: test_step_table | tiny |
 """
 

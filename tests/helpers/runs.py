@@ -21,6 +21,7 @@ from parallel.mesh import Mesh
 from parallel.placement import placement_of
 from run.config_file import load_config
 from run.folder import write_run_files
+from tests.helpers.devices import only_seeing
 from tests.helpers.places import ROOT
 
 LAUNCHER = Path(sys.executable).with_name("deepspeed")
@@ -81,24 +82,28 @@ def saved_run(config: Path, *overrides: str, noise: float = 0.0) -> Path:
     return run.folder
 
 
-def environment() -> dict[str, str]:
-    return os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "WANDB_SILENT": "true"}
+def environment(device: str = "cuda") -> dict[str, str]:
+    """device: cpu hides GPUs, cuda leaves those that the tests see."""
+    return only_seeing(device) | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "WANDB_SILENT": "true"}
 
 
-def command(config: Path, *overrides: str, ranks: int = 1) -> list[str]:
+def command(config: Path, *overrides: str, ranks: int = 1, launched: bool = False) -> list[str]:
+    """launched: by DeepSpeed's launcher, as several ranks are in any case."""
     launcher = (
         [str(LAUNCHER), f"--num_gpus={ranks}", f"--master_port={29600 + os.getpid() % 300}"]
-        if ranks > 1
+        if ranks > 1 or launched
         else [sys.executable]
     )
     return [*launcher, str(ROOT / "train.py"), f"--config={config}", *overrides]
 
 
-def train(config: Path, *overrides: str, ranks: int = 1, expect: int = 0) -> str:
+def train(
+    config: Path, *overrides: str, ranks: int = 1, expect: int = 0, launched: bool = False, device: str = "cuda"
+) -> str:
     done = subprocess.run(
-        command(config, *overrides, ranks=ranks),
+        command(config, *overrides, ranks=ranks, launched=launched),
         cwd=ROOT,
-        env=environment(),
+        env=environment(device),
         capture_output=True,
         text=True,
         timeout=240,

@@ -98,9 +98,7 @@ def test_real_kernels_give_the_same(device):
         pytest.skip("needs a C++ compiler")
     torch._dynamo.reset()
     config = tiny("attribute", layer_scale=1e-1, drop_path=0.1)
-    objective, plain = (
-        made(config, load_kernels("torch", compile), device=device) for compile in ("passes", "none")
-    )
+    objective, plain = (made(config, load_kernels("torch", compile), device=device) for compile in ("passes", "none"))
     for step, task in enumerate(BATCHES):
         torch.testing.assert_close(pass_of(objective, task, step), pass_of(plain, task, step), rtol=1e-5, atol=1e-5)
     for (name, parameter), other in zip(objective.named_parameters(), plain.parameters(), strict=True):
