@@ -4,16 +4,16 @@
 
 | what | tests | on the CPU |
 |---|---|---|
-| loss and gradients of a pass, fp32 and bf16 | model/test_devices.py: test_a_pass_equals_the_plain_one_on_a_cpu | branches forced |
-| launches of a block in bf16 | model/test_devices.py: test_launches_of_a_block_in_bf16 | operators counted |
-| nothing waits in a step | model/test_hot_path.py: test_nothing_waits_for_a_device | places counted |
-| grouped products | model/moe/test_grouped.py: test_grouped_products_equal_those_one_by_one | branch forced |
-| chunks of a vocabulary | model/scoring/test_vocabulary.py: both tests of chunks | as it is |
-| compiled passes | parallel/test_kernels.py: test_real_kernels_give_the_same | slow; test_compiled_passes without a compiler |
-| batches to the device | data/workers/test_to_device.py: test_copies_to_a_cuda_device | test_copies_start_in_the_thread_and_end_with_the_step |
-| time of phases | run/metrics/test_phases.py: test_a_device_measures_its_own_time | test_a_device_has_phases_of_its_own... |
-| a run and its resume, also from a CPU | test_train.py: test_a_run_resumes_on_a_device | slow; test_killed_and_repeated_equals_uninterrupted |
-| the benchmark | test_benchmarks.py: test_step_table | tiny |
+| loss and gradients of a pass, fp32 and bf16 | model/test_devices.py: test_a_pass_... | branches forced |
+| launches of a block in bf16 | model/test_devices.py: test_launches_... | operators counted |
+| nothing waits in a step | model/test_hot_path.py: test_nothing_waits_... | places counted |
+| grouped products | model/moe/test_grouped.py: test_grouped_products_... | branch forced |
+| chunks of a vocabulary | model/scoring/test_vocabulary.py: both of chunks | the same |
+| compiled passes | parallel/test_kernels.py: test_real_kernels_... | slow; test_compiled_passes |
+| batches to the device | data/workers/test_to_device.py: test_copies_to_a_... | test_copies_start_in_the_thread_... |
+| time of phases | run/metrics/test_phases.py: test_a_device_measures_... | test_a_device_has_phases_of_its_own_... |
+| a run and its resume, also from a CPU's | test_train.py: test_a_run_resumes_on_a_device | slow; test_killed_and_repeated_... |
+| the benchmark | test_benchmarks.py: test_step_on_a_device | tiny |
 """
 
 from __future__ import annotations
