@@ -13,35 +13,30 @@ import argparse
 import dataclasses
 import functools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 from torch.utils._pytree import tree_leaves
 
-from data.attributes import CAPTION_TEXT, CAPTION_VISUAL, NAME_TARGET, TEXT_INPUT, VISUAL_INPUT
-from data.batch import Modality, Segment, Sequences, TaskBatch, Visibility
+from benchmarks.batches import PRESETS, batch_of
+from data.batch import TaskBatch
 from model.config import ModelConfig
 from model.flops import forward_flops, passes_of, work_of
 from model.objective import Objective
 from parallel.kernels import load_kernels
 from parallel.mesh import Mesh
 from parallel.precision import computing
-from plan.tasks import SequenceShape, TaskLoad, shares_of, task_loads, vocabulary_size_of, word_candidates_of
+from plan.tasks import shares_of, task_loads, vocabulary_size_of, word_candidates_of
 from run.config_file import load_config
 
-PRESETS = Path(__file__).resolve().parents[1] / "configs" / "presets"
 VIEWS = {
     "view", "_unsafe_view", "t", "transpose", "permute", "expand", "slice", "select", "unbind", "split", "split_with_sizes",
     "unsqueeze", "squeeze", "as_strided", "detach", "alias", "_reshape_alias", "unfold", "empty", "new_empty", "empty_like",
 }  # fmt: skip
-NAMES, NAME_LENGTH = 1000, 8
-"""Of classes, where their data set is not here to be counted; <SPE> included."""
 ADAM_BYTES = 7 * 4
 """A parameter's: weight, gradient and two moments are read, three of them written."""
 
@@ -145,60 +140,6 @@ def _counter() -> Counter:
     return next(mode for mode in _get_current_dispatch_mode_stack() if isinstance(mode, Counter))
 
 
-def batch_of(model: ModelConfig, load: TaskLoad) -> TaskBatch:
-    """Of the task's nominal shape, on one rank; texts are as long as they may be."""
-    inputs, candidates = load.passes(1)[:2]
-    if not candidates.length:  # the data set that has the names is not here
-        candidates = dataclasses.replace(candidates, rows=NAMES, reads=NAMES, length=NAME_LENGTH)
-    of_inputs, of_candidates = _sequences(model, inputs, False), _sequences(model, candidates, True)
-    places = np.linspace(1, inputs.length - 1, max(1, inputs.reads // inputs.rows), dtype=int)
-    rows = np.repeat(np.arange(inputs.rows), len(places))
-    read_Q2 = torch.from_numpy(np.stack([rows, np.tile(places, inputs.rows)], axis=1))
-    symmetric = load.symmetric and candidates.rows == len(read_Q2)
-    batch = TaskBatch(
-        task=model.tasks[0] if model.tasks else "task",
-        inputs=of_inputs,
-        read_Q2=read_Q2,
-        candidates=of_candidates,
-        labels_Q=torch.arange(len(read_Q2)) % candidates.rows,
-        temperature=model.temperatures[0],
-        symmetric=symmetric,
-    )
-    return batch.located()
-
-
-def _sequences(model: ModelConfig, shape: SequenceShape, is_target: bool) -> Sequences:
-    segments, text = [], shape.length - 1 - shape.visual
-    if shape.visual:
-        attributes = CAPTION_VISUAL if text else VISUAL_INPUT
-        positions = torch.zeros(shape.rows, shape.visual, 3, dtype=torch.long)
-        values = torch.zeros(shape.rows, shape.visual, model.patch_values, dtype=torch.uint8)
-        segments.append(_segment(Modality.IMAGE, values, positions, Visibility.PREFIX, attributes))
-    if text and shape.visual:
-        for length, visibility in ((text // 2, Visibility.CAUSAL), (text - text // 2, Visibility.READOUT)):
-            segments.append(_text(shape.rows, length, visibility, CAPTION_TEXT))
-    elif text:
-        segments.append(_text(shape.rows, text, Visibility.PREFIX, NAME_TARGET if is_target else TEXT_INPUT))
-    return Sequences(segments=tuple(segments))
-
-
-def _text(rows: int, length: int, visibility: Visibility, attributes: Any) -> Segment:
-    positions = torch.arange(length).expand(rows, length).contiguous()
-    return _segment(Modality.TEXT, torch.zeros_like(positions), positions, visibility, attributes)
-
-
-def _segment(modality: Modality, values: Tensor, positions: Tensor, visibility: Visibility, attributes: Any) -> Segment:
-    valid_BL = torch.ones(values.shape[:2], dtype=torch.bool)
-    return Segment(
-        modality=modality,
-        values=values,
-        positions=positions,
-        valid_BL=valid_BL,
-        visibility=visibility,
-        attributes=attributes,
-    )
-
-
 def step_of(
     model: ModelConfig, vocabulary_size: int, batch: TaskBatch, machine: Machine, compiles: bool = True
 ) -> dict[str, float]:
@@ -232,11 +173,8 @@ def step_of(
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--presets", nargs="+", default=["uni_perceiver_moe_base"], metavar="NAME")
-    parser.add_argument("--recompute", choices=["none", "selective", "block"], help="in place of the preset's own")
-    parser.add_argument("--compile", choices=["passes", "none"], default="passes", help="as the run's option")
+def add_rates(parser: argparse.ArgumentParser) -> None:
+    """Options for what a machine reaches."""
     for name, default, text in (
         ("peak", 989.4, "TFLOP/s of the data sheet, of which MFU is a share"),
         ("products", 650, "TFLOP/s that products in bf16 reach"),
@@ -248,8 +186,10 @@ def main() -> None:
         ("backward-launch", 5, "the same in the backward pass"),
     ):
         parser.add_argument(f"--{name}", type=float, default=default, help=f"{text} (%(default)s)")
-    options = parser.parse_args()
-    machine = Machine(
+
+
+def machine_of(options: argparse.Namespace) -> Machine:
+    return Machine(
         *(
             1e12 * getattr(options, name)
             for name in ("peak", "products", "fp32_products", "attention", "masked_attention", "memory")
@@ -257,6 +197,16 @@ def main() -> None:
         1e-6 * options.forward_launch,
         1e-6 * options.backward_launch,
     )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--presets", nargs="+", default=["uni_perceiver_moe_base"], metavar="NAME")
+    parser.add_argument("--recompute", choices=["none", "selective", "block"], help="in place of the preset's own")
+    parser.add_argument("--compile", choices=["passes", "none"], default="passes", help="as the run's option")
+    add_rates(parser)
+    options = parser.parse_args()
+    machine = machine_of(options)
     print(
         f"{'preset':<26}{'task':<22}{'tokens':>8}{'TFLOP':>8}{'GPU ms':>8}{'prod.':>7}{'att.':>6}{'mem.':>6}"
         f"{'host ms':>9}{'launches':>9}{'MFU':>6}"
@@ -270,7 +220,7 @@ def main() -> None:
         shares, _ = shares_of(run)
         seconds = flops = update = 0.0
         for load in task_loads(run, word_candidates_of(run), shares):
-            batch = batch_of(run.model, load)
+            batch = batch_of(run.model, load, vocabulary_size)
             found = step_of(run.model, vocabulary_size, batch, machine, options.compile == "passes")
             longest = max(found["gpu"], found["host"])
             seconds, flops, update = (
