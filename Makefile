@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 export GLOO_SOCKET_IFNAME ?= $(if $(filter Darwin,$(shell uname -s)),lo0,lo)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow parity curves mutants check docs bench bench-data bench-evaluation ablation faults slurm image-check clean
+.PHONY: help setup demo test test-slow parity gpu curves mutants check docs bench bench-gpu bench-data bench-evaluation ablation faults slurm image-check clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-23s %s\n", $$1, $$2}'
@@ -28,6 +28,9 @@ test-slow: setup ## the slow tests
 parity: setup ## up to eight ranks in every arrangement, and checkpoints from every layout to every other
 	$(PYTHON) -m pytest -m parity $(ARGS)
 
+gpu: setup ## on one GPU what the other tests force on the CPU; without a GPU all of it is skipped, and says so
+	$(PYTHON) -m pytest -m gpu $(ARGS)
+
 curves: setup ## 30 steps of two trainings against the losses that are written down: half a minute; ARGS="--write" writes them anew
 	$(PYTHON) scripts/curves.py $(ARGS)
 
@@ -45,6 +48,9 @@ docs: setup ## the documentation as a site in site/; fails at a warning or a lin
 
 bench: setup ## what a sparse block costs against a dense one and DeepSpeed's, on one rank and two
 	$(PYTHON) -m benchmarks.moe_layer
+
+bench-gpu: setup ## steps of presets at full size on this device: MFU, memory, phases, other programs' blocks; ARGS="--presets limoe_h14 --experts 8"
+	$(PYTHON) -m benchmarks.gpu_step $(ARGS)
 
 bench-data: setup ## reading and decoding against webdataset's pipeline and decoding alone; ARGS="--data FOLDER" for real files
 	$(PYTHON) -W ignore -m benchmarks.data $(ARGS)

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import io
 import json
+import subprocess
 import sys
 
 import pytest
 import torch
 import yaml
 
-from benchmarks import ablation, checkpoints, moe_layer, recompute
+from benchmarks import ablation, checkpoints, gpu_step, moe_layer, recompute
 from benchmarks import data as data_benchmark
 from benchmarks import evaluation as evaluation_benchmark
 from benchmarks.peers import __main__ as peers
 from benchmarks.peers import batches, clip, uni_perceiver
 from data.synthetic import WorldSize, write_demo_world
+from model.flops import forward_flops, passes_of, work_of
+from tests.helpers.batches import BATCHES
+from tests.helpers.devices import DEVICES
+from tests.helpers.distributed import run_ranks
+from tests.helpers.models import make, tiny
 from tests.helpers.places import ROOT
+from tests.helpers.runs import environment
 
 
 @pytest.mark.slow
@@ -138,3 +148,56 @@ def test_peers_table_and_errors(capsys, tmp_path):
     assert len(peers.Case("one", side, side).row(rounds=2).split()) >= 7
     assert peers.main(["--uni-perceiver", str(tmp_path)]) == 2
     assert "no clone" in capsys.readouterr().err
+
+
+STEP = [
+    *("--presets", "uni_perceiver_moe_tiny", "--task", "imagenet1k", "--steps", "1", "--experts", "2", "--scale", "0.005"),
+    *("--peer-tokens", "40", "--set", "model.depth=2", "model.width=32", "model.heads=2", "model.ffn=64", "model.image_size=32"),
+]  # fmt: skip
+
+
+def told(rank: int, arguments: list[str]) -> str:
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        gpu_step.main(arguments)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_step_on_a_device(device):
+    """A step of a tiny model, and blocks of others. 1,000 names of 8 tokens, and 4 pictures of 1 + 2 x 2."""
+    if device == "cpu":
+        (out,) = run_ranks(1, told, [*STEP, "--device", "cpu"])
+    else:
+        command = [sys.executable, "-m", "benchmarks.gpu_step", *STEP]
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300, check=False
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        out = done.stdout
+    machine, titles, step, blocks, columns, *peers = out.splitlines()
+    assert machine.startswith("CPU, torch" if device == "cpu" else torch.cuda.get_device_name())
+    assert "roofline" in titles and "MFU" in columns and "8 x 5 tokens" in blocks
+    _, task, tokens, *numbers = step.split()
+    assert (task, tokens) == ("imagenet1k", "8020")
+    *measured, mfu, with_update, predicted_ms, predicted_mfu = numbers
+    assert len(measured) == 6 and min(map(float, [*measured, predicted_ms])) > 0 and predicted_mfu.endswith("%")
+    assert device == "cuda" or (mfu, with_update) == ("n/a", "n/a")
+    lines = {line[2:38].strip(): line[38:] for line in peers}
+    assert len(lines) == 9
+    for name, line in lines.items():
+        skipped = line.startswith("skipped: ")
+        assert skipped or float(line.split()[2]) > 0, name
+        assert not (skipped and name.startswith(("ours", "torch", "DeepSpeed"))), line
+
+
+def test_flops_of_a_step_leave_out_choices_without_a_slot():
+    """Three in the first of two decisions: 2 x 16 x 32 multiplications and additions each, forward and twice backward."""
+    objective, batch = make(tiny("limoe", {"placement": "all"})), BATCHES["retrieval"]().located()
+    works = work_of(objective.config, batch, batch.inputs.counts, batch.candidates.counts)
+    passes, parts = passes_of(objective), forward_flops(objective.config, works)
+    use = objective(batch, 1).use
+    taken_NME = use.taken_ME.clone()
+    asked_NM = taken_NME.sum(dim=2)
+    asked_NM[0, 0] += 3
+    found = gpu_step.flops_of(objective, batch, dataclasses.replace(use, asked_M=asked_NM))
+    assert found == sum(passes[part] * flops for part, flops in parts.items()) - 3 * 3 * 2 * (2 * 16 * 32)
