@@ -16,6 +16,7 @@ import yaml
 from benchmarks import ablation, checkpoints, gpu_step, moe_layer, recompute
 from benchmarks import data as data_benchmark
 from benchmarks import evaluation as evaluation_benchmark
+from benchmarks.batches import batch_of
 from benchmarks.peers import __main__ as peers
 from benchmarks.peers import batches, clip, uni_perceiver
 from data.synthetic import WorldSize, write_demo_world
@@ -154,6 +155,18 @@ STEP = [
     *("--presets", "uni_perceiver_moe_tiny", "--task", "imagenet1k", "--steps", "1", "--experts", "2", "--scale", "0.005"),
     *("--peer-tokens", "40", "--set", "model.depth=2", "model.width=32", "model.heads=2", "model.ffn=64", "model.image_size=32"),
 ]  # fmt: skip
+
+
+def test_made_batches_have_words_and_pixels_at_their_places():
+    """Tokens that were all alike would choose one expert. 4 of 128 pairs; 16 patches of 32 x 32 are 4 x 4 places."""
+    options = gpu_step.arguments(["--scale", "0.03", "--set", "model.image_size=128"])
+    run = gpu_step.configured("limoe_s32", options)
+    (load,) = gpu_step.loads_of(run, [])
+    batch = batch_of(run.model, load, 1000)
+    (pictures,), (texts,) = batch.inputs.segments, batch.candidates.segments
+    assert pictures.values.shape == (4, 16, 3 * 32 * 32) and len(pictures.positions.flatten(0, 1).unique(dim=0)) == 16
+    assert len(pictures.values.unique()) == 256 and len(texts.values.unique()) > 1 and texts.values.max() < 999
+    assert batch.symmetric and batch.labels_Q.tolist() == [0, 1, 2, 3]
 
 
 def told(rank: int, arguments: list[str]) -> str:

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from run.metrics.names import METRICS
+from tests.helpers import devices
 from tests.helpers.places import ROOT
 
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / ".github").rglob("*.md"))]
@@ -21,6 +22,21 @@ def test_the_page_of_options_is_what_its_script_prints():
     )
     assert done.stdout == (ROOT / "docs" / "options.md").read_text(), "run scripts/options_page.py > docs/options.md"
     assert "|  |" not in done.stdout, "an option without a meaning: write it into the docstring"
+
+
+def test_tests_of_a_gpu_have_a_twin_on_the_cpu_that_is_told():
+    """The table of tests/helpers/devices.py: each test that it names is there, and each file that has one of a GPU is named."""
+    folder = ROOT / "tests"
+    told = re.findall(r"^\| .+ \| (\S+\.py): (\S+)", devices.__doc__ or "", re.MULTILINE)
+    for file, name in told:
+        text = (folder / file).read_text(encoding="utf-8")
+        assert f"def {name.rstrip('.,')}" in text, f"{file}: {name}"
+    marked = {
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("test_*.py")
+        if re.search(r"mark\.gpu|\bDEVICES\)", path.read_text(encoding="utf-8"))
+    } - {"test_docs.py"}
+    assert marked == {file for file, _ in told}
 
 
 def test_every_document_is_in_the_navigation():
