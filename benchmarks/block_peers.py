@@ -228,9 +228,9 @@ def peers_table(
             lines.append(f"  {title:<36}skipped: {type(error).__name__}: {first}")
             continue
         seconds = found.forward + found.backward
-        rate = stack.flops(counted) / seconds
+        rate, held = stack.flops(counted) / seconds, found.peak_bytes / GIB
         lines.append(
             f"  {title:<36}{1e3 * found.forward:>10.1f}{1e3 * found.backward:>11.1f}{stack.tokens / seconds:>11.0f}"
-            f"{rate / TERA:>9.3g}{f'{rate / peak:.0%}' if peak else 'n/a':>6}{found.peak_bytes / GIB:>7.1f}"
+            f"{rate / TERA:>9.3g}{f'{rate / peak:.0%}' if peak else 'n/a':>6}{f'{held:.1f}' if held else '-':>7}"
         )
     return "\n".join(lines)
