@@ -22,8 +22,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.memory import most_held
 from data.attributes import CAPTION_TEXT, CAPTION_VISUAL
 from data.batch import Modality, Visibility
 from data.token_layout import Part, token_layout
@@ -126,21 +126,9 @@ def one_pass(block: Encoder, x_TD: Tensor, layout: PassLayout) -> Pass:
 
 def peak_bytes(block: Encoder, x_TD: Tensor, layout: PassLayout) -> int:
     """The most that one pass holds at a time besides weights and input: activations, gradients, work space."""
-    if x_TD.is_cuda:
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        one_pass(block, x_TD, layout)
-        return torch.cuda.max_memory_allocated() - before
     for parameter in block.parameters():
         parameter.grad = None
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        one_pass(block, x_TD, layout)
-    alive = most = 0
-    for event in sorted(profiler.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
-        if event.name() == "[memory]":
-            alive += event.nbytes()
-            most = max(most, alive)
-    return most
+    return most_held(x_TD.device.type, lambda: one_pass(block, x_TD, layout))
 
 
 def measure(

@@ -14,8 +14,9 @@ import time
 
 import torch
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile, record_function
+from torch.profiler import record_function
 
+from benchmarks.memory import BETWEEN, held
 from benchmarks.moe_layer import DEEPSPEED, VARIANTS, Size, make_layout
 from model.config import ModelConfig
 from model.encoder import Encoder
@@ -52,7 +53,7 @@ def one_pass(encoder: Encoder, x_TD: Tensor, layout: PassLayout) -> float:
     """-> seconds of forward and backward."""
     start = time.perf_counter()
     y_TD, _ = encoder(x_TD, layout)
-    with record_function("between"):
+    with record_function(BETWEEN):
         gradient = torch.ones_like(y_TD)
     y_TD.backward(gradient)
     return time.perf_counter() - start
@@ -62,16 +63,7 @@ def memory(encoder: Encoder, x_TD: Tensor, layout: PassLayout) -> tuple[float, f
     """-> (kept, peak) in MiB."""
     encoder.zero_grad()
     x_TD.grad = None
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        one_pass(encoder, x_TD, layout)
-    events = sorted(profiler.profiler.kineto_results.events(), key=lambda event: event.start_ns())
-    between = next(event.start_ns() for event in events if event.name() == "between")
-    alive = most = kept = 0
-    for event in events:
-        if event.name() == "[memory]":
-            alive += event.nbytes()
-            most = max(most, alive)
-            kept = alive if event.start_ns() < between else kept
+    kept, most = held(lambda: one_pass(encoder, x_TD, layout))
     return kept / 2**20, most / 2**20
 
 

@@ -9,9 +9,10 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile, record_function
+from torch.profiler import record_function
 
 import train
+from benchmarks.memory import BETWEEN, held
 from data.attributes import CAPTION_TEXT, CAPTION_VISUAL, NAME_TARGET, VISUAL_INPUT, WORD_TARGET
 from data.batch import CandidateSet, Modality, Scope, Segment, Sequences, TaskBatch, Visibility
 from data.config import DataConfig, TaskConfig
@@ -289,19 +290,14 @@ def kept_by(model: ModelConfig, batch: TaskBatch, mesh: Mesh | None = None) -> t
     their gradients not."""
     objective = make(model, mesh=mesh)
     objective(batch, 5).total.backward()  # gradients are there from now on
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+
+    def run() -> None:
         total = objective(batch, 5).total
-        with record_function("between"):
+        with record_function(BETWEEN):
             pass
         total.backward()
-    events = sorted((e.start_ns(), e.name(), e.nbytes()) for e in profiler.profiler.kineto_results.events())
-    between = next(start for start, name, _ in events if name == "between")
-    alive = most = kept = 0
-    for start, name, size in events:
-        if name == "[memory]":
-            alive += size
-            most = max(most, alive)
-            kept = alive if start < between else kept
+
+    kept, most = held(run)
     pixels = stored(s.values for s in batch.inputs.segments if s.modality)
     return kept + pixels, most + pixels
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.memory import most_held
 from model.scoring.scores import compare
 from model.scoring.vocabulary import vocabulary_loss
 from parallel.collectives import Axis
@@ -23,23 +22,6 @@ def drawn(queries: int, candidates: int, width: int, device: str = "cpu") -> lis
     generator = torch.Generator().manual_seed(0)
     features, others = (torch.randn(n, width, generator=generator) for n in (queries, candidates))
     return [x.to(device).requires_grad_() for x in (features, others, torch.tensor([7.0]))]
-
-
-def most_held(device: str, function: Callable[[], object]) -> int:
-    """Bytes that the function holds at a time, besides what was there."""
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        function()
-        return torch.cuda.max_memory_allocated() - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        function()
-    alive = most = 0
-    for event in sorted(profiler.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
-        if event.name() == "[memory]":
-            alive += event.nbytes()
-            most = max(most, alive)
-    return most
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5, 9])
