@@ -153,7 +153,8 @@ def main(argv: list[str] | None = None) -> int:
         run = load_config(arguments.config, arguments.overrides)
         if arguments.describe or arguments.plan:
             world = arguments.world or launched_world_size()
-            print(describe(run) if arguments.describe else render(plan(run, world, arguments.device_memory)))
+            limits = arguments.device_memory, arguments.gpus_per_node
+            print(describe(run) if arguments.describe else render(plan(run, world, *limits)))
             return 0
         with RankGuard(USER_ERRORS) as guard:
             return train(run, guard)

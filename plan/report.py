@@ -15,6 +15,7 @@ from parallel.engine import for_ranks
 from plan.activations import Activations, activations_of, exchange_buffers
 from plan.dealing import lock_step_efficiency
 from plan.memory import FP32, Amounts, Degrees, Precision, optimizer_of, parameters_of, precision_of, reduction_of
+from plan.notes import GIB, notes_of
 from plan.tasks import TaskLoad, shares_of, task_loads, vocabulary_size_of, word_candidates_of
 from plan.traffic import (
     Collective,
@@ -32,7 +33,6 @@ from run.config import RunConfig, check_layout
 from run.engine_file import read_engine_file
 from run.errors import ConfigError
 
-GIB = 1 << 30
 SIMULATED = (8, 56, 256, 1024)
 """Data ranks."""
 Change = Callable[[RunConfig, Precision], tuple[RunConfig, Precision]]
@@ -90,7 +90,7 @@ class Plan:
     lock_step: dict[int, float]
 
 
-def plan(run: RunConfig, world: int, device_memory_gib: float = 80.0) -> Plan:
+def plan(run: RunConfig, world: int, device_memory_gib: float = 80.0, gpus_per_node: int = 8) -> Plan:
     """Raises ConfigError for a layout that cannot be."""
     if world < 1:
         raise ConfigError(f"--world={world}: must be at least 1")
@@ -101,31 +101,10 @@ def plan(run: RunConfig, world: int, device_memory_gib: float = 80.0) -> Plan:
     shares, shares_note = shares_of(run)
     tasks = task_loads(run, word_candidates_of(run), shares)
     memory = memory_of(run, layout, precision, tasks, vocabulary_size)
-    notes = [text for text in (note, shares_note) if text]
-    unknown = [task.name for task in tasks if not task.counted]
-    if unknown:
-        notes.append(f"candidates not counted, their data sets are not there: {', '.join(unknown)}")
-    if run.data.vocabulary == "full" or note:
-        notes.append("texts are taken at max_text tokens")
-    if run.save_async:
-        notes.append(
-            f"save_async: while a checkpoint is written, host memory holds about {memory.optimizer.total / GIB:.2f} GiB more"
-        )
-    if run.model.num_decisions and run.model.experts.backend == "deepspeed":
-        alike = "" if run.model.experts.capacity_factor else " and experts that are used alike"
-        notes.append(
-            "experts.backend=deepspeed: slots are held, computed and sent filled or not, as many as the fullest rank of an expert group "
-            f"needs; counted are ranks with equal passes{alike}, which is the least that can be"
-        )
-    split_nothing = memory.gradients.experts and layout.expert > 1 and layout.expert_data == 1
-    if split_nothing and not precision.offloads:
-        more = run.model.experts.num_experts > layout.expert
-        raised = "start more ranks and raise parallel.expert, or " if more else ""
-        notes.append(
-            "ZeRO saves nothing on experts: each is held once (edp = data / expert = 1); "
-            f"{raised}offload the optimizer in {run.parallel.deepspeed}: zero_optimization.offload_optimizer={{device: cpu}} and "
-            "zero_force_ds_cpu_optimizer=false"
-        )
+    by_length = run.data.vocabulary == "full" or bool(note)
+    uncounted = [task.name for task in tasks if not task.counted]
+    further = notes_of(run, layout, precision, memory.gradients, memory.optimizer, uncounted, by_length, gpus_per_node)
+    notes = (*(text for text in (note, shares_note) if text), *further)
     device_memory = round(device_memory_gib * GIB)
     sparse = run.model.num_decisions > 0
     return Plan(
@@ -138,7 +117,7 @@ def plan(run: RunConfig, world: int, device_memory_gib: float = 80.0) -> Plan:
         traffic=traffic_of(run, layout, precision, tasks, vocabulary_size),
         device_memory=device_memory,
         remedies=tuple(_remedies(run, world, precision, tasks, vocabulary_size, device_memory)),
-        notes=tuple(notes),
+        notes=notes,
         lock_step={
             ranks: lock_step_efficiency(run, tasks, ranks)
             for ranks in sorted({*SIMULATED, layout.data})

@@ -18,6 +18,7 @@ def parse_arguments(argv: list[str], description: str = "") -> argparse.Namespac
     )
     parser.add_argument("--world", type=int, help="with --plan: ranks of the run (default: those that were started)")
     parser.add_argument("--device-memory", type=float, default=80.0, metavar="GIB", help="with --plan: of one rank")
+    parser.add_argument("--gpus-per-node", type=positive, default=8, metavar="N", help="with --plan (default 8)")
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help="set by the launcher")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="for instance model.depth=6 data.tasks.shapes.batch_size=8"

@@ -533,6 +533,17 @@ def test_experts_that_are_held_once_are_named():
     assert "dispatch" in page
 
 
+def test_expert_ranks_on_several_nodes_are_named():
+    """Two tensor ranks and eight expert ranks are 16 GPUs."""
+    overrides = ("micro_batches=64", "parallel.expert=8", "parallel.tensor=2")
+    run = load_config(PRESETS / "uni_perceiver_moe_base.yaml", overrides)
+    said = "the 8 ranks that share experts stand on 2 nodes of 8 GPUs"
+    page = render(plan(run, 64))
+    assert said in page and "parallel.expert=4 keeps it inside a node" in page
+    assert said not in render(plan(run, 64, gpus_per_node=16))
+    assert "parallel.tensor=2 is more than a node's 1 GPUs" in render(plan(run, 64, gpus_per_node=1))
+
+
 def test_shares_by_sizes_are_those_of_the_data_sets(tmp_path):
     run = a_run(tiny())
     tasks = tuple(dataclasses.replace(run.data.tasks[0], name=n, path=str(tmp_path / n)) for n in ("small", "large"))
