@@ -37,19 +37,25 @@ class Encoder(nn.Module):
         self.residual = Residual.of(kernels)
         self.blocks = nn.ModuleList(Block(config, layer, mesh, kernels) for layer in range(config.depth))
 
+    def merged_for(self, layout: PassLayout) -> tuple[Merged, ...]:
+        """The decisions that merge experts, by layer, without noise."""
+        return tuple(merged for _, merged in self._merging(layout, None))
+
     def continue_from(
-        self, x_TD: Tensor, layout: PassLayout, past: tuple[KeysValues, ...]
+        self, x_TD: Tensor, layout: PassLayout, past: tuple[KeysValues, ...], merged: tuple[Merged, ...]
     ) -> tuple[Tensor, tuple[KeysValues, ...]]:
         """More tokens of sequences whose keys and values are known by layer (none yet: an empty tuple), without noise and
-        gradients -> (x_TD, keys and values of the new tokens by layer). Rows are never cut: there are few."""
+        gradients -> (x_TD, keys and values of the new tokens by layer). merged: for these tokens, or others of the same groups.
+        Rows are never cut: there are few."""
         assert self.sequence.size == 1 or not torch.is_grad_enabled(), (
             "gradients of norms would count once a tensor rank"
         )
         rows = WholeRows(self.sequence)
         stream, all_new = Stream(x_TD), []
-        for layer, (block, merged) in enumerate(self._merging(layout, None)):
+        for layer, block in enumerate(self.blocks):
             before = past[layer] if past else None
-            stream, _, (new,) = block(stream, layout, None, merged, past=before, rows=rows)
+            of_these = tuple(one and one.of_tokens(layout) for one in merged[layer])
+            stream, _, (new,) = block(stream, layout, None, of_these, past=before, rows=rows)
             all_new.append(new)
         return self.residual.settled(stream).x_TD, tuple(all_new)
 

@@ -18,6 +18,7 @@ from data.attributes import Attributes
 from data.batch import Modality, Segment, Sequences, Visibility
 from data.token_layout import token_layout
 from model.attention import KeysValues
+from model.block import Merged
 from model.layout import PassLayout, SequenceLayout, layout_of
 from model.objective import Objective
 
@@ -154,7 +155,8 @@ class _CachedScorer:
         of_prefix = layout_of(prefix, by_group=tower.encoder.merges, task=self._task)
         layout = PassLayout((of_prefix,))
         x_TD = tower.embedding(prefix, of_prefix)
-        _, self._past = tower.encoder.continue_from(x_TD, layout, ())
+        _, self._past = tower.encoder.continue_from(x_TD, layout, (), tower.encoder.merged_for(layout))
+        self._merged: tuple[Merged, ...] = ()  # of words and query, which have one group
         valid_BL = of_prefix.placed(torch.ones_like(x_TD[:, :1])).squeeze(-1) > 0
         prompts = self._past[0].keys.shape[2] - valid_BL.shape[1]
         self._valid_NS = torch.nn.functional.pad(valid_BL, (prompts, 0), value=True)
@@ -170,9 +172,9 @@ class _CachedScorer:
             segments.insert(0, _text(tokens_NT[:, -1:], length - 1, Visibility.CAUSAL, self.words.attributes))
         tower = self._tower
         parts = [tower.embedding.words(segment).view(count, 1, -1) for segment in segments]
-        x_TD, new = tower.encoder.continue_from(
-            torch.cat(parts, dim=1).flatten(0, 1), self._layout(segments), self._past
-        )
+        layout = self._layout(segments)
+        self._merged = self._merged or tower.encoder.merged_for(layout)
+        x_TD, new = tower.encoder.continue_from(torch.cat(parts, dim=1).flatten(0, 1), layout, self._past, self._merged)
         if length:  # the word joins the history, the query does not
             word = tuple(KeysValues(layer.keys[:, :, :1], layer.values[:, :, :1]) for layer in new)
             self._past = tuple(old.joined(one) for old, one in zip(self._past, word, strict=True))

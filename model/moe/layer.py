@@ -49,6 +49,10 @@ class MergeDecision:
         """A dense linear for each group."""
         return bank.linear(x_TI, self.blocks, *self.merged[bank])
 
+    def of_tokens(self, layout: PassLayout) -> MergeDecision:
+        """For other tokens of the same groups."""
+        return dataclasses.replace(self, blocks=layout.blocks, firsts=layout.first_groups)
+
     def with_more(self, lengths: list[int]) -> MergeDecision:
         """For rows behind the tokens: some for each sequence, in the group of its first token."""
         blocks = list(self.blocks)

@@ -11,6 +11,7 @@ from data.attributes import CAPTION_TEXT, CAPTION_VISUAL
 from data.batch import Sequences
 from model.config import PromptConfig
 from model.generate import Words, beam_search, can_cache
+from model.moe.experts import start_merges
 from model.objective import Objective
 from tests.helpers.batches import VOCABULARY_SIZE, visual
 from tests.helpers.models import make, tiny
@@ -55,6 +56,21 @@ def test_cached_equals_whole(router, options, beam):
     assert torch.equal(whole.tokens_BKT, cached.tokens_BKT)
     torch.testing.assert_close(whole.log_probs_BKT, cached.log_probs_BKT, rtol=1e-4, atol=1e-5)
     assert whole.log_probs_BKT.any()
+
+
+def test_experts_are_merged_once_for_the_picture_and_once_for_all_words(monkeypatch):
+    merged = []
+
+    def counted(*call):
+        merged.append(call)
+        return start_merges(*call)
+
+    monkeypatch.setattr("model.moe.layer.start_merges", counted)
+    objective = scattered("attribute")
+    prefix, words = inputs(objective)
+    found = beam_search(objective, prefix, words, 1, 5)
+    assert found.tokens_BKT.shape[2] > 2 and objective.config.num_decisions == 2
+    assert len(merged) == 2 * 2
 
 
 @pytest.mark.parametrize(("router", "options"), [("context", {}), ("token", {"capacity_factor": 1.0})])
