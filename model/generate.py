@@ -84,10 +84,11 @@ def beam_search(
     tokens_BKT = torch.empty(batch, 1, 0, dtype=torch.long, device=device)
     log_probs_BKT = torch.empty(batch, 1, 0, device=device)
     finished_BK = torch.zeros(batch, 1, dtype=torch.bool, device=device)
-    parents_N = torch.arange(batch, device=device)  # which hypothesis of the last step each one continues
+    parents_N = torch.arange(batch, device=device)
     for _ in range(max_tokens):
         width = scores_BK.shape[1]
-        step_BKC = scorer.log_probs(tokens_BKT.flatten(0, 1), parents_N).view(batch, width, num_words)
+        moved_N = parents_N if beam > 1 else None
+        step_BKC = scorer.log_probs(tokens_BKT.flatten(0, 1), moved_N).view(batch, width, num_words)
         only_end_C = torch.full((num_words,), -torch.inf, device=device)
         only_end_C[end_c] = 0.0
         step_BKC = torch.where(finished_BK.unsqueeze(-1), only_end_C, step_BKC)
@@ -127,9 +128,10 @@ class _WholeScorer:
         self.objective, self.prefix, self.words = objective, prefix, words
         self._image_N = torch.arange(prefix.num_rows, device=words.features_CW.device)
 
-    def log_probs(self, tokens_NT: Tensor, parents_N: Tensor) -> Tensor:
-        """[N, C] for the word after `tokens_NT`."""
-        self._image_N = self._image_N[parents_N]
+    def log_probs(self, tokens_NT: Tensor, parents_N: Tensor | None) -> Tensor:
+        """[N, C] for the word after `tokens_NT`. parents: which hypothesis of the last step each continues; None: its own."""
+        if parents_N is not None:
+            self._image_N = self._image_N[parents_N]
         count, length = tokens_NT.shape
         query_N1 = tokens_NT.new_full((count, 1), self.words.spe)
         segments = [segment.map(lambda tensor: tensor[self._image_N]) for segment in self.prefix.segments]
@@ -161,10 +163,11 @@ class _CachedScorer:
         prompts = self._past[0].keys.shape[2] - valid_BL.shape[1]
         self._valid_NS = torch.nn.functional.pad(valid_BL, (prompts, 0), value=True)
 
-    def log_probs(self, tokens_NT: Tensor, parents_N: Tensor) -> Tensor:
-        """[N, C] for the word after `tokens_NT`."""
-        self._past = tuple(layer.rows(parents_N) for layer in self._past)
-        self._valid_NS = self._valid_NS[parents_N]
+    def log_probs(self, tokens_NT: Tensor, parents_N: Tensor | None) -> Tensor:
+        """As of the other."""
+        if parents_N is not None:
+            self._past = tuple(layer.rows(parents_N) for layer in self._past)
+            self._valid_NS = self._valid_NS[parents_N]
         count, length = tokens_NT.shape
         query_N1 = tokens_NT.new_full((count, 1), self.words.spe)
         segments = [_text(query_N1, length, Visibility.READOUT, self.words.attributes)]
