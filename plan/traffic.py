@@ -117,14 +117,14 @@ def _row_exchanges(model: ModelConfig, sequences: tuple[SequenceShape, ...], lay
 
 
 def _gathers_again(model: ModelConfig, layer: int) -> int:
-    """Branches of a block whose normalised rows somebody has saved: linears that read them as they are, and learned pooling.
-    Rows that are sent to experts, or joined to prompts, are copies."""
+    """Branches of a block whose normalised rows somebody has saved: linears and routers that read them as they are. Rows that are sent
+    to experts, or joined to prompts or to a context, are copies."""
     experts = model.experts
-    pools = experts.router == "context" and experts.pooling == "attention"
     sent = experts.is_sparse(layer, model.depth) and experts.decides_per_token
     sends_attention = sent and experts.unit == "linear"
-    attention = pools if sends_attention else model.prompts is None
-    return attention + (pools if sent else True)
+    router_reads = experts.router == "token" or experts.pooling == "attention"
+    attention = router_reads if sends_attention else model.prompts is None
+    return attention + (router_reads if sent else True)
 
 
 def _all_reduced(model: ModelConfig, sequences: tuple[SequenceShape, ...], layout: Degrees, value: int) -> int:
