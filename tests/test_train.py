@@ -47,6 +47,7 @@ def test_launcher_with_experts_on_two_ranks_equals_one_process(config):
     assert by_kind["captioning"]["samples"] == 16
 
 
+@pytest.mark.slow
 def test_candidates_shared_by_ranks_with_different_tasks_equal_one_process(config):
     """Names and words of all tasks, encoded by two ranks that exchange experts, with noise, workers and a resume in between; four
     micro-batches a step, dealt by cost."""
