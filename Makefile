@@ -19,8 +19,8 @@ setup: ## the environment in .venv: 3 minutes the first time, nothing to do the 
 demo: setup ## a small run from start to end on this machine
 	$(PYTHON) scripts/demo.py
 
-test: setup ## the tests, but for the slow ones; ARGS="-k moe" to choose
-	$(PYTHON) -m pytest $(ARGS)
+test: setup ## the tests, but for the slow ones, on up to four cores; ARGS="-k moe" to choose, ARGS="-n 0 --pdb" to look into one
+	$(PYTHON) -m pytest -n logical --maxprocesses 4 --dist worksteal $(ARGS)
 
 test-slow: setup ## the slow tests
 	$(PYTHON) -m pytest -m slow $(ARGS)

@@ -230,7 +230,7 @@ class TaskBatch(Movable):
     weight                   factor of the loss
     candidate_log_weights_C  log of the number of targets that each candidate stands for: 0 for one of its own; where
                              negatives were sampled at rate r it is -log r, so that the partition function is unbiased
-    read_rows_Q              the first column of read_Q2 on the host, where it is known there
+    read_host_Q2             read_Q2 on the host, where it is known there
     """
 
     task: str
@@ -250,7 +250,7 @@ class TaskBatch(Movable):
     candidate_log_weights_C: Tensor | None = None
     second_labels_Q: Tensor | None = None
     second_share: float = 0.0
-    read_rows_Q: np.ndarray | None = None
+    read_host_Q2: np.ndarray | None = None
 
     def located(self) -> TaskBatch:
         """With the layouts of inputs and candidates."""
@@ -258,7 +258,7 @@ class TaskBatch(Movable):
             self,
             inputs=self.inputs.located(),
             candidates=self.candidates.located(),
-            read_rows_Q=self.read_Q2[:, 0].cpu().numpy(),
+            read_host_Q2=self.read_Q2.cpu().numpy(),
         )
 
     def __post_init__(self) -> None:

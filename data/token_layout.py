@@ -43,6 +43,7 @@ class TokenLayout(Movable):
     lengths_B       valid tokens of each row, int64, <SPE> included
     tokens_G        valid tokens of each group
     groups          attributes and modality (number) of each; the tokens of a group share both. <SPE> joins the first segment's
+    group_L         the group of each place of a row, <SPE> first
     parts           the segments, of which a layout of some rows can be made
 
     With the tensors of the batch:
@@ -61,6 +62,7 @@ class TokenLayout(Movable):
     lengths_B: np.ndarray
     tokens_G: tuple[int, ...]
     groups: tuple[tuple[Attributes, int], ...]
+    group_L: np.ndarray
     parts: tuple[Part, ...]
     from_parts_T: Tensor
     place_T: Tensor
@@ -127,6 +129,7 @@ def token_layout(parts: Sequence[Part], with_spe: bool = True) -> TokenLayout:
         lengths_B=valid_BL.sum(axis=1),
         tokens_G=tuple(count_G.tolist()),
         groups=groups,
+        group_L=group_L,
         parts=tuple(parts),
         from_parts_T=torch.from_numpy(index_BL.ravel()[place_T]),
         place_T=torch.from_numpy(place_T),

@@ -16,8 +16,9 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from model.config import ModelConfig
 from model.layout import PassLayout, SequenceLayout
 from model.moe.experts import ExpertLinear
-from model.moe.layer import Decision
+from model.moe.layer import Decision, for_blocks
 from model.projection import banks_of, projection
+from model.reading import ReadTokens
 from parallel.mesh import Mesh
 
 
@@ -56,11 +57,12 @@ class Attention(nn.Module):
         decision: Decision,
         prompts: tuple[Tensor, ...] = (),
         past: KeysValues | None = None,
+        reads: ReadTokens | None = None,
     ) -> tuple[Tensor, tuple[KeysValues, ...]]:
         """-> (y_TD, keys and values of the tokens and prompts of each sequence, [B, H, L, d]).
 
         prompts: [P, D] for each sequence, or none; with the experts of its first token. past: what the tokens of a single sequence
-        see besides themselves; its mask then has S more places in front.
+        see besides themselves; its mask then has S more places in front. reads: the tokens for which y is wanted, [R, D], in place of all.
         """
         of_prompts: Sequence[Tensor | None] = [None] * len(layout.sequences)
         if prompts:
@@ -75,7 +77,10 @@ class Attention(nn.Module):
             y, new = self._attend(heads[3 * index : 3 * index + 3], prompts_qkv, sequence, past)
             ys.append(y)
             all_new.append(new)
-        return self.out(torch.cat(ys) if len(ys) > 1 else ys[0], decision), tuple(all_new)
+        y_TD = torch.cat(ys) if len(ys) > 1 else ys[0]
+        if reads is not None:
+            y_TD, decision = y_TD.index_select(0, reads.token_R), for_blocks(decision, reads.blocks)
+        return self.out(y_TD, decision), tuple(all_new)
 
     def _attend(
         self,

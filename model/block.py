@@ -14,10 +14,11 @@ from model.config import ModelConfig
 from model.feed_forward import feed_forward
 from model.layout import PassLayout
 from model.moe.gates import Gates
-from model.moe.layer import Decision, DispatchPath, MergeDecision, MergePath, make_path
+from model.moe.layer import Decision, DispatchPath, MergeDecision, MergePath, for_blocks, make_path
 from model.moe.report import RoutingReport
 from model.moe.router import GroupRouter
 from model.noise import Key, derive
+from model.reading import ReadTokens
 from model.recompute import computed
 from model.residual import Residual, Stream
 from model.sequence_rows import WHOLE, Rows
@@ -70,16 +71,19 @@ class Block(nn.Module):
         keep_T2: Tensor | None = None,
         past: KeysValues | None = None,
         rows: Rows = WHOLE,
+        reads: ReadTokens | None = None,
     ) -> tuple[Stream, tuple[RoutingReport, ...], tuple[KeysValues, ...]]:
         """-> (stream, reports of the decisions; none in a dense block, keys and values of each sequence).
 
         merged: decisions for both branches that merge experts. keep_T2: what dropped paths leave of either branch, 0 or 1 / share kept.
         past: keys and values that the tokens of a single sequence see besides their own, prompts among them. rows: which tokens
-        of the stream this rank has.
+        of the stream this rank has. reads: the tokens that are wanted behind the block, all others end in its attention.
         """
         first: Decision
         second: Decision
         first, second = merged
+        if reads is not None and keep_T2 is not None:
+            keep_T2 = keep_T2.index_select(0, reads.token_R)
         keep_T1, ffn_keep_T1 = (None, None) if keep_T2 is None else keep_T2.split(1, dim=1)
 
         stream, entering = self._entering(stream, rows, self.attention_norm, self.attention_path)
@@ -87,7 +91,9 @@ class Block(nn.Module):
             if isinstance(self.attention_path, DispatchPath):
                 first = self.attention_path(rows.deciding(normed_TD), layout, derive(noise, "attention"))
             prompts = () if past else self._prompts(layout)
-            branch_TD, keys_values = self.attention(normed_TD, layout, first, prompts, past)
+            branch_TD, keys_values = self.attention(normed_TD, layout, first, prompts, past, reads)
+        if reads is not None:
+            stream, second = stream.at(reads.token_R), for_blocks(second, reads.blocks)
         stream = stream.plus(rows.leave(branch_TD), self.attention_scale, keep_T1)
 
         stream, entering = self._entering(stream, rows, self.ffn_norm, self.ffn_path)

@@ -169,6 +169,12 @@ class ModelConfig:
     def space_width(self) -> int:
         return self.space or self.width
 
+    def reads_early(self, layer: int) -> bool:
+        """Does a block compute the output of its attention and its FFN for those tokens alone that are read out? The last one does, unless
+        a mean is read, or tokens compete for its experts."""
+        competing = self.experts.decides_per_token and self.experts.is_sparse(layer, self.depth)
+        return layer == self.depth - 1 and self.readout == "spe" and not competing
+
     @property
     def num_decisions(self) -> int:
         """Routing decisions of one forward pass: attention and FFN pair, or FFN alone, of each sparse block."""

@@ -17,6 +17,7 @@ from model.layout import PassLayout
 from model.moe.gates import gates_of
 from model.moe.report import RoutingReport
 from model.noise import Key, derive, each, uniform
+from model.reading import ReadTokens
 from model.residual import Residual, Stream
 from model.sequence_rows import WHOLE, CutRows, Rows, WholeRows
 from parallel.kernels import Kernels
@@ -33,6 +34,7 @@ class Encoder(nn.Module):
         self.merges = config.num_decisions > 0 and not config.experts.decides_per_token
         self.sequence, self.expert = mesh.sequence, mesh.expert
         self.drop_path, self.max_groups = config.drop_path, config.experts.max_groups
+        self.reads_early = config.reads_early(config.depth - 1) and mesh.sequence.size == 1
         self.recompute = config.activation_checkpointing == "block"
         self.residual = Residual.of(kernels)
         self.blocks = nn.ModuleList(Block(config, layer, mesh, kernels) for layer in range(config.depth))
@@ -59,9 +61,12 @@ class Encoder(nn.Module):
             all_new.append(new)
         return self.residual.settled(stream).x_TD, tuple(all_new)
 
-    def forward(self, x_TD: Tensor, layout: PassLayout) -> tuple[Tensor, tuple[RoutingReport, ...]]:
-        """All tokens of a pass -> (x_TD, reports in the order of the decisions). The layout's counters know the pass, so that noise keys
-        of layers are the same in all of them."""
+    def forward(
+        self, x_TD: Tensor, layout: PassLayout, reads: ReadTokens | None = None
+    ) -> tuple[Tensor, tuple[RoutingReport, ...]]:
+        """All tokens of a pass -> (x_TD, or x_RD of those that are read, reports in the order of the decisions). The layout's counters
+        know the pass, so that noise keys of layers are the same in all of them."""
+        last = len(self.blocks) - 1
         noise: Key = 0 if layout.draws else None
         rows: Rows = WHOLE
         if self.sequence.size > 1:
@@ -72,10 +77,15 @@ class Encoder(nn.Module):
         for layer, (block, merged) in enumerate(self._merging(layout, noise)):
             run = functools.partial(self._settled, block) if self.recompute and torch.is_grad_enabled() else block
             keep_T2 = None if keep_TX is None else keep_TX[:, 2 * layer : 2 * layer + 2]
-            stream, more, _ = run(stream, layout, derive(noise, layer), merged, keep_T2, rows=rows)
+            early = reads if layer == last and self.reads_early else None
+            stream, more, _ = run(stream, layout, derive(noise, layer), merged, keep_T2, rows=rows, reads=early)
             reports += more
         x_TD = self.residual.settled(stream).x_TD
-        return rows.give(x_TD) if isinstance(rows, CutRows) else x_TD, tuple(reports)
+        if isinstance(rows, CutRows):
+            x_TD = rows.give(x_TD)
+        if reads is not None and not self.reads_early:
+            x_TD = x_TD.index_select(0, reads.token_R)
+        return x_TD, tuple(reports)
 
     def _settled(self, block: nn.Module, *call: Any, **options: Any) -> Any:
         """A block that is computed again: the sum at its end is kept, and neither of its terms."""

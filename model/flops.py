@@ -3,9 +3,10 @@
     counts of a batch --work_of--> Work of each tower --forward_flops--> FLOPs by part, times --passes_of--> of a training step
 
 A multiplication and an addition are two FLOPs, and matrix products alone are counted: linears and gates by the tokens that meet them
-(each of the chosen experts; one linear where experts are merged), attention by all pairs of a sequence's tokens, whatever its mask
-hides. What the program does besides is no FLOP of the model: products with pads, what is computed again for the backward pass, and
-what does not depend on tokens: merging experts (sum_e g_e W_e), low-rank updates of weights, the gates of groups.
+(each of the chosen experts; one linear where experts are merged; behind the attention of the last block the tokens that are read,
+ModelConfig.reads_early), attention by all pairs of a sequence's tokens, whatever its mask hides. What the program does besides is no
+FLOP of the model: products with pads, what is computed again for the backward pass, and what does not depend on tokens: merging experts
+(sum_e g_e W_e), low-rank updates of weights, the gates of groups.
 """
 
 from __future__ import annotations
@@ -155,8 +156,12 @@ def _block(model: ModelConfig, layer: int, work: Work) -> float:
     sent = experts.is_sparse(layer, model.depth) and experts.decides_per_token
     choices = experts.top_k if sent else 1
     attention_choices = choices if experts.unit == "linear" else 1
-    linears = 4 * width**2 * attention_choices + 2 * width * model.ffn * choices
-    flops = 2 * work.tokens * linears + 2 * work.prompts * 3 * width**2 + 4 * work.pairs * width
+    read = work.reads if model.reads_early(layer) else work.tokens
+    incoming, outgoing = (
+        3 * width**2 * attention_choices,
+        width**2 * attention_choices + 2 * width * model.ffn * choices,
+    )
+    flops = 2 * (work.tokens * incoming + read * outgoing) + 2 * work.prompts * 3 * width**2 + 4 * work.pairs * width
     if sent:
         features = 2 * width if experts.router == "context" else width
         pooled = 0

@@ -21,11 +21,12 @@ from model.encoder import recomputed
 from model.moe.report import RoutingReport
 from model.moe.use import ExpertUse, added, stacked, unused
 from model.noise import Key, derive, derive_own
+from model.reading import Reading
 from model.scoring.pairwise import sigmoid_loss
 from model.scoring.scores import Scores, compare
 from model.scoring.vocabulary import MAX_LOGITS, vocabulary_loss
 from model.shared_candidates import shared_parts
-from model.tower import Reading, Tower
+from model.tower import Tower
 from parallel.collectives import Axis, all_gather
 from parallel.kernels import Kernels
 from parallel.mesh import Mesh
@@ -71,7 +72,7 @@ class Objective(nn.Module):
         collectives whatever each drew."""
         own = () if batch.scope == Scope.SHARDED else (Reading.of_targets(batch.candidates),)
         parts = shared_parts(batch.shared, self.data, self.config.task_id, self.config.chunks)
-        readings = (Reading(batch.inputs, batch.read_Q2, rows_Q=batch.read_rows_Q), *own, *parts.readings)
+        readings = (Reading(batch.inputs, batch.read_Q2, host_Q2=batch.read_host_Q2), *own, *parts.readings)
         (features_QW, *rest), reports = self._encode(readings, noise, batch.task)
         nothing = features_QW.new_zeros(())
         if batch.shared:

@@ -27,6 +27,11 @@ class Stream:
     scale_D: Tensor | None = None
     keep_T1: Tensor | None = None
 
+    def at(self, token_R: Tensor) -> Stream:
+        """Of some tokens, from here on."""
+        assert self.branch_TD is None, "a branch has not been added yet"
+        return Stream(self.x_TD.index_select(0, token_R))
+
     def plus(self, branch_TD: Tensor, scale_D: Tensor | None, keep_T1: Tensor | None) -> Stream:
         assert self.branch_TD is None, "a branch has not been added yet"
         return Stream(self.x_TD, branch_TD, scale_D, keep_T1)

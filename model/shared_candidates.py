@@ -21,7 +21,7 @@ from torch.nn.functional import pad
 
 from data.batch import CandidateSet, Sequences
 from data.token_layout import joined_rows
-from model.tower import Reading
+from model.reading import Reading
 from parallel.collectives import Axis, all_gather
 
 MAX_ROWS = 1 << 32

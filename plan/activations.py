@@ -44,7 +44,9 @@ def activations_of(
 ) -> Activations:
     """sequences: inputs and candidates. losses: cross entropies over the logits."""
     tensor = layout.tensor
-    part = tuple(dataclasses.replace(s, rows=-(-s.rows // model.chunks)) for s in sequences)
+    part = tuple(
+        dataclasses.replace(s, rows=-(-s.rows // model.chunks), reads=-(-s.reads // model.chunks)) for s in sequences
+    )
     embedding = kept = largest = working = 0
     for tower, mine in towers_of(model, part):
         embedding += sum(_embedding(tower, s, value) for s in mine) + _layout(tower, mine)
@@ -110,8 +112,10 @@ def _block(model: ModelConfig, layer: int, sequences: tuple[SequenceShape, ...],
     width, ffn, experts = model.width, model.ffn, model.experts
     sparse = experts.is_sparse(layer, model.depth)
     sent = sparse and experts.decides_per_token
-    norms = 2 * own * (width * FP32 + NORM)
-    scaled = 2 * own * width * value if model.layer_scale else 0
+    early = model.reads_early(layer) and not layout.cuts_rows
+    read, own_read = (sum(s.read_tokens for s in sequences),) * 2 if early else (n, own)
+    norms = (own + own_read) * (width * FP32 + NORM) + early * read * INDEX
+    scaled = 2 * own_read * width * value if model.layer_scale else 0
     prompts = model.prompts.length if model.prompts else 0
     joined = n + prompts * sum(s.rows for s in sequences)
     # Queries, keys and values in one, the output, the sums of the softmax; a mask becomes numbers for the kernel.
@@ -122,8 +126,8 @@ def _block(model: ModelConfig, layer: int, sequences: tuple[SequenceShape, ...],
     selective = model.activation_checkpointing == "selective"
     hidden = (1 if selective else 2) * ffn // tensor
     attention = joined * width * value if prompts or not selective else 0
-    attention += n * width // tensor * value  # attention's output, of all sequences together
-    feed_forward = n * (hidden + (0 if selective else width)) * value
+    attention += read * width // tensor * value  # attention's output, of all sequences together
+    feed_forward = read * (hidden + (0 if selective else width)) * value
     if sent and experts.unit == "linear":
         attention = _sent_pair(model, n, attention_linears(model, tensor), value)
     if sent and (experts.unit == "mlp" or experts.top_k == 1):  # both linears where the token was sent to

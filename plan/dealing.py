@@ -36,14 +36,14 @@ def lock_step_efficiency(run: RunConfig, tasks: tuple[TaskLoad, ...], data_ranks
 def _cost(model: ModelConfig, load: TaskLoad) -> float:
     inputs, candidates = load.sequences
     scores = 2 * inputs.reads * candidates.reads * model.space_width * (1 + load.symmetric)
-    own = 0 if load.scope == "sharded" else _encoded(model, candidates, is_target=True)
+    own = 0 if load.scope == "sharded" else _encoded(model, candidates)
     return _encoded(model, inputs) + own + scores
 
 
-def _encoded(model: ModelConfig, sequences: SequenceShape, is_target: bool = False) -> float:
+def _encoded(model: ModelConfig, sequences: SequenceShape) -> float:
     rows = sequences.rows
     if not rows:
         return 0.0
     tower = (model.text_tower_config() or model) if sequences.is_text else model
-    reads = 1 if is_target else round(sequences.reads / rows)
-    return flops_of_sequences(tower, rows, sequences.length, sequences.visual, reads, is_target)
+    reads = round(sequences.read_tokens / rows)
+    return flops_of_sequences(tower, rows, sequences.length, sequences.visual, reads, sequences.is_target)

@@ -20,17 +20,22 @@ from run.data import vocabulary_of
 class SequenceShape:
     """Sequences that go through an encoder: rows of equal length. visual: patches of a row. reads: read-outs of all rows, of
     candidates: those that are compared, also where other ranks encode them.
-    masked: not everyone sees everyone, or texts of several lengths."""
+    masked: not everyone sees everyone, or texts of several lengths. is_target: candidates, each read at one token."""
 
     rows: int
     length: int
     visual: int
     reads: int
     masked: bool
+    is_target: bool = False
 
     @property
     def tokens(self) -> int:
         return self.rows * self.length
+
+    @property
+    def read_tokens(self) -> int:
+        return self.rows if self.is_target else self.reads
 
     @property
     def is_text(self) -> bool:
@@ -105,7 +110,7 @@ def task_loads(run: RunConfig, word_candidates: int, shares: tuple[float, ...]) 
         texts = cost.tokens > 1 + cost.visual_tokens
         inputs = SequenceShape(rows, cost.tokens, cost.visual_tokens, rows * cost.reads, masked=texts)
         length = cost.candidates[1] if cost.candidates else 0
-        candidates = SequenceShape(number, length, 0, number, masked=answers != "words")
+        candidates = SequenceShape(number, length, 0, number, masked=answers != "words", is_target=True)
         symmetric = answers == "pairs" and task.loss == "softmax"
         losses = 1 + symmetric + task.mix.is_on
         counted = cost.candidates is not None

@@ -135,13 +135,13 @@ def _all_reduced(model: ModelConfig, sequences: tuple[SequenceShape, ...], layou
         for layer in range(tower.depth):
             sent = tower.experts.is_sparse(layer, tower.depth) and tower.experts.decides_per_token
             copies = sent_copies(tower, tokens)
-            rows = {"attention": tokens, "ffn": copies if sent else tokens}
-            if sent and tower.experts.unit == "linear":
-                rows["attention"] = copies
-            if not layout.cuts_rows:
-                total += sum(rows.values()) * tower.width * value * (1 + forwards_of(model))
-            if stops_early(tower) and not layout.cuts_rows:
-                total -= rows["ffn"] * tower.width * value
+            wanted = sum(s.read_tokens for s in mine) if tower.reads_early(layer) else tokens
+            ffn = copies if sent else wanted
+            entering, leaving = (copies, copies) if sent and tower.experts.unit == "linear" else (tokens, wanted)
+            if not layout.cuts_rows:  # gradients of what enters a branch, sums of what leaves it
+                forwards = forwards_of(model)
+                rows = entering + ffn + forwards * (leaving + ffn) - (ffn if stops_early(tower) else 0)
+                total += rows * tower.width * value
             if tower.experts.is_sparse(layer, tower.depth):
                 groups = tower.experts.max_groups if layout.expert > 1 else groups_of(mine)  # gates travel padded
                 total += _gate_gradients(tower, tokens, groups, layout)

@@ -39,7 +39,14 @@ PARALLEL = {
 ALLOWED = {
     "data": set(),
     "parallel": set(),
-    "model": {"parallel", "data.batch", "data.token_layout", "data.attributes", "data.visual.normalise"},
+    "model": {
+        "parallel",
+        "data.batch",
+        "data.movable",
+        "data.token_layout",
+        "data.attributes",
+        "data.visual.normalise",
+    },
     "evaluation": {
         "model",
         "data",

@@ -105,6 +105,12 @@ class SlotDecision:
 Decision = MergeDecision | DispatchDecision | SlotDecision | None
 
 
+def for_blocks(decision: Decision, blocks: Blocks) -> MergeDecision | None:
+    """The decision for some of its tokens, whose groups these are; none where there is none."""
+    assert decision is None or isinstance(decision, MergeDecision), "tokens compete for experts, read or not"
+    return decision and dataclasses.replace(decision, blocks=blocks)
+
+
 class MergePath(nn.Module):
     """A router that sees no data (model/moe/gates.py asks it), so that all tokens of a group share experts and linear experts can be
     merged."""

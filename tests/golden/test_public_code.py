@@ -40,9 +40,11 @@ def close(got: Tensor, expected: np.ndarray, what: str, factor: float = 1.0) -> 
 
 
 def record(objective: Objective) -> dict:
-    """Hooks that keep what goes through the encoder: states by layer for both sides, weights of every decision."""
+    """Hooks that keep what goes through the encoder: states by layer for both sides, weights of every decision. The last block
+    has states of all tokens, as the public code's has."""
     kept: dict = {"states": {}, "weights": {}}
     encoder = objective.tower.encoder
+    encoder.reads_early = False
 
     def placed(stream: Stream, layout: PassLayout) -> list[torch.Tensor]:
         x_TD = encoder.residual.settled(stream).x_TD
@@ -66,6 +68,8 @@ def record(objective: Objective) -> dict:
 @pytest.mark.parametrize("case", cases(*PLAIN, *PROMPTS))
 def test_forward(case):
     objective, batch, stored = model_of(case), batch_of(case), arrays(case)
+    inputs_QW, _ = objective.encode(batch.inputs, batch.read_Q2)
+    candidates_CW, _ = objective.encode_candidates(batch.candidates)
     kept = record(objective)
     losses = objective(batch)
 
@@ -81,8 +85,6 @@ def test_forward(case):
                 mask = valid_BL[rows]
                 close(kept["states"][layer][side][rows][mask], expected[mask.numpy()], f"{name} {key}")
 
-    inputs_QW, _ = objective.encode(batch.inputs, batch.read_Q2)
-    candidates_CW, _ = objective.encode_candidates(batch.candidates)
     close(inputs_QW, stored["out/input_feature"], "input features")
     if "out/target_feature" in stored:
         close(candidates_CW, stored["out/target_feature"], "target features")

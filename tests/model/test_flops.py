@@ -112,12 +112,13 @@ def test_pads_are_no_work():
     assert works(tiny(), batch) == (work,)
     counts = batch.inputs.counts
     assert (counts.rows, counts.tokens_M, counts.places, counts.squares) == (3, (14, 0, 0), 21, 101)
-    # Two dense blocks of a width of 16 and 32 within: 2 * 31 * (4 * 16^2 + 2 * 16 * 32) + 4 * 129 * 16 each.
+    # Two dense blocks of a width of 16 and 32 within: 2 * 31 * (4 * 16^2 + 2 * 16 * 32) + 4 * 129 * 16 the first; of the second, what
+    # follows attention sees the ten tokens that are read.
     parts = forward_flops(tiny(experts={"placement": "none"}), (work,))
     assert parts == {
         "tower.embedding": 0,
         "tower.encoder.blocks.0": 2 * 31 * 2048 + 4 * 129 * 16,
-        "tower.encoder.blocks.1": 2 * 31 * 2048 + 4 * 129 * 16,
+        "tower.encoder.blocks.1": 2 * (31 * 768 + 10 * 1280) + 4 * 129 * 16,
         "tower.output": 2 * 10 * 16 * 16,
         "head": 0,
         "scores": 2 * 21 * 16,
@@ -147,7 +148,7 @@ def test_each_tower_has_its_own_sequences():
     assert visual == Work(tokens=20, visual=16, pairs=4 * 25, reads=4, compared=12, headed=4)
     assert text == Work(tokens=9, pairs=9 + 16 + 4, reads=3)
     parts = forward_flops(config, (visual, text))
-    assert parts["text_tower.encoder.blocks.0"] == 2 * 9 * (4 * 8 * 8 + 2 * 8 * 24) + 4 * 29 * 8
+    assert parts["text_tower.encoder.blocks.0"] == 2 * (9 * 3 * 8 * 8 + 3 * (8 * 8 + 2 * 8 * 24)) + 4 * 29 * 8
     assert parts["text_tower.output"] == 2 * 3 * 8 * 16
 
 

@@ -105,12 +105,12 @@ KINDS = {"retrieval": retrieval, "captioning": captioning}
 
 
 def passed(batch: TaskBatch) -> tuple[SequenceShape, SequenceShape]:
-    def of(sequences: Sequences, reads: int) -> SequenceShape:
+    def of(sequences: Sequences, reads: int, is_target: bool) -> SequenceShape:
         visual = sum(s.valid_BL.shape[1] for s in sequences.segments if s.modality)
         masked = any(s.visibility for s in sequences.segments)
-        return SequenceShape(sequences.num_rows, sequences.length, visual, reads, masked)
+        return SequenceShape(sequences.num_rows, sequences.length, visual, reads, masked, is_target)
 
-    return of(batch.inputs, len(batch.read_Q2)), of(batch.candidates, batch.candidates.num_rows)
+    return of(batch.inputs, len(batch.read_Q2), False), of(batch.candidates, batch.candidates.num_rows, True)
 
 
 # -- by hand ----------------------------------------------------------------------------------------------------------

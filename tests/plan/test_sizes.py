@@ -51,10 +51,11 @@ def test_counts_of_a_small_model_by_hand():
 def test_a_sequence_costs_what_its_tokens_cost():
     """Two images of nine patches and five words: fifteen tokens with <SPE>, in two dense blocks of a width of 16 and 32 within."""
     config = tiny(experts={"placement": "none"}, text_tower=TextTowerConfig(width=8, depth=1, heads=2, ffn=24))
-    block = 2 * 15 * (4 * 16 * 16 + 2 * 16 * 32) + 4 * 15 * 15 * 16
-    assert flops_of_sequences(config, 2, 15, 9, 3) == 2 * (2 * 9 * 192 * 16 + 2 * block + 2 * 3 * 16 * 16)
+    first = 2 * 15 * (4 * 16 * 16 + 2 * 16 * 32) + 4 * 15 * 15 * 16
+    last = 2 * (15 * 3 * 16 * 16 + 3 * (16 * 16 + 2 * 16 * 32)) + 4 * 15 * 15 * 16  # three places are read
+    assert flops_of_sequences(config, 2, 15, 9, 3) == 2 * (2 * 9 * 192 * 16 + first + last + 2 * 3 * 16 * 16)
     text = config.text_tower_config()
-    assert text and flops_of_sequences(text, 1, 4, 0, 1) == 2 * 4 * (4 * 8 * 8 + 2 * 8 * 24) + 4 * 16 * 8 + 2 * 8 * 16
+    assert text and flops_of_sequences(text, 1, 4, 0, 1) == 2 * (4 * 3 * 64 + 64 + 2 * 8 * 24) + 4 * 16 * 8 + 2 * 8 * 16
 
 
 def test_the_page_names_what_matters(capsys):

@@ -55,13 +55,13 @@ def lines(*words: str) -> list[str]:
 
 
 def test_sizes_follow_from_the_configuration():
-    """Demo: one thread and one data worker; a rank is 2 GiB, a worker 1 GiB, and the plan's part below 3 GiB. With the full vocabulary,
+    """Demo: one thread and one data worker; a rank is 2 GiB, a worker 1 GiB, and the plan's part below 2 GiB. With the full vocabulary,
     as the size of a restricted one is known only where data are."""
     full = "data.vocabulary=full"
     made_lines = lines("--ranks-per-node=1", full)
-    assert "#SBATCH --cpus-per-task=2" in made_lines and "#SBATCH --mem=6G" in made_lines
+    assert "#SBATCH --cpus-per-task=2" in made_lines and "#SBATCH --mem=5G" in made_lines
     more = lines("--ranks-per-node=1", "data.workers=3", "threads=2", full)
-    assert "#SBATCH --cpus-per-task=5" in more and "#SBATCH --mem=8G" in more and "export OMP_NUM_THREADS=2" in more
+    assert "#SBATCH --cpus-per-task=5" in more and "#SBATCH --mem=7G" in more and "export OMP_NUM_THREADS=2" in more
     gpus = lines("--gpus-per-node=1", full)
     # One core for the driver, and 4 GiB of CUDA in place of the plan's.
     assert "#SBATCH --cpus-per-task=3" in gpus and "#SBATCH --mem=7G" in gpus and "#SBATCH --gpus-per-node=1" in gpus

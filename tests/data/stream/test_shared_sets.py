@@ -56,7 +56,7 @@ def content(of_all) -> tuple:
     return of_all.number, of_all.task, of_all.candidates.segments[0].values.tolist()
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_all_ranks_get_the_union_and_each_finds_its_own(data, workers):
     seen: set[tuple[int, ...]] = set()
     for beside in zip(*streams(data, 4, 12, workers), strict=True):
