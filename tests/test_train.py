@@ -19,7 +19,6 @@ from run.metrics.phases import PHASES
 from tests.helpers.runs import ROOT, command, environment, losses, records, train
 
 
-@pytest.mark.slow
 def test_launcher_with_experts_on_two_ranks_equals_one_process(config):
     """Two ranks, EP = 2, different tasks in one step; the same steps by plain python with both micro-batches on one rank."""
     out = train(config, "name=two", "parallel.expert=2", "save_async=true", ranks=2)
