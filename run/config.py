@@ -85,10 +85,11 @@ class RunConfig:
     name               the run's folder is <runs>/<name>; repeating a command resumes there
     runs               folder of all runs
     seed               of weights, order, augmentation and noise
-    init               what a fresh run's weights start from: a run folder (its newest checkpoint), whose shape and vocabulary hold where
+    init               what a fresh run's weights start from: a run folder, whose shape and vocabulary hold where
                        this file says nothing else; a folder of `python -m model.exchange.export`; a .safetensors file that
                        `python -m model.exchange.public to-ours` wrote, or open_clip's, of which the image tower is taken. From a run,
                        prompts and heads are always new, and experts may be copied from dense layers
+    init_step          of that run's checkpoints: newest, best (by its evaluate.keep_best), or the step of one
     init_only          patterns of the names of parameters to take from there; all others start fresh
     steps              optimizer steps of the whole run
     micro_batches      of one step over all data ranks together; each rank runs micro_batches / data ranks of them one after
@@ -113,6 +114,7 @@ class RunConfig:
     runs: str = "runs"
     seed: int = 0
     init: str = ""
+    init_step: int | Literal["newest", "best"] = "newest"
     init_only: tuple[str, ...] = ("*",)
     steps: int = 1000
     micro_batches: int = 2
@@ -164,6 +166,10 @@ class RunConfig:
         if followed and followed not in evaluated:
             raise ValueError(f"evaluate.keep_best={self.evaluate.keep_best!r}: evaluated are {', '.join(evaluated)}")
         check_tune(self.optimizer.tune, self.model)
+        if self.init_step != "newest" and (not self.init or (self.init_step != "best" and self.init_step < 0)):
+            raise ValueError(
+                f"init_step={self.init_step} chooses a checkpoint of a run, from 0 on: name the run with init=RUN"
+            )
         if self.data.vocabulary == "init" and not self.init:
             raise ValueError("data.vocabulary=init needs init, the folder of a run")
         check_tasks(self.data)

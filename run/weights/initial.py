@@ -18,8 +18,9 @@ from model.tuning.warm_start import WarmStart, warm_start
 from parallel.checkpoints import Base, Checkpoint, load_weights, mark_as_base, with_found
 from run.config import RunConfig
 from run.errors import ConfigError
-from run.folder import VOCABULARY, read_run, read_vocabulary_file
+from run.folder import VOCABULARY, is_run, read_run, read_vocabulary_file
 from run.resume import Resume
+from run.weights.best import chosen_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +49,10 @@ def _taken(run: RunConfig, data: OpenData, objective: Objective) -> Initial:
     if not run.init:
         return Initial()
     folder = Path(run.init)
+    if run.init_step != "newest" and not is_run(folder):
+        raise ConfigError(
+            f"init_step={run.init_step} chooses among a run's checkpoints; init={run.init} is no run: leave it out"
+        )
     if is_export(folder):
         takes_tokens = any(fnmatch.filter(("tower.embedding.tokens.weight",), pattern) for pattern in run.init_only)
         if takes_tokens and read_vocabulary_file(folder / VOCABULARY).clip_ids != data.vocabulary.clip_ids:
@@ -64,15 +69,16 @@ def _taken(run: RunConfig, data: OpenData, objective: Objective) -> Initial:
             )
         load_converted(objective, folder)
         return Initial((f"init {folder}: all weights",))
+    step = chosen_step(folder, None if run.init_step == "newest" else run.init_step)
     if run.init_only != ("*",):
-        found, _ = with_found(folder / "checkpoints", None, lambda c: load_weights(c, objective, run.init_only))
+        found, _ = with_found(folder / "checkpoints", step, lambda c: load_weights(c, objective, run.init_only))
         return Initial((f"init {found.folder}: {', '.join(run.init_only)}; the rest is new",))
     old_ids = read_run(folder)[1].clip_ids
 
     def load(checkpoint: Checkpoint) -> WarmStart:
         return warm_start(objective, checkpoint, old_ids, data.vocabulary.clip_ids)
 
-    found, start = with_found(folder / "checkpoints", None, load)
+    found, start = with_found(folder / "checkpoints", step, load)
     notes = (f"init {found.folder}: {start}",)
     if run.optimizer.tune == "all":
         return Initial(notes)

@@ -124,8 +124,25 @@ def test_initial_weights_are_taken_once(config, monkeypatch):
     assert initialise(["init=a.safetensors"]) == [0, Path("a.safetensors")]
     assert initialise(["init=runs/a", "init_only=[tower.*]"]) == [0, (Path("runs/a/checkpoints"), None)]
     assert initialise(["init=runs/a"], checkpoint({})) == [0]
+    with pytest.raises(
+        ConfigError, match=r"init_step=4 chooses among a run's checkpoints; init=a\.safetensors is no run"
+    ):
+        initialise(["init=a.safetensors", "init_step=4"])
     with pytest.raises(ConfigError, match=r"a\.safetensors is taken whole"):
         initialise(["init=a.safetensors", "init_only=[tower.*]"])
+    monkeypatch.setattr("run.weights.initial.is_run", lambda folder: True)
+    monkeypatch.setattr("run.weights.best.newest_state", lambda root: {"best": {"step": 3}})
+    for told, step in (("newest", None), ("7", 7), ("best", 3)):
+        taken = initialise(["init=runs/a", "init_only=[tower.*]", f"init_step={told}"])
+        assert taken == [0, (Path("runs/a/checkpoints"), step)]
+
+
+@pytest.mark.parametrize(
+    "options", [["init_step=best"], ["init=runs/a", "init_step=-1"], ["init=runs/a", "init_step=last"]]
+)
+def test_a_step_is_a_runs(config, options):
+    with pytest.raises(ConfigError, match="init_step"):
+        load_config(config, options)
 
 
 def test_a_head_must_fit_its_task(config):
