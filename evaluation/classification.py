@@ -50,15 +50,17 @@ def evaluate(evaluation: Evaluation) -> Result:
     labels_N, told_N, among_N, expected_N, targets_N = np.concatenate(evaluation.gathered(parts)).T
     first_N = (told_N == labels_N).astype(np.float64)
     by_class = class_accuracy(first_N, labels_N, task.context.info.classes)
+    agreed = agreement(task.context.info.metrics, labels_N, told_N, targets_N, expected_N)
     metrics = {
         "accuracy": float(first_N.mean()),
         "top5_accuracy": float(among_N.mean()),
         "mean_class_accuracy": sum(by_class.values()) / len(by_class),
         "chance": 1 / num_classes,
-        **agreement(task.context.info.metrics, labels_N, told_N, targets_N, expected_N),
+        **agreed.figures,
         "samples": len(labels_N),
     }
-    return Result(metrics, np.stack([first_N, np.ones_like(first_N)], axis=1), {"class_accuracy": by_class})
+    evidence_N2 = np.stack([first_N, np.ones_like(first_N)], axis=1)
+    return Result(metrics, evidence_N2, {"class_accuracy": by_class}, agreed.intervals)
 
 
 def class_accuracy(right_N: np.ndarray, labels_N: np.ndarray, classes: Sequence[str]) -> dict[str, float]:

@@ -19,7 +19,21 @@ def figure_of(evidence_N2: np.ndarray) -> float:
 def interval(evidence_N2: np.ndarray, seed: int = 0) -> tuple[float, float]:
     """The middle 95 % of the figure over resamples of the samples."""
     figures_R = _resampled(evidence_N2, np.random.default_rng(seed), RESAMPLES)
-    return _middle(figures_R)
+    return middle(figures_R)
+
+
+def resampled_places(count: int, seed: int = 0) -> np.ndarray:
+    """[R, N]: the samples of each resample, for figures that are no such ratio."""
+    return np.random.default_rng(seed).integers(count, size=(RESAMPLES, count))
+
+
+def resampled_counts(one_N: np.ndarray, other_N: np.ndarray, seed: int = 0) -> np.ndarray:
+    """[R, K, K]: how many samples of each resample have each pair of values, float64. All that a figure of two columns of classes needs."""
+    values, places_2N = np.unique(np.stack([one_N, other_N]), return_inverse=True)
+    one, other = places_2N.reshape(2, -1)
+    counts_X = np.bincount(one * len(values) + other, minlength=len(values) ** 2)
+    drawn_RX = np.random.default_rng(seed).multinomial(len(one_N), counts_X / len(one_N), size=RESAMPLES)
+    return drawn_RX.reshape(RESAMPLES, len(values), len(values)).astype(np.float64)
 
 
 def difference(one_N2: np.ndarray, other_N2: np.ndarray, paired: bool, seed: int = 0) -> tuple[float, float, float]:
@@ -32,7 +46,7 @@ def difference(one_N2: np.ndarray, other_N2: np.ndarray, paired: bool, seed: int
         differences_R = sums_R4[:, 2] / sums_R4[:, 3] - sums_R4[:, 0] / sums_R4[:, 1]
     else:
         differences_R = _resampled(other_N2, rng, RESAMPLES) - _resampled(one_N2, rng, RESAMPLES)
-    return figure_of(other_N2) - figure_of(one_N2), *_middle(differences_R)
+    return figure_of(other_N2) - figure_of(one_N2), *middle(differences_R)
 
 
 def _resampled(evidence_N2: np.ndarray, rng: np.random.Generator, resamples: int) -> np.ndarray:
@@ -46,7 +60,8 @@ def _sums(values_NK: np.ndarray, rng: np.random.Generator, resamples: int) -> np
     return np.stack([values_NK[rng.integers(count, size=count)].sum(axis=0) for _ in range(resamples)])
 
 
-def _middle(figures_R: np.ndarray) -> tuple[float, float]:
+def middle(figures_R: np.ndarray) -> tuple[float, float]:
+    """95 % of the figures lie between these."""
     tail = 100 * (1 - LEVEL) / 2
     low, high = np.nanpercentile(figures_R, [tail, 100 - tail])
     return float(low), float(high)

@@ -1,8 +1,8 @@
 """Results of an evaluation in the run's folder, and two of them side by side.
 
 RUN/evaluations/SPLIT_step_00001000.json: {"version": 1, "split", "step", "results": [{"task", "kind", "digest", "options", "figure",
-"floor", "metrics", "interval", "details", "evidence", "seconds"}]}. digest: of the data; evidence: see evaluation/intervals.py, so that
-differences can be judged later without the models.
+"floor", "metrics", "interval", "intervals", "details", "evidence", "seconds"}]}. digest: of the data; intervals: of other figures by
+name; evidence: see evaluation/intervals.py, so that differences can be judged later without the models.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ def row_of(source: Source, result: Result, options: Mapping[str, Any], figure: s
         "floor": floor,
         "metrics": result.metrics,
         "interval": list(interval(result.evidence_N2)),
+        "intervals": {name: list(ends) for name, ends in result.intervals.items()},
         "details": result.details,
         "evidence": result.evidence_N2.tolist(),
         "seconds": seconds,
@@ -51,8 +52,9 @@ def line_of(row: Row, split: str, step: int) -> Row:
     """What is printed of it: one flat line, numbers rounded."""
     head = {"task": row["task"], "kind": row["kind"], "split": split, "step": step}
     rounded = {key: round(value, 5) if isinstance(value, float) else value for key, value in row["metrics"].items()}
-    ends = [round(value, 5) for value in row["interval"]]
-    return {**head, **rounded, "interval": ends, **{key: row[key] for key in ("figure", "floor", "seconds")}}
+    ends = {"interval": row["interval"]} | {f"{name}_interval": ends for name, ends in row["intervals"].items()}
+    rounded_ends = {key: [round(value, 5) for value in pair] for key, pair in ends.items()}
+    return {**head, **rounded, **rounded_ends, **{key: row[key] for key in ("figure", "floor", "seconds")}}
 
 
 def keep(run: Path, split: str, step: int, rows: Sequence[Row]) -> None:
@@ -69,15 +71,22 @@ def keep(run: Path, split: str, step: int, rows: Sequence[Row]) -> None:
 
 
 def table_of(rows: Sequence[Row]) -> str:
-    """The main figures for people."""
+    """The main figures for people, and others that have an interval."""
     table = [("task", "figure", "value", "95 %", "n", "without learning", "seconds")]
     for row in rows:
-        metrics, (low, high) = row["metrics"], row["interval"]
-        value, floor = metrics[row["figure"]], metrics[row["floor"]]
-        ends = f"{low:.4f} to {high:.4f}"
-        count = f"{len(row['evidence']):,}"
-        table.append((row["task"], row["figure"], f"{value:.4f}", ends, count, f"{floor:.4f}", f"{row['seconds']:.1f}"))
+        name, metrics, count = row["task"], row["metrics"], f"{len(row['evidence']):,}"
+        floor, seconds = f"{metrics[row['floor']]:.4f}", f"{row['seconds']:.1f}"
+        table.append(
+            (name, row["figure"], f"{metrics[row['figure']]:.4f}", _ends(row["interval"]), count, floor, seconds)
+        )
+        for figure, ends in row["intervals"].items():
+            table.append((name, figure, f"{metrics[figure]:.4f}", _ends(ends), count, "", ""))
     return _aligned(table)
+
+
+def _ends(interval: Sequence[float]) -> str:
+    low, high = interval
+    return f"{low:.4f} to {high:.4f}"
 
 
 def _aligned(table: Sequence[Sequence[str]]) -> str:

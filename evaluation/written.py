@@ -30,15 +30,17 @@ def evaluate(evaluation: Evaluation) -> Result:
     labels_N, targets_N = np.array([kept for _, kept in found]).T
     right_N = (told_N == labels_N).astype(np.float64)
     by_class = class_accuracy(right_N, labels_N, info.classes)
+    agreed = agreement(info.metrics, labels_N, told_N, targets_N, told_N)
     metrics: Metrics = {
         "accuracy": float(right_N.mean()),
         "named": float((told_N != NO_CLASS).mean()),
         "mean_class_accuracy": sum(by_class.values()) / len(by_class),
         "chance": 1 / len(info.classes),
-        **agreement(info.metrics, labels_N, told_N, targets_N, told_N),
+        **agreed.figures,
         "samples": len(found),
     }
-    return Result(metrics, np.stack([right_N, np.ones_like(right_N)], axis=1), {"class_accuracy": by_class})
+    evidence_N2 = np.stack([right_N, np.ones_like(right_N)], axis=1)
+    return Result(metrics, evidence_N2, {"class_accuracy": by_class}, agreed.intervals)
 
 
 @torch.no_grad()
