@@ -19,6 +19,8 @@ pytestmark = [
     pytest.mark.skipif(bool(missing_programs()), reason=missing_programs() or "Slurm is here"),
 ]
 STEPS = 120
+LONG = 600
+"""Steps that take longer than the half minute between two looks of Slurm at the time limits."""
 UNDER_WAY = 10
 """Steps after which something happens to a run."""
 
@@ -81,17 +83,21 @@ def assert_went_on(cluster: Cluster, config: Path, name: str, number: str, whole
     """To its end, with the losses of a run that nothing happened to."""
     job = cluster.until(number, lambda job: job["JobState"] not in ("PENDING", "RUNNING", "COMPLETING"), 300)
     assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1"), (job, log_of(cluster, name, number))
-    assert [record["step"] for record in records(config, name)] == list(range(1, STEPS + 1))
+    assert [record["step"] for record in records(config, name)] == list(range(1, len(whole) + 1))
     assert losses(config, name) == whole
 
 
 @pytest.fixture(scope="module")
 def whole(cluster, config) -> list[dict[str, float]]:
     """Losses of the run that nothing happens to."""
-    number = cluster.submit(script(config, "whole"))
+    return undisturbed(cluster, config, "whole")
+
+
+def undisturbed(cluster: Cluster, config: Path, name: str, *overrides: str) -> list[dict[str, float]]:
+    number = cluster.submit(script(config, name, *overrides))
     job = cluster.until(number, lambda job: job["JobState"] not in ("PENDING", "RUNNING", "COMPLETING"), 300)
-    assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "0"), log_of(cluster, "whole", number)
-    return losses(config, "whole")
+    assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "0"), log_of(cluster, name, number)
+    return losses(config, name)
 
 
 @pytest.mark.parametrize("partition", ["low", "bare"])
@@ -119,9 +125,10 @@ def test_a_preempted_run_saves_and_goes_on(partition, cluster, config, whole):
     assert said in log_of(cluster, name, number)
 
 
-def test_a_time_limit_saves_and_goes_on(cluster, config, whole):
-    name = "limit"
-    number = under_way(cluster, config, name, flags=("--time=30", "--warn=120"))
+def test_a_time_limit_saves_and_goes_on(cluster, config):
+    name, steps = "limit", f"steps={LONG}"
+    whole = undisturbed(cluster, config, "long", steps)
+    number = under_way(cluster, config, name, steps, flags=("--time=30", "--warn=120"))
     sent = time.monotonic()
     # Nearer than --warn, so that the signal comes now: nobody has to wait for a limit.
     minutes = seconds_of(cluster.job(number)["RunTime"]) // 60 + 2
