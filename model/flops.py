@@ -126,8 +126,9 @@ def choice_flops(model: ModelConfig) -> list[tuple[str, float]]:
 
 def passes_of(objective: nn.Module) -> dict[str, float]:
     """How many times its forward FLOPs each part of the network costs in training: 1 for the forward pass, 1 for the gradient of what goes
-    into it, where something is trained there or before, and for the gradient of its weights the share of them that is trained. 3 where
-    all is trained, as is usual in the field, also for patches, whose pixels need no gradient."""
+    into it, where something is trained there or before, and for the gradient of its weights the share of them that is trained (of a last
+    block trained in part an estimate, as its weights do not meet equally many tokens). 3 where all is trained, as is usual in the field,
+    also for patches, whose pixels need no gradient."""
     named = dict(objective.named_parameters())
     passes: dict[str, float] = {}
     any_reached = False
@@ -157,10 +158,8 @@ def _block(model: ModelConfig, layer: int, work: Work) -> float:
     choices = experts.top_k if sent else 1
     attention_choices = choices if experts.unit == "linear" else 1
     read = work.reads if model.reads_early(layer) else work.tokens
-    incoming, outgoing = (
-        3 * width**2 * attention_choices,
-        width**2 * attention_choices + 2 * width * model.ffn * choices,
-    )
+    incoming = 3 * width**2 * attention_choices
+    outgoing = width**2 * attention_choices + 2 * width * model.ffn * choices
     flops = 2 * (work.tokens * incoming + read * outgoing) + 2 * work.prompts * 3 * width**2 + 4 * work.pairs * width
     if sent:
         features = 2 * width if experts.router == "context" else width
