@@ -92,14 +92,14 @@ class Attention(nn.Module):
         """All tokens of a sequence ask."""
         q_BHLd, k_BHLd, v_BHLd = heads
         new = KeysValues(k_BHLd, v_BHLd)
-        mask = sequence.mask
+        bias = sequence.attention_bias(q_BHLd.dtype)
         if prompts_PF is not None:
             _, k_1HPd, v_1HPd = _Heads.apply(prompts_PF, self.head_width, [_Places(1, len(prompts_PF))])
             batch = q_BHLd.shape[0]
             new = KeysValues(k_1HPd.expand(batch, -1, -1, -1), v_1HPd.expand(batch, -1, -1, -1)).joined(new)
-            mask = None if mask is None else pad(mask, (len(prompts_PF), 0), value=True)
+            bias = None if bias is None else pad(bias, (len(prompts_PF), 0))
         seen = past.joined(new) if past else new
-        y_BHLd = scaled_dot_product_attention(q_BHLd, seen.keys, seen.values, attn_mask=mask)
+        y_BHLd = scaled_dot_product_attention(q_BHLd, seen.keys, seen.values, attn_mask=bias)
         return sequence.taken(y_BHLd.transpose(1, 2).flatten(2)), new
 
 

@@ -15,7 +15,7 @@ from model.feed_forward import feed_forward
 from model.layout import PassLayout
 from model.moe.gates import Gates
 from model.moe.layer import Decision, DispatchPath, MergeDecision, MergePath, for_blocks, make_path
-from model.moe.report import RoutingReport
+from model.moe.report import Report
 from model.moe.router import GroupRouter
 from model.noise import Key, derive
 from model.reading import ReadTokens
@@ -30,6 +30,9 @@ from parallel.precision import product_dtype
 Merged = tuple[MergeDecision | None, MergeDecision | None]
 """Decisions for attention and feed-forward branch that are there before the block."""
 NOT_MERGED: Merged = (None, None)
+Drawn = tuple[Tensor | None, Tensor | None]
+"""Numbers [T, E] for the noise of both branches' gates."""
+NOT_DRAWN: Drawn = (None, None)
 
 
 class Block(nn.Module):
@@ -69,15 +72,17 @@ class Block(nn.Module):
         noise: Key,
         merged: Merged = NOT_MERGED,
         keep_T2: Tensor | None = None,
+        drawn: Drawn = NOT_DRAWN,
         past: KeysValues | None = None,
         rows: Rows = WHOLE,
         reads: ReadTokens | None = None,
-    ) -> tuple[Stream, tuple[RoutingReport, ...], tuple[KeysValues, ...]]:
+    ) -> tuple[Stream, tuple[Report, ...], tuple[KeysValues, ...]]:
         """-> (stream, reports of the decisions; none in a dense block, keys and values of each sequence).
 
         merged: decisions for both branches that merge experts. keep_T2: what dropped paths leave of either branch, 0 or 1 / share kept.
-        past: keys and values that the tokens of a single sequence see besides their own, prompts among them. rows: which tokens
-        of the stream this rank has. reads: the tokens that are wanted behind the block, all others end in its attention.
+        drawn: numbers for gates that look at tokens. past: keys and values that the tokens of a single sequence see besides their own,
+        prompts among them. rows: which tokens of the stream this rank has. reads: the tokens that are wanted behind the block, all
+        others end in its attention.
         """
         first: Decision
         second: Decision
@@ -89,7 +94,7 @@ class Block(nn.Module):
         stream, entering = self._entering(stream, rows, self.attention_norm, self.attention_path)
         with entering as normed_TD:
             if isinstance(self.attention_path, DispatchPath):
-                first = self.attention_path(rows.deciding(normed_TD), layout, derive(noise, "attention"))
+                first = self.attention_path(rows.deciding(normed_TD), layout, derive(noise, "attention"), drawn[0])
             prompts = () if past else self._prompts(layout)
             branch_TD, keys_values = self.attention(normed_TD, layout, first, prompts, past, reads)
         if reads is not None:
@@ -99,7 +104,7 @@ class Block(nn.Module):
         stream, entering = self._entering(stream, rows, self.ffn_norm, self.ffn_path)
         with entering as normed_TD:
             if isinstance(self.ffn_path, DispatchPath):
-                second = self.ffn_path(rows.deciding(normed_TD), layout, derive(noise, "ffn"))
+                second = self.ffn_path(rows.deciding(normed_TD), layout, derive(noise, "ffn"), drawn[1])
             branch_TD = self.ffn(normed_TD, second)
         stream = stream.plus(rows.leave(branch_TD), self.ffn_scale, ffn_keep_T1)
         return stream, tuple(decision.report for decision in (first, second) if decision is not None), keys_values
@@ -117,10 +122,14 @@ class Block(nn.Module):
         return stream, self.computed(again, stream.x_TD, result=rows.enter(normed_TD))
 
     @property
+    def paths(self) -> tuple[MergePath | DispatchPath | None, MergePath | DispatchPath | None]:
+        """Of both branches."""
+        return self.attention_path, self.ffn_path
+
+    @property
     def group_routers(self) -> list[GroupRouter]:
         """Those whose decisions come with a pass, in the order of their gates."""
-        paths = (self.attention_path, self.ffn_path)
-        return [path.router for path in paths if isinstance(path, MergePath)]
+        return [path.router for path in self.paths if isinstance(path, MergePath)]
 
     def start_merges(self, layout: PassLayout, gates: Sequence[Gates]) -> Callable[[], Merged]:
         """Merged weights begin to travel -> what waits for the decisions, to be called once."""

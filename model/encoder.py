@@ -11,12 +11,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from model.attention import KeysValues
-from model.block import Block, Merged
+from model.block import Block, Drawn, Merged
 from model.config import ModelConfig
 from model.layout import PassLayout
 from model.moe.gates import gates_of
-from model.moe.report import RoutingReport
-from model.noise import Key, derive, each, uniform
+from model.moe.layer import DispatchPath
+from model.moe.report import Report, RoutingReport, summed_up
+from model.moe.router import drawn
+from model.noise import Key, derive, each, uniform, widened
 from model.reading import ReadTokens
 from model.residual import Residual, Stream
 from model.sequence_rows import WHOLE, CutRows, Rows, WholeRows
@@ -24,8 +26,8 @@ from parallel.kernels import Kernels
 from parallel.mesh import Mesh
 
 DECISIONS = (torch.ops.aten.sort.stable, torch.ops.aten.lt.Tensor)
-"""What routing decides with: ranks of experts and of tokens, and who finds a slot. Kept under activation checkpointing, so
-that recomputation sends every token where it went, also where a device does not repeat its sums to the last bit."""
+"""What routing decides with: ranks of experts and of tokens, and which second choices are asked for. Kept under activation
+checkpointing, so that recomputation sends every token where it went, also where a device does not repeat its sums to the last bit."""
 
 
 class Encoder(nn.Module):
@@ -33,7 +35,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.merges = config.num_decisions > 0 and not config.experts.decides_per_token
         self.sequence, self.expert = mesh.sequence, mesh.expert
-        self.drop_path, self.max_groups = config.drop_path, config.experts.max_groups
+        self.drop_path, self.experts = config.drop_path, config.experts
         self.reads_early = config.reads_early(config.depth - 1) and mesh.sequence.size == 1
         self.recompute = config.activation_checkpointing == "block"
         self.residual = Residual.of(kernels)
@@ -73,19 +75,21 @@ class Encoder(nn.Module):
             rows = CutRows(self.sequence, layout.num_tokens)
             x_TD = rows.take(x_TD)
         keep_TX = self._kept(layout, noise, rows)
-        stream, reports = Stream(x_TD), list[RoutingReport]()
+        stream, reports = Stream(x_TD), list[Report]()
+        numbers = self._drawn(layout, noise)
         for layer, (block, merged) in enumerate(self._merging(layout, noise)):
             run = functools.partial(self._settled, block) if self.recompute and torch.is_grad_enabled() else block
             keep_T2 = None if keep_TX is None else keep_TX[:, 2 * layer : 2 * layer + 2]
             early = reads if layer == last and self.reads_early else None
-            stream, more, _ = run(stream, layout, derive(noise, layer), merged, keep_T2, rows=rows, reads=early)
+            key = derive(noise, layer)
+            stream, more, _ = run(stream, layout, key, merged, keep_T2, numbers[layer], rows=rows, reads=early)
             reports += more
         x_TD = self.residual.settled(stream).x_TD
         if isinstance(rows, CutRows):
             x_TD = rows.give(x_TD)
         if reads is not None and not self.reads_early:
             x_TD = x_TD.index_select(0, reads.token_R)
-        return x_TD, tuple(reports)
+        return x_TD, summed_up(reports, layout)
 
     def _settled(self, block: nn.Module, *call: Any, **options: Any) -> Any:
         """A block that is computed again: the sum at its end is kept, and neither of its terms."""
@@ -101,7 +105,9 @@ class Encoder(nn.Module):
         recomputation keeps them."""
         blocks = [block for block in self.blocks if isinstance(block, Block)]
         routers = [router for block in blocks for router in block.group_routers]
-        gates = iter(gates_of(routers, layout, derive(noise, "gates"), self.expert, self.max_groups) if routers else ())
+        gates = iter(
+            gates_of(routers, layout, derive(noise, "gates"), self.expert, self.experts.max_groups) if routers else ()
+        )
 
         def start(block: Block) -> Callable[[], Merged]:
             return block.start_merges(layout, [next(gates) for _ in block.group_routers])
@@ -112,6 +118,23 @@ class Encoder(nn.Module):
             yield block, waiting()
             if ahead:
                 waiting = ahead
+
+    def _drawn(self, layout: PassLayout, noise: Key) -> list[Drawn]:
+        """Of each layer the numbers of its gates' noise, where they look at tokens; drawn at once, as a draw is twenty small operators."""
+        blocks = [block for block in self.blocks if isinstance(block, Block)]
+        decisions = sum(isinstance(path, DispatchPath) for block in blocks for path in block.paths)
+        all_NTE = None
+        if decisions and noise is not None:
+            experts, device = self.experts.num_experts, layout.device
+            numbers_NE = torch.arange(decisions * experts, device=device).view(decisions, 1, experts)
+            counter_NTE = widened(layout.counter_T[:, None], decisions * experts) + numbers_NE
+            all_NTE = drawn(self.experts, derive(noise, "gates"), counter_NTE)
+        left = iter(()) if all_NTE is None else iter(all_NTE.unbind())
+
+        def of(path: nn.Module | None) -> Tensor | None:
+            return next(left, None) if isinstance(path, DispatchPath) else None
+
+        return [(of(first), of(second)) for first, second in (block.paths for block in blocks)]
 
     def _kept(self, layout: PassLayout, noise: Key, rows: Rows) -> Tensor | None:
         """What dropped paths leave of every branch of every layer, for each token of this rank: 0 or 1 / share kept."""

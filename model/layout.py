@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from data.attributes import Attributes
 from data.batch import Modality, Sequences, Visibility
@@ -66,6 +68,21 @@ class SequenceLayout:
     def place_T(self) -> Tensor:
         """Of each token in [B x L]."""
         return self.ordered(self.tokens.place_T)
+
+    def attention_bias(self, dtype: torch.dtype) -> Tensor | None:
+        """The mask as what is added to scores: 0 or -inf. Made once for all layers of a pass."""
+        if self.mask is None:
+            return None
+        if dtype not in self._biases:
+            # Rows of multiples of eight numbers, as fused attention wants them.
+            hidden = pad(~self.mask, (0, -self.mask.shape[-1] % 8))
+            bias = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, -math.inf)
+            self._biases[dtype] = bias[..., : self.mask.shape[-1]]
+        return self._biases[dtype]
+
+    @functools.cached_property
+    def _biases(self) -> dict[torch.dtype, Tensor]:
+        return {}
 
     @functools.cached_property
     def row_T(self) -> Tensor:
@@ -157,6 +174,13 @@ class PassLayout:
     @functools.cached_property
     def modality_T(self) -> Tensor:
         return _joined([s.tokens.modality_G.index_select(0, s.group_T) for s in self.sequences])
+
+    @functools.cached_property
+    def share_T2(self) -> Tensor:
+        """Each text token's share of all text tokens, and each visual one's of those, fp32; 0 elsewhere."""
+        is_text_T = self.modality_T == Modality.TEXT
+        is_of_T2 = torch.stack([is_text_T, ~is_text_T], dim=1).float()
+        return is_of_T2 / is_of_T2.sum(dim=0).clamp(min=1)
 
     @functools.cached_property
     def row_T(self) -> Tensor:

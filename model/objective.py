@@ -87,15 +87,16 @@ class Objective(nn.Module):
         compare_all = self._pairwise if batch.pairwise else self._softmax
         with exactly(features_QW.device):
             loss, best_Q = compare_all(batch, features_QW, own_CW, candidates_CW, labels_Q)
-        extra = sum((report.loss for report in reports), loss.new_zeros(()))
-        names = sorted({name for report in reports for name in report.losses})
+        auxiliary = _summed_up(reports)
+        weights = self.config.experts.auxiliary
+        extra = sum((getattr(weights, name) * value for name, value in auxiliary.items()), nothing)
         uses = [report.use for report in reports]
         return Losses(
-            total=batch.weight * loss + extra + nothing,
+            total=batch.weight * loss + extra,
             loss=loss.detach(),
             correct=(best_Q == labels_Q).sum(),
             use=stacked(uses) if uses else unused(self.config.experts.num_experts, len(Modality), loss.detach()),
-            auxiliary={name: torch.stack([r.losses[name] for r in reports]).sum() for name in names},
+            auxiliary={name: value.detach() for name, value in auxiliary.items()},
         )
 
     def _softmax(
@@ -231,11 +232,15 @@ class Objective(nn.Module):
         return tuple(features[index] for index in range(len(readings))), all_reports
 
 
+def _summed_up(reports: tuple[RoutingReport, ...]) -> dict[str, Tensor]:
+    """Auxiliary losses of all decisions by name, unweighted."""
+    names = sorted({name for report in reports for name in report.losses})
+    return {name: torch.stack([r.losses[name] for r in reports]).sum() for name in names}
+
+
 def _mean_report(reports: tuple[RoutingReport, ...]) -> RoutingReport:
     """Reports of the same decision over the chunks of a batch: counts add up, losses are averaged."""
-    count = len(reports)
     return RoutingReport(
         use=added([r.use for r in reports]),
         losses={name: torch.stack([r.losses[name] for r in reports]).mean() for name in reports[0].losses},
-        loss=torch.stack([r.loss for r in reports]).sum() / count,
     )

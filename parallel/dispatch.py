@@ -17,6 +17,7 @@ import itertools
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding_bag, pad
 
 from parallel.collectives import Axis, all_to_all, exchanged
 
@@ -27,17 +28,18 @@ Blocks = tuple[tuple[int, int, int], ...]
 @dataclasses.dataclass(frozen=True)
 class RowGroups:
     """Which rows belong to which expert: those of expert e end before row ends_e[e], int32, and begin where the last one's end. Rows that
-    follow, up to `rows`, are of none: their results are of no use, but must be finite."""
+    follow, up to `rows`, are of none: their results are of no use, but must be finite. expert_R: of each row, those that follow counted to
+    the last expert. is_all: none follow."""
 
     ends_e: Tensor
     rows: int
+    expert_R: Tensor
+    is_all: bool
 
     @functools.cached_property
     def covering_ends_e(self) -> Tensor:
         """The last expert has what is left."""
-        ends_e = self.ends_e.clone()
-        ends_e[-1:] = self.rows
-        return ends_e
+        return self.ends_e if self.is_all else pad(self.ends_e[:-1], (0, 1), value=self.rows)
 
     @functools.cached_property
     def blocks(self) -> Blocks:
@@ -46,18 +48,20 @@ class RowGroups:
         return tuple((start, end, index) for index, (start, end) in enumerate(itertools.pairwise([0, *ends])))
 
     @functools.cached_property
-    def expert_R(self) -> Tensor:
-        numbers_R = torch.arange(self.rows, device=self.ends_e.device, dtype=torch.int32)
-        return torch.searchsorted(self.covering_ends_e, numbers_R, right=True)
+    def is_of_eR(self) -> Tensor:
+        """bf16, which holds 0 and 1."""
+        numbers_e = torch.arange(len(self.ends_e), device=self.expert_R.device)
+        return (self.expert_R == numbers_e[:, None]).to(torch.bfloat16)
 
 
 @dataclasses.dataclass(frozen=True)
 class DispatchPlan:
     """Who goes where: made once per decision, used by every linear of the pair.
 
-    token_N, choice_N   the token and the choice of each copy, copies sorted by global expert id
+    pair_N, token_N     the pair of [T x K] and the token of each copy, copies sorted by global expert id
     copies_TK           the copy of each token's choice, any where there is none
-    dropped_TK          choices without a copy; None where that cannot be
+    firsts_T            the first pair of each token
+    kept_TK             choices that have a copy; None where all have
     send_counts         rows to each expert rank; receive_counts: rows from each
     groups              the received rows, sorted by local expert
     arrival_R           the place of each among the rows as they arrive; None where they arrive sorted
@@ -65,14 +69,19 @@ class DispatchPlan:
 
     axis: Axis
     num_choices: int
+    pair_N: Tensor
     token_N: Tensor
-    choice_N: Tensor
     copies_TK: Tensor
-    dropped_TK: Tensor | None
+    firsts_T: Tensor
+    kept_TK: Tensor | None
     send_counts: list[int]
     receive_counts: list[int]
     groups: RowGroups
     arrival_R: Tensor | None
+
+    @functools.cached_property
+    def dropped_TK(self) -> Tensor | None:
+        return None if self.kept_TK is None else ~self.kept_TK
 
 
 def plan_dispatch(
@@ -81,16 +90,20 @@ def plan_dispatch(
     """kept_TK: None where no choice was dropped. most_kept: so many can be kept at most. Between ranks, agrees with the others on how many
     rows go where (one small all-to-all of counts, for which the host waits)."""
     num_tokens, num_choices = expert_ids_TK.shape
+    pairs, device = num_tokens * num_choices, expert_ids_TK.device
     key_TK = expert_ids_TK if kept_TK is None else torch.where(kept_TK, expert_ids_TK, num_experts)
-    key_N, order_N = torch.sort(key_TK.flatten(), stable=True)
-    numbers_N = torch.arange(len(order_N), device=order_N.device)
-    copies_TK = torch.empty_like(order_N).index_copy_(0, order_N, numbers_N).view(num_tokens, num_choices)
-    ends_E = torch.searchsorted(key_N, torch.arange(num_experts, device=key_N.device), right=True)
+    key_N, pair_N = torch.sort(key_TK.flatten(), stable=True)
+    numbers = torch.arange(max(pairs, num_experts), device=device)
+    copies_TK = torch.empty_like(pair_N).index_copy_(0, pair_N, numbers[:pairs]).view(num_tokens, num_choices)
+    is_alone = axis.size == 1
+    ends_E = torch.searchsorted(key_N, numbers[:num_experts], right=True, out_int32=is_alone)
     local = num_experts // axis.size
-    if axis.size == 1:
-        count = min(len(order_N), most_kept if most_kept is not None else len(order_N))
+    arrival_R = None
+    if is_alone:
+        count = pairs if most_kept is None else min(pairs, most_kept)
         send_counts = receive_counts = [count]
-        groups, arrival_R = RowGroups(ends_E.to(torch.int32), count), None
+        expert_R = key_N[:count] if kept_TK is None else key_N[:count].clamp(max=num_experts - 1)
+        groups = RowGroups(ends_E, count, expert_R, kept_TK is None)
     else:
         sent_SE = torch.diff(ends_E, prepend=ends_E.new_zeros(1)).view(axis.size, local)
         one_each = [1] * axis.size
@@ -100,19 +113,20 @@ def plan_dispatch(
         receive_counts = [sum(received[rank * local : (rank + 1) * local]) for rank in range(axis.size)]
         count, rows = sum(send_counts), sum(receive_counts)
         ends_e = received_Se.sum(0).cumsum(0).to(torch.int32)
-        groups, arrival_R = RowGroups(ends_e, rows), None
+        expert_X = torch.arange(local, device=device).repeat(axis.size)
+        expert_R = expert_X.repeat_interleave(received_Se.flatten(), output_size=rows)
         if local > 1:
-            expert_X = torch.arange(local, device=key_N.device).repeat(axis.size)
-            expert_R = expert_X.repeat_interleave(received_Se.flatten(), output_size=rows)
-            arrival_R = torch.sort(expert_R, stable=True).indices
-    order_N = order_N[:count]
+            expert_R, arrival_R = torch.sort(expert_R, stable=True)
+        groups = RowGroups(ends_e, rows, expert_R, True)
+    pair_N = pair_N[:count]
     return DispatchPlan(
         axis=axis,
         num_choices=num_choices,
-        token_N=order_N.div(num_choices, rounding_mode="floor"),
-        choice_N=order_N % num_choices,
-        copies_TK=copies_TK.clamp_(max=max(0, count - 1)),
-        dropped_TK=None if kept_TK is None else ~kept_TK,
+        pair_N=pair_N,
+        token_N=pair_N if num_choices == 1 else pair_N.div(num_choices, rounding_mode="floor"),
+        copies_TK=copies_TK if count == pairs else copies_TK.clamp_(max=max(0, count - 1)),
+        firsts_T=numbers[:pairs:num_choices].contiguous(),
+        kept_TK=kept_TK,
         send_counts=send_counts,
         receive_counts=receive_counts,
         groups=groups,
@@ -127,8 +141,8 @@ def dispatch(x_TD: Tensor, plan: DispatchPlan) -> Tensor:
 
 def dispatch_weights(weights_TK: Tensor, plan: DispatchPlan) -> Tensor:
     """[T, K] -> [R]: the weights of the received rows."""
-    weights_R1 = _exchanged(weights_TK[plan.token_N, plan.choice_N][:, None], plan)
-    return _sorted(weights_R1, plan).squeeze(1)
+    weights_N1 = _Picked.apply(weights_TK, plan)
+    return _sorted(_exchanged(weights_N1, plan), plan).squeeze(1)
 
 
 def combine(y_RF: Tensor, plan: DispatchPlan) -> Tensor:
@@ -163,6 +177,23 @@ def _permuted(x_RF: Tensor, place_R: Tensor, back: bool) -> Tensor:
     return torch.empty_like(x_RF).index_copy_(0, place_R, x_RF) if back else x_RF.index_select(0, place_R)
 
 
+class _Picked(torch.autograd.Function):
+    """[T, K] to [N, 1], a number for each copy."""
+
+    @staticmethod
+    def forward(ctx, weights_TK, plan):
+        ctx.plan = plan
+        return weights_TK.flatten().index_select(0, plan.pair_N)[:, None]
+
+    @staticmethod
+    def backward(ctx, grad_N1):
+        plan = ctx.plan
+        if not len(grad_N1):
+            return grad_N1.new_zeros(plan.copies_TK.shape), None
+        grad_TK = grad_N1.squeeze(1).index_select(0, plan.copies_TK.flatten()).view(plan.copies_TK.shape)
+        return grad_TK if plan.dropped_TK is None else grad_TK.masked_fill_(plan.dropped_TK, 0.0), None
+
+
 class _Spread(torch.autograd.Function):
     """Tokens to copies; its backward sums copies to tokens."""
 
@@ -190,14 +221,12 @@ class _Collect(torch.autograd.Function):
 
 
 def _collected(y_NF: Tensor, plan: DispatchPlan) -> Tensor:
-    """Reading rows in another order is faster than adding into them."""
+    """Reading rows in another order is faster than adding into them, and a bag of embeddings is that in one pass."""
     if not len(y_NF):
         return y_NF.new_zeros(plan.copies_TK.shape[0], y_NF.shape[1])
-    total_TF = None
-    for choice in range(plan.num_choices):
-        part_TF = y_NF.index_select(0, plan.copies_TK[:, choice])
-        if plan.dropped_TK is not None:
-            part_TF.masked_fill_(plan.dropped_TK[:, choice, None], 0.0)
-        total_TF = part_TF if total_TF is None else total_TF.add_(part_TF)
-    assert total_TF is not None
-    return total_TF
+    pairs = plan.copies_TK.flatten()
+    if plan.num_choices > 1:
+        share = None if plan.kept_TK is None else plan.kept_TK.flatten().to(y_NF.dtype)
+        return embedding_bag(pairs, y_NF, plan.firsts_T, mode="sum", per_sample_weights=share)
+    y_TF = y_NF.index_select(0, pairs)
+    return y_TF if plan.dropped_TK is None else y_TF.masked_fill_(plan.dropped_TK, 0.0)

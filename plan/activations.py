@@ -86,11 +86,11 @@ def exchange_buffers(model: ModelConfig, sequences: tuple[SequenceShape, ...], l
 
 
 def _embedding(model: ModelConfig, s: SequenceShape, value: int) -> int:
-    """The shared LayerNorm's input, patches, ids and positions, and the mask of the sequence."""
+    """The shared LayerNorm's input, patches, ids and positions, and the mask of the sequence, also as numbers for the kernel."""
     norm = s.tokens * (model.width * FP32 + NORM)
     patches = s.rows * s.visual * (model.patch_values * value + INDEX)
     ids = (s.tokens - s.rows * s.visual) * INDEX
-    return norm + patches + ids + (s.rows * s.length**2 if s.masked else 0)
+    return norm + patches + ids + (s.rows * s.length**2 * (1 + value) if s.masked else 0)
 
 
 def _layout(model: ModelConfig, sequences: tuple[SequenceShape, ...]) -> int:
@@ -118,9 +118,10 @@ def _block(model: ModelConfig, layer: int, sequences: tuple[SequenceShape, ...],
     scaled = 2 * own_read * width * value if model.layer_scale else 0
     prompts = model.prompts.length if model.prompts else 0
     joined = n + prompts * sum(s.rows for s in sequences)
-    # Queries, keys and values in one, the output, the sums of the softmax; a mask becomes numbers for the kernel.
+    # Queries, keys and values in one, the output, the sums of the softmax; with prompts a mask of its own.
     heads = (joined * 3 * width + n * width) // tensor * value + n * model.heads // tensor * FP32
-    heads += sum(s.rows * s.length * (s.length + prompts) * value for s in sequences if s.masked)
+    if prompts:
+        heads += sum(s.rows * s.length * (s.length + prompts) * value for s in sequences if s.masked)
     # A dense linear keeps its input; attention's output is kept already, GELU keeps its own input besides. Results of LayerNorm
     # and GELU are computed again under selective checkpointing, but prompts and tokens joined are another tensor.
     selective = model.activation_checkpointing == "selective"
@@ -160,7 +161,7 @@ def _merged(model: ModelConfig, layer: int, sequences: tuple[SequenceShape, ...]
 def _sent_pair(model: ModelConfig, tokens: int, pair: tuple[Linear, ...], value: int) -> int:
     """A decision and its two linears: rows as they arrive, and results that are yet to be scaled. What comes back is kept by whoever uses
     it."""
-    numbers = sum(x.local_inputs + (x.local_outputs if x.local_outputs < x.local_inputs else 0) for x in pair)
+    numbers = sum(x.local_inputs + (x.local_outputs if x.local_outputs <= x.local_inputs else 0) for x in pair)
     return sent_copies(model, tokens) * numbers * value + _sent(model, tokens)
 
 
@@ -173,14 +174,15 @@ def _sent(model: ModelConfig, tokens: int) -> int:
 
 
 def _decisions(model: ModelConfig, layer: int, sequences: tuple[SequenceShape, ...]) -> int:
-    """What model/encoder.py keeps of a recomputed block: the results of sorting (values and places)."""
+    """What model/encoder.py keeps of a recomputed block: the results of sorting (values and places), and the numbers of its noise."""
     if not model.experts.is_sparse(layer, model.depth) or not model.experts.decides_per_token:
         return 0
     tokens = sum(s.tokens for s in sequences)
     places = sent_copies(model, tokens) * 4 * INDEX if model.experts.backend == "own" else 0
     if model.experts.capacity_factor:
         places += tokens * (INDEX + FP32) + tokens * model.experts.top_k * (2 * INDEX + 1)
-    return (tokens * model.experts.num_experts * (INDEX + FP32) + places) * len(sparse_linears(model, 1))
+    numbers = FP32 if model.experts.noise in ("gumbel", "vmoe") else 0
+    return (tokens * model.experts.num_experts * (INDEX + FP32 + numbers) + places) * len(sparse_linears(model, 1))
 
 
 def _head(

@@ -64,7 +64,9 @@ def of_groups(weights_CE: Tensor, layout: PassLayout) -> Choice:
 
 
 def of_tokens(routing: TokenRouting, layout: PassLayout) -> Choice:
-    expert_T = torch.where(routing.kept_TK[:, 0], routing.expert_ids_TK[:, 0], NONE)
+    expert_T = routing.expert_ids_TK[:, 0]
+    if routing.kept_TK is not None:
+        expert_T = torch.where(routing.kept_TK[:, 0], expert_T, NONE)
     return _placed(expert_T, routing.weights_TK[:, 0], layout)
 
 

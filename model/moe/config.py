@@ -49,6 +49,11 @@ class AuxiliaryConfig:
         fields = (field.name for field in dataclasses.fields(self) if not field.name.startswith("experts_"))
         return tuple(name for name in fields if getattr(self, name))
 
+    @property
+    def by_modality(self) -> bool:
+        """Has one of LIMoE's a weight?"""
+        return any(name.startswith(("local_", "global_")) for name in self.names)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExpertConfig:

@@ -100,5 +100,4 @@ def _reports(weights_NCE: Tensor, entropy_NC: Tensor, layout: PassLayout) -> lis
     use_NCX = ExpertUse(pairs_NCE, tokens_C1 * weights_NCE, asked_NC, asked_NC * entropy_NC).packed()
     empty_NMX = use_NCX.new_zeros(len(use_NCX), len(Modality), use_NCX.shape[2])
     use_NMX = empty_NMX.index_add(1, layout.modality_C, use_NCX)
-    nothing = use_NMX.new_zeros(())
-    return [RoutingReport(unpacked(use_MX), {}, nothing) for use_MX in use_NMX.unbind()]
+    return [RoutingReport(unpacked(use_MX), {}) for use_MX in use_NMX.unbind()]

@@ -20,9 +20,9 @@ def grouped_linear(
     """By groups of rows: scale (W x + b) -> [R, O]. A weight without rows gets a zero gradient, not none.
 
     Groups that only a device knows take torch's grouped products, which a GPU has for bf16; blocks that the host knows a product each.
-    Inputs are scaled where a layer widens, and outputs where it narrows: the fewer numbers.
+    Inputs are scaled where a layer widens, and outputs where it does not: the fewer numbers.
     """
-    if scale_R is not None and weight_COI.shape[1] < weight_COI.shape[2]:
+    if scale_R is not None and weight_COI.shape[1] <= weight_COI.shape[2]:
         scaled_RO: Tensor = _ScaledRows.apply(grouped_linear(x_RI, groups, weight_COI, bias_CO), scale_R)
         return scaled_RO
     if isinstance(groups, RowGroups) and has_grouped_products(x_RI):
@@ -88,8 +88,7 @@ class _GroupedProducts(torch.autograd.Function):
         if wants_weight:
             dweight_COI = grouped_mm(dy_scaled_RO.t(), x_RI, offs=ends_e)
         if wants_bias:
-            is_of_CR = ctx.groups.expert_R == torch.arange(len(bias_CO), device=bias_CO.device)[:, None]
-            dbias_CO = is_of_CR.to(dy_RO.dtype) @ dy_scaled_RO
+            dbias_CO = ctx.groups.is_of_eR.to(dy_RO.dtype) @ dy_scaled_RO
         if dx_RI is not None and scale_R1 is not None:
             dx_RI = dx_RI.mul_(scale_R1)
         return None, dx_RI if wants_x else None, dweight_COI, dbias_CO, dscale_R

@@ -6,7 +6,7 @@
 
 All tokens of a pass (of inputs and candidates) share one exchange, and compete for the same slots. A decision also carries what it
 reports; nothing is stored in a module, so recomputation counts nothing twice.
-Legend: T tokens, D width, E experts, K choices, C condition groups, S expert ranks, M modalities.
+Legend: T tokens, D width, E experts, K choices, C condition groups, S expert ranks.
 """
 
 from __future__ import annotations
@@ -15,10 +15,8 @@ import dataclasses
 from collections.abc import Callable
 from typing import Protocol
 
-import torch
 from torch import Tensor, nn
 
-from data.batch import Modality
 from model.layout import PassLayout
 from model.moe.config import ExpertConfig
 from model.moe.experts import ExpertLinear, Merged, start_merges
@@ -26,7 +24,6 @@ from model.moe.gates import Gates
 from model.moe.report import RoutingReport
 from model.moe.router import GROUP_ROUTERS, TOKEN_ROUTERS
 from model.moe.routing import TokenRouting
-from model.moe.use import ExpertUse
 from model.noise import Key
 from parallel.deepspeed_moe import SlotPlan, plan_slots, through_deepspeed
 from parallel.dispatch import Blocks, DispatchPlan, RowGroups, combine, dispatch, dispatch_weights, plan_dispatch
@@ -73,7 +70,7 @@ class DispatchDecision:
 
     scale_R: Tensor
     plan: DispatchPlan
-    report: RoutingReport
+    report: TokenRouting
 
     def apply(self, experts: Grouped, x_TI: Tensor) -> Tensor:
         rows_RI = dispatch(lowered(x_TI), self.plan)
@@ -93,7 +90,7 @@ class SlotDecision:
     """A slot of an expert for every choice, and DeepSpeed's layer, which brings rows there and back."""
 
     plan: SlotPlan
-    report: RoutingReport
+    report: TokenRouting
 
     def apply(self, experts: Grouped, x_TD: Tensor) -> Tensor:
         return through_deepspeed(lowered(x_TD), self.plan, experts.grouped)
@@ -134,36 +131,26 @@ class DispatchPath(nn.Module):
         self.num_experts, self.expert = config.num_experts, mesh.expert
         self.router = TOKEN_ROUTERS[config.router](width, config, num_tasks, kernels)
 
-    def forward(self, x_TD: Tensor, layout: PassLayout, noise: Key) -> DispatchDecision | SlotDecision:
-        routing = self.router(x_TD, layout, noise)
-        use = _use_of(routing, layout, self.num_experts)
-        return self.sent(routing, RoutingReport(use, routing.losses, routing.loss))
+    def forward(
+        self, x_TD: Tensor, layout: PassLayout, noise: Key, drawn_TE: Tensor | None = None
+    ) -> DispatchDecision | SlotDecision:
+        """drawn_TE: the numbers of the gate's noise, where all decisions of the pass have drawn theirs together."""
+        routing = self.router(x_TD, layout, noise, drawn_TE)
+        return self.sent(routing, dataclasses.replace(routing, weights_TK=routing.weights_TK.detach()))
 
-    def sent(self, routing: TokenRouting, report: RoutingReport) -> DispatchDecision | SlotDecision:
-        kept_TK = routing.kept_TK if routing.may_drop else None
-        plan = plan_dispatch(routing.expert_ids_TK, kept_TK, self.num_experts, self.expert, routing.most_kept)
+    def sent(self, routing: TokenRouting, report: TokenRouting) -> DispatchDecision | SlotDecision:
+        ids_TK, kept_TK = routing.expert_ids_TK, routing.kept_TK
+        plan = plan_dispatch(ids_TK, kept_TK, self.num_experts, self.expert, routing.most_kept)
         return DispatchDecision(dispatch_weights(routing.weights_TK, plan), plan, report)
 
 
 class DeepSpeedPath(DispatchPath):
     """The same router, and DeepSpeed's layer in place of our exchange."""
 
-    def sent(self, routing: TokenRouting, report: RoutingReport) -> SlotDecision:
-        kept_TK = routing.kept_TK if routing.may_drop else None
+    def sent(self, routing: TokenRouting, report: TokenRouting) -> SlotDecision:
         slots = None if routing.most_kept is None else routing.most_kept // self.num_experts
-        ids_TK, weights_TK = routing.expert_ids_TK, routing.weights_TK
+        ids_TK, weights_TK, kept_TK = routing.expert_ids_TK, routing.weights_TK, routing.kept_TK
         return SlotDecision(plan_slots(ids_TK, weights_TK, kept_TK, self.num_experts, self.expert, slots), report)
-
-
-def _use_of(routing: TokenRouting, layout: PassLayout, num_experts: int) -> ExpertUse:
-    """Float64, as sums over many tokens must stay exact counts."""
-    num_choices, kinds = routing.expert_ids_TK.shape[1], len(Modality)
-    cell_TK = routing.expert_ids_TK + num_experts * layout.modality_T[:, None]
-    both_TK2 = torch.stack([routing.kept_TK.double(), routing.weights_TK.detach().double()], dim=-1)
-    sums_X2 = both_TK2.new_zeros(kinds * num_experts, 2).index_add_(0, cell_TK.flatten(), both_TK2.flatten(0, 1))
-    taken_ME, weight_ME = sums_X2.view(kinds, num_experts, 2).unbind(-1)
-    entropy_M = both_TK2.new_zeros(kinds).index_add_(0, layout.modality_T, routing.entropy_T.double())
-    return ExpertUse(taken_ME, weight_ME, layout.tokens_M * num_choices, entropy_M * num_choices)
 
 
 def make_path(

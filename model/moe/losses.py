@@ -1,15 +1,52 @@
 """Auxiliary losses on router probabilities: pure functions, unweighted.
 
-Legend: T tokens, E experts, G routing groups. V-MoE computes its losses a routing group and averages over groups
+Legend: T tokens, E experts, G routing groups, M modalities. V-MoE computes its losses a routing group and averages over groups
 (papers.md 3.5); `group_T` numbers each token's group, None where there is one.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from model.moe.config import ExpertConfig
+
+
+def auxiliary_losses(
+    config: ExpertConfig,
+    logits_TE: Tensor,
+    noisy_TE: Tensor,
+    ids_TK: Tensor,
+    share_T2: Tensor | None,
+    group_T: Tensor | None,
+    num_groups: int,
+) -> tuple[Tensor, ...]:
+    """Those that have a weight, in the order of AuxiliaryConfig.names. share_T2: of text and of visual tokens, for LIMoE's."""
+    weights = config.auxiliary
+    found: list[Tensor] = []
+    probs_TE = logits_TE.softmax(dim=-1)
+    if weights.importance:
+        found.append(importance(probs_TE, group_T, num_groups))
+    if weights.load:
+        std = config.noise_std / config.num_experts
+        found.append(load(logits_TE, noisy_TE, config.top_k, std, group_T, num_groups))
+    if weights.z:
+        found.append(z_loss(logits_TE))
+    if weights.switch:
+        found.append(switch(probs_TE, ids_TK[:, 0], group_T, num_groups))
+    if weights.local_text or weights.local_visual:
+        assert share_T2 is not None
+        text, visual = local_entropy(probs_TE, share_T2).unbind()
+        found += [text] * bool(weights.local_text) + [visual] * bool(weights.local_visual)
+    if weights.global_text or weights.global_visual:
+        assert share_T2 is not None
+        thresholds = (math.log(weights.experts_text), math.log(weights.experts_visual))
+        text, visual = global_entropy(probs_TE, share_T2, thresholds)
+        found += [text] * bool(weights.global_text) + [visual] * bool(weights.global_visual)
+    return tuple(found)
 
 
 def importance(probs_TE: Tensor, group_T: Tensor | None, num_groups: int) -> Tensor:
@@ -47,23 +84,25 @@ def switch(probs_TE: Tensor, first_choice_T: Tensor, group_T: Tensor | None, num
     return num_experts * (share_GE * mean_GE).sum(dim=1).mean()
 
 
-def local_entropy(probs_TE: Tensor, mask_T: Tensor) -> Tensor:
-    """Mean entropy in nats of the masked tokens' probabilities; 0 without such tokens (LIMoE, papers.md 4.2)."""
-    return (_entropy(probs_TE) * mask_T).sum() / mask_T.sum().clamp(min=1)
+def local_entropy(probs_TE: Tensor, share_TM: Tensor) -> Tensor:
+    """[M]: mean entropy in nats of each modality's tokens, which have a share of it each; 0 without such tokens (LIMoE, papers.md 4.2)."""
+    return (share_TM * _entropy(probs_TE)[:, None]).sum(dim=0)
 
 
-def global_entropy(probs_TE: Tensor, mask_T: Tensor, threshold: float) -> Tensor:
-    """max(0, threshold - H(mean probability of the masked tokens)), H in nats; 0 without such tokens (LIMoE).
+def global_entropy(probs_TE: Tensor, share_TM: Tensor, thresholds: Sequence[float]) -> tuple[Tensor, ...]:
+    """Of each modality max(0, threshold - H(mean probability of its tokens)), H in nats; 0 without such tokens (LIMoE).
 
     With threshold = log S it is 0 once the modality uses the equivalent of S experts.
     """
-    mean_E = (probs_TE * mask_T[:, None]).sum(dim=0) / mask_T.sum().clamp(min=1)
-    return (threshold - _entropy(mean_E)).clamp(min=0.0) * mask_T.any()
+    mean_ME = (share_TM[:, :, None] * probs_TE[:, None]).sum(dim=0)
+    is_there_M = share_TM.any(dim=0)
+    below = zip(thresholds, _entropy(mean_ME).unbind(), is_there_M.unbind(), strict=True)
+    return tuple((threshold - entropy).clamp(min=0.0) * is_there for threshold, entropy, is_there in below)
 
 
 def _entropy(probs_XE: Tensor) -> Tensor:
     """In nats. The clamp keeps the gradient of a probability that underflowed to 0 finite."""
-    return -(probs_XE * probs_XE.clamp_min(1e-30).log()).sum(dim=-1)
+    return torch.special.entr(probs_XE.clamp_min(1e-30)).sum(dim=-1)
 
 
 def _sum_by_group(values_TE: Tensor, group_T: Tensor | None, num_groups: int) -> Tensor:

@@ -17,7 +17,7 @@ from data.batch import Modality
 from model.layout import PassLayout
 from model.moe import losses
 from model.moe.config import ExpertConfig
-from model.moe.routing import TokenRouting, capacity, kept_choices, scatter_weights, top_k
+from model.moe.routing import TokenRouting, capacity, kept_choices, probabilities, scatter_weights, top_k
 from model.noise import Key, derive, each, normal, uniform
 from parallel.kernels import Kernels
 from parallel.precision import exact_linear, exactly
@@ -37,7 +37,7 @@ class GroupRouter(nn.Module):
         with exactly(layout.device):
             features_CF = self.conditions(layout)
             counter_C = None if noise is None else layout.counter_C
-            found = _probabilities(features_CF, self.gate, self.config, noise, counter_C)
+            found = _logits(features_CF, self.gate, self.config, noise, counter_C)
             return _chosen(*found[:3], self.config, noise)
 
     def conditions(self, layout: PassLayout) -> Tensor:
@@ -100,6 +100,7 @@ class TokenRouter(nn.Module):
         super().__init__()
         self.config = config
         self.gate = nn.Linear(self.gate_features(width), config.num_experts, bias=False)
+        self.losses_of_one_group = kernels.fused(losses.auxiliary_losses)
 
     @staticmethod
     def gate_features(width: int) -> int:
@@ -109,35 +110,28 @@ class TokenRouter(nn.Module):
         """-> features_TF."""
         return x_TD
 
-    def forward(self, x_TD: Tensor, layout: PassLayout, noise: Key) -> TokenRouting:
+    def forward(self, x_TD: Tensor, layout: PassLayout, noise: Key, drawn_TE: Tensor | None = None) -> TokenRouting:
+        """drawn_TE: the numbers of the gate's noise, where all decisions of the pass have drawn theirs together (`drawn`)."""
         config = self.config
         group_T, tokens_G = _routing_groups(layout, config.group_size)
         num_groups = len(tokens_G)
         counter_T = None if noise is None else layout.counter_T
         with exactly(x_TD.device):
             features_TF = self.features(x_TD, layout)
-            probs_TE, selection_TE, logits_TE, noisy_TE = _probabilities(
-                features_TF, self.gate, config, noise, counter_T
+            weighing_TE, selection_TE, logits_TE, noisy_TE = _logits(
+                features_TF, self.gate, config, noise, counter_T, drawn_TE
             )
             k = _evaluated(config.eval_top_k, config.top_k, noise)
-            ids_TK, weights_TK = top_k(probs_TE, k, config.renormalise, selection_TE)
-            kept_TK = self._kept(ids_TK, probs_TE.detach(), group_T, tokens_G, noise, counter_T)
-            visual_T = layout.modality_T != Modality.TEXT
-            found = self._losses(logits_TE, noisy_TE, ids_TK[:, 0], visual_T, group_T, num_groups)
-            weights = config.auxiliary
-            total = sum((getattr(weights, name) * value for name, value in found.items()), logits_TE.new_zeros(()))
-            detached = {name: value.detach() for name, value in found.items()}
+            ids_TK, weights_TK = top_k(weighing_TE, k, config.renormalise, selection_TE)
+            kept_TK = self._kept(ids_TK, weighing_TE.detach(), group_T, tokens_G, noise, counter_T)
             factor = _evaluated(config.eval_capacity_factor, config.capacity_factor, noise)
             slots = sum(self._slots(count, k, factor) for count in tokens_G) if factor else None
-            may_drop = bool(factor) or (config.random_second and noise is not None)
             return TokenRouting(
                 expert_ids_TK=ids_TK,
-                weights_TK=weights_TK * kept_TK if may_drop else weights_TK,
+                weights_TK=weights_TK if kept_TK is None else weights_TK * kept_TK,
                 kept_TK=kept_TK,
-                entropy_T=_entropy(logits_TE),
-                losses=detached,
-                loss=total,
-                may_drop=may_drop,
+                logits_TE=logits_TE.detach(),
+                losses=self._losses(logits_TE, noisy_TE, ids_TK, layout, group_T, num_groups),
                 most_kept=None if slots is None else slots * config.num_experts,
             )
 
@@ -148,57 +142,50 @@ class TokenRouter(nn.Module):
     def _kept(
         self,
         ids_TK: Tensor,
-        probs_TE: Tensor,
+        weighing_TE: Tensor,
         group_T: Tensor | None,
         tokens_G: tuple[int, ...],
         noise: Key,
         counter_T: Tensor | None,
-    ) -> Tensor:
+    ) -> Tensor | None:
+        """None: nothing can be dropped."""
         config = self.config
         factor = _evaluated(config.eval_capacity_factor, config.capacity_factor, noise)
-        asked_TK = torch.ones_like(ids_TK, dtype=torch.bool)
-        if not factor and not config.random_second:
-            return asked_TK
-        raw_TK = probs_TE.gather(1, ids_TK)
-        if config.random_second and noise is not None:
-            assert counter_T is not None
+        draws = config.random_second and noise is not None
+        if not factor and not draws:
+            return None
+        raw_TK, asked_TK = probabilities(weighing_TE, ids_TK), None
+        if draws:
+            assert noise is not None and counter_T is not None
             share_T = raw_TK[:, 1] / raw_TK.sum(dim=1)
-            asked_TK[:, 1] = uniform(derive(noise, "second"), counter_T) < 2 * share_T
+            second_T = uniform(derive(noise, "second"), counter_T) < 2 * share_T
+            asked_TK = torch.stack([torch.ones_like(second_T), second_T], dim=1)
         if not factor:
             return asked_TK
-        priority_T = {"none": torch.zeros_like(raw_TK[:, 0]), "max": raw_TK[:, 0], "sum": raw_TK.sum(dim=1)}
+        priority_T = None
+        if config.priority != "none":
+            priority_T = raw_TK[:, 0] if config.priority == "max" or raw_TK.shape[1] == 1 else raw_TK.sum(dim=1)
         slots_G = tuple(self._slots(tokens, ids_TK.shape[1], factor) for tokens in tokens_G)
-        return kept_choices(ids_TK, priority_T[config.priority], slots_G, config.num_experts, group_T, asked_TK)
+        return kept_choices(ids_TK, priority_T, slots_G, config.num_experts, group_T, asked_TK)
 
     def _losses(
         self,
         logits_TE: Tensor,
         noisy_TE: Tensor,
-        first_T: Tensor,
-        visual_T: Tensor,
+        ids_TK: Tensor,
+        layout: PassLayout,
         group_T: Tensor | None,
         num_groups: int,
     ) -> dict[str, Tensor]:
-        """The auxiliary losses that have a weight, from noise-free probabilities."""
-        config, weights = self.config, self.config.auxiliary
-        probs_TE = logits_TE.softmax(dim=-1)
-        found: dict[str, Tensor] = {}
-        if weights.importance:
-            found["importance"] = losses.importance(probs_TE, group_T, num_groups)
-        if weights.load:
-            std = config.noise_std / config.num_experts
-            found["load"] = losses.load(logits_TE, noisy_TE, config.top_k, std, group_T, num_groups)
-        if weights.z:
-            found["z"] = losses.z_loss(logits_TE)
-        if weights.switch:
-            found["switch"] = losses.switch(probs_TE, first_T, group_T, num_groups)
-        for name, mask_T in (("text", ~visual_T), ("visual", visual_T)):
-            if getattr(weights, f"local_{name}"):
-                found[f"local_{name}"] = losses.local_entropy(probs_TE, mask_T)
-            if getattr(weights, f"global_{name}"):
-                threshold = math.log(getattr(weights, f"experts_{name}"))
-                found[f"global_{name}"] = losses.global_entropy(probs_TE, mask_T, threshold)
-        return found
+        """The auxiliary losses that have a weight."""
+        names = self.config.auxiliary.names
+        if not names:
+            return {}
+        # A compiler would start anew for every number of groups.
+        compute = losses.auxiliary_losses if group_T is not None else self.losses_of_one_group
+        share_T2 = layout.share_T2 if self.config.auxiliary.by_modality else None
+        found = compute(self.config, logits_TE, noisy_TE, ids_TK, share_T2, group_T, num_groups)
+        return dict(zip(names, found, strict=True))
 
 
 class ContextRouter(TokenRouter):
@@ -239,49 +226,61 @@ TOKEN_ROUTERS = {"token": TokenRouter, "context": ContextRouter}
 
 def weights_of(logits_XE: Tensor, config: ExpertConfig, noise: Key, counter_XE: Tensor | None) -> tuple[Tensor, Tensor]:
     """Of any leading dimensions -> (weights_XE, zero outside the top k; entropy_X). Noise that scales features is not for it."""
-    probs_XE, selection_XE, _ = _noisy(logits_XE, config, noise, counter_XE)
-    return _chosen(probs_XE, selection_XE, logits_XE, config, noise)
+    weighing_XE, selection_XE, _ = _noisy(logits_XE, config, drawn(config, noise, counter_XE))
+    return _chosen(weighing_XE, selection_XE, logits_XE, config, noise)
 
 
 def _chosen(
-    probs_XE: Tensor, selection_XE: Tensor | None, logits_XE: Tensor, config: ExpertConfig, noise: Key
+    weighing_XE: Tensor, selection_XE: Tensor | None, logits_XE: Tensor, config: ExpertConfig, noise: Key
 ) -> tuple[Tensor, Tensor]:
     k = _evaluated(config.eval_top_k, config.top_k, noise)
-    ids_XK, weights_XK = top_k(probs_XE, k, config.renormalise, selection_XE)
-    return scatter_weights(ids_XK, weights_XK, config.num_experts), _entropy(logits_XE)
+    ids_XK, weights_XK = top_k(weighing_XE, k, config.renormalise, selection_XE)
+    return scatter_weights(ids_XK, weights_XK, config.num_experts), entropy(logits_XE)
 
 
-def _probabilities(
-    features_NF: Tensor, gate: nn.Linear, config: ExpertConfig, noise: Key, counter_N: Tensor | None
+def drawn(config: ExpertConfig, noise: Key, counter_XE: Tensor | None) -> Tensor | None:
+    """What the noise of logits is made of; None where they have none: in evaluation, or where features are scaled instead."""
+    if noise is None or counter_XE is None or config.noise in ("none", "jitter"):
+        return None
+    if config.noise == "gumbel":
+        return uniform(noise, counter_XE)
+    return normal(noise, counter_XE) if config.noise_std else None
+
+
+def _logits(
+    features_NF: Tensor,
+    gate: nn.Linear,
+    config: ExpertConfig,
+    noise: Key,
+    counter_N: Tensor | None,
+    drawn_NE: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-    """-> (probs_NE that weigh, what ranks the experts if that is something else, clean logits_NE, noisy logits_NE)."""
+    """-> (logits_NE that weigh, what ranks the experts if that is something else, clean logits_NE, noisy logits_NE)."""
     features_NF, weight_EF = features_NF.float(), gate.weight.float()
     logits_NE = exact_linear(features_NF, weight_EF)
     if config.noise == "jitter" and noise is not None and counter_N is not None:
         factor_NF = 1 + config.jitter * (2 * uniform(noise, each(counter_N, features_NF.shape[1])) - 1)
         noisy_NE = exact_linear(features_NF * factor_NF, weight_EF)
-        return noisy_NE.softmax(dim=-1), None, logits_NE, noisy_NE
-    counter_NE = None if counter_N is None else each(counter_N, logits_NE.shape[1])
-    probs_NE, selection_NE, noisy_NE = _noisy(logits_NE, config, noise, counter_NE)
-    return probs_NE, selection_NE, logits_NE, noisy_NE
+        return noisy_NE, None, logits_NE, noisy_NE
+    if drawn_NE is None and counter_N is not None:
+        drawn_NE = drawn(config, noise, each(counter_N, logits_NE.shape[1]))
+    weighing_NE, selection_NE, noisy_NE = _noisy(logits_NE, config, drawn_NE)
+    return weighing_NE, selection_NE, logits_NE, noisy_NE
 
 
-def _noisy(
-    logits_XE: Tensor, config: ExpertConfig, noise: Key, counter_XE: Tensor | None
-) -> tuple[Tensor, Tensor | None, Tensor]:
-    """-> (probs_XE that weigh, what ranks the experts if that is something else, noisy logits_XE)."""
-    if noise is None or counter_XE is None or config.noise in ("none", "jitter"):
-        return logits_XE.softmax(dim=-1), None, logits_XE
+def _noisy(logits_XE: Tensor, config: ExpertConfig, drawn_XE: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor]:
+    """-> (logits_XE that weigh, what ranks the experts if that is something else, noisy logits_XE)."""
+    if drawn_XE is None:
+        return logits_XE, None, logits_XE
     if config.noise == "gumbel":
-        noisy_XE = logits_XE - torch.log(-torch.log(uniform(noise, counter_XE).clamp(1e-7, 1 - 1e-7)))
-        return logits_XE.softmax(dim=-1), noisy_XE.detach(), noisy_XE
-    std = config.noise_std / config.num_experts
-    noisy_XE = logits_XE + std * normal(noise, counter_XE) if std else logits_XE
-    return noisy_XE.softmax(dim=-1), None, noisy_XE
+        noisy_XE = logits_XE - torch.log(-torch.log(drawn_XE.clamp(1e-7, 1 - 1e-7)))
+        return logits_XE, noisy_XE.detach(), noisy_XE
+    noisy_XE = logits_XE.add(drawn_XE, alpha=config.noise_std / config.num_experts)
+    return noisy_XE, None, noisy_XE
 
 
-def _entropy(logits_NE: Tensor) -> Tensor:
-    """[N], in nats."""
+def entropy(logits_NE: Tensor) -> Tensor:
+    """[...] of [..., E]: of the gate's distribution, in nats, without gradient."""
     return torch.special.entr(logits_NE.detach().softmax(dim=-1)).sum(dim=-1)
 
 

@@ -19,37 +19,37 @@ class TokenRouting:
 
     expert_ids_TK   int64, best first
     weights_TK      0 where the choice was dropped
-    kept_TK         bool, False where the choice was dropped
-    entropy_T       of the gate's distribution without noise, in nats, without gradient
+    kept_TK         bool, False where the choice was dropped; None: none can have been
+    logits_TE       of the gate, without noise and gradient
     losses          auxiliary losses by name, unweighted
-    loss            their weighted sum
-    may_drop        whether a choice can have been dropped
     most_kept       so many can have been kept; None: all
     """
 
     expert_ids_TK: Tensor
     weights_TK: Tensor
-    kept_TK: Tensor
-    entropy_T: Tensor
+    kept_TK: Tensor | None
+    logits_TE: Tensor
     losses: dict[str, Tensor]
-    loss: Tensor
-    may_drop: bool = True
     most_kept: int | None = None
 
 
-def top_k(probs_XE: Tensor, k: int, renormalise: bool, selection_XE: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def top_k(logits_XE: Tensor, k: int, renormalise: bool, selection_XE: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Of any leading dimensions -> (expert_ids_XK, weights_XK), best first; ties go to the lowest expert id, on every device.
 
-    `selection_XE` ranks the experts where that is not the probability itself (Gumbel noise selects, the clean probability
-    weighs). With `renormalise` and k > 1 the weights are divided by their sum (papers.md 2.4); for k = 1 the probability
-    itself is the weight, or the router would get no gradient.
+    `selection_XE` ranks the experts where that is not the logit itself (Gumbel noise selects, the clean probability weighs). With
+    `renormalise` and k > 1 the probabilities are divided by their sum (papers.md 2.4), which is the softmax of the chosen logits; for
+    k = 1 the probability itself is the weight, or the router would get no gradient.
     """
-    ranked_XE = probs_XE if selection_XE is None else selection_XE
+    ranked_XE = logits_XE if selection_XE is None else selection_XE
     ids_XK = torch.sort(ranked_XE, dim=-1, descending=True, stable=True).indices[..., :k]
-    weights_XK = probs_XE.gather(-1, ids_XK)
     if renormalise and k > 1:
-        weights_XK = weights_XK / weights_XK.sum(dim=-1, keepdim=True)
-    return ids_XK, weights_XK
+        return ids_XK, logits_XE.gather(-1, ids_XK).softmax(dim=-1)
+    return ids_XK, probabilities(logits_XE, ids_XK)
+
+
+def probabilities(logits_XE: Tensor, ids_XK: Tensor) -> Tensor:
+    """[..., K] of these experts."""
+    return logits_XE.softmax(dim=-1).gather(-1, ids_XK)
 
 
 def scatter_weights(ids_XK: Tensor, weights_XK: Tensor, num_experts: int) -> Tensor:
@@ -68,31 +68,35 @@ def capacity(tokens: int, k: int, factor: float, num_experts: int, rounding: str
 
 def kept_choices(
     expert_ids_TK: Tensor,
-    priority_T: Tensor,
+    priority_T: Tensor | None,
     slots_G: tuple[int, ...],
     num_experts: int,
     group_T: Tensor | None = None,
     asked_TK: Tensor | None = None,
 ) -> Tensor:
     """Which choices find a free slot, bool [T, K]: all first choices before all second ones, and inside one choice by
-    falling priority (Batch Prioritised Routing, papers.md 3.4; a constant priority gives the order of the tokens).
+    falling priority (Batch Prioritised Routing, papers.md 3.4; without one in the order of the tokens).
 
     Each routing group has slots of its own. Choices that `asked_TK` leaves out take no slot and are not kept.
     """
-    _, k = expert_ids_TK.shape
-    order_T = torch.sort(priority_T, descending=True, stable=True).indices
+    tokens, k = expert_ids_TK.shape
     groups = len(slots_G)
     key_TK = expert_ids_TK if group_T is None else expert_ids_TK + num_experts * group_T[:, None]
     if asked_TK is not None:
         key_TK = torch.where(asked_TK, key_TK, groups * num_experts)  # a queue of their own, without slots
-    queued_N = key_TK[order_T].T.reshape(-1)  # choice-major: first choices of all tokens, then second ones
+    order_T = None if priority_T is None else torch.sort(priority_T, descending=True, stable=True).indices
+    # Choice-major: first choices of all tokens, then second ones.
+    queued_N = (key_TK if order_T is None else key_TK.index_select(0, order_T)).T.reshape(-1)
     # The place in its expert's queue: its rank among equal keys, which a stable sort keeps in order.
     sorted_N, by_key_N = torch.sort(queued_N, stable=True)
     numbers_N = torch.arange(queued_N.shape[0], device=queued_N.device)
     place_N = numbers_N - torch.searchsorted(sorted_N, sorted_N)  # from the first of its key
-    slots_X = torch.cat([queued_N.new_full((num_experts,), slots) for slots in slots_G] + [queued_N.new_zeros(1)])
-    kept_N = torch.empty_like(sorted_N, dtype=torch.bool)
-    kept_N[by_key_N] = place_N < slots_X[sorted_N]
-    kept_TK = torch.empty_like(expert_ids_TK, dtype=torch.bool)
-    kept_TK[order_T] = kept_N.view(k, -1).T
-    return kept_TK
+    if groups == 1:
+        fits_N = place_N < slots_G[0]
+    else:
+        slots_X = torch.cat([queued_N.new_full((num_experts,), slots) for slots in (*slots_G, 0)])
+        fits_N = place_N < slots_X.index_select(0, sorted_N)
+    if groups == 1 and asked_TK is not None:
+        fits_N = fits_N & (sorted_N < num_experts)
+    kept_KT = torch.empty_like(fits_N).index_copy_(0, by_key_N, fits_N).view(k, tokens)
+    return (kept_KT if order_T is None else torch.empty_like(kept_KT).index_copy_(1, order_T, kept_KT)).T

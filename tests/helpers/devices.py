@@ -61,7 +61,7 @@ def launches(device: str) -> Iterator[list[int]]:
     if device == "cpu":
         with Launches() as counter:
             yield found
-        found.append(counter.total)
+        found.append(counter.launches)
         return
     torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:

@@ -26,14 +26,14 @@ READ = {
 
 
 class Launches(TorchDispatchMode):
-    """total: operators that launch a kernel."""
+    """launches: operators that launch a kernel."""
 
     def __init__(self) -> None:
         super().__init__()
         self.seen: collections.Counter[str] = collections.Counter()
 
     @property
-    def total(self) -> int:
+    def launches(self) -> int:
         return sum(self.seen.values())
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -66,11 +66,11 @@ def dropped(losses: Losses) -> list[float]:
 
 
 def bias_gradients(config: ModelConfig, losses: Losses) -> float:
-    """Gradients of biases are sums, but those of experts that are sent tokens and do not narrow are weighed sums of the rows that
+    """Gradients of biases are sums, but those of experts that are sent tokens and widen are weighed sums of the rows that
     they took: products."""
     if not config.experts.decides_per_token:
         return 0
-    outputs = {"linear": (4 * WIDTH, FFN), "ffn_linear": (FFN,), "mlp": (0,)}[config.experts.unit]
+    outputs = {"linear": (3 * WIDTH, FFN), "ffn_linear": (FFN,), "mlp": (0,)}[config.experts.unit]
     taken_N = losses.use.taken_ME.sum((1, 2)).tolist()
     return sum(2 * taken * outputs[index % len(outputs)] for index, taken in enumerate(taken_N))
 

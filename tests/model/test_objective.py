@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy, log_softmax, normalize
 from data.batch import Sequences
 from model.embedding import interpolated, sine_cosine
 from model.layout import PassLayout, layout_of
+from model.moe.config import AuxiliaryConfig
 from model.scoring.scores import Scores
 from parallel.collectives import Axis
 from parallel.kernels import load_kernels
@@ -152,6 +153,16 @@ def test_the_weight_scales_what_is_optimised_and_not_what_is_reported():
     plain, double = objective(batch), objective(dataclasses.replace(batch, weight=2.5))
     torch.testing.assert_close(double.total, 2.5 * plain.total)
     torch.testing.assert_close(double.loss, plain.loss)
+
+
+def test_auxiliary_losses_are_weighted_and_reported_unweighted():
+    auxiliary = AuxiliaryConfig(importance=0.5, z=0.25)
+    objective = make(tiny("token", {"auxiliary": auxiliary, "noise": "none", "placement": "all"}))
+    losses = objective(retrieval())
+    assert losses.use.asked_M.shape[0] == 4  # two blocks of two decisions
+    expected = losses.loss + 0.5 * losses.auxiliary["importance"] + 0.25 * losses.auxiliary["z"]
+    torch.testing.assert_close(losses.total.detach(), expected)
+    assert losses.auxiliary["z"] > 0 and not losses.auxiliary["z"].requires_grad
 
 
 def test_label_smoothing_by_hand():

@@ -84,18 +84,18 @@ def test_recomputation_takes_the_decision_that_was_made(monkeypatch):
     """A device that sums in another order the second time must not send tokens elsewhere: here the gate's sums do differ."""
     from model.moe import router
 
-    original, calls = router._probabilities, []
+    original, calls = router._logits, []
 
     def drifting(*call):
         calls.append(1)
-        probs, selection, logits, noisy = original(*call)
+        weighing, selection, logits, noisy = original(*call)
         again = float(len(calls) > 1)
-        return again * probs.flip(1) + (1 - again) * probs, selection, logits, noisy
+        return again * weighing.flip(1) + (1 - again) * weighing, selection, logits, noisy
 
     experts = {"unit": "mlp", "top_k": 1, "placement": "last-1", "noise": "none"}
     objective = make(tiny("token", experts, activation_checkpointing="block", readout="mean"))
     with monkeypatch.context() as patch:
-        patch.setattr(router, "_probabilities", drifting)
+        patch.setattr(router, "_logits", drifting)
         loss = objective(retrieval()).total
         loss.backward()
     assert len(calls) == 2

@@ -11,6 +11,7 @@ import torch
 from model.moe.config import ExpertConfig
 from model.moe.experts import ExpertMLP
 from model.moe.layer import DeepSpeedPath, SlotDecision, make_path
+from model.moe.report import summed_up
 from parallel.collectives import Axis
 from parallel.deepspeed_moe import plan_slots, through_deepspeed
 from parallel.kernels import load_kernels
@@ -60,11 +61,12 @@ def decided(backend: str, **options) -> dict[str, torch.Tensor]:
     for parameter in parameters.values():
         torch.nn.init.normal_(parameter, std=0.4, generator=generator)
     x = torch.randn(24, WIDTH, generator=generator).requires_grad_()
-    decision = path(x, plain_layout(torch.ones(2, 12, dtype=torch.bool), noise=5), 7)
+    layout = plain_layout(torch.ones(2, 12, dtype=torch.bool), noise=5)
+    decision = path(x, layout, 7)
     assert isinstance(path, DeepSpeedPath) == isinstance(decision, SlotDecision) == (backend == "deepspeed")
     y = decision.apply(experts, x)
-    (y.square().sum() + decision.report.loss).backward()
-    use = decision.report.use
+    y.square().sum().backward()
+    use = summed_up([decision.report], layout)[0].use
     gradients = {name: parameter.grad for name, parameter in parameters.items()}
     return {"y": y, "x": x.grad, "taken": use.taken_ME, "asked": use.asked_M, **gradients}
 
@@ -127,7 +129,7 @@ def with_their_gate(rank: int, k: int, factor: float, expert: int, backend: str)
     layout = plain_layout(torch.ones(1, tokens, dtype=torch.bool))
     decision = path(x, layout, None)
     routing = path.router(x, layout, None)
-    whole_T = routing.kept_TK.all(dim=1)
+    whole_T = torch.ones(tokens, dtype=torch.bool) if routing.kept_TK is None else routing.kept_TK.all(dim=1)
     found = {"whole": whole_T.numpy()}
     for name, y, parameters, gate in (
         ("ours", decision.apply(ours, x), [[*bank.unbind()] for bank in banks], path.router.gate.weight),

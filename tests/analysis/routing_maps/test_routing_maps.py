@@ -39,7 +39,7 @@ def test_tokens_go_back_to_their_places():
     ids = torch.tensor([[3], [1], [2], [0], [1], [2], [3]])
     kept = torch.tensor([[True], [True], [False], [True], [True], [True], [True]])
     weights = torch.arange(7.0)[:, None]
-    choice = of_tokens(TokenRouting(ids, weights, kept, torch.zeros(7), {}, torch.zeros(())), layout)
+    choice = of_tokens(TokenRouting(ids, weights, kept, torch.zeros(7, 4), {}), layout)
     assert choice.experts[0].tolist() == [[3, 1, NONE], [0, 1, NONE]]
     assert choice.experts[1].tolist() == [[2, 3]]
     assert choice.weights[0].tolist() == [[0, 1, 2], [3, 4, 0]]

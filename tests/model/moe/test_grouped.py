@@ -62,7 +62,9 @@ def test_grouped_products_equal_those_one_by_one(with_bias, with_scale, ends, ou
         monkeypatch.setattr("model.moe.grouped.has_grouped_products", lambda x, forced=forced: forced)
         given = ((x, dtype), (weight, dtype), (bias, dtype), (scale, torch.float32))
         copies = [None if t is None else t.detach().to(device, kind).requires_grad_() for t, kind in given]
-        groups = RowGroups(torch.tensor(ends, dtype=torch.int32, device=device), 7)
+        expert_R = torch.tensor([min(2, sum(end <= row for end in ends)) for row in range(7)], device=device)
+        ends_e = torch.tensor(ends, dtype=torch.int32, device=device)
+        groups = RowGroups(ends_e, 7, expert_R, is_all=ends[-1] == 7)
         y = grouped_linear(copies[0], groups, *copies[1:]) * kept[:, None].to(device, dtype)
         (y**2).sum().backward()
         results.append([y, *(t.grad if t is not None else None for t in copies)])

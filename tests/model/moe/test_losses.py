@@ -53,38 +53,36 @@ def test_switch_by_hand():
 
 def test_local_entropy_by_hand():
     probs = torch.tensor([[0.25] * 4, [1.0, 0, 0, 0], [0.5, 0.5, 0, 0]])
-    both = torch.tensor([True, False, True])
-    assert local_entropy(probs, both).item() == pytest.approx((math.log(4) + math.log(2)) / 2)
-    assert local_entropy(probs, torch.tensor([False, True, False])).item() == 0.0
-    assert local_entropy(probs, torch.tensor([True, False, False])).item() == pytest.approx(
-        math.log(4)
-    )  # a single token
-    assert local_entropy(probs, torch.zeros(3, dtype=torch.bool)).item() == 0.0  # a batch without the modality
+    two, sure, single, nothing = [0.5, 0, 0.5], [0.0, 1, 0], [1.0, 0, 0], [0.0, 0, 0]  # shares of one modality's tokens
+    found = local_entropy(probs, torch.tensor([two, sure, single, nothing]).t())
+    expected = [(math.log(4) + math.log(2)) / 2, 0.0, math.log(4), 0.0]
+    assert found.tolist() == pytest.approx(expected, abs=1e-7)
 
 
 def test_global_entropy_by_hand():
     # Two tokens on two experts: the mean has entropy log 2.
     probs = torch.tensor([[1.0, 0, 0, 0], [0, 1.0, 0, 0]])
-    everyone = torch.ones(2, dtype=torch.bool)
-    assert global_entropy(probs, everyone, math.log(4)).item() == pytest.approx(math.log(2))
-    assert global_entropy(probs, everyone, math.log(2)).item() == pytest.approx(0.0, abs=1e-6)
-    assert global_entropy(probs, ~everyone, math.log(4)).item() == 0.0
+    everyone, nobody = [0.5, 0.5], [0.0, 0.0]
+    shares = torch.tensor([everyone, everyone, nobody]).t()
+    found = [loss.item() for loss in global_entropy(probs, shares, (math.log(4), math.log(2), math.log(4)))]
+    assert found == pytest.approx([math.log(2), 0.0, 0.0], abs=1e-6)
 
 
 def test_global_entropy_is_flat_above_its_threshold():
     logits = torch.randn(6, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    everyone = torch.ones(6, dtype=torch.bool)
-    loss = global_entropy(logits.softmax(-1), everyone, math.log(1.5))
+    everyone = torch.full((6, 1), 1 / 6)
+    (loss,) = global_entropy(logits.softmax(-1), everyone, [math.log(1.5)])
     loss.backward()
     assert loss.item() == 0.0 and not logits.grad.any()
-    global_entropy(logits.softmax(-1), everyone, math.log(4)).backward()
+    (loss,) = global_entropy(logits.softmax(-1), everyone, [math.log(4)])
+    loss.backward()
     assert logits.grad.any()
 
 
 def test_probabilities_that_underflow_keep_gradients_finite():
     logits = torch.tensor([[0.0, -200.0], [0.0, -200.0]], requires_grad=True)
-    everyone = torch.ones(2, dtype=torch.bool)
+    everyone = torch.full((2, 1), 0.5)
     probs = logits.softmax(-1)
     assert (probs[:, 1] == 0).all()
-    (local_entropy(probs, everyone) + global_entropy(probs, everyone, math.log(2))).backward()
+    (local_entropy(probs, everyone)[0] + global_entropy(probs, everyone, [math.log(2)])[0]).backward()
     assert torch.isfinite(logits.grad).all()

@@ -13,6 +13,7 @@ from model.moe import router as router_module
 from model.moe.config import AuxiliaryConfig, ExpertConfig
 from model.moe.gates import gates_of
 from model.moe.layer import DispatchPath, make_path
+from model.moe.report import summed_up
 from model.moe.router import GROUP_ROUTERS, TOKEN_ROUTERS
 from parallel.collectives import Axis
 from parallel.kernels import load_kernels
@@ -162,6 +163,7 @@ def test_evaluation_has_its_own_k_and_capacity():
     training, evaluation = (module(states(16), full(1, 16), noise) for noise in (1, None))
     assert training.kept_TK.shape == (16, 1) and not training.kept_TK.all()
     assert evaluation.kept_TK.shape == (16, 2) and evaluation.kept_TK.all()
+    assert router("token", top_k=1, noise="none")(states(16), full(1, 16), 1).kept_TK is None
     assert router("attribute", eval_top_k=1)(two_groups(), None)[0].count_nonzero(dim=1).tolist() == [1, 1]
     assert router("attribute", eval_top_k=1)(two_groups(), 1)[0].count_nonzero(dim=1).tolist() == [2, 2]
 
@@ -176,7 +178,7 @@ def test_random_second_asks_with_twice_its_weight():
     routing = module(x, full(1, 20_000), 1)
     assert routing.kept_TK[:, 0].all()
     assert routing.kept_TK[:, 1].float().mean().item() == pytest.approx(0.4, abs=0.015)
-    assert module(x, full(1, 20_000), None).kept_TK.all()
+    assert module(x, full(1, 20_000), None).kept_TK is None
 
 
 def test_report_counts_by_modality():
@@ -185,7 +187,7 @@ def test_report_counts_by_modality():
     assert isinstance(path, DispatchPath)
     torch.nn.init.zeros_(path.router.gate.weight)
     layout = joined(full(1, 6, modalities=[Modality.IMAGE]), full(1, 2, modalities=[Modality.TEXT]))
-    report = path(states(8), layout, None).report
+    (report,) = summed_up([path(states(8), layout, None).report], layout)
     assert report.use.asked_M.tolist() == [2, 6, 0]
     assert report.use.taken_ME.tolist() == [[0] * 4, [2, 0, 0, 0], [0] * 4]
     assert report.use.weight_ME.tolist() == [[0] * 4, [0.5, 0, 0, 0], [0] * 4]  # raw: 1 / 4 each
@@ -209,16 +211,31 @@ def test_a_pass_without_tokens_routes_nothing(name):
     module = router(name, auxiliary=every, capacity_factor=1.0)
     empty = plain_layout(torch.zeros(1, 3, dtype=torch.bool), noise=5)
     routing = module(states(0), empty, 1)
-    assert routing.weights_TK.shape == (0, 2) and torch.isfinite(routing.loss)
+    assert routing.weights_TK.shape == (0, 2)
+    assert all(torch.isfinite(loss) for loss in routing.losses.values()) and tuple(routing.losses) == every.names
 
 
-def test_weighted_losses_are_summed_and_reported_unweighted():
-    module = router("token", auxiliary=AuxiliaryConfig(importance=0.5, z=0.25))
-    routing = module(states(5), full(1, 5), 1)
-    expected = 0.5 * routing.losses["importance"] + 0.25 * routing.losses["z"]
-    torch.testing.assert_close(routing.loss.detach(), expected)
-    routing.loss.backward()
+def test_only_losses_that_have_a_weight_are_computed():
+    layout = joined(full(1, 3, modalities=[Modality.IMAGE]), full(1, 2, modalities=[Modality.TEXT]), noise=5)
+    module = router("token", auxiliary=AuxiliaryConfig(z=0.25, local_text=1.0, global_visual=0.5))
+    found = module(states(5), layout, 1).losses
+    logits = states(5) @ module.gate.weight.T
+    assert tuple(found) == ("z", "local_text", "global_visual")
+    torch.testing.assert_close(found["z"], logits.logsumexp(1).square().mean())
+    torch.testing.assert_close(found["local_text"], torch.distributions.Categorical(logits=logits[3:]).entropy().mean())
+    mean = torch.distributions.Categorical(probs=logits[:3].softmax(1).mean(0)).entropy()
+    torch.testing.assert_close(found["global_visual"], (math.log(4) - mean).clamp(min=0))
+    sum(found.values()).backward()
     assert module.gate.weight.grad.any()
+
+
+def test_a_pass_that_drew_at_once_uses_its_numbers():
+    module, x, layout = router("token", noise_std=1.0), states(5), full(1, 5)
+    numbers = torch.randn(5, 4, generator=torch.Generator().manual_seed(2))
+    given, own = module(x, layout, 1, numbers), module(x, layout, 1)
+    noisy = x @ module.gate.weight.T + numbers / 4
+    assert torch.equal(given.expert_ids_TK, noisy.argsort(dim=1, descending=True)[:, :2])
+    assert not torch.equal(given.weights_TK, own.weights_TK)
 
 
 @pytest.mark.parametrize(
@@ -236,12 +253,12 @@ def test_noise_by_hand(noise, logits, monkeypatch):
     gate = torch.nn.Linear(2, 2, bias=False)
     gate.weight.data.copy_(torch.eye(2))
     config = ExpertConfig(num_experts=2, noise=noise, jitter=0.1, noise_std=0.8)
-    probs, selection, clean, noisy = router_module._probabilities(
+    weighing, selection, clean, noisy = router_module._logits(
         torch.tensor([[1.0, 2.0]]), gate, config, 7, torch.zeros(1, dtype=torch.long)
     )
     assert clean.tolist() == [[1.0, 2.0]] and selection is None
     assert noisy[0].tolist() == pytest.approx(logits)
-    assert probs[0].tolist() == pytest.approx(torch.tensor(logits).softmax(0).tolist())
+    assert weighing[0].tolist() == pytest.approx(logits)
 
 
 def test_gumbel_noise_by_hand(monkeypatch):
@@ -250,24 +267,11 @@ def test_gumbel_noise_by_hand(monkeypatch):
     gate = torch.nn.Linear(2, 2, bias=False)
     gate.weight.data.copy_(torch.eye(2))
     config = ExpertConfig(num_experts=2, noise="gumbel")
-    probs, selection, _, noisy = router_module._probabilities(
+    weighing, selection, _, noisy = router_module._logits(
         torch.tensor([[1.0, 2.0]]), gate, config, 7, torch.zeros(1, dtype=torch.long)
     )
     assert noisy[0].tolist() == pytest.approx([2.0, 3.0], abs=1e-4) and torch.equal(selection, noisy)
-    assert probs[0].tolist() == pytest.approx(torch.tensor([1.0, 2.0]).softmax(0).tolist())
-
-
-def test_entropy_losses_look_at_their_own_modality():
-    """Two visual tokens and two words: the local entropies are the means over either pair, weighted and added up."""
-    weights = AuxiliaryConfig(local_text=2.0, local_visual=0.5)
-    module, x = router("token", noise="none", auxiliary=weights), states(4)
-    found = module(x, two_groups(), None)
-    entropy_T = torch.distributions.Categorical(logits=module.gate(x)).entropy()
-    assert found.losses["local_visual"].item() == pytest.approx(entropy_T[:2].mean().item(), rel=1e-5)
-    assert found.losses["local_text"].item() == pytest.approx(entropy_T[2:].mean().item(), rel=1e-5)
-    assert found.loss.item() == pytest.approx(
-        2.0 * entropy_T[2:].mean().item() + 0.5 * entropy_T[:2].mean().item(), rel=1e-5
-    )
+    assert weighing[0].tolist() == [1.0, 2.0]
 
 
 @pytest.mark.parametrize("noise", [None, 7])

@@ -12,7 +12,7 @@ from model.moe.config import ExpertConfig
 from model.moe.experts import ExpertLinear, start_merges
 from model.moe.gates import gates_of
 from model.moe.layer import DispatchDecision, DispatchPath, MergeDecision
-from model.moe.report import RoutingReport
+from model.moe.report import RoutingReport, summed_up
 from model.moe.router import AttributeRouter
 from model.moe.routing import capacity, kept_choices, scatter_weights, top_k
 from model.moe.use import ExpertUse
@@ -22,7 +22,7 @@ from parallel.kernels import load_kernels
 from parallel.mesh import Mesh
 from tests.helpers.layouts import Span, joined, plain_layout
 
-REPORT = RoutingReport(ExpertUse(*torch.zeros(2, 3, 4), *torch.zeros(2, 3)), {}, torch.zeros(()))
+REPORT = RoutingReport(ExpertUse(*torch.zeros(2, 3, 4), *torch.zeros(2, 3)), {})
 
 
 def bank(width_in=3, width_out=5, experts=4) -> ExpertLinear:
@@ -35,14 +35,14 @@ def bank(width_in=3, width_out=5, experts=4) -> ExpertLinear:
 
 
 def test_top_k_by_hand():
-    probs = torch.tensor([[0.1, 0.5, 0.3, 0.1], [0.25, 0.25, 0.25, 0.25]])
-    ids, weights = top_k(probs, 2, renormalise=True)
+    logits = torch.tensor([[0.1, 0.5, 0.3, 0.1], [0.25, 0.25, 0.25, 0.25]]).log()
+    ids, weights = top_k(logits, 2, renormalise=True)
     assert ids.tolist() == [[1, 2], [0, 1]]  # a tie goes to the lowest id
     assert weights.tolist() == [pytest.approx([0.625, 0.375]), [0.5, 0.5]]
-    _, raw = top_k(probs, 2, renormalise=False)
+    _, raw = top_k(logits, 2, renormalise=False)
     assert raw[0].tolist() == pytest.approx([0.5, 0.3])
-    _, single = top_k(probs, 1, renormalise=True)
-    assert single[0].item() == 0.5  # k = 1 keeps the probability, or the router would get no gradient
+    _, single = top_k(logits, 1, renormalise=True)
+    assert single[0].item() == pytest.approx(0.5)  # k = 1 keeps the probability, or the router would get no gradient
     assert scatter_weights(ids, weights, 4)[0].tolist() == pytest.approx([0, 0.625, 0.375, 0])
 
 
@@ -64,6 +64,16 @@ def test_kept_choices_by_hand():
     assert kept.tolist() == [[False, True], [True, True], [True, True]]
 
 
+def test_slots_without_priorities_go_to_who_comes_first():
+    # Two groups of three tokens, one slot and two: everyone wants expert 0, and token 1 does not ask.
+    ids, groups = torch.zeros(6, 1, dtype=torch.long), torch.tensor([0, 0, 0, 1, 1, 1])
+    asked = torch.tensor([True, False, True, True, True, True])[:, None]
+    assert kept_choices(ids, None, (2,), 3).squeeze(1).tolist() == [True, True, False, False, False, False]
+    assert kept_choices(ids, None, (2,), 3, None, asked).squeeze(1).tolist() == [True, False, True, False, False, False]
+    kept = kept_choices(ids, None, (1, 2), 3, groups, asked)
+    assert kept.squeeze(1).tolist() == [True, False, False, True, True, False]
+
+
 def test_first_choices_come_before_second_ones():
     # Token 0 wants expert 1 as second choice, token 1 as first; one slot: the first choice has it.
     ids = torch.tensor([[0, 1], [1, 2]])
@@ -74,7 +84,7 @@ def test_first_choices_come_before_second_ones():
 @hypothesis.given(seed=st.integers(0, 10_000), tokens=st.integers(1, 12), slots=st.integers(1, 6))
 def test_priority_never_drops_the_better_of_two_first_choices(seed, tokens, slots):
     probs = torch.rand(tokens, 4, generator=torch.Generator().manual_seed(seed)).softmax(-1)
-    ids, _ = top_k(probs, 2, renormalise=True)
+    ids, _ = top_k(probs.log(), 2, renormalise=True)
     priority = probs.amax(-1)
     kept = kept_choices(ids, priority, (slots,), 4)
     for expert in range(4):
@@ -137,11 +147,13 @@ def test_dropped_tokens_come_out_as_zero():
     path = DispatchPath(3, config, 0, Mesh(), load_kernels("torch"))
     torch.nn.init.zeros_(path.router.gate.weight)  # all ties: everyone chooses expert 0
     x = torch.randn(8, 3)
-    decision = path(x, plain_layout(torch.ones(1, 8, dtype=torch.bool)), None)
+    layout = plain_layout(torch.ones(1, 8, dtype=torch.bool))
+    decision = path(x, layout, None)
     y = decision.apply(bank(), x)
     assert (y[1:] == 0).all() and (y[0] != 0).any()  # capacity ceil(8 * 0.5 / 4) = 1
-    assert decision.report.use.taken_ME.tolist() == [[1, 0, 0, 0], [0] * 4, [0] * 4]
-    assert decision.report.use.asked_M.tolist() == [8, 0, 0]
+    (report,) = summed_up([decision.report], layout)
+    assert report.use.taken_ME.tolist() == [[1, 0, 0, 0], [0] * 4, [0] * 4]
+    assert report.use.asked_M.tolist() == [8, 0, 0]
 
 
 def test_attribute_router_separates_by_attributes_alone():
