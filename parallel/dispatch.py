@@ -14,12 +14,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag, pad
 
-from parallel.collectives import Axis, all_to_all, exchanged
+from parallel.collectives import Axis, Flight, all_to_all, exchanged
 
 Blocks = tuple[tuple[int, int, int], ...]
 """(first row, row after the last, number of the expert); in order and without gaps."""
@@ -60,7 +61,7 @@ class DispatchPlan:
 
     pair_N, token_N     the pair of [T x K] and the token of each copy, copies sorted by global expert id
     copies_TK           the copy of each token's choice, any where there is none
-    firsts_T            the first pair of each token
+    firsts_T            the first pair of each of the T tokens
     kept_TK             choices that have a copy; None where all have
     send_counts         rows to each expert rank; receive_counts: rows from each
     groups              the received rows, sorted by local expert
@@ -84,54 +85,99 @@ class DispatchPlan:
         return None if self.kept_TK is None else ~self.kept_TK
 
 
+@dataclasses.dataclass(frozen=True)
+class _Copies:
+    """Of some tokens, sorted by expert: what is known before ranks have asked each other. ends_E: int32 on one rank."""
+
+    key_N: Tensor
+    pair_N: Tensor
+    copies_TK: Tensor
+    firsts_T: Tensor
+    ends_E: Tensor
+    kept_TK: Tensor | None
+
+    @classmethod
+    def of(cls, expert_ids_TK: Tensor, kept_TK: Tensor | None, num_experts: int, axis: Axis) -> _Copies:
+        pairs, num_choices = expert_ids_TK.numel(), expert_ids_TK.shape[1]
+        key_TK = expert_ids_TK if kept_TK is None else torch.where(kept_TK, expert_ids_TK, num_experts)
+        key_N, pair_N = torch.sort(key_TK.flatten(), stable=True)
+        numbers = torch.arange(max(pairs, num_experts), device=key_N.device)
+        copies_N = torch.empty_like(pair_N).index_copy_(0, pair_N, numbers[:pairs])
+        return cls(
+            key_N=key_N,
+            pair_N=pair_N,
+            copies_TK=copies_N.view(-1, num_choices),
+            firsts_T=numbers[:pairs:num_choices].contiguous(),
+            ends_E=torch.searchsorted(key_N, numbers[:num_experts], right=True, out_int32=axis.size == 1),
+            kept_TK=kept_TK,
+        )
+
+    def plan(
+        self,
+        axis: Axis,
+        send_counts: list[int],
+        receive_counts: list[int],
+        groups: RowGroups,
+        arrival_R: Tensor | None = None,
+    ) -> DispatchPlan:
+        num_choices, count = self.copies_TK.shape[1], sum(send_counts)
+        pair_N, copies_TK = self.pair_N[:count], self.copies_TK
+        return DispatchPlan(
+            axis=axis,
+            num_choices=num_choices,
+            pair_N=pair_N,
+            token_N=pair_N if num_choices == 1 else pair_N.div(num_choices, rounding_mode="floor"),
+            copies_TK=copies_TK if count == copies_TK.numel() else copies_TK.clamp(max=max(0, count - 1)),
+            firsts_T=self.firsts_T,
+            kept_TK=self.kept_TK,
+            send_counts=send_counts,
+            receive_counts=receive_counts,
+            groups=groups,
+            arrival_R=arrival_R,
+        )
+
+
 def plan_dispatch(
     expert_ids_TK: Tensor, kept_TK: Tensor | None, num_experts: int, axis: Axis, most_kept: int | None = None
 ) -> DispatchPlan:
     """kept_TK: None where no choice was dropped. most_kept: so many can be kept at most. Between ranks, agrees with the others on how many
     rows go where (one small all-to-all of counts, for which the host waits)."""
-    num_tokens, num_choices = expert_ids_TK.shape
-    pairs, device = num_tokens * num_choices, expert_ids_TK.device
-    key_TK = expert_ids_TK if kept_TK is None else torch.where(kept_TK, expert_ids_TK, num_experts)
-    key_N, pair_N = torch.sort(key_TK.flatten(), stable=True)
-    numbers = torch.arange(max(pairs, num_experts), device=device)
-    copies_TK = torch.empty_like(pair_N).index_copy_(0, pair_N, numbers[:pairs]).view(num_tokens, num_choices)
-    is_alone = axis.size == 1
-    ends_E = torch.searchsorted(key_N, numbers[:num_experts], right=True, out_int32=is_alone)
+    if axis.size > 1:
+        return plan_parts(expert_ids_TK, kept_TK, num_experts, axis, 1)[0]
+    copies = _Copies.of(expert_ids_TK, kept_TK, num_experts, axis)
+    pairs = expert_ids_TK.numel()
+    count = pairs if most_kept is None else min(pairs, most_kept)
+    expert_R = copies.key_N[:count]
+    if kept_TK is not None:
+        expert_R = expert_R.clamp(max=num_experts - 1)
+    return copies.plan(axis, [count], [count], RowGroups(copies.ends_E, count, expert_R, kept_TK is None))
+
+
+def plan_parts(
+    expert_ids_TK: Tensor, kept_TK: Tensor | None, num_experts: int, axis: Axis, parts: int
+) -> tuple[DispatchPlan, ...]:
+    """Plans of the same number of parts on every rank, each of some tokens in a row. Counts of all are exchanged at once."""
     local = num_experts // axis.size
-    arrival_R = None
-    if is_alone:
-        count = pairs if most_kept is None else min(pairs, most_kept)
-        send_counts = receive_counts = [count]
-        expert_R = key_N[:count] if kept_TK is None else key_N[:count].clamp(max=num_experts - 1)
-        groups = RowGroups(ends_E, count, expert_R, kept_TK is None)
-    else:
-        sent_SE = torch.diff(ends_E, prepend=ends_E.new_zeros(1)).view(axis.size, local)
-        one_each = [1] * axis.size
-        received_Se = exchanged(sent_SE, one_each, one_each, axis)
-        both = torch.cat([sent_SE.sum(1), received_Se.flatten()]).tolist()
-        send_counts, received = both[: axis.size], both[axis.size :]
-        receive_counts = [sum(received[rank * local : (rank + 1) * local]) for rank in range(axis.size)]
-        count, rows = sum(send_counts), sum(receive_counts)
-        ends_e = received_Se.sum(0).cumsum(0).to(torch.int32)
-        expert_X = torch.arange(local, device=device).repeat(axis.size)
+    ids = expert_ids_TK.tensor_split(parts)
+    kept = [None] * parts if kept_TK is None else kept_TK.tensor_split(parts)
+    copies = [_Copies.of(*part, num_experts, axis) for part in zip(ids, kept, strict=True)]
+    ends_PE = torch.stack([part.ends_E for part in copies])
+    sent_SPe = torch.diff(ends_PE, prepend=ends_PE.new_zeros(parts, 1)).view(parts, axis.size, local).transpose(0, 1)
+    one_each = [1] * axis.size
+    received_SPe = exchanged(sent_SPe.contiguous(), one_each, one_each, axis)
+    sent, received = torch.stack([sent_SPe.sum(2), received_SPe.sum(2)]).tolist()  # the only wait
+    expert_X = torch.arange(local, device=ends_PE.device).repeat(axis.size)
+    plans = []
+    for number, part in enumerate(copies):
+        send_counts, receive_counts = ([of_rank[number] for of_rank in counts] for counts in (sent, received))
+        received_Se, rows = received_SPe[:, number], sum(receive_counts)
         expert_R = expert_X.repeat_interleave(received_Se.flatten(), output_size=rows)
+        arrival_R = None
         if local > 1:
             expert_R, arrival_R = torch.sort(expert_R, stable=True)
-        groups = RowGroups(ends_e, rows, expert_R, True)
-    pair_N = pair_N[:count]
-    return DispatchPlan(
-        axis=axis,
-        num_choices=num_choices,
-        pair_N=pair_N,
-        token_N=pair_N if num_choices == 1 else pair_N.div(num_choices, rounding_mode="floor"),
-        copies_TK=copies_TK if count == pairs else copies_TK.clamp_(max=max(0, count - 1)),
-        firsts_T=numbers[:pairs:num_choices].contiguous(),
-        kept_TK=kept_TK,
-        send_counts=send_counts,
-        receive_counts=receive_counts,
-        groups=groups,
-        arrival_R=arrival_R,
-    )
+        groups = RowGroups(received_Se.sum(0).cumsum(0).to(torch.int32), rows, expert_R, is_all=True)
+        plans.append(part.plan(axis, send_counts, receive_counts, groups, arrival_R))
+    return tuple(plans)
 
 
 def dispatch(x_TD: Tensor, plan: DispatchPlan) -> Tensor:
@@ -147,8 +193,22 @@ def dispatch_weights(weights_TK: Tensor, plan: DispatchPlan) -> Tensor:
 
 def combine(y_RF: Tensor, plan: DispatchPlan) -> Tensor:
     """[R, F] -> [T, F]: every token the sum of its experts' results; zero where all choices were dropped."""
-    arrived = y_RF if plan.arrival_R is None else _Permuted.apply(y_RF, plan.arrival_R, True)
-    return _Collect.apply(all_to_all(arrived, plan.receive_counts, plan.send_counts, plan.axis), plan)
+    return _Collect.apply(all_to_all(_unsorted(y_RF, plan), plan.receive_counts, plan.send_counts, plan.axis), plan)
+
+
+def there_and_back(x_TD: Tensor, plans: tuple[DispatchPlan, ...], compute: Callable[[Tensor, int], Tensor]) -> Tensor:
+    """[T, D] -> [T, F], as dispatch, compute and combine: rows of one part travel while those of another are computed, and so do their
+    gradients. compute: the rows of a part, and its number -> the results."""
+    there, back = [], []
+    for x_tD, plan in zip(x_TD.split([len(plan.firsts_T) for plan in plans]), plans, strict=True):
+        flight = Flight(plan.send_counts, plan.receive_counts, plan.axis)
+        there.append((flight, flight.depart(_Spread.apply(x_tD, plan))))
+    for number, ((flight, rows_RD), plan) in enumerate(zip(there, plans, strict=True)):
+        y_RF = compute(_sorted(flight.land(rows_RD), plan), number)
+        flight = Flight(plan.receive_counts, plan.send_counts, plan.axis)
+        back.append((flight, flight.depart(_unsorted(y_RF, plan))))
+    parts = zip(back, plans, strict=True)
+    return torch.cat([_Collect.apply(flight.land(y_NF), plan) for (flight, y_NF), plan in parts])
 
 
 def _exchanged(x_N: Tensor, plan: DispatchPlan) -> Tensor:
@@ -157,6 +217,10 @@ def _exchanged(x_N: Tensor, plan: DispatchPlan) -> Tensor:
 
 def _sorted(x_RF: Tensor, plan: DispatchPlan) -> Tensor:
     return x_RF if plan.arrival_R is None else _Permuted.apply(x_RF, plan.arrival_R, False)
+
+
+def _unsorted(y_RF: Tensor, plan: DispatchPlan) -> Tensor:
+    return y_RF if plan.arrival_R is None else _Permuted.apply(y_RF, plan.arrival_R, True)
 
 
 class _Permuted(torch.autograd.Function):

@@ -214,6 +214,7 @@ def dispatch_traffic(
     if model.experts.backend == "deepspeed":
         return _slot_traffic(model, sequences, layout, value)
     rows = counts = skipped = 0
+    parts = model.experts.exchange_parts
     for tower, mine in towers_of(model, sequences):
         copies = sent_copies(tower, sum(s.tokens for s in mine))
         sparse = sum(tower.experts.is_sparse(layer, tower.depth) for layer in range(tower.depth))
@@ -229,8 +230,9 @@ def dispatch_traffic(
             )
             numbers += sum(sum(hop) for hop in hops) * value + FP32
         rows += sparse * copies * numbers
-        skipped += sparse * copies * tower.width * value * stops_early(tower)
-        counts += sparse * len(pairs) * tower.experts.num_experts * INDEX * model.chunks
+        # Of several parts the last one's results alone are sent after all that is kept.
+        skipped += sparse * copies * tower.width * value * stops_early(tower) // parts
+        counts += sparse * len(pairs) * tower.experts.num_experts * INDEX * model.chunks * parts
     forwards = forwards_of(model)
     return (
         Collective("rows", "all-to-all", layout.expert, rows * forwards - skipped),

@@ -70,6 +70,8 @@ class ExpertConfig:
     backend      who sends tokens: own; deepspeed: DeepSpeed's MoE layer, by the same decisions and with the same weights (unit: mlp,
                  parallel.tensor: 1). It sends all slots of all experts, filled or not, and without a capacity as many for each as the
                  fullest one needs
+    exchange_parts  in so many parts tokens travel between expert ranks: one's rows are under way while another's are computed, and its
+                 gradients too. The results are the same; products have fewer rows. 1 = nothing overlaps
     placement    odd: layers 0, 2, 4, ... (the released name); four: 0, 4, 8, ...; all; none (dense); every-N: layers N-1,
                  2N-1, ...; last-N: the last N of layers 1, 3, 5, ... (V-MoE's names)
     noise        in training: vmoe adds N(0, (noise_std / E)^2) to the logits; gumbel adds Gumbel noise that selects, weights
@@ -95,6 +97,7 @@ class ExpertConfig:
     router: RouterName = "attribute"
     unit: Literal["linear", "ffn_linear", "mlp"] = "linear"
     backend: Literal["own", "deepspeed"] = "own"
+    exchange_parts: int = 1
     num_experts: int = 8
     top_k: int = 2
     eval_top_k: int | None = None
@@ -127,7 +130,7 @@ class ExpertConfig:
         for name in ("noise_std", "jitter", "group_size", "capacity_factor", "eval_capacity_factor"):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}: must not be negative")
-        for name in ("capacity_multiple", "max_groups"):
+        for name in ("capacity_multiple", "max_groups", "exchange_parts"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
         per_token = self.router in DATA_DEPENDENT
@@ -135,6 +138,10 @@ class ExpertConfig:
             raise ValueError(f"unit=mlp cannot be merged: it needs router token or context, not {self.router}")
         if self.backend == "deepspeed" and self.unit != "mlp":
             raise ValueError(f"backend=deepspeed sends tokens to whole networks: it needs unit=mlp, not {self.unit}")
+        if self.exchange_parts > 1 and (self.backend == "deepspeed" or not per_token):
+            raise ValueError(
+                f"exchange_parts={self.exchange_parts} cuts our own exchange of tokens: it needs router token or context and backend=own"
+            )
         if not per_token and self.auxiliary.names:
             raise ValueError(f"auxiliary losses balance tokens: router {self.router} does not decide for tokens")
         if not per_token and (self.capacity_factor or self.eval_capacity_factor or self.random_second):

@@ -12,6 +12,7 @@ Legend: T tokens, D width, E experts, K choices, C condition groups, S expert ra
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Protocol
 
@@ -26,7 +27,17 @@ from model.moe.router import GROUP_ROUTERS, TOKEN_ROUTERS
 from model.moe.routing import TokenRouting
 from model.noise import Key
 from parallel.deepspeed_moe import SlotPlan, plan_slots, through_deepspeed
-from parallel.dispatch import Blocks, DispatchPlan, RowGroups, combine, dispatch, dispatch_weights, plan_dispatch
+from parallel.dispatch import (
+    Blocks,
+    DispatchPlan,
+    RowGroups,
+    combine,
+    dispatch,
+    dispatch_weights,
+    plan_dispatch,
+    plan_parts,
+    there_and_back,
+)
 from parallel.kernels import Kernels
 from parallel.mesh import Mesh
 from parallel.precision import lowered
@@ -66,15 +77,26 @@ class Grouped(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class DispatchDecision:
-    """The weights of the rows that this rank's experts receive, and the exchange that brings the rows."""
+    """For each part of the tokens the weights of the rows that this rank's experts receive, and the exchange that brings the rows."""
 
-    scale_R: Tensor
-    plan: DispatchPlan
+    scales: tuple[Tensor, ...]
+    plans: tuple[DispatchPlan, ...]
     report: TokenRouting
 
+    @classmethod
+    def of(cls, weights_TK: Tensor, plans: tuple[DispatchPlan, ...], report: TokenRouting) -> DispatchDecision:
+        parts = weights_TK.split([len(plan.firsts_T) for plan in plans])
+        return cls(tuple(dispatch_weights(*part) for part in zip(parts, plans, strict=True)), plans, report)
+
     def apply(self, experts: Grouped, x_TI: Tensor) -> Tensor:
-        rows_RI = dispatch(lowered(x_TI), self.plan)
-        return combine(experts.grouped(rows_RI, self.plan.groups, self.scale_R), self.plan)
+        x_TI = lowered(x_TI)
+        if len(self.plans) > 1:
+            return there_and_back(x_TI, self.plans, functools.partial(self._computed, experts))
+        (plan,) = self.plans
+        return combine(self._computed(experts, dispatch(x_TI, plan), 0), plan)
+
+    def _computed(self, experts: Grouped, rows_RI: Tensor, part: int) -> Tensor:
+        return experts.grouped(rows_RI, self.plans[part].groups, self.scales[part])
 
     def with_more(self, lengths: list[int]) -> DispatchDecision:
         raise AssertionError("model/config.py refuses prompts that a router would have to send")
@@ -82,7 +104,7 @@ class DispatchDecision:
     @property
     def is_single(self) -> bool:
         """Every token has one expert, so a pair of linears can be applied where the token is."""
-        return self.plan.num_choices == 1
+        return self.plans[0].num_choices == 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +151,7 @@ class DispatchPath(nn.Module):
     def __init__(self, width: int, config: ExpertConfig, num_tasks: int, mesh: Mesh, kernels: Kernels) -> None:
         super().__init__()
         self.num_experts, self.expert = config.num_experts, mesh.expert
+        self.exchange_parts = config.exchange_parts
         self.router = TOKEN_ROUTERS[config.router](width, config, num_tasks, kernels)
 
     def forward(
@@ -140,8 +163,11 @@ class DispatchPath(nn.Module):
 
     def sent(self, routing: TokenRouting, report: TokenRouting) -> DispatchDecision | SlotDecision:
         ids_TK, kept_TK = routing.expert_ids_TK, routing.kept_TK
-        plan = plan_dispatch(ids_TK, kept_TK, self.num_experts, self.expert, routing.most_kept)
-        return DispatchDecision(dispatch_weights(routing.weights_TK, plan), plan, report)
+        if self.expert.size > 1:
+            plans = plan_parts(ids_TK, kept_TK, self.num_experts, self.expert, self.exchange_parts)
+        else:
+            plans = (plan_dispatch(ids_TK, kept_TK, self.num_experts, self.expert, routing.most_kept),)
+        return DispatchDecision.of(routing.weights_TK, plans, report)
 
 
 class DeepSpeedPath(DispatchPath):

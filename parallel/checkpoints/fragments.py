@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from safetensors import SafetensorError
 from torch import Tensor
 
 from parallel.placement import Placement
@@ -11,6 +12,10 @@ from parallel.placement import Placement
 
 class CheckpointError(Exception):
     """A checkpoint cannot be written, or is missing, damaged or of another model; the message names the part."""
+
+
+UNREADABLE = (OSError, SafetensorError, RuntimeError)
+"""What safe_open raises: RuntimeError where a file goes between its header and torch's map of it."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 
-from parallel.checkpoints.fragments import CheckpointError, Fragment
+from parallel.checkpoints.fragments import UNREADABLE, CheckpointError, Fragment
 from parallel.checkpoints.manifest import MANIFEST, MAX_MANIFEST_BYTES, Base, StoredFile, parse
 from parallel.checkpoints.saving import published, step_of
 from parallel.checkpoints.spans import FINAL, Checkpoint, opened
@@ -160,7 +160,7 @@ def _verify(path: Path, stored: StoredFile, fragments: dict[str, int]) -> None:
                     raise CheckpointError(
                         f"{path}: {key} is {found.get_dtype()} {found.get_shape()}, the manifest says F32 [{numel}]"
                     )
-    except (OSError, SafetensorError) as error:
+    except UNREADABLE as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
 
 

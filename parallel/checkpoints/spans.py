@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
-from parallel.checkpoints.fragments import CheckpointError
+from parallel.checkpoints.fragments import UNREADABLE, CheckpointError
 from parallel.checkpoints.manifest import Manifest
 from parallel.checkpoints.resharding import Run, copy_overlap
 from parallel.placement import Placement
@@ -74,8 +74,6 @@ def opened(checkpoint: Checkpoint) -> Iterator[SpanReader]:
     reader = SpanReader(checkpoint)
     try:
         yield reader
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{checkpoint.folder} cannot be read: {error}") from error
     finally:
         reader.close()
 
@@ -121,10 +119,14 @@ class SpanReader:
         """A view of the mapped file, good until the next call."""
         if self._mapped > MAX_MAPPED_BYTES:
             self.close()
-        if file not in self._files:
-            self._files[file] = safe_open(self._folder / file, framework="pt")
         self._mapped += max(4 * numel, LARGE_PAGE)
-        return self._files[file].get_slice(key)[start : start + numel]
+        try:
+            if file not in self._files:
+                self._files[file] = safe_open(self._folder / file, framework="pt")
+            found: Tensor = self._files[file].get_slice(key)[start : start + numel]
+            return found
+        except UNREADABLE as error:
+            raise CheckpointError(f"{self._folder} cannot be read: {error}") from error
 
     def close(self) -> None:
         self._files.clear()

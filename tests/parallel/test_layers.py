@@ -53,14 +53,14 @@ def test_tensor_parallel_linears_and_table():
 
 def sparse_pair(rank: int, axis: str, path: str, groups: tuple[int, ...]) -> dict:
     """Two banks in a row on this rank's own tokens; `groups` says how many tokens each data rank has. path "merge 0, 3": group 0
-    chose expert 0 alone, and group 1 expert 3."""
+    chose expert 0 alone, and group 1 expert 3. "token 3": they travel in three parts."""
     from model.moe.experts import ExpertLinear, start_merges
     from model.moe.layer import DispatchDecision, MergeDecision
     from model.moe.report import RoutingReport
     from model.moe.use import ExpertUse
     from model.noise import derive
     from parallel.collectives import all_gather
-    from parallel.dispatch import dispatch_weights, plan_dispatch
+    from parallel.dispatch import plan_dispatch, plan_parts
     from parallel.mesh import create_mesh
     from parallel.placement import placement_of
 
@@ -80,14 +80,18 @@ def sparse_pair(rank: int, axis: str, path: str, groups: tuple[int, ...]) -> dic
         generator = torch.Generator().manual_seed(derive(3, part))
         x = torch.randn(groups[part], WIDTH, generator=generator).requires_grad_()
         ids = torch.randint(0, 4, (groups[part], 1), generator=generator)
-        weights = torch.rand(groups[part] if path == "token" else 1, 4, generator=generator)
+        weights = torch.rand(groups[part] if path.startswith("token") else 1, 4, generator=generator)
         if path.startswith("merge "):
             chosen = [int(expert) for expert in path.removeprefix("merge ").split(", ")[part]]
             weights *= torch.zeros(4).index_fill(0, torch.tensor(chosen), 1.0)
         weights.requires_grad_()
-        if path == "token":
-            plan = plan_dispatch(ids, torch.ones_like(ids, dtype=torch.bool), 4, mesh.expert)
-            decision = DispatchDecision(dispatch_weights(weights.gather(1, ids), plan), plan, report)
+        if path.startswith("token"):
+            kept, parts = torch.ones_like(ids, dtype=torch.bool), path.removeprefix("token").strip()
+            if parts and mesh.expert.size > 1:
+                plans = plan_parts(ids, kept, 4, mesh.expert, int(parts))
+            else:
+                plans = (plan_dispatch(ids, kept, 4, mesh.expert),)
+            decision = DispatchDecision.of(weights.gather(1, ids), plans, report)
         else:
             gathered = all_gather(weights, mesh.expert)
             has = (gathered.unflatten(-1, (mesh.expert.size, -1)) != 0).any(dim=-1).tolist()
@@ -106,6 +110,54 @@ def sparse_pair(rank: int, axis: str, path: str, groups: tuple[int, ...]) -> dic
     return {"y": outputs, "x": input_gradients, "gate": gate_gradients, "gradients": gradients}
 
 
+def order_of_parts(rank: int) -> str:
+    """What happens when tokens travel in two parts, forward and backward."""
+    from parallel import dispatch
+    from parallel.mesh import create_mesh
+
+    events: list[str] = []
+
+    class Noted(dispatch.Flight):
+        def start(self, *call):
+            events.append("depart")
+            return super().start(*call)
+
+        def wait(self):
+            events.append("land")
+            return super().wait()
+
+    class Computed(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, rows, number):
+            events.append(f"part {number}")
+            ctx.number = number
+            return 2 * rows
+
+        @staticmethod
+        def backward(ctx, grad):
+            events.append(f"part {ctx.number}")
+            return 2 * grad, None
+
+    dispatch.Flight = Noted
+    axis = create_mesh(expert=2).expert
+    x = torch.arange(8.0)[:, None].requires_grad_()
+    plans = dispatch.plan_parts(torch.tensor([0, 1] * 4)[:, None], None, 2, axis, 2)
+    y = dispatch.there_and_back(x, plans, Computed.apply)
+    assert torch.equal(y, 2 * x)
+    events.append("backward")
+    y.sum().backward()
+    assert (x.grad == 2).all()
+    return ", ".join(events)
+
+
+def test_rows_travel_while_others_are_computed():
+    expected = (
+        "depart, depart, land, part 0, depart, land, part 1, depart, land, land, backward, "
+        "depart, depart, land, part 1, depart, land, part 0, depart, land, land"
+    )
+    assert run_ranks(2, order_of_parts) == [expected] * 2
+
+
 @pytest.mark.parametrize(
     ("axis", "groups", "path"),
     [
@@ -114,6 +166,9 @@ def sparse_pair(rank: int, axis: str, path: str, groups: tuple[int, ...]) -> dic
             for axis, groups in (("expert", (5, 3)), ("expert", (4, 1)), ("tensor", (5,)))
             for path in ("token", "merge")
         ),
+        # In parts, of which some have no tokens.
+        ("expert", (5, 3), "token 2"),
+        ("expert", (4, 1), "token 3"),
         # Each has what it needs; each needs the other's alone; one needs both, and one nothing from the other.
         ("expert", (5, 3), "merge 01, 2"),
         ("expert", (5, 3), "merge 2, 0"),

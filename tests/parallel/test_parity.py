@@ -59,6 +59,27 @@ def test_gradient_steps_equal_one_process(layout, router):
     assert_equal_runs(reference(job), run_ranks(2, run_job, dataclasses.replace(job, **LAYOUTS[layout])))
 
 
+@pytest.mark.parametrize(
+    ("router", "options", "checkpointing"),
+    [
+        ("token", {"expert": 2}, "block"),
+        ("limoe", {"expert": 2}, "none"),
+        *(
+            pytest.param(router, options, checkpointing, marks=pytest.mark.parity)
+            for router, options in (("limoe", {"expert": 2}), ("token", {"tensor": 2, "expert": 2, "sequence": True}))
+            for checkpointing in ("none", "selective", "block")
+            if options != {"expert": 2} or checkpointing != "none"
+        ),
+    ],
+)
+def test_tokens_in_parts_equal_one_process(router, options, checkpointing):
+    """Tokens travel in three parts, on ranks with different tasks."""
+    job = ParityRun(router=router, sgd=True, model=(("activation_checkpointing", checkpointing),))
+    parts = dataclasses.replace(job, experts=(("exchange_parts", 3),), **options)
+    ranks = 2 * options.get("tensor", 1)
+    assert_equal_runs(reference(job), run_ranks(ranks, run_job, parts))
+
+
 @pytest.mark.parametrize("engine", ["zero0", "zero1", "zero2", "zero2_offload"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_adam_steps_equal_one_process(layout, engine):

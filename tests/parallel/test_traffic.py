@@ -133,14 +133,15 @@ def test_two_ranks_that_merge_send_what_is_planned(recompute):
         assert sent == {"tensor": 0, "expert": planned, "data": 0}
 
 
-def test_tokens_that_stay_are_not_sent():
+@pytest.mark.parametrize("parts", [1, 3])
+def test_tokens_that_stay_are_not_sent(parts):
     """Two ranks with the same tokens and experts 0, 1 and 2, 3: what one sends away, the other keeps. Both together send each row once."""
-    model = tiny("token", {"top_k": 1, "unit": "ffn_linear"})
+    model = tiny("token", {"top_k": 1, "unit": "ffn_linear", "exchange_parts": parts})
     batch = captioning(4, 2, 5)
     tokens = batch.inputs.num_tokens + batch.candidates.num_tokens
     found = run_ranks(2, of_a_pass, model, 1, 2, batch, False)
-    # Rows of 16 numbers there and back with a weight, and the same backward; four counts of 8 bytes, of which two leave.
-    assert sum(sent["expert"] for sent in found) == 2 * tokens * (16 + 16 + 1) * 4 + 2 * 2 * 8
+    # Rows of 16 numbers there and back with a weight, and the same backward; four counts of 8 bytes for each part, of which two leave.
+    assert sum(sent["expert"] for sent in found) == 2 * tokens * (16 + 16 + 1) * 4 + parts * 2 * 2 * 8
     assert all(sent["expert"] % 4 == 0 and sent["tensor"] == sent["data"] == 0 for sent in found)
 
 

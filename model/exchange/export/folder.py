@@ -125,7 +125,7 @@ class Export:
         try:
             with safe_open(path, framework="pt") as opened:
                 tensor = opened.get_tensor(name)
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError, RuntimeError) as error:
             raise ExportError(f"{path} cannot be read: {error}") from error
         return tensor.float()
 
@@ -199,7 +199,7 @@ def _shapes(folder: Path, files: dict[str, str]) -> dict[str, tuple[int, ...]]:
         try:
             with safe_open(folder / file, framework="pt") as opened:
                 there = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError, RuntimeError) as error:
             raise ExportError(f"{folder / file} cannot be read: {error}") from error
         found |= {name: shape for name, shape in there.items() if files.get(name) == file}
     missing = sorted(files.keys() - found.keys())

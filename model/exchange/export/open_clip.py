@@ -238,7 +238,7 @@ def is_weights(path: Path) -> bool:
     try:
         with safe_open(path, framework="pt") as opened:
             return "visual.conv1.weight" in opened.keys()  # noqa: SIM118
-    except (OSError, SafetensorError):
+    except (OSError, SafetensorError, RuntimeError):
         return False
 
 

@@ -17,7 +17,7 @@ from model.moe.router import AttributeRouter
 from model.moe.routing import capacity, kept_choices, scatter_weights, top_k
 from model.moe.use import ExpertUse
 from parallel.collectives import Axis, all_gather
-from parallel.dispatch import dispatch_weights, plan_dispatch
+from parallel.dispatch import plan_dispatch
 from parallel.kernels import load_kernels
 from parallel.mesh import Mesh
 from tests.helpers.layouts import Span, joined, plain_layout
@@ -102,7 +102,7 @@ def decisions(layer, weights_GE, layout):
     dense_TE = weights_GE[layout.sequences[0].group_T]
     weights_TK, ids_TK = dense_TE.topk(2, dim=1)
     plan = plan_dispatch(ids_TK, weights_TK > 0, weights_GE.shape[1], Axis("expert"))
-    return merge, DispatchDecision(dispatch_weights(weights_TK, plan), plan, REPORT)
+    return merge, DispatchDecision.of(weights_TK, (plan,), REPORT)
 
 
 def test_merge_equals_dispatch_with_all_gradients():

@@ -425,6 +425,28 @@ def test_reading_beside_a_training_that_prunes(tmp_path):
         os.waitpid(child, 0)
 
 
+def test_a_checkpoint_that_goes_while_a_file_is_opened(tmp_path, monkeypatch):
+    """safe_open reads the header, and torch maps the file a moment later: the reader takes the newer checkpoint."""
+    from parallel.checkpoints import spans
+
+    module, original, opened = torch.nn.Linear(4, 2, bias=False), spans.safe_open, []
+
+    def saved(step: int) -> None:
+        kinds = {"weight": torch.full((8,), float(step))}
+        save(tmp_path, step, [Fragment("weight", placement_of(module.weight), 0, True, kinds)], {}, keep=1)
+
+    def late(path, **options):
+        opened.append(path)
+        if len(opened) == 1:
+            saved(2)
+            raise RuntimeError(f"unable to open file <{path}> in read-only mode: No such file or directory (2)")
+        return original(path, **options)
+
+    saved(1)
+    monkeypatch.setattr(spans, "safe_open", late)
+    assert load_found(tmp_path, None, module).step == 2 and (module.weight == 2).all()
+
+
 def test_a_step_that_is_not_there_names_those_that_are(tmp_path):
     for step in (3, 6):
         save(tmp_path, step, [filled(step, kinds=KINDS)], {})
