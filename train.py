@@ -52,7 +52,7 @@ def train(run: RunConfig, guard: RankGuard) -> int:
     """Returns the exit code."""
     check_layout(run, launched_world_size())
     deepspeed_config = read_engine_file(run)
-    kernels = load_kernels(run.kernels, run.compile)
+    kernels = load_kernels(run.kernels, run.compile, run.attention)
     data = open_run_data(run)
     losses = losses_of(data.sources, run.data.max_bad_fraction)
     earlier = earlier_start(run, data.vocabulary)

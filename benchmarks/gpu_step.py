@@ -127,7 +127,7 @@ def flops_of(objective: Objective, batch: TaskBatch, use: ExpertUse) -> float:
 def lines_of(preset: str, run: RunConfig, mesh: Mesh, peak: float, options: argparse.Namespace) -> Iterator[str]:
     """A line for each task. peak: FLOP/s, 0 where it is not known. Raises OutOfMemoryError."""
     vocabulary_size, _ = vocabulary_size_of(run)
-    kernels = load_kernels(run.kernels, run.compile)
+    kernels = load_kernels(run.kernels, run.compile, run.attention)
     objective = Objective(run.model, vocabulary_size, mesh, kernels)
     initialise(objective, run.seed)
     objective.to(mesh.device)

@@ -53,6 +53,7 @@ class TokenLayout(Movable):
     group_T         its group
     by_group_T      order of the tokens group by group; None where there is one group
     of_segments     for each segment the places in [B x L of the segment] of its valid tokens, [V]; None where all are
+    starts_X        [B + 1], int32: how many valid tokens there are before each row, and in all
     attributes_GA, modality_G, count_G      of each group; the last is tokens_G
     prefix_L        places that everyone sees
     """
@@ -69,6 +70,7 @@ class TokenLayout(Movable):
     group_T: Tensor
     by_group_T: Tensor | None
     of_segments: tuple[Tensor | None, ...]
+    starts_X: Tensor
     attributes_GA: Tensor
     modality_G: Tensor
     count_G: Tensor
@@ -123,10 +125,11 @@ def token_layout(parts: Sequence[Part], with_spe: bool = True) -> TokenLayout:
     group_T = group_L[place_T % valid_BL.shape[1]]
     by_group_T = None if len(groups) == 1 else torch.from_numpy(np.argsort(group_T, kind="stable"))
     count_G = np.bincount(group_T, minlength=len(groups))
+    lengths_B = valid_BL.sum(axis=1)
     return TokenLayout(
         rows=rows,
         length=valid_BL.shape[1],
-        lengths_B=valid_BL.sum(axis=1),
+        lengths_B=lengths_B,
         tokens_G=tuple(count_G.tolist()),
         groups=groups,
         group_L=group_L,
@@ -136,6 +139,7 @@ def token_layout(parts: Sequence[Part], with_spe: bool = True) -> TokenLayout:
         group_T=torch.from_numpy(group_T),
         by_group_T=by_group_T,
         of_segments=tuple(of_segments),
+        starts_X=torch.from_numpy(np.concatenate([[0], np.cumsum(lengths_B)]).astype(np.int32)),
         attributes_GA=torch.tensor([attributes for attributes, _ in groups], dtype=torch.float32),
         modality_G=torch.tensor([modality for _, modality in groups]),
         count_G=torch.from_numpy(count_G),

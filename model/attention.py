@@ -19,6 +19,7 @@ from model.moe.experts import ExpertLinear
 from model.moe.layer import Decision, for_blocks
 from model.projection import banks_of, projection
 from model.reading import ReadTokens
+from parallel.kernels import Kernels
 from parallel.mesh import Mesh
 
 
@@ -39,8 +40,9 @@ class KeysValues:
 class Attention(nn.Module):
     """Rows of the fused QKV weight are ordered (head, q | k | v, d), so that a cut over tensor ranks gives whole heads."""
 
-    def __init__(self, config: ModelConfig, sparse: bool, mesh: Mesh) -> None:
+    def __init__(self, config: ModelConfig, sparse: bool, mesh: Mesh, kernels: Kernels) -> None:
         super().__init__()
+        self.packed_attention = kernels.packed_attention
         self.head_width = config.width // config.heads
         self.qkv = projection(config, "qkv", config.width, 3 * config.width, sparse, mesh)
         self.out = projection(config, "out", config.width, config.width, sparse, mesh)
@@ -58,8 +60,8 @@ class Attention(nn.Module):
         prompts: tuple[Tensor, ...] = (),
         past: KeysValues | None = None,
         reads: ReadTokens | None = None,
-    ) -> tuple[Tensor, tuple[KeysValues, ...]]:
-        """-> (y_TD, keys and values of the tokens and prompts of each sequence, [B, H, L, d]).
+    ) -> tuple[Tensor, tuple[KeysValues | None, ...]]:
+        """-> (y_TD, keys and values of the tokens and prompts of each sequence, [B, H, L, d]; none of packed ones).
 
         prompts: [P, D] for each sequence, or none; with the experts of its first token. past: what the tokens of a single sequence
         see besides themselves; its mask then has S more places in front. reads: the tokens for which y is wanted, [R, D], in place of all.
@@ -72,9 +74,17 @@ class Attention(nn.Module):
         else:
             qkv_TF = self.qkv(x_TD, decision)
         heads = _Heads.apply(qkv_TF, self.head_width, [_Places.of(sequence) for sequence in layout.sequences])
-        ys, all_new = [], []
+        ys, all_new = [], list[KeysValues | None]()
         for index, (prompts_qkv, sequence) in enumerate(zip(of_prompts, layout.sequences, strict=True)):
-            y, new = self._attend(heads[3 * index : 3 * index + 3], prompts_qkv, sequence, past)
+            q, k, v = heads[3 * index : 3 * index + 3]
+            if sequence.is_packed:
+                assert self.packed_attention is not None
+                y, new = (
+                    self.packed_attention(q, k, v, sequence.tokens.starts_X, sequence.tokens.length).flatten(1),
+                    None,
+                )
+            else:
+                y, new = self._attend((q, k, v), prompts_qkv, sequence, past)
             ys.append(y)
             all_new.append(new)
         y_TD = torch.cat(ys) if len(ys) > 1 else ys[0]
@@ -105,14 +115,18 @@ class Attention(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class _Places:
-    """Rows and places of a sequence, and in which of [B x L] its tokens stand; None: in all, in order."""
+    """Rows and places of a sequence, and in which of [B x L] its tokens stand; None: in all, in order. A packed sequence is one row
+    of all its tokens, which attention is given without it."""
 
     rows: int
     length: int
     place_T: Tensor | None = None
+    is_packed: bool = False
 
     @classmethod
     def of(cls, sequence: SequenceLayout) -> _Places:
+        if sequence.is_packed:
+            return cls(1, sequence.tokens.num_tokens, is_packed=True)
         return cls(sequence.tokens.rows, sequence.tokens.length, None if sequence.is_plain else sequence.place_T)
 
     @property
@@ -121,29 +135,36 @@ class _Places:
 
 
 class _Heads(torch.autograd.Function):
-    """[T, (H, 3, d)] -> q, k, v [B, H, L, d] of one sequence after another, views where all places are tokens. The gradients of all are
-    written where they belong in one pass."""
+    """[T, (H, 3, d)] -> q, k, v of one sequence after another, [B, H, L, d], or [T, H, d] of packed ones; views where all places are
+    tokens. The gradients of all are written where they belong in one pass."""
 
     @staticmethod
     def forward(ctx, qkv_TF, head_width, all_places):
-        ctx.all_places = all_places
+        ctx.all_places, ctx.heads = all_places, qkv_TF.shape[1] // (3 * head_width)
         found: list[Tensor] = []
         parts = qkv_TF.split([places.num_tokens for places in all_places])
         for places, qkv_PF in zip(all_places, parts, strict=True):
             if places.place_T is not None:
                 zeros_PF = qkv_PF.new_zeros(places.rows * places.length, qkv_PF.shape[1])
                 qkv_PF = zeros_PF.index_copy_(0, places.place_T, qkv_PF)
+            if places.is_packed:
+                found += qkv_PF.view(places.length, -1, 3, head_width).unbind(2)
+                continue
             qkv_BLH3d = qkv_PF.view(places.rows, places.length, -1, 3, head_width)
             found += qkv_BLH3d.permute(3, 0, 2, 1, 4).unbind(0)
         return tuple(found)
 
     @staticmethod
     def backward(ctx, *grads_BHLd):
-        _, heads, _, width = grads_BHLd[0].shape
+        heads, width = ctx.heads, grads_BHLd[0].shape[-1]
         counts = [places.num_tokens for places in ctx.all_places]
         dqkv_TH3d = grads_BHLd[0].new_empty(sum(counts), heads, 3, width)
         for index, (places, out_TH3d) in enumerate(zip(ctx.all_places, dqkv_TH3d.split(counts), strict=True)):
-            of_each = [grad_BHLd.transpose(1, 2) for grad_BHLd in grads_BHLd[3 * index : 3 * index + 3]]
+            grads = grads_BHLd[3 * index : 3 * index + 3]
+            if places.is_packed:
+                torch.stack(grads, dim=2, out=out_TH3d)
+                continue
+            of_each = [grad_BHLd.transpose(1, 2) for grad_BHLd in grads]
             if places.place_T is None:
                 torch.stack(of_each, dim=3, out=out_TH3d.view(places.rows, places.length, heads, 3, width))
             else:

@@ -45,7 +45,7 @@ class Block(nn.Module):
         self.computed = computed(config.activation_checkpointing)
         self.residual = Residual.of(kernels)
         self.attention_norm = kernels.layer_norm(config.width)
-        self.attention = Attention(config, sparse_attention, mesh)
+        self.attention = Attention(config, sparse_attention, mesh, kernels)
         self.ffn_norm = kernels.layer_norm(config.width)
         self.ffn = feed_forward(config, sparse, mesh)
         self.attention_scale = nn.Parameter(torch.empty(config.width)) if config.layer_scale else None
@@ -76,8 +76,8 @@ class Block(nn.Module):
         past: KeysValues | None = None,
         rows: Rows = WHOLE,
         reads: ReadTokens | None = None,
-    ) -> tuple[Stream, tuple[Report, ...], tuple[KeysValues, ...]]:
-        """-> (stream, reports of the decisions; none in a dense block, keys and values of each sequence).
+    ) -> tuple[Stream, tuple[Report, ...], tuple[KeysValues | None, ...]]:
+        """-> (stream, reports of the decisions; none in a dense block, keys and values of each sequence that is not packed).
 
         merged: decisions for both branches that merge experts. keep_T2: what dropped paths leave of either branch, 0 or 1 / share kept.
         drawn: numbers for gates that look at tokens. past: keys and values that the tokens of a single sequence see besides their own,

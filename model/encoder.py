@@ -37,6 +37,8 @@ class Encoder(nn.Module):
         self.sequence, self.expert = mesh.sequence, mesh.expert
         self.drop_path, self.experts = config.drop_path, config.experts
         self.reads_early = config.reads_early(config.depth - 1) and mesh.sequence.size == 1
+        # Prompts are joined to every row's keys.
+        self.packs = kernels.packed_attention is not None and config.prompts is None
         self.recompute = config.activation_checkpointing == "block"
         self.residual = Residual.of(kernels)
         self.blocks = nn.ModuleList(Block(config, layer, mesh, kernels) for layer in range(config.depth))
@@ -60,6 +62,7 @@ class Encoder(nn.Module):
             before = past[layer] if past else None
             of_these = tuple(one and one.of_tokens(layout) for one in merged[layer])
             stream, _, (new,) = block(stream, layout, None, of_these, past=before, rows=rows)
+            assert new is not None, "rows that are to go on are not packed"
             all_new.append(new)
         return self.residual.settled(stream).x_TD, tuple(all_new)
 

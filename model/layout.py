@@ -32,6 +32,7 @@ class SequenceLayout:
     mask         [B, 1, 1 or L, L] or with more places in front that are there already: True where a place may look at another; None if
                  everyone sees everyone
     by_group     tokens stand group by group
+    is_packed    attention takes its rows one after another, without pads and mask
     task         id of the task, for routers that tell tasks apart
     is_target    candidates, not inputs
     noise        key of its random numbers
@@ -42,6 +43,7 @@ class SequenceLayout:
     start: int
     mask: Tensor | None
     by_group: bool = False
+    is_packed: bool = False
     task: int = 0
     is_target: bool = False
     noise: Key = None
@@ -217,12 +219,20 @@ class PassLayout:
 
 
 def layout_of(
-    sequences: Sequences, start: int = 0, by_group: bool = False, **known: int | bool | Tensor | None
+    sequences: Sequences,
+    start: int = 0,
+    by_group: bool = False,
+    packs: bool = False,
+    **known: int | bool | Tensor | None,
 ) -> SequenceLayout:
-    """Of sequences that are part of a pass. known: task, is_target, noise, rows_B."""
+    """Of sequences that are part of a pass. packs: attention can do without pads, where pads alone are hidden and tokens stand row by row.
+    known: task, is_target, noise, rows_B."""
     tokens = sequences.located().layout
     assert tokens is not None
-    return SequenceLayout(tokens, start, _mask_of(sequences, tokens), by_group, **known)  # type: ignore[arg-type]
+    in_rows = not (by_group and tokens.by_group_T is not None)
+    is_packed = packs and in_rows and not tokens.is_full and not _hides_words(sequences)
+    mask = None if is_packed else _mask_of(sequences, tokens)
+    return SequenceLayout(tokens, start, mask, by_group, is_packed, **known)  # type: ignore[arg-type]
 
 
 def layout_of_groups(groups: Sequence[tuple[Attributes, int]], task: int) -> PassLayout:
@@ -233,9 +243,14 @@ def layout_of_groups(groups: Sequence[tuple[Attributes, int]], task: int) -> Pas
 
 
 def _mask_of(sequences: Sequences, tokens: TokenLayout) -> Tensor | None:
-    if any(segment.visibility != Visibility.PREFIX for segment in sequences.segments):
+    if _hides_words(sequences):
         return attention_mask(sequences)[:, None]
     return None if tokens.is_full else _valid_BL(sequences)[:, None, None]
+
+
+def _hides_words(sequences: Sequences) -> bool:
+    """Does not everyone see every token?"""
+    return any(segment.visibility != Visibility.PREFIX for segment in sequences.segments)
 
 
 def _valid_BL(sequences: Sequences) -> Tensor:

@@ -61,6 +61,7 @@ class Tower(nn.Module):
                     located,
                     start=found[-1].end if found else 0,
                     by_group=self.encoder.merges,
+                    packs=self.encoder.packs,
                     task=task if reading.task is None else reading.task,
                     is_target=reading.is_target,
                     noise=key,

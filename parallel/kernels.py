@@ -16,6 +16,10 @@ from parallel.launch import PreflightError
 
 KernelName = Literal["torch", "apex"]
 CompileName = Literal["auto", "passes", "none"]
+AttentionName = Literal["padded", "packed"]
+PackedAttention = Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]
+"""Queries, keys and values [T, H, d] of rows one after another; where each row begins, and the last one ends [B + 1, int32]; the longest
+-> [T, H, d]."""
 LAYER_NORM_EPS = 1e-5
 
 
@@ -24,20 +28,35 @@ class Kernels:
     """Constructors of the layers and the optimizer that exist in a fused variant.
 
     fused     a function of tensors [T, ...] -> the same, as one kernel where it is compiled
+    packed_attention  for rows of several lengths without their pads; none: pads and a mask
     """
 
     layer_norm: Callable[[int], nn.Module]
     adam: Callable[..., torch.optim.Optimizer]
     fused: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda function: function
+    packed_attention: PackedAttention | None = None
 
 
-def load_kernels(name: KernelName, compile: CompileName = "none") -> Kernels:
-    """compile: what torch.compile makes kernels of (run/config.py). Raises ModuleNotFoundError or PreflightError with the remedy when
-    apex or a compiler is asked for and missing."""
+def load_kernels(name: KernelName, compile: CompileName = "none", attention: AttentionName = "padded") -> Kernels:
+    """compile: what torch.compile makes kernels of; attention: how rows of several lengths are computed (run/config.py). Raises
+    ModuleNotFoundError or PreflightError with the remedy when apex, a compiler or a GPU is asked for and missing."""
     if compile == "passes":
         _check_compiler()
     joins = compile == "passes" or (compile == "auto" and name == "torch" and _has_triton())
-    return dataclasses.replace(_load(name), fused=compiled) if joins else _load(name)
+    kernels = dataclasses.replace(_load(name), fused=compiled) if joins else _load(name)
+    if attention == "padded":
+        return kernels
+    if not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 0):
+        raise PreflightError("attention=packed: needs a GPU with flash attention (A100 or newer): set attention=padded")
+    return dataclasses.replace(kernels, packed_attention=flash_attention)
+
+
+def flash_attention(q_THd: Tensor, k_THd: Tensor, v_THd: Tensor, starts_X: Tensor, longest: int) -> Tensor:
+    """torch's, in bf16 or fp16."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    found: Tensor = varlen_attn(q_THd, k_THd, v_THd, starts_X, starts_X, longest, longest)  # type: ignore[assignment]
+    return found
 
 
 def compiled(function: Callable[..., Any], backend: str | Callable[..., Any] = "inductor") -> Callable[..., Any]:

@@ -46,6 +46,7 @@ RULES: tuple[tuple[str, Rule], ...] = (
     ("parallel.*", "free"),
     ("threads", "free"),
     ("compile", "free"),
+    ("attention", "free"),
     ("log_every", "free"),
     ("save_*", "free"),
     ("keep_checkpoints", "free"),

@@ -17,7 +17,7 @@ from evaluation.config import EvaluateConfig
 from model.config import ModelConfig
 from model.tuning.trained import check_tune
 from parallel.config import OptimizerConfig, ParallelConfig
-from parallel.kernels import CompileName, KernelName
+from parallel.kernels import AttentionName, CompileName, KernelName
 from run.errors import ConfigError
 
 MAX_THREADS = 1024
@@ -98,6 +98,8 @@ class RunConfig:
     compile            passes: torch.compile makes one kernel of each pass over the residual stream (sum, LayerScale, dropped paths,
                        LayerNorm, cast), which needs a compiler and half a minute at the start; none; auto = passes on a GPU with
                        Triton, unless kernels=apex, which has a LayerNorm of its own
+    attention          of rows of several lengths. padded: with pads and a mask; packed: one after another in torch's flash attention,
+                       where pads alone are hidden (words that are hidden from others keep their mask), on a GPU in bf16 or fp16
     log_every          steps between two lines of metrics
     save_every         steps between two checkpoints; the last step is always saved
     save_async         a save copies what the rank owns to host memory and a thread writes it while training goes on; needs
@@ -120,6 +122,7 @@ class RunConfig:
     micro_batches: int = 2
     kernels: KernelName = "torch"
     compile: CompileName = "auto"
+    attention: AttentionName = "padded"
     log_every: int = 10
     save_every: int = 200
     save_async: bool = False
@@ -151,6 +154,10 @@ class RunConfig:
         unknown = [name for name in self.evaluate.tasks if name not in {task.name for task in self.data.tasks}]
         if unknown:
             raise ValueError(f"evaluate.tasks: there is no task {unknown[0]!r}")
+        if self.attention == "packed" and self.parallel.precision == "fp32":
+            raise ValueError(
+                "attention=packed and parallel.precision=fp32: flash attention takes bf16 or fp16; choose one of both"
+            )
         if self.compile == "passes" and self.kernels == "apex":
             raise ValueError("compile=passes and kernels=apex: apex's LayerNorm cannot be compiled; choose one of both")
         if self.threads > MAX_THREADS:

@@ -85,7 +85,7 @@ class DispatchDecision:
 
     @classmethod
     def of(cls, weights_TK: Tensor, plans: tuple[DispatchPlan, ...], report: TokenRouting) -> DispatchDecision:
-        parts = weights_TK.split([len(plan.firsts_T) for plan in plans])
+        parts = (weights_TK,) if len(plans) == 1 else weights_TK.split([len(plan.firsts_T) for plan in plans])
         return cls(tuple(dispatch_weights(*part) for part in zip(parts, plans, strict=True)), plans, report)
 
     def apply(self, experts: Grouped, x_TI: Tensor) -> Tensor:

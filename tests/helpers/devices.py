@@ -9,6 +9,7 @@
 | nothing waits in a step | model/test_hot_path.py: test_nothing_waits_... | places counted |
 | grouped products | model/moe/test_grouped.py: test_grouped_products_... | branch forced |
 | chunks of a vocabulary | model/scoring/test_vocabulary.py: test_chunks_..., test_a_chunk_... | the same |
+| rows without pads | model/test_packed.py: test_packed_rows_... | kernels of ours behind torch's call |
 | compiled passes | parallel/test_kernels.py: test_real_kernels_... | slow; test_compiled_passes |
 | batches to the device | data/workers/test_to_device.py: test_copies_to_a_... | test_copies_start_in_the_thread_... |
 | time of phases | run/metrics/test_phases.py: test_a_device_measures_... | test_a_device_has_phases_of_its_own_... |

@@ -77,6 +77,12 @@ def test_auto_compiles_nothing_on_a_cpu():
     assert load_kernels("torch", "auto").fused(made) is made
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_packed_attention_without_a_gpu_is_refused():
+    with pytest.raises(PreflightError, match="attention=packed: needs a GPU with flash attention"):
+        load_kernels("torch", "none", "packed")
+
+
 def test_a_compiler_that_is_missing_is_named(monkeypatch):
     from torch._inductor import cpp_builder
     from torch._inductor.exc import InvalidCxxCompiler
