@@ -79,10 +79,8 @@ class Attention(nn.Module):
             q, k, v = heads[3 * index : 3 * index + 3]
             if sequence.is_packed:
                 assert self.packed_attention is not None
-                y, new = (
-                    self.packed_attention(q, k, v, sequence.tokens.starts_X, sequence.tokens.length).flatten(1),
-                    None,
-                )
+                y_THd = self.packed_attention(q, k, v, sequence.tokens.starts_X, sequence.tokens.length)
+                y, new = y_THd.flatten(1), None
             else:
                 y, new = self._attend((q, k, v), prompts_qkv, sequence, past)
             ys.append(y)

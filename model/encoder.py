@@ -17,8 +17,8 @@ from model.layout import PassLayout
 from model.moe.gates import gates_of
 from model.moe.layer import DispatchPath
 from model.moe.report import Report, RoutingReport, summed_up
-from model.moe.router import drawn
-from model.noise import Key, derive, each, uniform, widened
+from model.moe.router import drawn_at_once
+from model.noise import Key, derive, each, uniform
 from model.reading import ReadTokens
 from model.residual import Residual, Stream
 from model.sequence_rows import WHOLE, CutRows, Rows, WholeRows
@@ -123,19 +123,13 @@ class Encoder(nn.Module):
                 waiting = ahead
 
     def _drawn(self, layout: PassLayout, noise: Key) -> list[Drawn]:
-        """Of each layer the numbers of its gates' noise, where they look at tokens; drawn at once, as a draw is twenty small operators."""
+        """Of each layer the numbers of its gates' noise, where they look at tokens."""
         blocks = [block for block in self.blocks if isinstance(block, Block)]
         decisions = sum(isinstance(path, DispatchPath) for block in blocks for path in block.paths)
-        all_NTE = None
-        if decisions and noise is not None:
-            experts, device = self.experts.num_experts, layout.device
-            numbers_NE = torch.arange(decisions * experts, device=device).view(decisions, 1, experts)
-            counter_NTE = widened(layout.counter_T[:, None], decisions * experts) + numbers_NE
-            all_NTE = drawn(self.experts, derive(noise, "gates"), counter_NTE)
-        left = iter(()) if all_NTE is None else iter(all_NTE.unbind())
+        numbers = iter(drawn_at_once(self.experts, decisions, derive(noise, "gates"), layout))
 
         def of(path: nn.Module | None) -> Tensor | None:
-            return next(left, None) if isinstance(path, DispatchPath) else None
+            return next(numbers) if isinstance(path, DispatchPath) else None
 
         return [(of(first), of(second)) for first, second in (block.paths for block in blocks)]
 

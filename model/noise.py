@@ -74,13 +74,8 @@ def derive_own(key: int | Keys | None, *names: int | str) -> Keys | None:
 
 def each(counter_N: Tensor, width: int) -> Tensor:
     """[N, width]: counters for several numbers of each."""
-    return widened(counter_N[:, None], width) + torch.arange(width, device=counter_N.device)
-
-
-def widened(counter: Tensor, width: int) -> Tensor:
-    """The first of `width` counters of each; the others follow."""
     assert width <= _WIDEST
-    return counter * _WIDEST
+    return counter_N[:, None] * _WIDEST + torch.arange(width, device=counter_N.device)
 
 
 def uniform(key: int, counter: Tensor) -> Tensor:

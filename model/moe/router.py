@@ -22,6 +22,11 @@ from model.noise import Key, derive, each, normal, uniform
 from parallel.kernels import Kernels
 from parallel.precision import exact_linear, exactly
 
+WITHOUT_NUMBERS = ("none", "jitter")
+"""Kinds of noise that add nothing to logits."""
+MOST_DRAWN = 512
+"""Numbers that a token draws at once, which take 12 bytes each for a moment."""
+
 
 class GroupRouter(nn.Module):
     """One decision per condition group, made without looking at the data, so that linear experts can be merged."""
@@ -240,11 +245,24 @@ def _chosen(
 
 def drawn(config: ExpertConfig, noise: Key, counter_XE: Tensor | None) -> Tensor | None:
     """What the noise of logits is made of; None where they have none: in evaluation, or where features are scaled instead."""
-    if noise is None or counter_XE is None or config.noise in ("none", "jitter"):
+    if noise is None or counter_XE is None or config.noise in WITHOUT_NUMBERS:
         return None
     if config.noise == "gumbel":
         return uniform(noise, counter_XE)
     return normal(noise, counter_XE) if config.noise_std else None
+
+
+def drawn_at_once(config: ExpertConfig, decisions: int, noise: Key, layout: PassLayout) -> list[Tensor | None]:
+    """`drawn` [T, E] of each of these decisions about the tokens of a pass; a draw is twenty small operators, so few are made."""
+    if noise is None or config.noise in WITHOUT_NUMBERS:
+        return [None] * decisions
+    found: list[Tensor | None] = []
+    most = max(1, MOST_DRAWN // config.num_experts)
+    for first in range(0, decisions, most):
+        count = min(most, decisions - first)
+        numbers_TX = drawn(config, derive(noise, first), each(layout.counter_T, count * config.num_experts))
+        found += [None] * count if numbers_TX is None else numbers_TX.split(config.num_experts, dim=1)
+    return found
 
 
 def _logits(

@@ -42,7 +42,7 @@ def plain_layout(
         parts.append(Part(valid_BL[:, span.start : span.end].numpy(), vector, modality, Visibility.PREFIX, none))
     tokens = token_layout(parts, with_spe=False)
     mask = None if tokens.is_full else valid_BL[:, None, None]
-    return PassLayout((SequenceLayout(tokens, 0, mask, by_group, task, noise=noise),))
+    return PassLayout((SequenceLayout(tokens, 0, mask, by_group, task=task, noise=noise),))
 
 
 def joined(*layouts: PassLayout, noise: Key = None) -> PassLayout:

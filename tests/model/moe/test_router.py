@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -14,7 +15,7 @@ from model.moe.config import AuxiliaryConfig, ExpertConfig
 from model.moe.gates import gates_of
 from model.moe.layer import DispatchPath, make_path
 from model.moe.report import summed_up
-from model.moe.router import GROUP_ROUTERS, TOKEN_ROUTERS
+from model.moe.router import GROUP_ROUTERS, TOKEN_ROUTERS, drawn_at_once
 from parallel.collectives import Axis
 from parallel.kernels import load_kernels
 from parallel.mesh import Mesh
@@ -227,6 +228,18 @@ def test_only_losses_that_have_a_weight_are_computed():
     torch.testing.assert_close(found["global_visual"], (math.log(4) - mean).clamp(min=0))
     sum(found.values()).backward()
     assert module.gate.weight.grad.any()
+
+
+@pytest.mark.parametrize("num_experts", [4, 64, 600])
+def test_many_decisions_draw_numbers_of_their_own(num_experts):
+    """Some at once: 128 decisions of four experts, 8 of 64, one of 600."""
+    config, layout = ExpertConfig(router="token", num_experts=num_experts), full(1, 5)
+    numbers = drawn_at_once(config, 20, 7, layout)
+    drawn = torch.cat([of_one.flatten() for of_one in numbers])
+    assert [of_one.shape for of_one in numbers] == [(5, num_experts)] * 20
+    assert len(drawn.unique()) > 0.99 * len(drawn)
+    assert drawn_at_once(config, 3, None, layout) == [None] * 3  # evaluation
+    assert drawn_at_once(dataclasses.replace(config, noise="jitter"), 3, 7, layout) == [None] * 3
 
 
 def test_a_pass_that_drew_at_once_uses_its_numbers():
