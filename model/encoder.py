@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -22,6 +23,7 @@ from model.noise import Key, derive, each, uniform
 from model.reading import ReadTokens
 from model.residual import Residual, Stream
 from model.sequence_rows import WHOLE, CutRows, Rows, WholeRows
+from parallel.dispatch import agreed_slots
 from parallel.kernels import Kernels
 from parallel.mesh import Mesh
 
@@ -73,6 +75,7 @@ class Encoder(nn.Module):
         know the pass, so that noise keys of layers are the same in all of them."""
         last = len(self.blocks) - 1
         noise: Key = 0 if layout.draws else None
+        layout = self._with_slots(layout, noise)
         rows: Rows = WHOLE
         if self.sequence.size > 1:
             rows = CutRows(self.sequence, layout.num_tokens)
@@ -121,6 +124,19 @@ class Encoder(nn.Module):
             yield block, waiting()
             if ahead:
                 waiting = ahead
+
+    def _with_slots(self, layout: PassLayout, noise: Key) -> PassLayout:
+        """Where rows travel in slots, with those of all expert ranks: collective, once a pass, as all decisions have the same."""
+        paths = [path for block in self.blocks if isinstance(block, Block) for path in block.paths]
+        router = next((path.router for path in paths if isinstance(path, DispatchPath)), None)
+        if router is None or self.expert.size == 1 or self.experts.exchange != "slots":
+            return layout
+        slots = router.slots(layout, noise)
+        return (
+            layout
+            if slots is None
+            else dataclasses.replace(layout, slots_S=agreed_slots(slots, layout.device, self.expert))
+        )
 
     def _drawn(self, layout: PassLayout, noise: Key) -> list[Drawn]:
         """Of each layer the numbers of its gates' noise, where they look at tokens."""

@@ -116,7 +116,10 @@ class SequenceLayout:
 
 @dataclasses.dataclass(frozen=True)
 class PassLayout:
+    """slots_S: of an expert on each expert rank, where rows travel in slots; else empty."""
+
     sequences: tuple[SequenceLayout, ...]
+    slots_S: tuple[int, ...] = ()
 
     @property
     def num_tokens(self) -> int:

@@ -80,9 +80,7 @@ def through_deepspeed(x_TD: Tensor, plan: SlotPlan, experts: Callable[[Tensor, R
     def computed(x_SeCD: Tensor) -> Tensor:
         x_SeCD = _ExchangeCounted.apply(x_SeCD, axis)
         rows = axis.size * plan.slots
-        numbers_e = torch.arange(local, device=x_SeCD.device)
-        expert_R = numbers_e[:, None].expand(-1, rows).flatten()
-        groups = RowGroups((numbers_e + 1).mul_(rows).to(torch.int32), local * rows, expert_R, is_all=True)
+        groups = RowGroups.equal(local, rows, x_SeCD.device)
         y_RD = experts(x_SeCD.transpose(0, 1).flatten(0, 2), groups)
         y_SeCD = y_RD.view(local, axis.size, plan.slots, -1).transpose(0, 1)
         return _ExchangeCounted.apply(y_SeCD, axis)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag, pad
 
-from parallel.collectives import Axis, Flight, all_to_all, exchanged
+from parallel.collectives import Axis, Flight, all_to_all, exchanged, gathered
 
 Blocks = tuple[tuple[int, int, int], ...]
 """(first row, row after the last, number of the expert); in order and without gaps."""
@@ -36,6 +36,13 @@ class RowGroups:
     rows: int
     expert_R: Tensor
     is_all: bool
+
+    @classmethod
+    def equal(cls, experts: int, rows: int, device: torch.device) -> RowGroups:
+        """So many rows of each."""
+        numbers_e = torch.arange(experts, device=device)
+        expert_R = numbers_e[:, None].expand(-1, rows).flatten()
+        return cls((numbers_e + 1).mul_(rows).to(torch.int32), experts * rows, expert_R, is_all=True)
 
     @functools.cached_property
     def covering_ends_e(self) -> Tensor:
@@ -60,6 +67,7 @@ class DispatchPlan:
     """Who goes where: made once per decision, used by every linear of the pair.
 
     pair_N, token_N     the pair of [T x K] and the token of each copy, copies sorted by global expert id
+    is_filled_N         False for slots that are sent without a copy of theirs, with a weight of zero; None where there are none
     copies_TK           the copy of each token's choice, any where there is none
     firsts_T            the first pair of each of the T tokens
     kept_TK             choices that have a copy; None where all have
@@ -79,6 +87,7 @@ class DispatchPlan:
     receive_counts: list[int]
     groups: RowGroups
     arrival_R: Tensor | None
+    is_filled_N: Tensor | None = None
 
     @functools.cached_property
     def dropped_TK(self) -> Tensor | None:
@@ -180,6 +189,47 @@ def plan_parts(
     return tuple(plans)
 
 
+def agreed_slots(slots: int, device: torch.device, axis: Axis) -> tuple[int, ...]:
+    """Of an expert on each rank: a small all-gather, for which the host waits."""
+    return tuple(gathered(torch.full((1,), slots, device=device), axis).flatten().tolist())
+
+
+def plan_in_slots(
+    expert_ids_TK: Tensor, kept_TK: Tensor, num_experts: int, axis: Axis, slots_S: tuple[int, ...]
+) -> DispatchPlan:
+    """Every rank sends as many rows of each expert as it has slots for it, filled or not, so no device is asked how many there are.
+    slots_S: of an expert on each rank; no expert keeps more choices. There is at least one token."""
+    copies = _Copies.of(expert_ids_TK, kept_TK, num_experts, axis)
+    pairs, num_choices = expert_ids_TK.numel(), expert_ids_TK.shape[1]
+    slots, local, device = slots_S[axis.rank], num_experts // axis.size, expert_ids_TK.device
+    starts_E = pad(copies.ends_E[:-1], (1, 0))
+    place_EC = starts_E[:, None] + torch.arange(slots, device=device)
+    pair_N = copies.pair_N.index_select(0, place_EC.clamp(max=pairs - 1).flatten())
+    # The slot of each kept choice, from its place in the order by expert.
+    key_X = copies.key_N.clamp(max=num_experts - 1)
+    slot_X = key_X * slots + torch.arange(pairs, device=device) - starts_E.index_select(0, key_X)
+    copies_X = torch.empty_like(slot_X).index_copy_(0, copies.pair_N, slot_X.clamp(max=num_experts * slots - 1))
+    receive_counts, of_each = [local * number for number in slots_S], sum(slots_S)
+    arrival_R = None
+    if local > 1:
+        arriving = torch.arange(local * of_each, device=device).split(receive_counts)
+        arrival_R = torch.cat([rows.view(local, -1) for rows in arriving], dim=1).flatten()
+    return DispatchPlan(
+        axis=axis,
+        num_choices=num_choices,
+        pair_N=pair_N,
+        token_N=pair_N.div(num_choices, rounding_mode="floor"),
+        copies_TK=copies_X.view(-1, num_choices),
+        firsts_T=copies.firsts_T,
+        kept_TK=kept_TK,
+        send_counts=[local * slots] * axis.size,
+        receive_counts=receive_counts,
+        groups=RowGroups.equal(local, of_each, device),
+        arrival_R=arrival_R,
+        is_filled_N=(place_EC < copies.ends_E[:, None]).flatten(),
+    )
+
+
 def dispatch(x_TD: Tensor, plan: DispatchPlan) -> Tensor:
     """[T, D] -> [R, D]: the rows for this rank's experts, sorted by expert."""
     return _sorted(_exchanged(_Spread.apply(x_TD, plan), plan), plan)
@@ -247,7 +297,8 @@ class _Picked(torch.autograd.Function):
     @staticmethod
     def forward(ctx, weights_TK, plan):
         ctx.plan = plan
-        return weights_TK.flatten().index_select(0, plan.pair_N)[:, None]
+        weights_N = weights_TK.flatten().index_select(0, plan.pair_N)
+        return (weights_N if plan.is_filled_N is None else weights_N.mul_(plan.is_filled_N))[:, None]
 
     @staticmethod
     def backward(ctx, grad_N1):

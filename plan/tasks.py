@@ -184,10 +184,10 @@ def sent_copies(model: ModelConfig, tokens: int) -> int:
 
 
 def expert_rows(model: ModelConfig, tokens: int) -> int:
-    """Rows of one decision that ranks with so many tokens each bring to a rank's experts, balanced. DeepSpeed brings all slots of one
-    routing group, or without a capacity those of experts that are used alike."""
+    """Rows of one decision that ranks with so many tokens each bring to a rank's experts, balanced. Slots are those of one routing
+    group, or where DeepSpeed has no capacity those of experts that are used alike."""
     experts = model.experts
-    if experts.backend == "own":
+    if experts.backend == "own" and experts.exchange == "counted":
         return sent_copies(model, tokens)
     if not experts.capacity_factor:
         return experts.num_experts * capacity(tokens, experts.top_k, 1.0, experts.num_experts)

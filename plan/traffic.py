@@ -213,13 +213,14 @@ def dispatch_traffic(
     """One micro-batch: rows to their experts and back for each linear (once for whole networks and top-1 FFNs), the same backward."""
     if model.experts.backend == "deepspeed":
         return _slot_traffic(model, sequences, layout, value)
-    rows = counts = skipped = 0
-    parts = model.experts.exchange_parts
+    rows = counts = skipped = agreed = 0
+    parts, in_slots = model.experts.exchange_parts, model.experts.exchange == "slots"
     for tower, mine in towers_of(model, sequences):
-        copies = sent_copies(tower, sum(s.tokens for s in mine))
+        copies = expert_rows(tower, sum(s.tokens for s in mine))
         sparse = sum(tower.experts.is_sparse(layer, tower.depth) for layer in range(tower.depth))
         pairs = sparse_linears(tower, layout.tensor)
         numbers = 0
+        agreed += in_slots and sparse > 0
         for pair in pairs:
             # The decision's weights go along once; in a whole network, and for a single choice's FFN, hidden rows stay.
             stays = tower.experts.unit == "mlp" or (tower.experts.top_k == 1 and pair is pairs[-1])
@@ -232,12 +233,16 @@ def dispatch_traffic(
         rows += sparse * copies * numbers
         # Of several parts the last one's results alone are sent after all that is kept.
         skipped += sparse * copies * tower.width * value * stops_early(tower) // parts
-        counts += sparse * len(pairs) * tower.experts.num_experts * INDEX * model.chunks * parts
+        if not in_slots:
+            counts += sparse * len(pairs) * tower.experts.num_experts * INDEX * model.chunks * parts
     forwards = forwards_of(model)
     return (
         Collective("rows", "all-to-all", layout.expert, rows * forwards - skipped),
         Collective("rows' gradients", "all-to-all", layout.expert, rows),
         Collective("counts", "all-to-all", layout.expert, counts * forwards),
+        Collective(
+            "numbers of slots", "all-gather", layout.expert, agreed * INDEX * model.chunks * (1 + (model.chunks > 1))
+        ),
     )
 
 

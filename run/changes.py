@@ -33,7 +33,7 @@ RULES: tuple[tuple[str, Rule], ...] = (
     ("model.activation_checkpointing", "free"),
     ("model.chunks", "free"),
     ("model.experts.backend", "told"),
-    ("model.experts.exchange_parts", "free"),
+    ("model.experts.exchange*", "free"),
     ("model.*", "refused"),
     # How they go on.
     ("steps", "told"),

@@ -70,6 +70,8 @@ class ExpertConfig:
     backend      who sends tokens: own; deepspeed: DeepSpeed's MoE layer, by the same decisions and with the same weights (unit: mlp,
                  parallel.tensor: 1). It sends all slots of all experts, filled or not, and without a capacity as many for each as the
                  fullest one needs
+    exchange     what travels between expert ranks. counted: the rows that were chosen; the host asks at each decision how many. slots: all
+                 slots of all experts, filled or not, which needs a capacity; the host asks once a pass
     exchange_parts  in so many parts tokens travel between expert ranks: one's rows are under way while another's are computed, and its
                  gradients too. The results are the same; products have fewer rows. 1 = nothing overlaps
     placement    odd: layers 0, 2, 4, ... (the released name); four: 0, 4, 8, ...; all; none (dense); every-N: layers N-1,
@@ -97,6 +99,7 @@ class ExpertConfig:
     router: RouterName = "attribute"
     unit: Literal["linear", "ffn_linear", "mlp"] = "linear"
     backend: Literal["own", "deepspeed"] = "own"
+    exchange: Literal["counted", "slots"] = "counted"
     exchange_parts: int = 1
     num_experts: int = 8
     top_k: int = 2
@@ -141,6 +144,12 @@ class ExpertConfig:
         if self.exchange_parts > 1 and (self.backend == "deepspeed" or not per_token):
             raise ValueError(
                 f"exchange_parts={self.exchange_parts} cuts our own exchange of tokens: it needs router token or context and backend=own"
+            )
+        if self.exchange == "slots" and (
+            self.backend == "deepspeed" or not self.capacity_factor or self.exchange_parts > 1
+        ):
+            raise ValueError(
+                "exchange=slots sends slots as they are: it needs capacity_factor > 0, exchange_parts=1 and backend=own"
             )
         if not per_token and self.auxiliary.names:
             raise ValueError(f"auxiliary losses balance tokens: router {self.router} does not decide for tokens")

@@ -35,6 +35,7 @@ from parallel.dispatch import (
     dispatch,
     dispatch_weights,
     plan_dispatch,
+    plan_in_slots,
     plan_parts,
     there_and_back,
 )
@@ -159,11 +160,18 @@ class DispatchPath(nn.Module):
     ) -> DispatchDecision | SlotDecision:
         """drawn_TE: the numbers of the gate's noise, where all decisions of the pass have drawn theirs together."""
         routing = self.router(x_TD, layout, noise, drawn_TE)
-        return self.sent(routing, dataclasses.replace(routing, weights_TK=routing.weights_TK.detach()))
+        report = dataclasses.replace(routing, weights_TK=routing.weights_TK.detach())
+        return self.sent(routing, report, layout.slots_S)
 
-    def sent(self, routing: TokenRouting, report: TokenRouting) -> DispatchDecision | SlotDecision:
+    def sent(
+        self, routing: TokenRouting, report: TokenRouting, slots_S: tuple[int, ...]
+    ) -> DispatchDecision | SlotDecision:
         ids_TK, kept_TK = routing.expert_ids_TK, routing.kept_TK
-        if self.expert.size > 1:
+        plans: tuple[DispatchPlan, ...]
+        if slots_S:
+            assert kept_TK is not None
+            plans = (plan_in_slots(ids_TK, kept_TK, self.num_experts, self.expert, slots_S),)
+        elif self.expert.size > 1:
             plans = plan_parts(ids_TK, kept_TK, self.num_experts, self.expert, self.exchange_parts)
         else:
             plans = (plan_dispatch(ids_TK, kept_TK, self.num_experts, self.expert, routing.most_kept),)
@@ -173,7 +181,7 @@ class DispatchPath(nn.Module):
 class DeepSpeedPath(DispatchPath):
     """The same router, and DeepSpeed's layer in place of our exchange."""
 
-    def sent(self, routing: TokenRouting, report: TokenRouting) -> SlotDecision:
+    def sent(self, routing: TokenRouting, report: TokenRouting, slots_S: tuple[int, ...]) -> SlotDecision:
         slots = None if routing.most_kept is None else routing.most_kept // self.num_experts
         ids_TK, weights_TK, kept_TK = routing.expert_ids_TK, routing.weights_TK, routing.kept_TK
         return SlotDecision(plan_slots(ids_TK, weights_TK, kept_TK, self.num_experts, self.expert, slots), report)

@@ -129,8 +129,7 @@ class TokenRouter(nn.Module):
             k = _evaluated(config.eval_top_k, config.top_k, noise)
             ids_TK, weights_TK = top_k(weighing_TE, k, config.renormalise, selection_TE)
             kept_TK = self._kept(ids_TK, weighing_TE.detach(), group_T, tokens_G, noise, counter_T)
-            factor = _evaluated(config.eval_capacity_factor, config.capacity_factor, noise)
-            slots = sum(self._slots(count, k, factor) for count in tokens_G) if factor else None
+            slots = self.slots(layout, noise)
             return TokenRouting(
                 expert_ids_TK=ids_TK,
                 weights_TK=weights_TK if kept_TK is None else weights_TK * kept_TK,
@@ -139,6 +138,14 @@ class TokenRouter(nn.Module):
                 losses=self._losses(logits_TE, noisy_TE, ids_TK, layout, group_T, num_groups),
                 most_kept=None if slots is None else slots * config.num_experts,
             )
+
+    def slots(self, layout: PassLayout, noise: Key) -> int | None:
+        """Of an expert, for all tokens of a pass; None: no limit."""
+        config = self.config
+        factor = _evaluated(config.eval_capacity_factor, config.capacity_factor, noise)
+        k = _evaluated(config.eval_top_k, config.top_k, noise)
+        _, tokens_G = _routing_groups(layout, config.group_size)
+        return sum(self._slots(count, k, factor) for count in tokens_G) if factor else None
 
     def _slots(self, tokens: int, k: int, factor: float) -> int:
         config = self.config

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import collections
+import contextlib
+import functools
+from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 NO_KERNEL = {
@@ -17,12 +20,15 @@ NO_KERNEL = {
 }  # fmt: skip
 """Operators that make views, or memory that nothing is written to."""
 READ = {
-    Tensor.tolist: "tolist", Tensor.item: "item", Tensor.__bool__: "bool", Tensor.__int__: "int", Tensor.__float__: "float",
-    Tensor.__index__: "index", Tensor.nonzero: "nonzero", torch.nonzero: "nonzero", Tensor.cpu: "cpu", Tensor.numpy: "numpy",
-    Tensor.bincount: "bincount", torch.bincount: "bincount", torch.masked_select: "masked_select",
-    Tensor.masked_select: "masked_select",
+    (Tensor, "tolist"), (Tensor, "item"), (Tensor, "__bool__"), (Tensor, "__int__"), (Tensor, "__float__"), (Tensor, "__index__"),
+    (Tensor, "nonzero"), (torch, "nonzero"), (Tensor, "cpu"), (Tensor, "numpy"), (Tensor, "bincount"), (torch, "bincount"),
+    (Tensor, "masked_select"), (torch, "masked_select"),
 }  # fmt: skip
 """What needs a value or a size that only the device knows."""
+SOMETIMES = {
+    (torch, "tensor"), (Tensor, "__getitem__"), (Tensor, "__setitem__"), (Tensor, "repeat_interleave"), (torch, "repeat_interleave"),
+}  # fmt: skip
+"""What may wait, by what it is given."""
 
 
 class Launches(TorchDispatchMode):
@@ -43,27 +49,42 @@ class Launches(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-class Waits(TorchFunctionMode):
-    """Kinds of places where the host would wait for a device."""
+class Waits(contextlib.ExitStack):
+    """seen: kinds of places where the host would wait for a device. In the backward pass, too, where no mode of torch's functions is
+    active: so the functions themselves are replaced."""
 
     def __init__(self) -> None:
         super().__init__()
         self.seen: collections.Counter[str] = collections.Counter()
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        kind = READ.get(func, "")
-        if func is torch.tensor:
-            kind = "a tensor of numbers of the host"
-        if func in (Tensor.__getitem__, Tensor.__setitem__):
-            index = args[1] if isinstance(args[1], tuple) else (args[1],)
-            if any(isinstance(part, Tensor) and part.dtype == torch.bool for part in index):
-                kind = "index by a mask"
-            if any(isinstance(part, list) for part in index):
-                kind = "index by numbers of the host"
+    def __enter__(self) -> Waits:
+        super().__enter__()
+        for owner, name in READ | SOMETIMES:
+            counted = self._counted(name, getattr(owner, name))
+            self.enter_context(mock.patch.object(owner, name, counted))
+        return self
+
+    def _counted(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            kind = _kind(name, args, kwargs)
+            if kind:
+                self.seen[kind] += 1
+            return function(*args, **kwargs)
+
+        return call
+
+
+def _kind(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    """Of a wait; empty where there is none."""
+    if name == "tensor":
+        return "a tensor of numbers of the host"
+    if name in ("__getitem__", "__setitem__"):
+        index = args[1] if isinstance(args[1], tuple) else (args[1],)
+        if any(isinstance(part, Tensor) and part.dtype == torch.bool for part in index):
+            return "index by a mask"
+        return "index by numbers of the host" if any(isinstance(part, list) for part in index) else ""
+    if name == "repeat_interleave":
         repeats = args[1] if len(args) > 1 else kwargs.get("repeats")
-        if func in (Tensor.repeat_interleave, torch.repeat_interleave) and isinstance(repeats, Tensor):
-            kind = "" if kwargs.get("output_size") is not None else "repeat_interleave"
-        if kind:
-            self.seen[kind] += 1
-        return func(*args, **kwargs)
+        return name if isinstance(repeats, Tensor) and kwargs.get("output_size") is None else ""
+    return name.strip("_")

@@ -53,14 +53,14 @@ def test_tensor_parallel_linears_and_table():
 
 def sparse_pair(rank: int, axis: str, path: str, groups: tuple[int, ...]) -> dict:
     """Two banks in a row on this rank's own tokens; `groups` says how many tokens each data rank has. path "merge 0, 3": group 0
-    chose expert 0 alone, and group 1 expert 3. "token 3": they travel in three parts."""
+    chose expert 0 alone, and group 1 expert 3. "token 3": they travel in three parts; "token slots": all slots do."""
     from model.moe.experts import ExpertLinear, start_merges
     from model.moe.layer import DispatchDecision, MergeDecision
     from model.moe.report import RoutingReport
     from model.moe.use import ExpertUse
     from model.noise import derive
     from parallel.collectives import all_gather
-    from parallel.dispatch import plan_dispatch, plan_parts
+    from parallel.dispatch import agreed_slots, plan_dispatch, plan_in_slots, plan_parts
     from parallel.mesh import create_mesh
     from parallel.placement import placement_of
 
@@ -87,7 +87,9 @@ def sparse_pair(rank: int, axis: str, path: str, groups: tuple[int, ...]) -> dic
         weights.requires_grad_()
         if path.startswith("token"):
             kept, parts = torch.ones_like(ids, dtype=torch.bool), path.removeprefix("token").strip()
-            if parts and mesh.expert.size > 1:
+            if parts == "slots" and mesh.expert.size > 1:
+                plans = (plan_in_slots(ids, kept, 4, mesh.expert, agreed_slots(groups[part], ids.device, mesh.expert)),)
+            elif parts and mesh.expert.size > 1:
                 plans = plan_parts(ids, kept, 4, mesh.expert, int(parts))
             else:
                 plans = (plan_dispatch(ids, kept, 4, mesh.expert),)
@@ -169,6 +171,7 @@ def test_rows_travel_while_others_are_computed():
         # In parts, of which some have no tokens.
         ("expert", (5, 3), "token 2"),
         ("expert", (4, 1), "token 3"),
+        ("expert", (5, 3), "token slots"),
         # Each has what it needs; each needs the other's alone; one needs both, and one nothing from the other.
         ("expert", (5, 3), "merge 01, 2"),
         ("expert", (5, 3), "merge 2, 0"),

@@ -89,6 +89,31 @@ def test_adam_steps_equal_one_process(layout, engine):
     assert_equal_runs(reference(job), got)
 
 
+@pytest.mark.parametrize(
+    ("router", "experts", "options", "checkpointing"),
+    [
+        ("limoe", {}, {"expert": 2}, "block"),
+        ("token", {"capacity_factor": 1.0, "random_second": True}, {"expert": 2}, "none"),
+        *(
+            pytest.param(*point, marks=pytest.mark.parity)
+            for point in (
+                ("limoe", {"group_size": 1}, {"expert": 2}, "selective"),
+                ("limoe", {}, {"expert": 4}, "none"),
+                ("token", {"capacity_factor": 0.5}, {"tensor": 2, "expert": 2, "sequence": True}, "block"),
+            )
+        ),
+    ],
+)
+def test_tokens_in_slots_equal_one_process(router, experts, options, checkpointing):
+    """All slots travel, filled or not, on ranks with different tasks, whose numbers of slots differ."""
+    fixed = {"engine": "zero1", "micro_batches": max(2, options["expert"])}
+    model = (("activation_checkpointing", checkpointing),)
+    job = ParityRun(router=router, sgd=True, model=model, experts=tuple(experts.items()), **fixed)
+    in_slots = dataclasses.replace(job, experts=(*experts.items(), ("exchange", "slots")), **options)
+    ranks = options["expert"] * options.get("tensor", 1)
+    assert_equal_runs(reference(job), run_ranks(ranks, run_job, in_slots))
+
+
 PAIRS = tuple(task for pair in itertools.permutations(BATCHES, 2) for task in pair)
 
 

@@ -13,7 +13,14 @@ from model.config import ModelConfig
 from parallel.collectives import Axis
 from parallel.traffic import Traffic, sent_by_exchange
 from plan.memory import Degrees
-from plan.traffic import candidates_traffic, merge_traffic, scores_traffic, sent_in_all, tensor_traffic
+from plan.traffic import (
+    candidates_traffic,
+    dispatch_traffic,
+    merge_traffic,
+    scores_traffic,
+    sent_in_all,
+    tensor_traffic,
+)
 from tests.helpers.batches import VOCABULARY_SIZE
 from tests.helpers.distributed import run_ranks
 from tests.helpers.models import tiny
@@ -143,6 +150,16 @@ def test_tokens_that_stay_are_not_sent(parts):
     # Rows of 16 numbers there and back with a weight, and the same backward; four counts of 8 bytes for each part, of which two leave.
     assert sum(sent["expert"] for sent in found) == 2 * tokens * (16 + 16 + 1) * 4 + parts * 2 * 2 * 8
     assert all(sent["expert"] % 4 == 0 and sent["tensor"] == sent["data"] == 0 for sent in found)
+
+
+@pytest.mark.parametrize("recompute", ["none", "block"])
+def test_slots_are_sent_filled_or_not(recompute):
+    """As many on both ranks, so each sends what is planned."""
+    model = tiny("limoe", {"exchange": "slots"}, activation_checkpointing=recompute)
+    batch, layout = captioning(4, 2, 5), Degrees(1, 2, 2)
+    planned = sent_in_all(dispatch_traffic(model, passed(batch), layout, 4))
+    for sent in run_ranks(2, of_a_pass, model, 1, 2, batch, False):
+        assert sent == {"tensor": 0, "expert": planned, "data": 0}
 
 
 @pytest.mark.parametrize("scope", ["sharded", "global"])
