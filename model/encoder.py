@@ -23,7 +23,7 @@ from model.noise import Key, derive, each, uniform
 from model.reading import ReadTokens
 from model.residual import Residual, Stream
 from model.sequence_rows import WHOLE, CutRows, Rows, WholeRows
-from parallel.dispatch import agreed_slots
+from parallel.dispatch_plan import agreed_slots
 from parallel.kernels import Kernels
 from parallel.mesh import Mesh
 

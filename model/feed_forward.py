@@ -12,7 +12,7 @@ from model.moe.experts import ExpertLinear, ExpertMLP
 from model.moe.layer import Decision, DispatchDecision, SlotDecision
 from model.projection import SparseProjection, banks_of, lora_of, projection
 from model.recompute import Computed, computed, kept
-from parallel.dispatch import RowGroups
+from parallel.dispatch_plan import RowGroups
 from parallel.mesh import Mesh
 
 

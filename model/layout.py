@@ -22,7 +22,7 @@ from data.attributes import Attributes
 from data.batch import Modality, Sequences, Visibility
 from data.token_layout import Part, TokenLayout, token_layout
 from model.noise import Key, derive, mixed
-from parallel.dispatch import Blocks
+from parallel.dispatch_plan import Blocks
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 from data.batch import Modality, Sequences
 from data.movable import sent
 from model.layout import SequenceLayout
-from parallel.dispatch import Blocks
+from parallel.dispatch_plan import Blocks
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from parallel.collectives import Axis, maximum
-from parallel.dispatch import RowGroups
+from parallel.dispatch_plan import RowGroups
 from parallel.launch import tell_accelerator
 from parallel.traffic import bytes_of
 

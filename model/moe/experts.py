@@ -18,7 +18,7 @@ from model.moe.merge import Merging, plan_merge, start_merge
 from model.recompute import Computed, kept
 from model.tuning.lora import LowRankUpdate
 from parallel.collectives import Axis, copy_to_axis, reduce_from_axis
-from parallel.dispatch import Blocks, RowGroups
+from parallel.dispatch_plan import Blocks, RowGroups
 from parallel.mesh import Mesh
 from parallel.placement import EXPERT_AXIS, TENSOR_AXIS, Cut, Placement, place
 from parallel.precision import lowered

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grouped_mm
 
-from parallel.dispatch import Blocks, RowGroups
+from parallel.dispatch_plan import Blocks, RowGroups
 
 
 def grouped_linear(

@@ -27,18 +27,8 @@ from model.moe.router import GROUP_ROUTERS, TOKEN_ROUTERS
 from model.moe.routing import TokenRouting
 from model.noise import Key
 from parallel.deepspeed_moe import SlotPlan, plan_slots, through_deepspeed
-from parallel.dispatch import (
-    Blocks,
-    DispatchPlan,
-    RowGroups,
-    combine,
-    dispatch,
-    dispatch_weights,
-    plan_dispatch,
-    plan_in_slots,
-    plan_parts,
-    there_and_back,
-)
+from parallel.dispatch import combine, dispatch, dispatch_weights, there_and_back
+from parallel.dispatch_plan import Blocks, DispatchPlan, RowGroups, plan_dispatch, plan_in_slots, plan_parts
 from parallel.kernels import Kernels
 from parallel.mesh import Mesh
 from parallel.precision import lowered

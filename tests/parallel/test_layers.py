@@ -60,7 +60,7 @@ def sparse_pair(rank: int, axis: str, path: str, groups: tuple[int, ...]) -> dic
     from model.moe.use import ExpertUse
     from model.noise import derive
     from parallel.collectives import all_gather
-    from parallel.dispatch import agreed_slots, plan_dispatch, plan_in_slots, plan_parts
+    from parallel.dispatch_plan import agreed_slots, plan_dispatch, plan_in_slots, plan_parts
     from parallel.mesh import create_mesh
     from parallel.placement import placement_of
 
@@ -114,7 +114,7 @@ def sparse_pair(rank: int, axis: str, path: str, groups: tuple[int, ...]) -> dic
 
 def order_of_parts(rank: int) -> str:
     """What happens when tokens travel in two parts, forward and backward."""
-    from parallel import dispatch
+    from parallel import dispatch, dispatch_plan
     from parallel.mesh import create_mesh
 
     events: list[str] = []
@@ -143,7 +143,7 @@ def order_of_parts(rank: int) -> str:
     dispatch.Flight = Noted
     axis = create_mesh(expert=2).expert
     x = torch.arange(8.0)[:, None].requires_grad_()
-    plans = dispatch.plan_parts(torch.tensor([0, 1] * 4)[:, None], None, 2, axis, 2)
+    plans = dispatch_plan.plan_parts(torch.tensor([0, 1] * 4)[:, None], None, 2, axis, 2)
     y = dispatch.there_and_back(x, plans, Computed.apply)
     assert torch.equal(y, 2 * x)
     events.append("backward")

@@ -12,7 +12,8 @@ from model.moe.experts import ExpertLinear
 from model.moe.grouped import grouped_linear
 from model.moe.merge import plan_merge, start_merge
 from parallel.collectives import Axis
-from parallel.dispatch import RowGroups, combine, dispatch, dispatch_weights, plan_dispatch
+from parallel.dispatch import combine, dispatch, dispatch_weights
+from parallel.dispatch_plan import RowGroups, plan_dispatch
 from parallel.mesh import Mesh
 from tests.helpers.devices import DEVICES
 

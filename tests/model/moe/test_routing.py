@@ -17,7 +17,7 @@ from model.moe.router import AttributeRouter
 from model.moe.routing import capacity, kept_choices, scatter_weights, top_k
 from model.moe.use import ExpertUse
 from parallel.collectives import Axis, all_gather
-from parallel.dispatch import plan_dispatch
+from parallel.dispatch_plan import plan_dispatch
 from parallel.kernels import load_kernels
 from parallel.mesh import Mesh
 from tests.helpers.layouts import Span, joined, plain_layout
