@@ -85,8 +85,9 @@ def uniform(key: int, counter: Tensor) -> Tensor:
 
 def normal(key: int, counter: Tensor) -> Tensor:
     """Standard normal numbers in fp32."""
-    half_open = _bits(key, counter).float().add_(0.5).mul_(2.0**-23).sub_(1.0)
-    return half_open.erfinv_().mul_(math.sqrt(2.0))
+    # Half of the widest number rounds up to 1, whose number would be infinite: one draw in 2^24.
+    inside = _bits(key, counter).float().add_(0.5).mul_(2.0**-23).sub_(1.0).clamp_(max=1 - 2.0**-24)
+    return inside.erfinv_().mul_(math.sqrt(2.0))
 
 
 def mixed(x: Tensor) -> Tensor:

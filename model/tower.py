@@ -18,6 +18,7 @@ from model.noise import Key, Keys, both, derive
 from model.reading import Reading, read_tokens
 from parallel.kernels import Kernels
 from parallel.mesh import Mesh
+from parallel.precision import is_lowering
 
 
 class Tower(nn.Module):
@@ -61,7 +62,7 @@ class Tower(nn.Module):
                     located,
                     start=found[-1].end if found else 0,
                     by_group=self.encoder.merges,
-                    packs=self.encoder.packs,
+                    packs=self.encoder.packs and is_lowering(reading.read_Q2.device),  # it takes no fp32
                     task=task if reading.task is None else reading.task,
                     is_target=reading.is_target,
                     noise=key,

@@ -130,6 +130,7 @@ def _collected(y_NF: Tensor, plan: DispatchPlan) -> Tensor:
     pairs = plan.copies_TK.flatten()
     if plan.num_choices > 1:
         share = None if plan.kept_TK is None else plan.kept_TK.flatten().to(y_NF.dtype)
-        return embedding_bag(pairs, y_NF, plan.firsts_T, mode="sum", per_sample_weights=share)
+        # Detached, or torch would keep what a backward pass of its own needs.
+        return embedding_bag(pairs, y_NF.detach(), plan.firsts_T, mode="sum", per_sample_weights=share)
     y_TF = y_NF.index_select(0, pairs)
     return y_TF if plan.dropped_TK is None else y_TF.masked_fill_(plan.dropped_TK, 0.0)

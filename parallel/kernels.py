@@ -27,7 +27,7 @@ LAYER_NORM_EPS = 1e-5
 class Kernels:
     """Constructors of the layers and the optimizer that exist in a fused variant.
 
-    fused     a function of tensors [T, ...] -> the same, as one kernel where it is compiled
+    fused     a function of tensors [T, ...], and of settings -> the same, as one kernel where it is compiled
     packed_attention  for rows of several lengths without their pads; none: pads and a mask
     """
 

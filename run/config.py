@@ -96,10 +96,11 @@ class RunConfig:
                        another, so the same step is computed on any number of ranks
     kernels            torch, or NVIDIA apex's fused LayerNorm and Adam where it is installed
     compile            passes: torch.compile makes one kernel of each pass over the residual stream (sum, LayerScale, dropped paths,
-                       LayerNorm, cast), which needs a compiler and half a minute at the start; none; auto = passes on a GPU with
-                       Triton, unless kernels=apex, which has a LayerNorm of its own
-    attention          of rows of several lengths. padded: with pads and a mask; packed: one after another in torch's flash attention,
-                       where pads alone are hidden (words that are hidden from others keep their mask), on a GPU in bf16 or fp16
+                       LayerNorm, cast) and of a router's losses, which needs a compiler and half a minute at the start; none; auto =
+                       passes on a GPU with Triton, unless kernels=apex, which has a LayerNorm of its own
+    attention          of rows of several lengths in training. padded: with pads and a mask; packed: one after another in torch's flash
+                       attention, on a GPU in bf16 or fp16, where pads alone are hidden: words that are hidden from others, prompts, and
+                       pictures beside words whose experts are merged stay padded
     log_every          steps between two lines of metrics
     save_every         steps between two checkpoints; the last step is always saved
     save_async         a save copies what the rank owns to host memory and a thread writes it while training goes on; needs
@@ -158,6 +159,13 @@ class RunConfig:
             raise ValueError(
                 "attention=packed and parallel.precision=fp32: flash attention takes bf16 or fp16; choose one of both"
             )
+        if self.attention == "packed":
+            for tower in filter(None, (self.model, self.model.text_tower_config())):
+                width = tower.width // tower.heads
+                if width % 8 or width > 256:
+                    raise ValueError(
+                        f"attention=packed: heads of {width}: flash attention takes multiples of 8 up to 256"
+                    )
         if self.compile == "passes" and self.kernels == "apex":
             raise ValueError("compile=passes and kernels=apex: apex's LayerNorm cannot be compiled; choose one of both")
         if self.threads > MAX_THREADS:

@@ -149,13 +149,9 @@ class DispatchPath(nn.Module):
         self, x_TD: Tensor, layout: PassLayout, noise: Key, drawn_TE: Tensor | None = None
     ) -> DispatchDecision | SlotDecision:
         """drawn_TE: the numbers of the gate's noise, where all decisions of the pass have drawn theirs together."""
-        routing = self.router(x_TD, layout, noise, drawn_TE)
-        report = dataclasses.replace(routing, weights_TK=routing.weights_TK.detach())
-        return self.sent(routing, report, layout.slots_S)
+        return self.sent(self.router(x_TD, layout, noise, drawn_TE), layout.slots_S)
 
-    def sent(
-        self, routing: TokenRouting, report: TokenRouting, slots_S: tuple[int, ...]
-    ) -> DispatchDecision | SlotDecision:
+    def sent(self, routing: TokenRouting, slots_S: tuple[int, ...]) -> DispatchDecision | SlotDecision:
         ids_TK, kept_TK = routing.expert_ids_TK, routing.kept_TK
         plans: tuple[DispatchPlan, ...]
         if slots_S:
@@ -165,16 +161,16 @@ class DispatchPath(nn.Module):
             plans = plan_parts(ids_TK, kept_TK, self.num_experts, self.expert, self.exchange_parts)
         else:
             plans = (plan_dispatch(ids_TK, kept_TK, self.num_experts, self.expert, routing.most_kept),)
-        return DispatchDecision.of(routing.weights_TK, plans, report)
+        return DispatchDecision.of(routing.weights_TK, plans, routing)
 
 
 class DeepSpeedPath(DispatchPath):
     """The same router, and DeepSpeed's layer in place of our exchange."""
 
-    def sent(self, routing: TokenRouting, report: TokenRouting, slots_S: tuple[int, ...]) -> SlotDecision:
+    def sent(self, routing: TokenRouting, slots_S: tuple[int, ...]) -> SlotDecision:
         slots = None if routing.most_kept is None else routing.most_kept // self.num_experts
         ids_TK, weights_TK, kept_TK = routing.expert_ids_TK, routing.weights_TK, routing.kept_TK
-        return SlotDecision(plan_slots(ids_TK, weights_TK, kept_TK, self.num_experts, self.expert, slots), report)
+        return SlotDecision(plan_slots(ids_TK, weights_TK, kept_TK, self.num_experts, self.expert, slots), routing)
 
 
 def make_path(

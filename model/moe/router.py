@@ -25,7 +25,7 @@ from parallel.precision import exact_linear, exactly
 WITHOUT_NUMBERS = ("none", "jitter")
 """Kinds of noise that add nothing to logits."""
 MOST_DRAWN = 512
-"""Numbers that a token draws at once, which take 12 bytes each for a moment."""
+"""Numbers that a token draws at once, which take 24 bytes each for a moment."""
 
 
 class GroupRouter(nn.Module):

@@ -16,7 +16,7 @@ a rank's part needs, whatever the layout was.
 
 from parallel.checkpoints.background import Saver
 from parallel.checkpoints.files import write_atomically
-from parallel.checkpoints.fragments import CheckpointError, Fragment
+from parallel.checkpoints.fragments import UNREADABLE, CheckpointError, Fragment
 from parallel.checkpoints.manifest import Base
 from parallel.checkpoints.reading import (
     find_checkpoint,
@@ -33,6 +33,7 @@ from parallel.checkpoints.saving import Published, mark_as_base, published, save
 from parallel.checkpoints.spans import Checkpoint
 
 __all__ = [
+    "UNREADABLE",
     "Base",
     "Checkpoint",
     "CheckpointError",

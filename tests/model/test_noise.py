@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import torch
 
+from model import noise
 from model.layout import PassLayout
 from model.noise import Keys, both, derive, derive_own, each, keys_of, normal, uniform
 from tests.helpers.layouts import joined, plain_layout
@@ -18,6 +19,14 @@ def test_numbers_by_hand():
     """The hash is part of what runs resume by: it must not change."""
     assert uniform(5, torch.tensor([0, 1])).mul(1 << 24).long().tolist() == [15_876_174, 1_502_142]
     assert torch.equal(uniform(5, torch.tensor([1])), uniform(5, torch.tensor([0, 1]))[1:])
+
+
+def test_the_smallest_and_the_widest_draw_are_numbers(monkeypatch):
+    """One draw in 2^24 each: a pass of a large model has many of them."""
+    monkeypatch.setattr(noise, "_bits", lambda key, counter: torch.tensor([0, 1, (1 << 24) - 2, (1 << 24) - 1]))
+    drawn = normal(0, torch.zeros(4))
+    assert drawn.isfinite().all() and 5 < -drawn[0] < 6 and 5 < drawn[3] < 6
+    assert (drawn.diff() >= 0).all()
 
 
 @pytest.mark.parametrize("key", [0, 1, 77, (1 << 56) - 1])

@@ -37,8 +37,11 @@ def made(kind: str, device: str, packed: bool, **options) -> tuple[Objective, li
 
 
 @pytest.fixture(autouse=True)
-def kernels_of_a_cpu():
+def on_a_cpu(monkeypatch):
+    """There the kernel takes fp32, too, which is exact."""
     varlen.register()
+    if not torch.cuda.is_available():
+        monkeypatch.setattr("model.tower.is_lowering", lambda device: True)
 
 
 @pytest.mark.parametrize("checkpointing", ["none", "block"])
@@ -51,12 +54,12 @@ def test_packed_rows_equal_padded_ones(device, kind, task, checkpointing):
     (padded, _), (packed, calls) = (
         made(kind, device, p, activation_checkpointing=checkpointing) for p in (False, True)
     )
-    most = 2e-2 if device == "cuda" else 1e-5
+    most = 1e-1 if device == "cuda" else 1e-5  # bf16 and fp32 of the same padded pass differ by up to 5e-2
     with computing(device, torch.bfloat16 if device == "cuda" else torch.float32):
         expected, found = padded(batch, 1), packed(batch, 1)
     for losses in (expected, found):
         losses.total.backward()
-    torch.testing.assert_close(found.total, expected.total, rtol=most, atol=most)
+    torch.testing.assert_close(found.total, expected.total, rtol=most / 5, atol=most / 5)
     whole = sum(p.grad.norm() ** 2 for p in padded.parameters() if p.grad is not None) ** 0.5
     for (name, parameter), other in zip(packed.named_parameters(), padded.parameters(), strict=True):
         if other.grad is not None:
@@ -83,6 +86,18 @@ def test_rows_that_are_packed():
     assert not layout_of(classification().located().inputs, packs=True).is_packed  # no pads
     words = layout_of(captioning().located().inputs, packs=True)
     assert not words.is_packed and words.mask is not None  # later words are hidden
+
+
+def test_what_is_not_lowered_stays_padded(monkeypatch):
+    """Evaluation computes in fp32, which flash attention does not take."""
+    monkeypatch.undo()
+    packed, calls = made("dense", "cpu", True)
+    batch = masked_text().located()
+    packed.encode(batch.inputs, batch.read_Q2)
+    assert not calls
+    with computing("cpu", torch.bfloat16):
+        packed.encode(batch.inputs, batch.read_Q2)
+    assert len(calls) == 2
 
 
 def test_prompts_keep_rows_padded():

@@ -65,7 +65,7 @@ def decided(backend: str, **options) -> dict[str, torch.Tensor]:
     decision = path(x, layout, 7)
     assert isinstance(path, DeepSpeedPath) == isinstance(decision, SlotDecision) == (backend == "deepspeed")
     y = decision.apply(experts, x)
-    y.square().sum().backward()
+    (y.square().sum() + sum(decision.report.losses.values())).backward()
     use = summed_up([decision.report], layout)[0].use
     gradients = {name: parameter.grad for name, parameter in parameters.items()}
     return {"y": y, "x": x.grad, "taken": use.taken_ME, "asked": use.asked_M, **gradients}

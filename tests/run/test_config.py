@@ -127,6 +127,22 @@ def test_overrides():
         (["optimizer.betas=[0.9, 1.0]"], "betas=[0.9, 1.0] and eps=1e-06: betas must lie in [0, 1)"),
         (["optimizer.betas=[-0.1, 0.9]"], "betas=[-0.1, 0.9]"),
         (["optimizer.eps=0"], "eps above 0"),
+        (
+            ["attention=packed", "parallel.precision=fp32"],
+            "attention=packed and parallel.precision=fp32: flash attention takes bf16 or fp16; choose one of both",
+        ),
+        (
+            ["attention=packed", "model.width=36", "model.heads=3"],
+            "attention=packed: heads of 12: flash attention takes multiples of 8 up to 256",
+        ),
+        (
+            ["model.experts.exchange=slots"],
+            "exchange=slots sends slots as they are: it needs capacity_factor > 0, exchange_parts=1 and backend=own",
+        ),
+        (
+            ["model.experts.exchange_parts=2"],
+            "exchange_parts=2 cuts our own exchange of tokens: it needs router token or context and backend=own",
+        ),
     ],
 )
 def test_mistakes_are_one_line(overrides, expected, monkeypatch):

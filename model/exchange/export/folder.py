@@ -12,7 +12,7 @@ from typing import Any
 
 import pydantic
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from model.config import ModelConfig
@@ -23,6 +23,7 @@ from model.layout import PassLayout
 from model.moe.layer import MergePath
 from model.noise import Key
 from model.objective import Objective
+from parallel.checkpoints import UNREADABLE
 from parallel.kernels import load_kernels
 from parallel.mesh import Mesh
 from parallel.placement import placement_of
@@ -125,7 +126,7 @@ class Export:
         try:
             with safe_open(path, framework="pt") as opened:
                 tensor = opened.get_tensor(name)
-        except (OSError, SafetensorError, RuntimeError) as error:
+        except UNREADABLE as error:
             raise ExportError(f"{path} cannot be read: {error}") from error
         return tensor.float()
 
@@ -199,7 +200,7 @@ def _shapes(folder: Path, files: dict[str, str]) -> dict[str, tuple[int, ...]]:
         try:
             with safe_open(folder / file, framework="pt") as opened:
                 there = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError, RuntimeError) as error:
+        except UNREADABLE as error:
             raise ExportError(f"{folder / file} cannot be read: {error}") from error
         found |= {name: shape for name, shape in there.items() if files.get(name) == file}
     missing = sorted(files.keys() - found.keys())

@@ -181,9 +181,9 @@ class Router(nn.Module):
             state_D = self.norm(self.embed(bits_A))
         else:
             state_D = self.embed(torch.tensor(key[0], device=device))
-        probs_1E = linear(state_D[None].float(), self.gate.weight.float()).softmax(dim=-1)
-        ids_1K, weights_1K = self._best(probs_1E)
-        return torch.zeros_like(probs_1E).scatter(1, ids_1K, weights_1K)[0]
+        logits_1E = linear(state_D[None].float(), self.gate.weight.float())
+        ids_1K, weights_1K = self._best(logits_1E)
+        return torch.zeros_like(logits_1E).scatter(1, ids_1K, weights_1K)[0]
 
     def _device(self) -> torch.device | None:
         return next((p.device for p in self.parameters()), None)
@@ -198,24 +198,24 @@ class Router(nn.Module):
             share_BL = scores_BL.masked_fill(~seen_BL, -math.inf).softmax(dim=1)
             context_BD = torch.einsum("bl,bld->bd", share_BL, features_BLF)
             features_BLF = torch.cat([features_BLF, context_BD[:, None].expand_as(x_BLD)], dim=-1)
-        probs_PE = linear(features_BLF, self.gate.weight.float()).softmax(dim=-1).flatten(0, 1)
-        ids_PK, weights_PK = self._best(probs_PE)
+        logits_PE = linear(features_BLF, self.gate.weight.float()).flatten(0, 1)
+        ids_PK, weights_PK = self._best(logits_PE)
         kept_PK = about.valid_BL.flatten()[:, None].expand_as(ids_PK)
         factor = self.experts["eval_capacity_factor"]
         factor = self.experts["capacity_factor"] if factor is None else factor
         if factor:
-            kept_PK = self._with_slot(ids_PK, probs_PE.gather(1, ids_PK), about.valid_BL, factor)
-        gates_PE = torch.zeros_like(probs_PE).scatter(1, ids_PK, weights_PK * kept_PK)
+            raw_PK = logits_PE.softmax(dim=-1).gather(1, ids_PK)
+            kept_PK = self._with_slot(ids_PK, raw_PK, about.valid_BL, factor)
+        gates_PE = torch.zeros_like(logits_PE).scatter(1, ids_PK, weights_PK * kept_PK)
         return Tokens(gates_PE.unflatten(0, x_BLD.shape[:2]))
 
-    def _best(self, probs_NE: Tensor) -> tuple[Tensor, Tensor]:
+    def _best(self, logits_NE: Tensor) -> tuple[Tensor, Tensor]:
         """(experts, weights) of each row, best first; of equal ones the lowest number first."""
         k = self.experts["eval_top_k"] or self.experts["top_k"]
-        ids_NK = ranked(probs_NE, k)
-        weights_NK = probs_NE.gather(1, ids_NK)
+        ids_NK = ranked(logits_NE, k)
         if self.experts["renormalise"] and k > 1:
-            weights_NK = weights_NK / weights_NK.sum(dim=-1, keepdim=True)
-        return ids_NK, weights_NK
+            return ids_NK, logits_NE.gather(1, ids_NK).softmax(dim=-1)
+        return ids_NK, logits_NE.softmax(dim=-1).gather(1, ids_NK)
 
     def _with_slot(self, ids_PK: Tensor, raw_PK: Tensor, valid_BL: Tensor, factor: float) -> Tensor:
         """Which choices find one of their expert's slots: first choices of all tokens before second ones, by falling priority."""

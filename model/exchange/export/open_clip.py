@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from data.batch import Modality
@@ -29,6 +29,7 @@ from model.embedding import interpolated, sine_cosine
 from model.exchange.export.errors import ExportError
 from model.exchange.export.merging import Entry, Tensors
 from model.exchange.public import ConversionError, State, load_logical, read_state
+from parallel.checkpoints import UNREADABLE
 from parallel.placement import placement_of
 
 CONFIG, WEIGHTS, LOADER = "open_clip_config.json", "open_clip_model.safetensors", "open_clip_sparse.py"
@@ -238,7 +239,7 @@ def is_weights(path: Path) -> bool:
     try:
         with safe_open(path, framework="pt") as opened:
             return "visual.conv1.weight" in opened.keys()  # noqa: SIM118
-    except (OSError, SafetensorError, RuntimeError):
+    except UNREADABLE:
         return False
 
 
