@@ -131,12 +131,10 @@ class Encoder(nn.Module):
         router = next((path.router for path in paths if isinstance(path, DispatchPath)), None)
         if router is None or self.expert.size == 1 or self.experts.exchange != "slots":
             return layout
-        slots = router.slots(layout, noise)
-        return (
-            layout
-            if slots is None
-            else dataclasses.replace(layout, slots_S=agreed_slots(slots, layout.device, self.expert))
-        )
+        slots_G = router.slots(layout, noise)
+        if slots_G is None:
+            return layout
+        return dataclasses.replace(layout, slots_S=agreed_slots(sum(slots_G), layout.device, self.expert))
 
     def _drawn(self, layout: PassLayout, noise: Key) -> list[Drawn]:
         """Of each layer the numbers of its gates' noise, where they look at tokens."""

@@ -116,10 +116,10 @@ class TokenRouter(nn.Module):
         return x_TD
 
     def forward(self, x_TD: Tensor, layout: PassLayout, noise: Key, drawn_TE: Tensor | None = None) -> TokenRouting:
-        """drawn_TE: the numbers of the gate's noise, where all decisions of the pass have drawn theirs together (`drawn`)."""
+        """drawn_TE: the numbers of the gate's noise, where all decisions of the pass have drawn theirs together (`drawn_at_once`)."""
         config = self.config
-        group_T, tokens_G = _routing_groups(layout, config.group_size)
-        num_groups = len(tokens_G)
+        group_T, num_groups = _routing_groups(layout, config.group_size)
+        slots_G = self.slots(layout, noise)
         counter_T = None if noise is None else layout.counter_T
         with exactly(x_TD.device):
             features_TF = self.features(x_TD, layout)
@@ -128,43 +128,40 @@ class TokenRouter(nn.Module):
             )
             k = _evaluated(config.eval_top_k, config.top_k, noise)
             ids_TK, weights_TK = top_k(weighing_TE, k, config.renormalise, selection_TE)
-            kept_TK = self._kept(ids_TK, weighing_TE.detach(), group_T, tokens_G, noise, counter_T)
-            slots = self.slots(layout, noise)
+            kept_TK = self._kept(ids_TK, weighing_TE.detach(), group_T, slots_G, noise, counter_T)
             return TokenRouting(
                 expert_ids_TK=ids_TK,
                 weights_TK=weights_TK if kept_TK is None else weights_TK * kept_TK,
                 kept_TK=kept_TK,
                 logits_TE=logits_TE.detach(),
                 losses=self._losses(logits_TE, noisy_TE, ids_TK, layout, group_T, num_groups),
-                most_kept=None if slots is None else slots * config.num_experts,
+                most_kept=None if slots_G is None else sum(slots_G) * config.num_experts,
             )
 
-    def slots(self, layout: PassLayout, noise: Key) -> int | None:
-        """Of an expert, for all tokens of a pass; None: no limit."""
+    def slots(self, layout: PassLayout, noise: Key) -> tuple[int, ...] | None:
+        """Of an expert in each routing group of a pass; None: no limit."""
         config = self.config
         factor = _evaluated(config.eval_capacity_factor, config.capacity_factor, noise)
         k = _evaluated(config.eval_top_k, config.top_k, noise)
-        _, tokens_G = _routing_groups(layout, config.group_size)
-        return sum(self._slots(count, k, factor) for count in tokens_G) if factor else None
-
-    def _slots(self, tokens: int, k: int, factor: float) -> int:
-        config = self.config
-        return capacity(tokens, k, factor, config.num_experts, config.capacity_rounding, config.capacity_multiple)
+        if not factor:
+            return None
+        rounding = (config.capacity_rounding, config.capacity_multiple)
+        tokens_G = _tokens_of_groups(layout, config.group_size)
+        return tuple(capacity(tokens, k, factor, config.num_experts, *rounding) for tokens in tokens_G)
 
     def _kept(
         self,
         ids_TK: Tensor,
         weighing_TE: Tensor,
         group_T: Tensor | None,
-        tokens_G: tuple[int, ...],
+        slots_G: tuple[int, ...] | None,
         noise: Key,
         counter_T: Tensor | None,
     ) -> Tensor | None:
         """None: nothing can be dropped."""
         config = self.config
-        factor = _evaluated(config.eval_capacity_factor, config.capacity_factor, noise)
         draws = config.random_second and noise is not None
-        if not factor and not draws:
+        if slots_G is None and not draws:
             return None
         raw_TK, asked_TK = probabilities(weighing_TE, ids_TK), None
         if draws:
@@ -172,12 +169,11 @@ class TokenRouter(nn.Module):
             share_T = raw_TK[:, 1] / raw_TK.sum(dim=1)
             second_T = uniform(derive(noise, "second"), counter_T) < 2 * share_T
             asked_TK = torch.stack([torch.ones_like(second_T), second_T], dim=1)
-        if not factor:
+        if slots_G is None:
             return asked_TK
         priority_T = None
         if config.priority != "none":
             priority_T = raw_TK[:, 0] if config.priority == "max" or raw_TK.shape[1] == 1 else raw_TK.sum(dim=1)
-        slots_G = tuple(self._slots(tokens, ids_TK.shape[1], factor) for tokens in tokens_G)
         return kept_choices(ids_TK, priority_T, slots_G, config.num_experts, group_T, asked_TK)
 
     def _losses(
@@ -317,16 +313,27 @@ def _evaluated(in_evaluation: Value | None, in_training: Value, noise: Key) -> V
     return in_training if noise is not None or in_evaluation is None else in_evaluation
 
 
-def _routing_groups(layout: PassLayout, group_size: int) -> tuple[Tensor | None, tuple[int, ...]]:
-    """-> (group_T, None where there is one group; tokens of each group): rows r of all sequences of a pass belong together,
-    `group_size` rows to a group."""
+def _number_of_groups(layout: PassLayout, group_size: int) -> int:
+    """Rows r of all sequences of a pass belong together, `group_size` rows to a group."""
     rows = max(sequence.tokens.rows for sequence in layout.sequences)
-    num_groups = math.ceil(rows / group_size) if group_size else 1
+    return math.ceil(rows / group_size) if group_size else 1
+
+
+def _tokens_of_groups(layout: PassLayout, group_size: int) -> tuple[int, ...]:
+    num_groups = _number_of_groups(layout, group_size)
     if num_groups == 1:
-        return None, (layout.num_tokens,)
+        return (layout.num_tokens,)
     tokens_G = [0] * num_groups
     for sequence in layout.sequences:
         for row, length in enumerate(sequence.tokens.lengths_B.tolist()):
             tokens_G[row // group_size] += length
+    return tuple(tokens_G)
+
+
+def _routing_groups(layout: PassLayout, group_size: int) -> tuple[Tensor | None, int]:
+    """-> (group_T, None where there is one group; how many)."""
+    num_groups = _number_of_groups(layout, group_size)
+    if num_groups == 1:
+        return None, 1
     parts = [sequence.row_T.div(group_size, rounding_mode="floor") for sequence in layout.sequences]
-    return torch.cat(parts), tuple(tokens_G)
+    return torch.cat(parts), num_groups
