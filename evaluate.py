@@ -24,8 +24,8 @@ import torch
 from data.config import Frames, TaskConfig
 from data.stream.source import Source, open_data
 from data.tasks.base import Pixels
-from evaluation import DamagedDataError, Evaluation, Result, check_complete, evaluator_of, probes
-from evaluation.kept import Kept, comparison, keep, line_of, row_of, table_of
+from evaluation import RAISED_BY_ONE_RANK, Evaluation, Result, check_complete, evaluator_of, probes
+from evaluation.kept import Kept, Row, comparison, keep, line_of, options_of, row_of, table_of
 from evaluation.templates import read_templates
 from model.objective import Objective
 from parallel.checkpoints import load_found
@@ -73,37 +73,41 @@ def evaluate(arguments: argparse.Namespace) -> None:
     checkpoint = load_found(folder / "checkpoints", step, objective, kind=arguments.weights)
     objective.to(ranks.device).eval()
 
-    rows = []
-    for entry, source, training in zip(entries, sources, trainings, strict=True):
-        start = time.perf_counter()
-        evaluation = Evaluation(
-            objective=objective,
-            source=source,
-            training=training,
-            device=ranks.device,
-            batch_size=arguments.batch_size,
-            limit=arguments.limit,
-            beam=arguments.beam,
-            length_penalty=arguments.length_penalty,
-            ranks=ranks.data,
-            workers=arguments.workers,
-            templates=templates[entry.templates],
-        )
-        result, options, figure, floor = _evaluated(evaluation, probe, arguments, entry)
-        name = f"{entry.name}, {probe.name}" if probe else entry.name
-        name += "" if arguments.weights == "final" else ", raw weights"
-        seconds = round(time.perf_counter() - start, 2)
-        row = row_of(source, result, options, figure, floor, seconds) | {"task": name}
-        rows.append(row)
-        if ranks.is_first and not arguments.suite:
-            print_result(json_line(line_of(row, arguments.split, checkpoint.step)))
-    if ranks.is_first:
-        if arguments.suite:
+    rows: list[Row] = []
+    not_kept = ""
+    try:
+        for entry, source, training in zip(entries, sources, trainings, strict=True):
+            start = time.perf_counter()
+            evaluation = Evaluation(
+                objective=objective,
+                source=source,
+                training=training,
+                device=ranks.device,
+                batch_size=arguments.batch_size,
+                limit=arguments.limit,
+                beam=arguments.beam,
+                length_penalty=arguments.length_penalty,
+                ranks=ranks.data,
+                workers=arguments.workers,
+                templates=templates[entry.templates],
+            )
+            result, options, figure, floor = _evaluated(evaluation, probe, arguments, entry)
+            name = f"{entry.name}, {probe.name}" if probe else entry.name
+            seconds = round(time.perf_counter() - start, 2)
+            rows.append(row_of(source, result, options, figure, floor, seconds, name))
+            if not ranks.is_first:
+                continue
+            try:
+                keep(folder, kept_name(arguments), checkpoint.step, rows)
+            except OSError as error:
+                not_kept = f"warning: the results are not kept: {folder}: {error.strerror}"
+            if not arguments.suite:
+                print_result(json_line(line_of(rows[-1], arguments.split, checkpoint.step)))
+    finally:  # what a failing task leaves of those before it
+        if ranks.is_first and arguments.suite and rows:
             print_result(table_of(rows))
-        try:
-            keep(folder, kept_name(arguments), checkpoint.step, rows)
-        except OSError as error:
-            print(f"warning: the results are not kept: {folder}: {error.strerror}", file=sys.stderr)
+        if not_kept:
+            print(not_kept, file=sys.stderr)
     if launched_world_size() > 1:
         destroy_mesh()
 
@@ -122,14 +126,18 @@ def _evaluated(
     evaluation: Evaluation, probe: probes.Probe | None, arguments: argparse.Namespace, entry: Entry
 ) -> tuple[Result, dict[str, Any], str, str]:
     """(result, options that change it, its figure and floor)."""
+    others = {} if arguments.weights == "final" else {"weights": arguments.weights}
     if probe:
         assert evaluation.training is not None
         options = {"probe": probe.method, "shots": probe.shots, "fraction": probe.fraction, "trials": probe.trials}
-        options |= {"limit": arguments.limit, "training": evaluation.training.digest}
+        options |= {
+            "limit": arguments.limit,
+            "training": evaluation.training.digest,
+            "frames": arguments.frames,
+        } | others
         return probes.evaluate(evaluation, probe), options, probes.FIGURE, probes.FLOOR
     evaluator = evaluator_of(entry.task)
-    options = {name: getattr(arguments, name) for name in ("limit", "beam", "length_penalty")}
-    options |= {"templates": entry.templates} | ({} if arguments.weights == "final" else {"weights": arguments.weights})
+    options = options_of(evaluation, entry.templates) | others
     return evaluator.evaluate(evaluation), options, evaluator.figure, evaluator.floor
 
 
@@ -145,12 +153,13 @@ def main(argv: list[str] | None = None) -> int:
         check_launch()
         arguments = parse_arguments(sys.argv[1:] if argv is None else argv, __doc__)
         if arguments.compare:
-            name = kept_name(arguments)
-            print_result(comparison(*(Kept.read(expanded(place), name) for place in arguments.compare)))
+            name, places = kept_name(arguments), [expanded(place) for place in arguments.compare]
+            one, other = (Kept.read(place, name, chosen_step(place, arguments.step)) for place in places)
+            print_result(comparison(one, other, arguments.tasks))
         else:
             evaluate(arguments)
     except USER_ERRORS as error:
-        if is_first_on_machine() or isinstance(error, DamagedDataError):
+        if is_first_on_machine() or isinstance(error, RAISED_BY_ONE_RANK):
             print(f"error: {error}", file=sys.stderr)
         return exit_code(error)
     return 0

@@ -29,9 +29,9 @@ from tqdm import tqdm
 from data.shards import DatasetError
 from data.transport import NotText, text_of
 from prediction import Medium, Predictor, load, load_export, media_of
-from prediction.answers import Answers, check_place, writing
+from prediction.answers import Answers, check_place
+from prediction.index import Index
 from prediction.media import CACHE_DIR, shard_cache
-from prediction.nearest import nearest
 from run.command_line import checkpoint_step, positive
 from run.errors import USER_ERRORS, exit_code
 from run.places import expanded
@@ -84,7 +84,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     retrieve.add_argument("--index", type=Path, help="what `embed` wrote, in place of --files")
     retrieve.add_argument("--top", type=positive, default=5, help="so many files of each query (default: 5)")
     embed = commands.add_parser("embed", parents=[common, files], help="a vector of each file, as an index")
-    embed.add_argument("--out", type=Path, help="index to write (.npz: names, vectors)")
+    embed.add_argument("--out", type=Path, help="index to write (.npz)")
     fill = commands.add_parser("fill", parents=[common], help="words in place of ___")
     fill.add_argument("--texts", nargs="+", required=True, metavar="TEXT")
     fill.add_argument("--top", type=positive, default=3, help="so many words of each gap (default: 3)")
@@ -140,15 +140,15 @@ def predict(arguments: argparse.Namespace) -> int:
         for medium, caption in unreadable.without(captions):
             answers.put({"file": medium.name, "caption": caption}, f"{medium.name}: {caption}")
     elif arguments.command == "embed":
-        names, vectors_ND = _embedded(model, arguments, arguments.files, unreadable)
+        index = _embedded(model, arguments, arguments.files, unreadable)
         if arguments.out:
-            with writing(arguments.out) as file:
-                np.savez(file, names=np.array(names), vectors=vectors_ND, step=model.step)
+            index.write(arguments.out, model, arguments.task)
         if arguments.parquet:
-            for name, vector_D in zip(names, vectors_ND, strict=True):
+            for name, vector_D in zip(index.names, index.vectors_ND, strict=True):
                 answers.put({"file": name, "vector": vector_D}, name)
         else:
-            answers.put({"index": str(arguments.out), "files": len(names)}, f"{arguments.out}: {len(names)} files")
+            count = len(index.names)
+            answers.put({"index": str(arguments.out), "files": count}, f"{arguments.out}: {count} files")
     elif arguments.command == "retrieve":
         _retrieve(model, arguments, unreadable, answers)
     else:
@@ -162,21 +162,18 @@ def predict(arguments: argparse.Namespace) -> int:
 
 def _retrieve(model: Predictor, arguments: argparse.Namespace, unreadable: Unreadable, answers: Answers) -> None:
     if arguments.index:
-        names, vectors_ND = _index(arguments.index)
+        index = Index.read(arguments.index, model, arguments.task)
     else:
-        names, vectors_ND = _embedded(model, arguments, arguments.files, unreadable)
+        index = _embedded(model, arguments, arguments.files, unreadable)
     if arguments.by_file:
-        queries, queries_QD = _embedded(model, arguments, arguments.query, unreadable)
+        asked = _embedded(model, arguments, arguments.query, unreadable)
+        queries, found = asked.names, index.by_vectors(asked.vectors_ND, arguments.top)
     else:
-        queries, queries_QD = arguments.query, model.embed_texts(arguments.query, arguments.task).numpy()
-    if vectors_ND.shape[1:] != queries_QD.shape[1:]:
-        raise DatasetError(
-            f"{arguments.index}: vectors of {vectors_ND.shape[1]} numbers, the run has {queries_QD.shape[1]}"
-        )
-    for query, best in zip(queries, nearest(vectors_ND, queries_QD, arguments.top), strict=True):
-        found = [{"file": names[place], "similarity": round(similarity, 5)} for place, similarity in best]
-        lines = [f"  {row['similarity']:.3f}  {row['file']}" for row in found]
-        answers.put({"query": query, "files": found}, "\n".join([f"{query}:", *lines]))
+        queries, found = arguments.query, index.by_texts(model, arguments.query, arguments.top, arguments.task)
+    for query, best in zip(queries, found, strict=True):
+        rows = [{"file": index.names[place], "similarity": round(similarity, 5)} for place, similarity in best]
+        lines = [f"  {row['similarity']:.3f}  {row['file']}" for row in rows]
+        answers.put({"query": query, "files": rows}, "\n".join([f"{query}:", *lines]))
 
 
 def _media(arguments: argparse.Namespace, places: Sequence[str] = ()) -> Iterator[Medium]:
@@ -184,30 +181,14 @@ def _media(arguments: argparse.Namespace, places: Sequence[str] = ()) -> Iterato
     return media_of(places or arguments.files, shard_cache(arguments.cache_dir or CACHE_DIR))
 
 
-def _embedded(
-    model: Predictor, arguments: argparse.Namespace, places: list[str], unreadable: Unreadable
-) -> tuple[list[str], np.ndarray]:
-    """(names, vectors [N, D]). Raises DatasetError if none can be read."""
-    found = [(m.name, v.numpy()) for m, v in unreadable.without(model.embed(_media(arguments, places), arguments.task))]
+def _embedded(model: Predictor, arguments: argparse.Namespace, places: list[str], unreadable: Unreadable) -> Index:
+    """Raises DatasetError if none can be read."""
+    found = list(unreadable.without(model.embed(_media(arguments, places), arguments.task)))
     if not found:
         raise DatasetError(f"none of {', '.join(places)[:200]} can be read")
-    return [name for name, _ in found], np.stack([vector for _, vector in found])
-
-
-def _index(path: Path) -> tuple[list[str], np.ndarray]:
-    """Raises DatasetError."""
-    try:
-        with np.load(path, allow_pickle=False) as content:
-            names, vectors_ND = content["names"], content["vectors"]
-        if vectors_ND.ndim != 2 or len(names) != len(vectors_ND) or vectors_ND.dtype != np.float32:
-            raise ValueError("names and vectors do not go together")
-        if not len(names) or not np.isfinite(vectors_ND).all():
-            raise ValueError("no vectors, or some that are not finite")
-        return names.tolist(), vectors_ND
-    except OSError as error:
-        raise DatasetError(f"{path}: {error.strerror or error}") from error
-    except Exception as error:  # whatever numpy and zipfile make of other files
-        raise DatasetError(f"{path}: no index of `predict.py embed` ({error})") from error
+    media, vectors = zip(*found, strict=True)
+    clips_N = np.array([medium.is_clip for medium in media])
+    return Index([medium.name for medium in media], torch.stack(vectors).numpy(), clips_N)
 
 
 def _names(words: list[str]) -> list[str]:
@@ -219,7 +200,7 @@ def _names(words: list[str]) -> list[str]:
             raise DatasetError(f"{words[0][1:]}: {error.strerror}") from error
         except NotText as error:
             raise DatasetError(str(error)) from error
-        words = [line.strip() for line in lines if line.strip()]
+        words = [line.strip() for line in lines if line.strip()] or [""]
     if len(words) == 1:
         raise DatasetError("--classes: give two names at least, or @FILE with one per line")
     return words

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from evaluation import DamagedDataError
+from evaluation import RAISED_BY_ONE_RANK
 from parallel.checkpoints import write_atomically
 from parallel.launch import check_launch, is_first_on_machine, launched_world_size
 from parallel.mesh import destroy_mesh
 from run.command_line import checkpoint_step, natural, positive
-from run.errors import USER_ERRORS, exit_code
+from run.errors import USER_ERRORS, OutputError, exit_code
+from run.folder import CONFIG
 from run.places import expanded
 from run.sinks.json_lines import json_line
 
@@ -44,24 +48,40 @@ def parser_of(description: str | None) -> argparse.ArgumentParser:
 def run_command(
     command: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser, argv: Sequence[str]
 ) -> int:
-    """-> the exit code: 0 done, 2 the run, its checkpoint or its data cannot be used."""
+    """-> the exit code: 0 done, 2 the run, its folder, checkpoint or data cannot be used."""
     try:
         check_launch()
-        command(parser.parse_args(argv))
+        arguments = parser.parse_args(argv)
+        if (
+            is_first_on_machine() and (expanded(arguments.run) / CONFIG).is_file()
+        ):  # if not, the command says what is wrong
+            check_place(arguments.run)
+        command(arguments)
         if launched_world_size() > 1:
             destroy_mesh()
     except USER_ERRORS as error:
-        if is_first_on_machine() or isinstance(error, DamagedDataError):
+        if is_first_on_machine() or isinstance(error, RAISED_BY_ONE_RANK):
             print(f"error: {error}", file=sys.stderr)
         return exit_code(error)
     return 0
 
 
-def kept_in(run: str | Path) -> Path:
-    """The folder of a run that keeps what was found, made where it is not there."""
+def check_place(run: str | Path) -> None:
+    """Raises OutputError where a run's folder could not keep what is found: better now than after hours of work."""
+    with keeping(run) as folder:
+        if not os.access(folder, os.W_OK):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+
+
+@contextlib.contextmanager
+def keeping(run: str | Path) -> Iterator[Path]:
+    """The folder of a run that keeps what was found, made where it is not there. Raises OutputError for errors of writing within it."""
     folder = expanded(str(run)) / FOLDER
-    folder.mkdir(exist_ok=True)
-    return folder
+    try:
+        folder.mkdir(exist_ok=True)
+        yield folder
+    except OSError as error:
+        raise OutputError(f"{error.filename or folder} cannot be written: {error.strerror or error}") from error
 
 
 def write_json(path: Path, content: dict) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from analysis.charts import heat_map, save, side_by_side, stacked_shares
-from analysis.command import kept_in, parser_of, run_command, write_json
+from analysis.command import FOLDER, keeping, parser_of, run_command, write_json
 from analysis.opened import OpenRun, open_run
 from data.batch import Modality, Scope, TaskBatch
 from data.stream.evaluation import evaluation_pass
@@ -132,7 +132,7 @@ def compared(runs: Sequence[Path]) -> dict[str, Any]:
 def read_kept(folder: Path) -> dict[str, Any]:
     """Raises ConfigError where the run has not been looked at."""
     try:
-        content = json.loads((kept_in(folder) / FILE).read_text(encoding="utf-8"))
+        content = json.loads((folder / FOLDER / FILE).read_text(encoding="utf-8"))
         shares_by_group(content)
         return content
     except FileNotFoundError as error:
@@ -153,13 +153,13 @@ def experts(arguments: argparse.Namespace) -> None:
     if not any(packed.any() for packed in by_task.values()):
         raise ConfigError(f"{run.folder}: no sample of {', '.join(by_task)} on split {arguments.split} was routed")
     content = content_of(run, arguments.split, by_task)
-    folder = kept_in(run.folder)
-    write_json(folder / FILE, content)
     print(*lines_of(content), sep="\n")
-    for name, spec in pictures_of(content).items():
-        save(spec, folder / f"{name}.svg")
-    if arguments.compare:
-        save(compared([run.folder, *map(expanded, arguments.compare)]), folder / "routers.svg")
+    with keeping(run.folder) as folder:
+        write_json(folder / FILE, content)
+        for name, spec in pictures_of(content).items():
+            save(spec, folder / f"{name}.svg")
+        if arguments.compare:
+            save(compared([run.folder, *map(expanded, arguments.compare)]), folder / "routers.svg")
     print(f"kept in {folder}")
 
 

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from analysis.command import kept_in, parser_of, run_command, write_json
+from analysis.command import keeping, parser_of, run_command, write_json
 from data.decode.image import decode_image
 from data.decode.video import decode_video
 from data.shards import BadSample, BadShard, DatasetError
@@ -96,8 +96,9 @@ def find(arguments: argparse.Namespace) -> None:
             content["captions"] += captions(model, source, arguments.captions, arguments.beam)
         else:
             content["retrievals"] += retrievals(model, source, arguments.queries, arguments.pool, arguments.top)
-    path = kept_in(folder) / FILE
-    write_json(path, content)
+    with keeping(folder) as place:
+        path = place / FILE
+        write_json(path, content)
     print(f"{path}: {len(content['captions'])} captions, {len(content['retrievals'])} queries")
 
 

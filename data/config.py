@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Literal
 
 Sampling = Literal["segment", "uniform", "stride"]
@@ -11,6 +12,7 @@ Frames = Literal["as-is", "shuffled", "frozen"]
 """What evaluation does to the frames that were sampled (data/tasks/frames.py)."""
 TEXT_PLACE, SPE_PLACE = "{text}", "<spe>"
 """What a template of a text or question holds: the text, and where the answer is read."""
+TASK_NAME, MAX_NAME = re.compile(r"(?!\.)[^/\\,\x00-\x1f\x7f]+"), 100
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,7 +42,7 @@ class MixConfig:
 class TaskConfig:
     """One task on one data set; images and videos are told apart by the data set's own description.
 
-    name             unique; under it the task appears in reports
+    name             unique; under it the task appears in reports. Any letters, but no slash, comma or control character
     kind             classification, text_classification, masked_text, captioning, retrieval or vqa (data/tasks)
     path             data set: a folder, or a URL prefix, that holds dataset.json and shards
     split            split of the data set
@@ -197,6 +199,11 @@ class DataConfig:
             raise ValueError("data.tasks is empty: name at least one task")
         if len(set(names)) != len(names):
             raise ValueError(f"task names must be unique, got {names}")
+        if wrong := [name for name in names if not TASK_NAME.fullmatch(name) or len(name.encode()) > MAX_NAME]:
+            raise ValueError(
+                f"task name {wrong[0][:80]!r}: one to {MAX_NAME} bytes, no slash, comma or control character, no dot in front: it names "
+                "figures and files"
+            )
         if (self.workers != "auto" and self.workers < 0) or self.vocabulary_sample < 0 or self.shuffle_window < 1:
             raise ValueError("workers and vocabulary_sample must not be negative, shuffle_window at least 1")
         together = [task.name for task in self.tasks if task.candidates == "global"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -12,7 +13,7 @@ import torch
 from data.tasks.written import WritingTask
 from data.text.words import words_of
 from evaluation.base import Evaluation, Result
-from evaluation.encoding import encode_vocabulary
+from evaluation.encoding import checked, encode_vocabulary
 from evaluation.metrics.caption_scores import bleu, rouge_l
 from evaluation.metrics.cider import cider_d, cider_d_by_image
 from model.generate import Words, beam_search
@@ -39,7 +40,7 @@ def evaluate(evaluation: Evaluation) -> Result:
     by_image = cider_d_by_image(captions, references)
     metrics = {
         "cider": sum(by_image) / len(by_image),
-        "shuffled_cider": cider_d(captions, shifted),
+        "shuffled_cider": cider_d(captions, shifted) if len(references) > 1 else math.nan,  # one image has no other
         **{f"bleu{n}": score for n, score in enumerate(bleu(words, reference_words), start=1)},
         "rouge_l": rouge_l(words, reference_words),
         "exact": sum(exact) / len(exact),
@@ -67,6 +68,7 @@ def written(evaluation: Evaluation, max_tokens: int, kept: Callable[[Any], T]) -
     for examples, valid_B in evaluation.batches():
         prefix = task.prefix(examples).to(evaluation.device)  # type: ignore[attr-defined]
         found = beam_search(objective, prefix, words, evaluation.beam, max_tokens, evaluation.length_penalty)
+        checked(found.log_probs_BKT[:, 0], evaluation.source.name)
         captions = [vocabulary.decode(row).strip() for row in found.best(vocabulary.end)]
         pairs = zip(captions, map(kept, examples), strict=True)
         parts.append(list(itertools.compress(pairs, valid_B.tolist())))

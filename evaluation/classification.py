@@ -9,7 +9,7 @@ import torch
 
 from data.tasks.classification import Classification
 from evaluation.base import Evaluation, Result
-from evaluation.encoding import encode_rows
+from evaluation.encoding import encode_inputs, encode_rows
 from evaluation.metrics.agreement import agreement
 from evaluation.templates import encode_names
 
@@ -34,7 +34,7 @@ def evaluate(evaluation: Evaluation) -> Result:
         logits, views = [], task.by_view(examples) if isinstance(task, Classification) else [examples]
         for view in views:
             batch = task.batch(view, None).to(device)
-            features_QD, _ = objective.encode(batch.inputs, batch.read_Q2, task=name)
+            features_QD = encode_inputs(objective, batch.inputs, batch.read_Q2, name)
             logits.append(objective.logits(features_QD, names_CD, batch.temperature))
         # Similarities are averaged, as in the paper; the public code averages probabilities (papers.md 1.9).
         logits_QC = logits[0] if len(logits) == 1 else torch.stack(logits).mean(dim=0)

@@ -18,7 +18,7 @@ from data.config import DataConfig
 from data.stream.source import OpenData, Source, open_data
 from evaluation.base import Evaluation, check_complete
 from evaluation.config import EvaluateConfig
-from evaluation.kept import Row, keep, row_of
+from evaluation.kept import Row, keep, options_of, row_of
 from evaluation.table import evaluator_of
 from model.objective import Objective
 from parallel.health.claim import FolderError
@@ -69,25 +69,25 @@ class InTraining:
         if not self.config.is_due(step, steps):
             return {}
         start = time.perf_counter()
-        rows: list[Row] = []
+        rows: dict[str, Row] = {}
         self.objective.eval()
         with self.averaged():
             for source in self.sources:
-                rows.append(self._row(source, alive))
+                rows[source.name] = self._row(source, alive)
         self.objective.train()
-        parts = [f"{row['task']} {row['figure']} {row['metrics'][row['figure']]:.3f}" for row in rows]
+        parts = [f"{task} {row['figure']} {row['metrics'][row['figure']]:.3f}" for task, row in rows.items()]
         tell(f"{self.config.split} at step {step}: {', '.join(parts)} ({time.perf_counter() - start:.1f} s)")
         if self.mesh.is_first:
             try:
-                keep(self.folder, self.config.split, step, rows)
+                keep(self.folder, self.config.split, step, list(rows.values()))
             except OSError as error:
                 raise FolderError(
                     f"{self.folder}: the evaluation of step {step:,} cannot be kept: {error.strerror}; mend that and start the same "
                     "command again"
                 ) from error
         figures = {
-            f"{self.config.split}/{row['task']}/{name}": float(value)
-            for row in rows
+            f"{self.config.split}/{task}/{name}": float(value)
+            for task, row in rows.items()
             for name, value in row["metrics"].items()
         }
         return figures | {"evaluation_s": time.perf_counter() - start}
@@ -107,6 +107,5 @@ class InTraining:
             alive=alive,
         )
         result = evaluator.evaluate(evaluation)
-        options = {"limit": evaluation.limit, "beam": config.beam, "length_penalty": 0.0, "templates": "none"}
         seconds = round(time.perf_counter() - start, 2)
-        return row_of(source, result, options, evaluator.figure, evaluator.floor, seconds)
+        return row_of(source, result, options_of(evaluation), evaluator.figure, evaluator.floor, seconds)

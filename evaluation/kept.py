@@ -2,12 +2,15 @@
 
 RUN/evaluations/SPLIT_step_00001000.json: {"version": 1, "split", "step", "results": [{"task", "kind", "digest", "options", "figure",
 "floor", "metrics", "interval", "intervals", "details", "evidence", "seconds"}]}. digest: of the data; intervals: of other figures by
-name; evidence: see evaluation/intervals.py, so that differences can be judged later without the models.
+name; evidence: see evaluation/intervals.py, so that differences can be judged later without the models. "task" is the name of a row: it
+says which options were not the usual ones, so that ten samples of a task stand beside all of them and not in their place.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import glob
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +20,7 @@ import numpy as np
 
 from data.shards import DatasetError
 from data.stream.source import Source
-from evaluation.base import Result
+from evaluation.base import Evaluation, Result
 from evaluation.intervals import difference, interval
 from parallel.checkpoints import write_atomically
 
@@ -25,18 +28,56 @@ FOLDER = "evaluations"
 Row = dict[str, Any]
 
 
-def row_of(source: Source, result: Result, options: Mapping[str, Any], figure: str, floor: str, seconds: float) -> Row:
-    """One task's result as it is kept. options: those of evaluate.py that change figures, besides those of the task."""
-    config = source.task.config
-    others: dict[str, Any] = {} if config.views == (1, 1) else {"views": list(config.views)}
-    others |= {} if config.answer == "rank" else {"answer": config.answer}
-    frames = source.task.context.frames
-    others |= {} if frames == "as-is" else {"frames": frames}
+BEAM = 2
+"""The usual number of hypotheses of what is written."""
+
+
+def options_of(evaluation: Evaluation, templates: str = "none") -> dict[str, Any]:
+    """Those that change the figures of a task of this kind, for one that is not probed; they have JSON's types. templates: by name."""
+    config, vocabulary = evaluation.source.task.config, evaluation.source.task.vocabulary
+    options: dict[str, Any] = {"limit": evaluation.limit}
+    if config.answer == "generate" or config.kind == "captioning":
+        options |= {"beam": evaluation.beam, "length_penalty": evaluation.length_penalty}
+    elif config.kind == "masked_text":  # which words are asked for, and which others they are compared with
+        words = hashlib.sha256(repr(vocabulary.clip_ids).encode()).hexdigest()[:16]
+        masks = {"mask_rate": config.mask_rate, "mask_shares": list(config.mask_shares), "max_text": config.max_text}
+        options |= masks | {"vocabulary": words}
+    elif config.kind == "classification":
+        options |= {"templates": templates, "views": list(config.views)}
+    options |= {} if config.answer == "rank" else {"answer": config.answer}
+    frames = evaluation.source.task.context.frames
+    return options | ({} if frames == "as-is" else {"frames": frames})
+
+
+def unusual(options: Mapping[str, Any]) -> str:
+    """What the name of a row says of its options."""
+    limit, beam, penalty = options.get("limit"), options.get("beam", BEAM), options.get("length_penalty", 0.0)
+    templates, weights = options.get("templates", "none"), options.get("weights", "final")
+    parts = [
+        f"{limit:,} samples at most" if limit else "",
+        f"beam {beam}" if beam != BEAM else "",
+        f"length penalty {penalty:g}" if penalty else "",
+        f"{templates} sentences" if templates != "none" else "",
+        "raw weights" if weights != "final" else "",
+    ]
+    return "".join(f", {part}" for part in parts if part)
+
+
+def row_of(
+    source: Source,
+    result: Result,
+    options: Mapping[str, Any],
+    figure: str,
+    floor: str,
+    seconds: float,
+    name: str = "",
+) -> Row:
+    """One task's result as it is kept. name: in place of the task's."""
     return {
-        "task": source.name,
+        "task": (name or source.name) + unusual(options),
         "kind": source.task.config.kind,
         "digest": source.digest,
-        "options": dict(options) | others,
+        "options": dict(options),
         "figure": figure,
         "floor": floor,
         "metrics": result.metrics,
@@ -58,7 +99,7 @@ def line_of(row: Row, split: str, step: int) -> Row:
 
 
 def keep(run: Path, split: str, step: int, rows: Sequence[Row]) -> None:
-    """Writes the file; what it has of other tasks stays. Raises OSError."""
+    """Writes the file; what it has of other rows stays. Raises OSError."""
     path = run / FOLDER / f"{split}_step_{step:08d}.json"
     path.parent.mkdir(exist_ok=True)
     try:
@@ -106,14 +147,17 @@ class Kept:
     rows: dict[str, Row]
 
     @classmethod
-    def read(cls, place: Path, split: str) -> Kept:
-        """Of a file, or of a run folder the newest step of the split. Raises DatasetError."""
+    def read(cls, place: Path, split: str, step: int | None = None) -> Kept:
+        """Of a file, or of a run folder the split's evaluation of a step, by default the newest. Raises DatasetError."""
         path = place
         if place.is_dir():
-            found = sorted((place / FOLDER).glob(f"{split}_step_*.json"))
+            of_step = "" if step is None else f"{step:08d}"
+            found = sorted((place / FOLDER).glob(f"{glob.escape(split)}_step_{of_step or '*'}.json"))
             if not found:
+                at = "" if step is None else f" at step {step:,}"
                 raise DatasetError(
-                    f"{place} has no evaluation of split {split}: `python evaluate.py --run {place} --split {split}` makes one"
+                    f"{place} has no kept evaluation {split}{at}: `python evaluate.py --run {place}`, with the same --split, --suite or "
+                    "--probe, makes one"
                 )
             path = found[-1]
         try:
@@ -128,13 +172,15 @@ class Kept:
             raise DatasetError(f"{path}: not a kept evaluation ({type(error).__name__}: {error})") from error
 
 
-def comparison(one: Kept, other: Kept) -> str:
-    """A table of the main figures of the tasks that both have, with the middle 95 % of the differences. Raises DatasetError if none can be
-    compared."""
+def comparison(one: Kept, other: Kept, tasks: Sequence[str] = ()) -> str:
+    """A table of the main figures of the rows that both have, with the middle 95 % of the differences; of all, or of these tasks. Raises
+    DatasetError if none can be compared."""
     titles = (f"{one.name} step {one.step}", f"{other.name} step {other.step}")
     table = [("task", "figure", *titles, "difference", "95 % of it")]
     left_out = []
     for task, mine in one.rows.items():
+        if tasks and not any(task == name or task.startswith(f"{name}, ") for name in tasks):
+            continue
         theirs = other.rows.get(task)
         if theirs is None or mine["figure"] != theirs["figure"]:
             left_out.append(f"{task}: not in both")
@@ -150,5 +196,6 @@ def comparison(one: Kept, other: Kept) -> str:
         figures = [f"{row['metrics'][mine['figure']]:.4f}" for row in (mine, theirs)]
         table.append((task, mine["figure"], *figures, f"{value:+.4f}", f"{low:+.4f} to {high:+.4f}"))
     if len(table) == 1:
-        raise DatasetError(f"nothing to compare; {'; '.join(left_out) or 'no results'}")
+        reason = "; ".join(left_out) or f"{one.name} has {', '.join(one.rows) or 'no results'}"
+        raise DatasetError(f"nothing to compare; {reason}")
     return "\n".join([_aligned(table), *(f"left out: {reason}" for reason in left_out)])

@@ -14,7 +14,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from evaluation.base import Evaluation, Result
-from evaluation.encoding import encode_spelling, encode_vocabulary
+from evaluation.encoding import encode_inputs, encode_spelling, encode_vocabulary
 
 
 @torch.no_grad()
@@ -34,7 +34,7 @@ def evaluate(evaluation: Evaluation) -> Result:
     parts: list[tuple[float, np.ndarray, Counter[int]]] = []
     for examples, valid_B in evaluation.batches():
         batch = task.batch(examples, None).to(evaluation.device)
-        features_QD, _ = objective.encode(batch.inputs, batch.read_Q2, task=evaluation.source.name)
+        features_QD = encode_inputs(objective, batch.inputs, batch.read_Q2, evaluation.source.name)
         logits_QC = objective.logits(features_QD, words_CD, batch.temperature)
         counted_Q = valid_B.to(evaluation.device)[batch.read_Q2[:, 0]]
         spelled_Q = batch.labels_Q >= known
@@ -80,7 +80,7 @@ def evaluate(evaluation: Evaluation) -> Result:
         "majority": max(counts.values()) / total,
         "chance": 1 / known,
         "loss": loss / total,
-        "perplexity": math.exp(loss / total),
+        "perplexity": float(np.exp(np.float64(loss / total))),
         "unigram_loss": sum(n * surprise(token) for token, n in counts.items()) / total,
         "unigram_entropy": float(-(frequencies * frequencies.log()).sum()),
         "tokens": total,

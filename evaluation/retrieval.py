@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from evaluation.base import Evaluation, Metrics, Result
-from evaluation.encoding import CHUNK, encode_rows
+from evaluation.encoding import CHUNK, encode_inputs, encode_rows
 
 CUTOFFS = (1, 5, 10)
 ROWS = 256
@@ -24,7 +24,7 @@ def evaluate(evaluation: Evaluation) -> Result:
     parts: list[tuple[Tensor, list[list[str]]]] = []
     for examples, valid_B in evaluation.batches():
         batch = task.batch(examples, None).to(evaluation.device)
-        images_BD, _ = objective.encode(batch.inputs, batch.read_Q2, task=evaluation.source.name)
+        images_BD = encode_inputs(objective, batch.inputs, batch.read_Q2, evaluation.source.name)
         references = [example.references for example in itertools.compress(examples, valid_B.tolist())]
         parts.append((images_BD.cpu()[valid_B], references))
     parts = evaluation.gathered(parts)

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from evaluation.base import Evaluation, Metrics, Result
-from evaluation.encoding import encode_rows
-from evaluation.metrics.vqa import best_constant, vqa_accuracy
+from evaluation.encoding import encode_inputs, encode_rows
+from evaluation.metrics.vqa import best_constant, normal, vqa_accuracy
 
 
 @torch.no_grad()
@@ -22,7 +22,7 @@ def evaluate(evaluation: Evaluation) -> Result:
     parts: list[list[tuple[str, tuple[str, ...], str]]] = []
     for examples, valid_B in evaluation.batches():
         batch = task.batch(examples, None).to(evaluation.device)
-        features_QD, _ = objective.encode(batch.inputs, batch.read_Q2, task=name)
+        features_QD = encode_inputs(objective, batch.inputs, batch.read_Q2, name)
         told_Q = objective.logits(features_QD, answers_CD, batch.temperature).argmax(dim=1)
         told = (
             (classes[number], e.answers, e.answer_type) for number, e in zip(told_Q.tolist(), examples, strict=True)
@@ -35,9 +35,9 @@ def result_of(told: list[tuple[str, tuple[str, ...], str]], classes: tuple[str, 
     """told: of each question the answer, what people said, and the type of their answer."""
     worth_N = np.array([vqa_accuracy(answer, answers) for answer, answers, _ in told])
     types = np.array([kind for _, _, kind in told])
-    candidates = set(classes)
+    candidates = set(map(normal, classes))
     reach = [
-        max((vqa_accuracy(answer, answers) for answer in {*answers} & candidates), default=0.0)
+        max((vqa_accuracy(answer, answers) for answer in {*answers} if normal(answer) in candidates), default=0.0)
         for _, answers, _ in told
     ]
     metrics: Metrics = {

@@ -9,6 +9,7 @@ import dataclasses
 from typing import Literal
 
 from model.moe.config import ExpertConfig
+from model.noise import WIDEST
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -150,6 +151,11 @@ class ModelConfig:
             raise ValueError(
                 f"prompts are no tokens that router {self.experts.router} could send: use a router that decides for groups, "
                 "or experts in the FFN alone"
+            )
+        features = self.width * (2 if self.experts.router == "context" else 1)
+        if self.experts.noise == "jitter" and features > WIDEST:
+            raise ValueError(
+                f"experts.noise=jitter draws a number for each of the gate's {features} features: {WIDEST} at most"
             )
         unknown = set(self.logit_biases) - set(self.temperatures)
         if unknown:

@@ -25,6 +25,10 @@ from model.noise import Key, derive, mixed
 from parallel.dispatch_plan import Blocks
 
 
+class BatchError(ValueError):
+    """A batch does not go with an option of the network, which says what to change. It may be raised on one rank alone."""
+
+
 @dataclasses.dataclass(frozen=True)
 class SequenceLayout:
     """Of one of a pass's sequences: its tokens are start ... start + T_s - 1.

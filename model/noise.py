@@ -26,7 +26,7 @@ class Keys(NamedTuple):
 Key = int | None
 _FACTORS = (-0x61C8864680B583EB, -0x40A7B892E31B1A47)
 """Odd numbers of 64 bits, signed, whose products mix bits well (those of SplitMix64)."""
-_WIDEST = 1 << 12
+WIDEST = 1 << 12
 """Numbers that one counter may draw for one key."""
 
 
@@ -74,8 +74,8 @@ def derive_own(key: int | Keys | None, *names: int | str) -> Keys | None:
 
 def each(counter_N: Tensor, width: int) -> Tensor:
     """[N, width]: counters for several numbers of each."""
-    assert width <= _WIDEST
-    return counter_N[:, None] * _WIDEST + torch.arange(width, device=counter_N.device)
+    assert width <= WIDEST
+    return counter_N[:, None] * WIDEST + torch.arange(width, device=counter_N.device)
 
 
 def uniform(key: int, counter: Tensor) -> Tensor:

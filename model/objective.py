@@ -35,6 +35,10 @@ from parallel.precision import exactly
 MAX_LOGIT_SCALE = 100.0
 
 
+class NotFiniteError(Exception):
+    """The network answers with numbers that are not finite. It may be raised on one rank alone."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Losses:
     """total: what is optimised, weights and auxiliary losses included. The rest is for reports, detached.

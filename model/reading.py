@@ -14,7 +14,7 @@ from torch import Tensor
 
 from data.batch import Modality, Sequences
 from data.movable import sent
-from model.layout import SequenceLayout
+from model.layout import BatchError, SequenceLayout
 from parallel.dispatch_plan import Blocks
 
 
@@ -53,7 +53,7 @@ class Reading:
         """The index-th of `count` parts, cut between rows."""
         rows = self.sequences.num_rows
         if rows < count:
-            raise ValueError(f"model.chunks={count} is more than the {rows} rows of a batch: lower it")
+            raise BatchError(f"model.chunks={count} is more than the {rows} rows of a batch: lower it")
         start, end = rows * index // count, rows * (index + 1) // count
         part = self.sequences.rows(slice(start, end))
         host_Q2 = self.on_host()

@@ -76,6 +76,7 @@ class Engine:
         )
         # Clipping is ours (parallel/norms.py): one rule for all stages, layouts and precisions.
         self._clip, self._ema = config.clip, config.ema
+        self._updates: int | None = None
         with local_rank_of(mesh.device):
             self._engine, self._optimizer, _, _ = deepspeed.initialize(
                 model=_driven(module, mesh, self.dtype),
@@ -135,7 +136,9 @@ class Engine:
         applied = finite and self._engine.was_step_applied()
         self._scale.update(applied)
         if applied and self._ema:
-            average_weights(self._state, self._ema, self.optimizer_step)
+            # The count lies on the device, which is asked once.
+            self._updates = self.optimizer_step if self._updates is None else self._updates + 1
+            average_weights(self._state, self._ema, self._updates)
         return StepInfo(norms, lr, applied)
 
     @contextlib.contextmanager
@@ -188,6 +191,7 @@ class Engine:
             self._state.prepare_restore(updates, bool(self._ema) and checkpoint.has_averages)
         restore(checkpoint, self.fragments())
         self._state.finish_restore()
+        self._updates = None
         scale = float(checkpoint.state.get("loss_scale", 1.0))
         if scale != 1.0 and self._scale.is_dynamic:
             self._scale.value = scale

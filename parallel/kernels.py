@@ -61,6 +61,8 @@ def flash_attention(q_THd: Tensor, k_THd: Tensor, v_THd: Tensor, starts_X: Tenso
 
 def compiled(function: Callable[..., Any], backend: str | Callable[..., Any] = "inductor") -> Callable[..., Any]:
     """The function as torch.compile makes it: without a break, and once for every number of rows."""
+    # Kinds of blocks, precisions, towers and evaluation multiply; the limit is there for what is made anew without end.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
     made = torch.compile(function, fullgraph=True, dynamic=False, backend=backend)
 
     def call(*arguments: Any) -> Any:

@@ -93,6 +93,7 @@ class PartitionedState:
         """Slices of the averaged gradients of a group, flat."""
         zero = self._zero
         if zero.cpu_offload:
+            zero._wait_for_offload_copies()  # to the host: its own step would wait only after ours has looked
             flat = zero.single_partition_of_fp32_groups[index].grad
             addresses = {p: p._hp_mapping.hp_fragment_address for p in zero.params_in_partition[index]}
             return {p: flat.narrow(0, at.start, at.numel) for p, at in addresses.items()} if flat is not None else {}

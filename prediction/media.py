@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import glob
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from data.config import DataConfig
 from data.shards import BadSample, BadShard, DatasetError, ShardSet
 from data.tasks.members import IMAGE_KEYS, VIDEO_KEYS
-from data.transport import Cache, is_remote, shown
+from data.transport import Cache, is_remote, local_files, shown
 
 MAX_BYTES = 256 << 20
 CACHE_DIR, CACHE_GIB = DataConfig.cache_dir, DataConfig.cache_gib
@@ -19,7 +19,8 @@ CACHE_DIR, CACHE_GIB = DataConfig.cache_dir, DataConfig.cache_gib
 
 @dataclasses.dataclass(frozen=True)
 class Medium:
-    """An encoded image or clip; fault: why it cannot be read, instead of its content. kind: its suffix, as a member of a shard."""
+    """An encoded image or clip; fault: why it cannot be read, instead of its content. kind: its suffix, as a member of a shard. name: has
+    numbers in place of bytes that are no UTF-8, as it goes into texts and tables."""
 
     name: str
     kind: str = ""
@@ -40,45 +41,66 @@ def media_of(places: Iterable[str], cache: Cache | None = None) -> Iterator[Medi
     """In the order given; of folders all files with the suffix of an image or a clip, by name. What is not there, or cannot be read, comes
     with its fault, so that the rest can be used. Shards may be URLs, or in @LIST, a file or URL with a name per line (data/transport)."""
     for place in places:
-        path = Path(os.path.expanduser(place))
-        if is_remote(place) or (place.startswith("@") and not path.exists()):
+        path = os.path.expanduser(place)
+        if is_remote(place) or (place.startswith("@") and not os.path.exists(path)):
             yield from _shards(place, cache or shard_cache())
-        elif path.is_dir():
-            yield from _folder(path)
-        elif path.suffix == ".tar" and path.exists():
-            yield from _shards(str(path))
-        elif path.exists():
-            yield _file(path)
+        elif not place:
+            yield Medium("''", fault="an empty name: is a variable of the shell empty?")
+        elif found := [match for match in local_files(path) if os.path.lexists(match)]:
+            for match in found:
+                yield from _local(match)
         else:
-            matches = sorted(glob.glob(str(path), recursive=True))
-            if matches:
-                yield from media_of(matches, cache)
-            else:
-                yield Medium(place, fault="no such file, folder or pattern")
+            yield Medium(_name(place), fault="no such file, folder or pattern")
 
 
-def _folder(path: Path) -> Iterator[Medium]:
-    found = False
-    for folder, folders, files in os.walk(path):
+def _local(path: str) -> Iterator[Medium]:
+    """Of something that is there; it may be a link to what is not."""
+    if os.path.isdir(path):
+        yield from _folder(path)
+    elif path.endswith(".tar"):
+        yield from _shards(path)
+    else:
+        yield _file(path)
+
+
+def _folder(path: str) -> Iterator[Medium]:
+    """All in it, also behind links, but of each folder once."""
+    found, faults, seen = False, list[OSError](), set[tuple[int, int]]()
+    for folder, folders, files in os.walk(path, onerror=faults.append, followlinks=True):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
             if _kind(name) and not name.startswith("."):
                 found = True
-                yield _file(Path(folder, name))
-    if not found:
-        yield Medium(str(path), fault=f"no image or clip in this folder ({', '.join((*IMAGE_KEYS, *VIDEO_KEYS))})")
+                yield _file(os.path.join(folder, name))
+    for error in faults:
+        yield Medium(_name(str(error.filename)), fault=str(error.strerror))
+    if not found and not faults:
+        yield Medium(_name(path), fault=f"no image or clip in this folder ({', '.join((*IMAGE_KEYS, *VIDEO_KEYS))})")
 
 
-def _file(path: Path) -> Medium:
-    kind = _kind(path.name)
+def _file(path: str) -> Medium:
+    kind, name = _kind(path), _name(path)
     if not kind:
-        return Medium(str(path), fault=f"not named as an image or a clip ({', '.join((*IMAGE_KEYS, *VIDEO_KEYS))})")
+        return Medium(name, fault=f"not named as an image or a clip ({', '.join((*IMAGE_KEYS, *VIDEO_KEYS))})")
     try:
-        if path.stat().st_size > MAX_BYTES:
-            return Medium(str(path), fault=f"more than {MAX_BYTES} bytes")
-        return Medium(str(path), kind, path.read_bytes())
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            return Medium(name, fault="no file with content: a pipe, device or socket")
+        if status.st_size > MAX_BYTES:
+            return Medium(name, fault=f"more than {MAX_BYTES} bytes")
+        return Medium(name, kind, Path(path).read_bytes())
     except OSError as error:
-        return Medium(str(path), fault=str(error.strerror))
+        gone = f"a link to {_name(os.readlink(path))}, which is not there" if os.path.islink(path) else ""
+        return Medium(name, fault=gone or str(error.strerror))
+
+
+def _name(path: str) -> str:
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _shards(place: str, cache: Cache | None = None) -> Iterator[Medium]:
@@ -86,12 +108,12 @@ def _shards(place: str, cache: Cache | None = None) -> Iterator[Medium]:
     try:
         shards = ShardSet.from_urls([place], cache)
     except DatasetError as error:
-        yield Medium(shown(place), fault=str(error))
+        yield Medium(_name(shown(place)), fault=_name(str(error)))
         return
     for fault in shards.faults:
-        yield Medium(shown(place), fault=fault)
+        yield Medium(_name(shown(place)), fault=fault)
     for shard, size in enumerate(shards.sizes):
-        path = shown(shards.location(shard))
+        path = _name(shown(shards.location(shard)))
         for index in range(size):
             try:
                 sample = shards.read(shard, index)
@@ -101,7 +123,7 @@ def _shards(place: str, cache: Cache | None = None) -> Iterator[Medium]:
             except BadSample as error:
                 yield Medium(f"{path}:{index}", fault=error.reason)
                 continue
-            name = f"{path}:{sample['__key__']!s}"
+            name = f"{path}:{_name(str(sample['__key__']))}"
             kind = next((key for key in (*IMAGE_KEYS, *VIDEO_KEYS) if key in sample), "")
             content = sample[kind] if kind else b""
             assert isinstance(content, bytes)

@@ -29,7 +29,7 @@ from data.tasks.retrieval import Retrieval
 from data.tasks.segments import text_segment
 from data.text.vocabulary import Vocabulary
 from evaluation.captioning import words_of_captions
-from evaluation.encoding import encode_rows, encode_vocabulary
+from evaluation.encoding import checked, encode_inputs, encode_rows, encode_vocabulary
 from model.generate import Words, beam_search
 from model.objective import Objective
 from prediction.media import Medium
@@ -68,7 +68,7 @@ class Predictor:
         self, media: Iterable[Medium], classes: Sequence[str] = (), top: int = 5, task: str = ""
     ) -> Iterator[tuple[Medium, list[Choice] | None]]:
         """The `top` likeliest of these names, by default those of the task's data set. Raises DatasetError if two of them are one to the
-        model, or if there are none."""
+        model, if there are none, or if the model has learned to write names and not to compare with them."""
         names: dict[bool, Tensor] = {}
         for medium, feature_D, made in self._encoded(media, "classification", task, tuple(classes)):
             if feature_D is None:
@@ -104,7 +104,8 @@ class Predictor:
     def caption(
         self, media: Iterable[Medium], beam: int = 2, max_words: int = 0, task: str = ""
     ) -> Iterator[tuple[Medium, str | None]]:
-        """max_words: tokens of a caption at most; 0 is the length in training."""
+        """max_words: tokens of a caption at most; 0 is the length in training. A task that writes class names (`answer: generate`) writes
+        these."""
         words: dict[bool, Words] = {}
         for made, examples in self._read(media, "captioning", task):
             assert isinstance(made, Captioning)
@@ -117,6 +118,7 @@ class Predictor:
                 prefix = made.prefix(sound).to(self.device)
                 length = max_words or made.config.max_text
                 found = beam_search(self.objective, prefix, words[of_clips], beam, length)
+                checked(found.log_probs_BKT[:, 0], made.config.name)
                 captions = (self.vocabulary.decode(row).strip() for row in found.best(self.vocabulary.end))
             for medium, example in examples:
                 yield medium, None if example is None else next(captions)
@@ -129,7 +131,8 @@ class Predictor:
         rows = [self._with_gaps(text, made.config.max_text) for text in texts]
         read_Q2 = [(row, 1 + place) for row, (_, gaps) in enumerate(rows) for place in gaps]
         inputs = Sequences(segments=(text_segment([tokens for tokens, _ in rows], TEXT_INPUT),)).to(self.device)
-        features_QD, _ = self.objective.encode(inputs, torch.tensor(read_Q2, device=self.device), task=made.config.name)
+        places_Q2 = torch.tensor(read_Q2, device=self.device)
+        features_QD = encode_inputs(self.objective, inputs, places_Q2, made.config.name)
         words_CD, tokens_C = encode_vocabulary(self.objective, made, self.device)
         logits_QC = self.objective.logits(features_QD, words_CD, made.temperature)
         names = [self.vocabulary.decode([token]).strip() for token in tokens_C.tolist()]
@@ -158,6 +161,11 @@ class Predictor:
         """Raises DatasetError if no task of the run serves."""
         medium = "video" if of_clips else "image"
         config = self._config(kind, name, medium)
+        if kind == config.kind == "classification" and config.answer == "generate":
+            raise DatasetError(
+                f"task {config.name} has learned to write its names (answer: generate), not to compare with them: ask for captions of it, "
+                f"`caption` with --task {config.name}"
+            )
         if kind == "classification" and not classes:
             known = self.infos.get(config.name)
             classes = known.classes if known else ()
@@ -173,10 +181,14 @@ class Predictor:
         tasks = [task for task in self.data.tasks if not name or task.name == name]
         # Of several, one of the same medium.
         tasks.sort(key=lambda task: task.name in self.infos and not self.infos[task.name].kind.startswith(medium))
+        tasks.sort(key=lambda task: task.answer == "generate")
         for wanted in RELATED[kind]:
             for task in tasks:
                 if task.kind == wanted:
                     return task
+        for task in tasks:
+            if kind == "captioning" and task.kind == "classification" and task.answer == "generate":
+                return task
         kinds = ", ".join(f"{task.name} ({task.kind})" for task in self.data.tasks)
         raise DatasetError(f"{name or 'no task of the run'} cannot serve as {kind}; its tasks are {kinds}")
 
@@ -190,8 +202,7 @@ class Predictor:
             features: Iterator[Tensor] = iter(())
             if sound:
                 batch = made.batch(sound, None).to(self.device)
-                features_ND, _ = self.objective.encode(batch.inputs, batch.read_Q2, task=made.config.name)
-                features = iter(features_ND)
+                features = iter(encode_inputs(self.objective, batch.inputs, batch.read_Q2, made.config.name))
             for medium, example in examples:
                 yield medium, None if example is None else next(features), made
 

@@ -13,6 +13,7 @@ from typing import Literal
 
 from data.config import DataConfig
 from data.tasks import check_tasks, kind_of
+from data.tasks.base import WordTask
 from evaluation.config import EvaluateConfig
 from model.config import ModelConfig
 from model.tuning.trained import check_tune
@@ -20,6 +21,8 @@ from parallel.config import OptimizerConfig, ParallelConfig
 from parallel.kernels import AttentionName, CompileName, KernelName
 from run.errors import ConfigError
 
+RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+RUN_NAME_RULE = "letters, digits, dot, dash and underscore only, 200 at most: it names a folder"
 MAX_THREADS = 1024
 MAX_PROFILED = 50
 """Steps; a trace has thousands of events of each, and viewers end at some gigabytes."""
@@ -140,10 +143,8 @@ class RunConfig:
     profile: ProfileConfig | None = None
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}", self.name):
-            raise ValueError(
-                f"name={self.name!r}: letters, digits, dot, dash and underscore only, 200 at most: it names a folder"
-            )
+        if not RUN_NAME.fullmatch(self.name):
+            raise ValueError(f"name={self.name!r}: {RUN_NAME_RULE}")
         for key in ("steps", "micro_batches", "log_every", "save_every", "keep_checkpoints"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key}={getattr(self, key)}: must be at least 1")
@@ -204,6 +205,10 @@ class RunConfig:
                 raise ValueError(
                     f"task {task.name}: max_text={task.max_text} is above model.max_text={self.model.max_text}"
                 )
+            if self.model.readout == "mean" and issubclass(kind_of(task), WordTask):
+                raise ValueError(
+                    f"task {task.name}: model.readout=mean reads a whole input once, and words are read at places of their own: use spe"
+                )
             if task.num_frames > self.model.max_frames:
                 raise ValueError(
                     f"task {task.name}: num_frames={task.num_frames} is above model.max_frames={self.model.max_frames}"
@@ -234,6 +239,10 @@ def check_layout(config: RunConfig, world_size: int) -> None:
     if expert > 1 and not sparse:
         raise ConfigError(
             f"parallel.expert={expert} needs experts, but model.experts.placement={model.experts.placement} has none"
+        )
+    if model.experts.placement != "none" and not sparse:
+        raise ConfigError(
+            f"model.experts.placement={model.experts.placement} puts experts into none of the {model.depth} blocks: use none, or another"
         )
     if sparse and model.experts.num_experts % expert:
         raise ConfigError(

@@ -18,11 +18,15 @@ import pydantic
 import yaml
 
 from model.exchange.export.folder import is_export, open_export
+from model.moe.config import ExpertConfig
 from model.moe.presets import ROUTING
 from run.config import RunConfig, neighbours
 from run.errors import ConfigError
 from run.places import expanded, with_expanded
 from run.strict_text import TextError, read_yaml, typed, unusable
+
+OWN_GROUPS = 4
+"""Groups of tokens of a batch, at most: picture, question, words and their candidates."""
 
 CONFIG = "config.yaml"
 """In a run's folder: its resolved configuration."""
@@ -181,8 +185,8 @@ def dump_config(config: RunConfig) -> str:
 
 
 def _with_presets(raw: dict[str, Any], file: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """Fill in what follows from other keys: routing presets below explicit keys, names of tasks for the task routers, biases for
-    sigmoid losses."""
+    """Fill in what follows from other keys: routing presets below explicit keys, names of tasks for the task routers and room for their
+    groups, biases for sigmoid losses."""
     model = raw.get("model") or {}
     if not isinstance(model, dict):
         return raw
@@ -200,7 +204,20 @@ def _with_presets(raw: dict[str, Any], file: str, overrides: Sequence[str]) -> d
         biased = [task.get("temperature") or "retrieval" for task in tasks if task.get("loss") == "sigmoid"]
         model = {**({"logit_biases": sorted(set(biased))} if biased else {}), **model}
         model = {"tasks": [task.get("name") for task in tasks], **model}
+        model = _with_groups(model, tasks)
     return {**raw, "model": model}
+
+
+def _with_groups(model: dict[str, Any], tasks: list[dict[str, Any]]) -> dict[str, Any]:
+    """Where data ranks encode candidates together, those of every task are groups of their own to a task router, beside the groups of a
+    batch, four at most."""
+    experts = model.get("experts")
+    if not isinstance(experts, dict) or experts.get("router") not in ("task", "task_specific"):
+        return model
+    needed = OWN_GROUPS + sum(task.get("candidates") == "sharded" for task in tasks)
+    if needed <= ExpertConfig.max_groups:
+        return model
+    return {**model, "experts": {"max_groups": needed, **experts}}
 
 
 def _unknown_keys(kind: Any, raw: Any, parents: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], str]]:

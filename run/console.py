@@ -38,6 +38,7 @@ def start_lines(
         *resume.notes,
         *initial.notes,
         *run.model.experts.unreachable,
+        *_beside_random(run),
         f"run {run.folder} {start}; {run.steps:,} steps in all",
         f"  ranks       {ranks} ({mesh.device.partition(':')[0]}): data {mesh.data.size}, tensor {mesh.tensor.size}, "
         f"experts over {mesh.expert.size}; DeepSpeed settings {run.parallel.deepspeed}",
@@ -55,6 +56,13 @@ def start_lines(
         if losses[source.name].faults:
             lines.append(f"  {'':<{width}}  {losses[source.name].text}")
     return lines
+
+
+def _beside_random(run: RunConfig) -> list[str]:
+    tune = run.optimizer.tune
+    if tune == "all" or run.init:
+        return []
+    return [f"optimizer.tune={tune} trains beside frozen weights that are random: init=RUN takes those of a run"]
 
 
 def _parameters(objective: Objective) -> str:

@@ -37,6 +37,7 @@ def open_run_data(run: RunConfig) -> OpenData:
         raise ConfigError(f"init={run.init}: there is no such run, export or file; say where yours is with init=PLACE")
     pixels = Pixels(run.model.image_size, run.model.patch)
     data = open_data(run.data, pixels, run.seed, vocabulary_of(run))
+    _check_chunks(run, data)
     classes, task = run.model.head_classes, run.data.tasks[0]
     if classes:
         if len(data.sources) > 1 or "classification" not in task.kind or task.answer != "rank":
@@ -47,6 +48,20 @@ def open_run_data(run: RunConfig) -> OpenData:
         if found != classes:
             raise ConfigError(f"model.head_classes={classes}: task {task.name} has {found} classes; set it to that")
     return data
+
+
+def _check_chunks(run: RunConfig, data: OpenData) -> None:
+    """Raises ConfigError where a batch or its class names have fewer rows than parts."""
+    for source in data.sources:
+        task, names = source.task.config, len(source.task.context.info.classes)
+        rows = {"samples of a micro-batch": task.batch_size if not task.batch_tokens else run.model.chunks}
+        if names and task.answer == "rank" and not run.model.head_classes:
+            rows["class names"] = names
+        for what, count in rows.items():
+            if count < run.model.chunks:
+                raise ConfigError(
+                    f"model.chunks={run.model.chunks} is more than the {count} {what} of task {source.name}: lower it"
+                )
 
 
 def check_head(run: RunConfig, classes: Sequence[str], name: str) -> None:

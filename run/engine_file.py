@@ -69,6 +69,10 @@ def _check_engine(path: Path, engine: dict[str, Any]) -> None:
                 "remove it there"
             )
     zero = engine.get("zero_optimization", {})
+    if "cpu_offload" in zero:
+        raise ConfigError(
+            f"{path}: zero_optimization.cpu_offload is DeepSpeed's old name: use offload_optimizer {{device: cpu}}"
+        )
     stage = zero.get("stage", 0)
     if stage == 3:
         raise ConfigError(

@@ -5,10 +5,13 @@ from __future__ import annotations
 from data.shards import DatasetError
 from data.stream.faults import StoreGoneError
 from data.text.tokenizer import VocabularyFileError
+from data.text.vocabulary import UnknownTokenError
 from data.transport import may_pass
 from data.workers.loader import WorkerGoneError, WorkersError
 from model.exchange.export.errors import ExportError
 from model.exchange.public import ConversionError
+from model.layout import BatchError
+from model.objective import NotFiniteError
 from model.tuning.trained import TuningError
 from parallel.checkpoints import CheckpointError
 from parallel.health.claim import FolderError
@@ -36,11 +39,14 @@ class OutputError(Exception):
 USER_ERRORS: tuple[type[Exception], ...] = (
     ConfigError,
     DivergedError,
+    BatchError,
+    NotFiniteError,
     OutputError,
     ConversionError,
     ExportError,
     DatasetError,
     VocabularyFileError,
+    UnknownTokenError,
     WorkersError,
     CheckpointError,
     DisagreementError,

@@ -67,9 +67,10 @@ def silence(stream: IO[str]) -> None:
 
 
 def print_result(line: str) -> None:
-    """Raises OutputError: a result that nobody gets is none."""
+    """What the locale's encoding does not have is escaped. Raises OutputError: a result that nobody gets is none."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     try:
-        print(line, flush=True)
+        print(line.encode(encoding, "backslashreplace").decode(encoding), flush=True)
     except OSError as error:
         silence(sys.stdout)
         raise OutputError(f"standard output cannot be written: {error.strerror}") from error

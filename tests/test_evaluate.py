@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+import evaluate
 from evaluate import main
 from evaluation.config import PROBES
 from evaluation.probes import METHODS
+from model.objective import NotFiniteError
 from run.evaluation.arguments import parse_arguments, places_of_suite
 from tests.helpers.runs import saved_run, tiny_config, train
 
@@ -96,10 +98,18 @@ def test_frames_of_clips_in_another_order_or_frozen(capsys, untrained):
     shuffled = lines_of(evaluated(capsys, untrained, *words, "--frames", "shuffled"))
     frozen = lines_of(evaluated(capsys, untrained, *words, "--frames", "frozen", "--tasks", "clips"))
     evaluated(capsys, untrained, *words, "--tasks", "clips")
-    assert [line["task"] for line in (*shuffled, *frozen)] == ["clips, shuffled frames", "clips, frozen frames"]
+    few = ", 4 samples at most"
+    assert [line["task"] for line in (*shuffled, *frozen)] == [
+        f"clips, shuffled frames{few}",
+        f"clips, frozen frames{few}",
+    ]
     (path,) = (untrained / "evaluations").glob("heldout_step_*.json")
     options = {row["task"]: row["options"].get("frames") for row in json.loads(path.read_text())["results"]}
-    assert options == {"clips": None, "clips, shuffled frames": "shuffled", "clips, frozen frames": "frozen"}
+    assert options == {
+        f"clips{few}": None,
+        f"clips, shuffled frames{few}": "shuffled",
+        f"clips, frozen frames{few}": "frozen",
+    }
 
 
 @pytest.mark.parametrize(
@@ -142,12 +152,13 @@ def test_the_demo_s_suite_whole_and_in_part(capsys, run, world):
     places = {"shapes": "shapes", "clips": "clips", "sentences": "sentences", "captions": "pairs", "retrieval": "pairs"}
     given = [f"{task}.path={world / folder}" for task, folder in places.items()]
     table = evaluated(capsys, run, "--suite", "demo", "--limit", "8", *given)
-    assert [line.split()[0] for line in table.splitlines()] == ["task", *places]
+    assert [line.split()[0].strip(",") for line in table.splitlines()] == ["task", *places]
     table = evaluated(capsys, run, "--suite", "demo", "--limit", "8", "--views", "3x2", *given, "--tasks", "clips")
-    assert [line.split()[0] for line in table.splitlines()] == ["task", "clips"]
+    assert [line.partition("  ")[0] for line in table.splitlines()] == ["task", "clips, 3x2 views, 8 samples at most"]
     kept = json.loads((run / "evaluations" / "demo_step_00000002.json").read_text())
     options = {row["task"]: row["options"] for row in kept["results"]}
-    assert options["clips"]["views"] == [3, 2] and "views" not in options["shapes"]
+    few = "8 samples at most"
+    assert options[f"clips, 3x2 views, {few}"]["views"] == [3, 2] and options[f"shapes, {few}"]["views"] == [1, 1]
     assert "no task 'clip'; it has shapes" in evaluated(capsys, run, "--suite", "demo", "--tasks", "clip", expect=2)
 
 
@@ -171,9 +182,37 @@ def test_names_are_ranked_and_written_by_one_run(capsys, run):
 @pytest.mark.parametrize(
     "words",
     [["--probe", "knn", "--views", "3x1"], ["--answer", "generate", "--views", "3x1"], ["--answer", "generate", "--templates", "simple"],
-     ["--answer", "speak"], ["--views", "3"]],
+     ["--answer", "speak"], ["--views", "3"], ["--suite", "small", "--split", "test"], ["--suite", "small", "--templates", "simple"],
+     ["--probe", "knn", "--templates", "simple"], ["--probe", "knn", "--beam", "1"], ["--probe", "knn", "--trials", "2"]],
 )  # fmt: skip
 def test_ways_that_do_not_go_together(capsys, words):
     with pytest.raises(SystemExit) as caught:
         parse_arguments(["--run", "r", *words])
     assert caught.value.code == 2
+
+
+@pytest.mark.parametrize(
+    "words", [["--limit", "3"], ["--beam", "1"], ["--weights", "weight"], ["data.tasks.x.path=/y"], ["--views", "3x1"]]
+)
+def test_a_comparison_takes_no_options_of_evaluating(capsys, words):
+    with pytest.raises(SystemExit) as caught:
+        parse_arguments(["--compare", "a", "b", *words])
+    assert caught.value.code == 2 and "changes nothing beside --compare" in capsys.readouterr().err
+
+
+def test_what_is_there_is_kept_where_a_task_fails(capsys, untrained, monkeypatch):
+    """The third of five tasks cannot be evaluated: two results are in the file, and a suite's table has been printed."""
+    whole = evaluate._evaluated
+
+    def failing(evaluation, *others):
+        if evaluation.source.name == "sentences":
+            raise NotFiniteError("task sentences: no")
+        return whole(evaluation, *others)
+
+    monkeypatch.setattr(evaluate, "_evaluated", failing)
+    error = evaluated(capsys, untrained, "--split", "heldout", "--limit", "5", expect=2)
+    assert error == "error: task sentences: no\n"
+    (path,) = (untrained / "evaluations").glob("heldout_step_*.json")
+    names = [row["task"] for row in json.loads(path.read_text())["results"]]
+    assert {"shapes, 5 samples at most", "clips, 5 samples at most"} <= set(names)
+    assert "sentences, 5 samples at most" not in names

@@ -18,6 +18,7 @@ from data.tasks.base import Pixels
 from evaluation import EVALUATORS, Evaluation, captioning
 from predict import main
 from prediction import Predictor, load, media_of
+from prediction.index import Index
 from run.config_file import load_config
 from tests.helpers.runs import saved_run, tiny_config
 
@@ -161,6 +162,7 @@ def test_the_commands(trained, world, tmp_path, capsys):
     [
         (["fill", "--texts", "no gap"], "has no gap"),
         (["classify", "--classes", "one", "--files", "x.png"], "two names at least"),
+        (["classify", "--classes", "@/dev/null", "--files", "x.png"], "two names at least"),
         (["classify", "--classes", "cat", "Cat", "--files", "SHARD"], "are one to the model"),
         (["classify", "--classes", "@nothing.txt", "--files", "x.png"], "nothing.txt: No such file"),
         (
@@ -179,10 +181,60 @@ def test_what_cannot_be_done_is_one_line(trained, world, capsys, words, said):
     assert error.startswith("error: ") and said in error
 
 
-def test_an_index_of_another_model_is_refused(trained, tmp_path, capsys):
-    np.savez(tmp_path / "i.npz", names=np.array(["a"]), vectors=np.ones((1, 7), np.float32))
-    assert main(["retrieve", "--run", str(trained[0]), "--query", "a", "--index", str(tmp_path / "i.npz")]) == 2
-    assert "vectors of 7 numbers, the run has 32" in capsys.readouterr().err
+def test_an_index_of_other_weights_is_refused(trained, world, tmp_path, capsys):
+    """Other weights give another vector to the same sentence, so similarities between the two would mean nothing."""
+    run, path = trained
+    other = saved_run(path, "name=other", "seed=1")
+    index = tmp_path / "i.npz"
+    assert main(["embed", "--run", str(other), "--files", shard_of(world, "shapes"), "--out", str(index)]) == 0
+    query = ["retrieve", "--query", "a", "--index", str(index)]
+    assert main([*query, "--run", str(other)]) == 0
+    assert main([*query, "--run", str(run)]) == 2
+    assert (
+        "made by other weights (step 3, here 3) or for another --task: embed the files again" in capsys.readouterr().err
+    )
+    with np.load(index) as content:
+        parts = dict(content)
+    np.savez(index, **parts | {"vectors": np.ones((1, 7), np.float32)})
+    assert main([*query, "--run", str(other)]) == 2
+    assert "names and vectors do not go together" in capsys.readouterr().err
+    del parts["clips"]
+    np.savez(index, **parts)
+    assert main([*query, "--run", str(other)]) == 2
+    assert "no index of `predict.py embed`, or of an older version" in capsys.readouterr().err
+
+
+def test_texts_are_compared_with_clips_as_the_task_of_clips_does(model, monkeypatch):
+    """Two images and a clip: a text has one vector for images, another for clips, and the nearest of all come first."""
+    vectors_ND = np.array([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]], np.float32)
+    index = Index(["a.png", "b.png", "c.mp4"], vectors_ND, np.array([False, False, True]))
+
+    def embed_texts(self, texts, task="", of_clips=False):
+        return torch.tensor([[0.0, 1.0] if of_clips else [1.0, 0.0]] * len(texts))
+
+    monkeypatch.setattr(Predictor, "embed_texts", embed_texts)
+    (found,) = index.by_texts(model, ["x"], 2, "")
+    assert found == [(0, 1.0), (2, 1.0)]
+    assert index.by_vectors(np.array([[0.0, 1.0]], np.float32), 3) == [[(2, 1.0), (1, pytest.approx(0.8)), (0, 0.0)]]
+
+
+def test_names_that_are_written_are_captions(trained, world, tmp_path):
+    """A task with `answer: generate` never learned to compare names."""
+    path = tiny_config(world, tmp_path)
+    raw = yaml.safe_load(path.read_text())
+    raw["data"]["tasks"] = [task | {"answer": "generate"} for task in raw["data"]["tasks"] if task["name"] == "shapes"]
+    path.write_text(yaml.safe_dump(raw))
+    model = load(str(saved_run(path)))
+    with pytest.raises(DatasetError, match=r"has learned to write its names .* `caption` with --task shapes"):
+        list(model.classify(media_of([shard_of(world, "shapes")])))
+    written = evaluate_written(model, path)
+    assert [caption for _, caption in model.caption(media_of([shard_of(world, "shapes")]), task="shapes")] == written
+
+
+def evaluate_written(model: Predictor, path) -> list[str]:
+    evaluation = evaluation_of(model, (None, path), "shapes")
+    length = evaluation.source.task.config.max_text
+    return [text for text, _ in captioning.written(evaluation, length, lambda example: example.label)]
 
 
 def test_the_data_need_not_be_there(trained, tmp_path, world):

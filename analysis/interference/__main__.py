@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from analysis.charts import save
-from analysis.command import kept_in, parser_of, run_command, write_json
+from analysis.command import keeping, parser_of, run_command, write_json
 from analysis.interference.gradients import (
     LINEARS,
     Examples,
@@ -111,16 +111,16 @@ def command(arguments: argparse.Namespace) -> None:
         return
     if over:
         content = content | {"over_training": over}
-    folder = kept_in(run.folder)
-    write_json(folder / FILE, content)
-    write_atomically(folder / "interference.csv", csv_of(content))
     for at_step in by_step(content):
         print(*lines_of(at_step), sep="\n")
     for place, of_other in other.items():
         print(place, *lines_of(of_other), sep="\n")
     chart = chart_of({run.folder.name: content, **other})
-    for kind in ("svg", "png"):
-        save(chart, folder / f"interference.{kind}")
+    with keeping(run.folder) as folder:
+        write_json(folder / FILE, content)
+        write_atomically(folder / "interference.csv", csv_of(content))
+        for kind in ("svg", "png"):
+            save(chart, folder / f"interference.{kind}")
     print(f"kept in {folder}")
 
 

@@ -18,7 +18,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis.command import kept_in
+from analysis.command import FOLDER, check_place
 from analysis.report.page import page_of
 from analysis.report.reading import check_run, read_files
 from parallel.checkpoints import write_atomically
@@ -81,7 +81,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         folders = [expanded(run) for run in arguments.runs]
         for folder in folders:
             check_run(folder)
-        out = expanded(arguments.out) if arguments.out else kept_in(folders[0]) / "report.html"
+        if not arguments.out:
+            check_place(folders[0])
+        out = expanded(arguments.out) if arguments.out else folders[0] / FOLDER / "report.html"
         has_ended = write(folders, out, arguments.follow)
         print(out, flush=True)
         if arguments.follow and not has_ended:

@@ -12,6 +12,7 @@ from typing import Any
 from analysis.command import FOLDER
 from analysis.report.metrics import Metrics, Use, is_count, json_lines, read_metrics, read_use, use_of
 from data.shards import DatasetError
+from data.transport import shown
 from evaluation.kept import FOLDER as EVALUATIONS
 from evaluation.kept import Kept
 from run.config import RunConfig
@@ -129,7 +130,7 @@ def list_of(tree: Mapping[str, Any], key: str) -> list[Any]:
 
 
 def flat(tree: Any, name: str = "") -> dict[str, str]:
-    """Options by their dotted names, as texts; elements of lists by their names, where they have one."""
+    """Options by their dotted names, as texts without credentials; elements of lists by their names, where they have one."""
     if isinstance(tree, dict) and tree:
         return {
             k: v for key, value in tree.items() for k, v in flat(value, f"{name}.{key}" if name else str(key)).items()
@@ -151,7 +152,7 @@ def _text(value: Any) -> str:
         return f"[{', '.join(map(_text, value))}]"
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "none"}[value]
-    return str(value) if value != "" else "(empty)"
+    return shown(str(value)) if value != "" else "(empty)"
 
 
 def _decisions(folder: Path) -> tuple[str, ...]:

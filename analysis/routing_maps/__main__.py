@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from analysis.command import kept_in, parser_of, run_command, write_json
+from analysis.command import keeping, parser_of, run_command, write_json
 from analysis.opened import OpenRun, open_run
 from analysis.routing_maps.drawing import animation, best_patches, picture_grid, side_by_side
 from analysis.routing_maps.page import page_of
@@ -29,11 +29,24 @@ SHOWN = 4
 
 def routing_maps(arguments: argparse.Namespace) -> None:
     run = opened(arguments)
-    names, experts = decision_names(run.config.model), run.config.model.experts.num_experts
-    shown = chosen(names, arguments.decisions)
+    shown = chosen(decision_names(run.config.model), arguments.decisions)
     by_task = {source.name: samples_of(run, source, arguments.best_of) for source in run.sources}
-    folder = kept_in(run.folder) / "routing_maps"
-    folder.mkdir(exist_ok=True)
+    with keeping(run.folder) as kept:
+        folder = kept / "routing_maps"
+        folder.mkdir(exist_ok=True)
+        count = draw(run, by_task, shown, folder, arguments)
+    print(f"{count} pictures and maps.html are in {folder}")
+
+
+def draw(
+    run: OpenRun,
+    by_task: Mapping[str, list[RoutedSample]],
+    shown: Sequence[int],
+    folder: Path,
+    arguments: argparse.Namespace,
+) -> int:
+    """-> how many pictures. shown: numbers of decisions."""
+    names, experts = decision_names(run.config.model), run.config.model.experts.num_experts
     pictures: list[dict[str, str]] = []
 
     def tell(file: str, title: str, alt: str) -> Path:
@@ -44,7 +57,7 @@ def routing_maps(arguments: argparse.Namespace) -> None:
         if found:
             listed = ", ".join(names[n] for n in shown)
             path = tell(
-                f"{task}.png",
+                f"of_{task}.png",
                 f"Experts of {task}",
                 f"Samples of {task}, patches and words coloured by expert at {listed}",
             )
@@ -72,7 +85,7 @@ def routing_maps(arguments: argparse.Namespace) -> None:
     title = f"{run.folder.name}, step {run.step:,}"
     write_atomically(folder / "maps.html", page_of(title, few, names, experts))
     write_json(folder / "index.json", {"step": run.step, "pictures": pictures})
-    print(f"{len(pictures)} pictures and maps.html are in {folder}")
+    return len(pictures)
 
 
 def compared(run: OpenRun, samples: Sequence[RoutedSample], arguments: argparse.Namespace) -> Any:

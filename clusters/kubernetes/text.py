@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from clusters.kubernetes.pod import Manifest
+from run.errors import OutputError
 
 
 class _Readable(yaml.SafeDumper):
@@ -40,13 +41,16 @@ def file_of(manifest: Manifest) -> str:
 
 
 def write_folder(folder: Path, manifests: Sequence[Manifest]) -> None:
-    """A kustomize folder; files of these names are replaced."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for manifest in manifests:
-        (folder / file_of(manifest)).write_text(as_yaml(manifest), encoding="utf-8")
+    """A kustomize folder; files of these names are replaced. Raises OutputError."""
     kustomization = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
         "resources": [file_of(manifest) for manifest in manifests],
     }
-    (folder / "kustomization.yaml").write_text(as_yaml(kustomization), encoding="utf-8")
+    files = {file_of(manifest): manifest for manifest in manifests} | {"kustomization.yaml": kustomization}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            (folder / name).write_text(as_yaml(content), encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"--out {folder}: {error.strerror}") from error

@@ -170,12 +170,16 @@ def expand_braces(name: str) -> Iterator[str]:
 
 
 def local_files(name: str) -> list[str]:
-    """What a name with * ? [] means. An existing path, and the folder of one, are taken as they are written; a name without these signs
-    is itself, whether the file is there or not."""
+    """What a name with * ? [] means; ** is folders within folders. An existing path, and the existing folders that it begins with, are
+    taken as they are written; a name without these signs is itself, whether the file is there or not."""
     if not glob.has_magic(name) or os.path.lexists(name):
         return [name]
     folder, last = os.path.split(name)
-    return sorted(glob.glob(os.path.join(glob.escape(folder) if os.path.isdir(folder) else folder, last)))
+    parts = [last]
+    while folder and not os.path.isdir(folder):
+        folder, last = os.path.split(folder)
+        parts.insert(0, last)
+    return sorted(glob.glob(os.path.join(glob.escape(folder), *parts), recursive=True))
 
 
 def _local(path: str) -> list[str]:

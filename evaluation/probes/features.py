@@ -11,6 +11,7 @@ import torch
 from data.stream.evaluation import EvaluationBatch
 from data.stream.part import labels_of
 from evaluation.base import Evaluation
+from evaluation.encoding import encode_inputs
 
 
 class Features(NamedTuple):
@@ -38,7 +39,7 @@ def features_of(evaluation: Evaluation, batches: Iterator[EvaluationBatch]) -> F
             parts.append(Features(np.empty((0, width), np.float32), np.empty(0, np.int64), np.empty(0, np.int64)))
             continue
         batch, valid_B = task.batch(passed.examples, None).to(evaluation.device), np.array(passed.valid)
-        features_BD, _ = objective.encode(batch.inputs, batch.read_Q2, task=evaluation.source.name, projected=False)
+        features_BD = encode_inputs(objective, batch.inputs, batch.read_Q2, evaluation.source.name, projected=False)
         columns_B = (features_BD.cpu().numpy(), batch.labels_Q.cpu().numpy(), np.array(passed.places))
         parts.append(Features(*(column[valid_B] for column in columns_B)))
     return Features(*map(np.concatenate, zip(*evaluation.gathered(parts), strict=True)))

@@ -326,7 +326,11 @@ def main(argv: list[str] | None = None) -> int:
     except ConversionError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    save_file(state, options.target)
+    try:
+        save_file(state, options.target)
+    except (OSError, SafetensorError) as error:
+        print(f"error: {options.target} cannot be written: {error}", file=sys.stderr)
+        return 2
     print(f"{options.target}: {len(state)} tensors, {sum(t.numel() for t in state.values()):,} numbers")
     return 0
 

@@ -92,7 +92,8 @@ class ExpertConfig:
     same_start   all experts of a bank start equal (V-MoE); otherwise each is its own draw (Uni-Perceiver-MoE)
     max_groups   groups of tokens in one pass that expert ranks exchange merged weights for, padded to this many so that ranks
                  with different tasks exchange equal shapes; captioning has 3 (picture, words, candidates), other tasks 2. Where
-                 ranks share candidates, names and words of all tasks come beside them; with a task router those of each task
+                 ranks share candidates, names and words of all tasks come beside them; with a task router those of each task, for
+                 which there is room by default
     auxiliary    losses
     """
 
@@ -155,6 +156,12 @@ class ExpertConfig:
             raise ValueError(f"auxiliary losses balance tokens: router {self.router} does not decide for tokens")
         if not per_token and (self.capacity_factor or self.eval_capacity_factor or self.random_second):
             raise ValueError(f"capacity and random_second thin tokens: router {self.router} does not decide for tokens")
+        if not per_token and (self.group_size or self.capacity_multiple > 1 or self.priority != "max"):
+            raise ValueError(
+                f"group_size, capacity_multiple and priority are about tokens: router {self.router} does not decide for tokens"
+            )
+        if self.pooling != "mean" and self.router != "context":
+            raise ValueError(f"pooling={self.pooling} is of router context, not of {self.router}")
         if self.auxiliary.load and (self.noise != "vmoe" or not self.noise_std):
             raise ValueError("auxiliary.load is defined by the noise: it needs noise: vmoe and noise_std > 0")
         if self.random_second and self.top_k != 2:

@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.nn.functional import layer_norm
 
 from data.batch import Modality
-from model.layout import PassLayout
+from model.layout import BatchError, PassLayout
 from model.moe.report import RoutingReport
 from model.moe.router import AttributeRouter, GroupRouter, ModalityRouter, TaskRouter, weights_of
 from model.moe.use import ExpertUse, unpacked
-from model.noise import Key, each
+from model.noise import Key, derive, each
 from parallel.collectives import Axis, all_gather
 from parallel.kernels import LAYER_NORM_EPS
 from parallel.precision import exact_linear, exactly
@@ -43,10 +43,10 @@ class Gates:
 def gates_of(
     routers: Sequence[GroupRouter], layout: PassLayout, noise: Key, axis: Axis, max_groups: int
 ) -> list[Gates]:
-    """Collective, once a pass. In the order of the routers. Raises ValueError for more groups than can be exchanged."""
+    """Collective, once a pass. In the order of the routers. Raises BatchError for more groups than can be exchanged."""
     num_groups = len(layout.tokens_C)
-    if num_groups > max_groups:
-        raise ValueError(f"{num_groups} groups of tokens in one pass: raise model.experts.max_groups={max_groups}")
+    if axis.size > 1 and num_groups > max_groups:
+        raise BatchError(f"{num_groups} groups of tokens in one pass: raise model.experts.max_groups={max_groups}")
     with exactly(layout.device):
         weights_NCE, entropy_NC = _weights(routers, layout, noise)
     padded_NCE = weights_NCE
@@ -85,7 +85,7 @@ def _weights(routers: Sequence[GroupRouter], layout: PassLayout, noise: Key) -> 
 
 
 def _one_by_one(routers: Sequence[GroupRouter], layout: PassLayout, noise: Key) -> tuple[Tensor, Tensor]:
-    found = [router(layout, noise) for router in routers]
+    found = [router(layout, derive(noise, index)) for index, router in enumerate(routers)]
     return torch.stack([weights for weights, _ in found]), torch.stack([entropy for _, entropy in found])
 
 

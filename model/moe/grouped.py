@@ -25,7 +25,7 @@ def grouped_linear(
     if scale_R is not None and weight_COI.shape[1] <= weight_COI.shape[2]:
         scaled_RO: Tensor = _ScaledRows.apply(grouped_linear(x_RI, groups, weight_COI, bias_CO), scale_R)
         return scaled_RO
-    if isinstance(groups, RowGroups) and has_grouped_products(x_RI):
+    if isinstance(groups, RowGroups) and has_grouped_products(x_RI) and _is_aligned(weight_COI):
         y_RO: Tensor = _GroupedProducts.apply(groups, x_RI, weight_COI, bias_CO, scale_R)
         return y_RO
     blocks = groups.blocks if isinstance(groups, RowGroups) else groups
@@ -34,8 +34,21 @@ def grouped_linear(
 
 
 def has_grouped_products(x: Tensor) -> bool:
-    """On a CPU the products are as fast one by one, and the bias joins them."""
-    return x.is_cuda and x.dtype == torch.bfloat16
+    """Where torch has a kernel for them: of bf16 on Hopper and Blackwell. On other GPUs it asks the device in each product where groups
+    end, and blocks ask once a decision. On a CPU the products are as fast one by one, and the bias joins them."""
+    return x.is_cuda and x.dtype == torch.bfloat16 and torch.cuda.get_device_capability(x.device)[0] in (9, 10)
+
+
+def _is_aligned(weight_COI: Tensor) -> bool:
+    """The kernel reads rows of whole 16 bytes."""
+    return all(size * weight_COI.element_size() % 16 == 0 for size in weight_COI.shape[1:])
+
+
+def _dots(a_RN: Tensor, b_RN: Tensor, dtype: torch.dtype) -> Tensor:
+    """Of each row, summed in `dtype`: sums in fp16 would overflow."""
+    if a_RN.dtype == b_RN.dtype == dtype:
+        return torch.linalg.vecdot(a_RN, b_RN)
+    return (a_RN * b_RN).sum(1, dtype=dtype)
 
 
 def _covered(blocks: Blocks) -> int:
@@ -53,7 +66,7 @@ class _ScaledRows(torch.autograd.Function):
     def backward(ctx, dy_RO):
         y_RO, scale_R = ctx.saved_tensors
         wants_y, wants_scale = ctx.needs_input_grad
-        dscale_R = (dy_RO * y_RO).sum(1, dtype=scale_R.dtype) if wants_scale else None
+        dscale_R = _dots(dy_RO, y_RO, scale_R.dtype) if wants_scale else None
         return dy_RO * scale_R[:, None].to(dy_RO.dtype) if wants_y else None, dscale_R
 
 
@@ -81,9 +94,10 @@ class _GroupedProducts(torch.autograd.Function):
         if wants_x or wants_scale:
             dx_RI = grouped_mm(dy_RO, weight_COI, offs=ends_e)
         if wants_scale:
-            dscale_R = (dx_RI * x_RI).sum(1, dtype=torch.float32)
+            assert dx_RI is not None
+            dscale_R = _dots(dx_RI, x_RI, torch.float32)
             if bias_CO is not None:
-                dscale_R += (dy_RO * bias_CO.index_select(0, ctx.groups.expert_R)).sum(1, dtype=torch.float32)
+                dscale_R += _dots(dy_RO, bias_CO.index_select(0, ctx.groups.expert_R), torch.float32)
         dy_scaled_RO = dy_RO if scale_R1 is None else dy_RO * scale_R1
         if wants_weight:
             dweight_COI = grouped_mm(dy_scaled_RO.t(), x_RI, offs=ends_e)
@@ -138,9 +152,9 @@ class _GroupedLinear(torch.autograd.Function):
                 torch.mm(drows, weight_COI[index], out=dx_RI[start:end])
             if dscale_R is not None:
                 assert dx_RI is not None
-                dscale_R[start:end] = torch.linalg.vecdot(dx_RI[start:end], rows)
+                dscale_R[start:end] = _dots(dx_RI[start:end], rows, dscale_R.dtype)
                 if bias_CO is not None:
-                    dscale_R[start:end] += drows @ bias_CO[index]
+                    dscale_R[start:end] += _dots(drows, bias_CO[index].expand_as(drows), dscale_R.dtype)
             if scale_R1 is not None:
                 rows = rows * scale_R1
                 if dx_RI is not None:

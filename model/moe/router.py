@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -60,7 +61,8 @@ class AttributeRouter(GroupRouter):
         self.gate = nn.Linear(width, config.num_experts, bias=False)
 
     def conditions(self, layout: PassLayout) -> Tensor:
-        features_CF: Tensor = self.norm(self.embed(layout.attributes_CA))
+        embedded_CF = exact_linear(layout.attributes_CA, self.embed.weight.float()) + self.embed.bias.float()
+        features_CF: Tensor = self.norm(embedded_CF)
         return features_CF
 
 
@@ -218,7 +220,7 @@ class ContextRouter(TokenRouter):
             score_t = torch.where(seen_t, score_t, -math.inf)
             is_there_BL = sequence.placed(torch.ones_like(score_t)[:, None]).squeeze(-1) > 0
             score_BL = sequence.placed(score_t[:, None]).squeeze(-1).masked_fill(~is_there_BL, -math.inf)
-            context_BD = torch.einsum("bl,bld->bd", score_BL.softmax(dim=1), sequence.placed(x_tD))
+            context_BD = exact_linear(score_BL.softmax(dim=1)[:, None], sequence.placed(x_tD).mT).squeeze(1)
             parts.append(torch.cat([x_tD, context_BD[sequence.row_T]], dim=-1))
         return torch.cat(parts)
 
@@ -323,11 +325,11 @@ def _tokens_of_groups(layout: PassLayout, group_size: int) -> tuple[int, ...]:
     num_groups = _number_of_groups(layout, group_size)
     if num_groups == 1:
         return (layout.num_tokens,)
-    tokens_G = [0] * num_groups
+    tokens_G = np.zeros(num_groups, dtype=np.int64)
     for sequence in layout.sequences:
-        for row, length in enumerate(sequence.tokens.lengths_B.tolist()):
-            tokens_G[row // group_size] += length
-    return tuple(tokens_G)
+        lengths_B = sequence.tokens.lengths_B
+        np.add.at(tokens_G, np.arange(len(lengths_B)) // group_size, lengths_B)
+    return tuple(tokens_G.tolist())
 
 
 def _routing_groups(layout: PassLayout, group_size: int) -> tuple[Tensor | None, int]:

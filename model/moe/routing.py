@@ -9,8 +9,11 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from data.movable import sent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +97,7 @@ def kept_choices(
     if groups == 1:
         fits_N = place_N < slots_G[0]
     else:
-        slots_X = torch.cat([queued_N.new_full((num_experts,), slots) for slots in (*slots_G, 0)])
+        slots_X = sent(torch.from_numpy(np.repeat((*slots_G, 0), num_experts)), queued_N.device)
         fits_N = place_N < slots_X.index_select(0, sorted_N)
     if groups == 1 and asked_TK is not None:
         fits_N = fits_N & (sorted_N < num_experts)

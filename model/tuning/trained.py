@@ -44,6 +44,8 @@ def choose_trained(module: nn.Module, tune: Tune, frozen: tuple[str, ...] = ()) 
         for name, parameter in module.named_parameters():
             parameter.requires_grad_(name in trained)
     freeze(module, frozen)
+    if not any(parameter.requires_grad for parameter in module.parameters()):
+        raise TuningError(f"optimizer.tune={tune} and optimizer.frozen={list(frozen)} leave nothing to train")
 
 
 def freeze(module: nn.Module, patterns: tuple[str, ...]) -> int:

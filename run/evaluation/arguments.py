@@ -91,13 +91,43 @@ def parse_arguments(argv: list[str], description: str = "") -> argparse.Namespac
     tasks = arguments.tasks or []  # which takes every word behind it
     arguments.overrides += [word for word in tasks if "=" in word]
     arguments.tasks = list(dict.fromkeys(word for word in tasks if "=" not in word))
+    _check_use(parser, arguments)
     if not arguments.probe and (arguments.shots or arguments.fraction != 1):
         parser.error("--shots and --fraction are those of a --probe")
-    if arguments.probe and arguments.views:
-        parser.error("--probe takes features of one view: leave --views out")
     if arguments.answer == "generate" and (arguments.probe or arguments.views or arguments.templates != "none"):
         parser.error("--answer generate compares with nothing: leave --probe, --views and --templates out")
     return arguments
+
+
+COMPARED = {"compare", "split", "suite", "step", "probe", "tasks", "local_rank"}
+UNUSED = {
+    "suite": {"split": "a suite names the split of each task", "templates": "a suite names the sentences of each task"},
+    "probe": {
+        "views": "features are those of one view",
+        "templates": "no names are compared",
+        "beam": "nothing is written",
+        "length_penalty": "nothing is written",
+    },
+}
+"""By an option, others that would change nothing beside it, and why."""
+
+
+def _check_use(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """Ends the program where an option that was given would be ignored."""
+    given = {name for name, value in vars(arguments).items() if value not in (parser.get_default(name), [])}
+
+    def refuse(name: str, what: str, why: str) -> None:
+        word = "key=value" if name == "overrides" else f"--{name.replace('_', '-')}"
+        parser.error(f"{word} changes nothing beside --{what}: {why}")
+
+    if arguments.compare:
+        for name in sorted(given - COMPARED):
+            refuse(name, "compare", "it reads what evaluations have kept")
+    for what, others in UNUSED.items():
+        for name in sorted(given & others.keys()) if getattr(arguments, what) else ():
+            refuse(name, what, others[name])
+    if "trials" in given and not (arguments.shots or arguments.fraction < 1):
+        parser.error("--trials repeats a probe of --shots or --fraction: give one of them")
 
 
 def places_of_suite(arguments: argparse.Namespace) -> list[str]:

@@ -66,6 +66,7 @@ def _with_options(entry: Entry, arguments: argparse.Namespace) -> Entry:
         task = dataclasses.replace(task, answer=answer)  # type: ignore[arg-type]
     views = (1, 1) if arguments.probe or task.answer == "generate" else arguments.views
     if views and task.kind == "classification":
+        name = f"{name}, {views[0]}x{views[1]} views" if arguments.views else name
         task = dataclasses.replace(task, views=views)
     return dataclasses.replace(entry, name=name, task=task)
 

@@ -60,7 +60,7 @@ class Meter:
                 losses.loss.new_ones(()),
                 losses.loss,
                 losses.correct,
-                losses.loss.new_tensor(micro.batch.labels_Q.numel()),
+                losses.loss.new_full((), micro.batch.labels_Q.numel()),
             ]
         ).double()
         tokens = sum(part * counts.tokens for counts, part in micro.encoded(self.mesh.data.size))

@@ -20,6 +20,7 @@ from model.tuning.warm_start import dense_name
 from parallel.checkpoints import Checkpoint, CheckpointError, Fragment, find_checkpoint, save
 from parallel.placement import Placement
 from run.command_line import checkpoint_step
+from run.config import RUN_NAME, RUN_NAME_RULE
 from run.errors import EXIT_USER, USER_ERRORS, ConfigError
 from run.folder import read_run, write_run_files
 from run.places import expanded
@@ -51,6 +52,8 @@ def interpolate(arguments: argparse.Namespace) -> str:
     base_folder, tuned_folder, out = (expanded(place) for place in (arguments.base, arguments.tuned, arguments.out))
     if out.exists():
         raise ConfigError(f"--out {out} is there already: choose another place, or remove it")
+    if not RUN_NAME.fullmatch(out.name):
+        raise ConfigError(f"--out {out}: {out.name!r} names no run: {RUN_NAME_RULE}")
     (_, base_vocabulary), (run, vocabulary) = read_run(base_folder), read_run(tuned_folder)
     if base_vocabulary.clip_ids != vocabulary.clip_ids:
         raise ConfigError(f"{tuned_folder} has another vocabulary than {base_folder}: tune with data.vocabulary=init")

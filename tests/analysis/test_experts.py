@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -56,7 +57,7 @@ def test_the_command_keeps_what_it_found_and_draws_it(runs, capsys):
     content = read_kept(experts.expanded(runs["token"]))
     assert set(content["tasks"]) == {"shapes", "clips", "sentences", "captions", "retrieval"}
     assert experts.main(["--run", runs["token"], "--limit", "6", "--compare", runs["attribute"]]) == 0
-    folder = experts.kept_in(runs["token"])
+    folder = Path(runs["token"]) / experts.FOLDER
     pictures = sorted(path.name for path in folder.glob("*.svg"))
     assert pictures == [
         "experts_0_attention.svg",
@@ -84,8 +85,14 @@ def test_what_cannot_be_used_is_said(runs, world, tmp_path, capsys):
     ):
         assert experts.main(words) == 2
         assert said in capsys.readouterr().err
+    (dense / experts.FOLDER).rmdir()
+    (dense / experts.FOLDER).write_text("in the way")
+    assert experts.main(["--run", str(dense)]) == 2
+    assert capsys.readouterr().err == f"error: {dense / experts.FOLDER} cannot be written: File exists\n"
+    (dense / experts.FOLDER).unlink()
+    (dense / experts.FOLDER).mkdir()
     with pytest.raises(ConfigError, match=r"run python -m analysis\.experts"):
         compared([dense])
-    (experts.kept_in(dense) / experts.FILE).write_text(json.dumps({"tasks": {"a": 3}, "modalities": []}))
+    (dense / experts.FOLDER / experts.FILE).write_text(json.dumps({"tasks": {"a": 3}, "modalities": []}))
     with pytest.raises(ConfigError, match="is damaged"):
         compared([dense])

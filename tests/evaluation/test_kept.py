@@ -60,6 +60,32 @@ def test_other_tasks_stay_in_the_file_and_the_newest_step_is_read(source, tmp_pa
     assert Kept.read(tmp_path / "a", "val").step == 12
 
 
+def test_other_options_stand_beside_the_usual_ones(source, tmp_path):
+    """Ten samples do not take the place of all."""
+    kept(tmp_path / "a", row(source, 4))
+    for options in (
+        {"limit": 10}, {"beam": 1}, {"length_penalty": 0.6}, {"templates": "openai"}, {"weights": "weight"}, {"beam": 2},
+    ):  # fmt: skip
+        found = kept(tmp_path / "a", row(source, 5, options=options))
+    assert {name: r["metrics"]["accuracy"] for name, r in found.rows.items()} == {
+        "numbers": 0.5, "numbers, 10 samples at most": 0.5, "numbers, beam 1": 0.5, "numbers, length penalty 0.6": 0.5,
+        "numbers, openai sentences": 0.5, "numbers, raw weights": 0.5,
+    }  # fmt: skip
+
+
+def test_a_step_and_tasks_can_be_chosen(source, tmp_path):
+    for name in ("a", "b"):
+        kept(tmp_path / name, row(source, 4), row(source, 5, task="other"), row(source, 5, task="other, beam 1"))
+        keep(tmp_path / name, "val", 12, [row(source, 9)])
+    one, other = (Kept.read(tmp_path / name, "val", 7) for name in ("a", "b"))
+    lines = comparison(one, other, ["other"]).splitlines()
+    assert [line.split("  ")[0] for line in lines] == ["task", "other", "other, beam 1"]
+    with pytest.raises(DatasetError, match="nothing to compare; a has numbers, other, other, beam 1"):
+        comparison(one, other, ["nobody"])
+    with pytest.raises(DatasetError, match="no kept evaluation val at step 9: "):
+        Kept.read(tmp_path / "a", "val", 9)
+
+
 def test_a_comparison(source, tmp_path):
     one = kept(tmp_path / "a", row(source, 2), row(source, 5, task="alone"))
     other = kept(tmp_path / "bb", row(source, 9))
@@ -89,7 +115,7 @@ def test_a_comparison(source, tmp_path):
     ("changes", "reason"),
     [
         ({"digest": "abc"}, "different data"),
-        ({"options": {"limit": 3}}, "different options"),
+        ({"options": {"limit": None, "mask_rate": 0.5}}, "different options"),
         ({"figure": "loss"}, "not in both"),
     ],
 )
@@ -100,7 +126,7 @@ def test_what_cannot_be_compared_is_said(source, tmp_path, changes, reason):
 
 
 def test_files_that_are_none(tmp_path):
-    with pytest.raises(DatasetError, match=r"has no evaluation of split val: `python evaluate.py --run"):
+    with pytest.raises(DatasetError, match=r"has no kept evaluation val: `python evaluate.py --run"):
         Kept.read(tmp_path, "val")
     for content in ("", "[]", json.dumps({"version": 2}), json.dumps({"version": 1, "results": 3})):
         (tmp_path / "x.json").write_text(content)

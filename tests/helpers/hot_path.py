@@ -26,7 +26,8 @@ READ = {
 }  # fmt: skip
 """What needs a value or a size that only the device knows."""
 SOMETIMES = {
-    (torch, "tensor"), (Tensor, "__getitem__"), (Tensor, "__setitem__"), (Tensor, "repeat_interleave"), (torch, "repeat_interleave"),
+    (torch, "tensor"), (Tensor, "new_tensor"), (Tensor, "__getitem__"), (Tensor, "__setitem__"), (Tensor, "repeat_interleave"),
+    (torch, "repeat_interleave"),
 }  # fmt: skip
 """What may wait, by what it is given."""
 

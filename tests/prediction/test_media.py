@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 
@@ -91,3 +93,43 @@ def test_what_is_not_there_is_named_and_the_rest_comes(folder):
     ):
         assert words in fault
     assert not faults[-1]
+
+
+def test_links_and_what_is_no_file(folder):
+    """A folder of links to pictures has these; a folder that is within itself has each once; what is not there ends nothing."""
+    (folder / "gone.png").symlink_to("nowhere.png")
+    (folder / "linked").symlink_to(folder / "b")
+    (folder / "b" / "again").symlink_to(folder)
+    os.mkfifo(folder / "pipe.png")
+    found = list(media_of([str(folder)]))
+    assert [m.name.replace(f"{folder}/", "") for m in found if not m.fault] == ["c [1].png", "a/1.PNG", "b/2.png"]
+    faults = {m.name.replace(f"{folder}/", ""): m.fault for m in found if m.fault}
+    assert faults == {
+        "gone.png": "a link to nowhere.png, which is not there", "pipe.png": "no file with content: a pipe, device or socket",
+    }  # fmt: skip
+    for place in (folder / "gone.png", folder / "g*.png"):
+        assert [m.fault for m in media_of([str(place)])] == [faults["gone.png"]]
+
+
+def test_folders_that_cannot_be_listed_are_named(folder, monkeypatch):
+    listed = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("/b"):
+            raise PermissionError(13, "Permission denied", path)
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert [(m.name, m.fault) for m in media_of([str(folder)]) if m.fault] == [(f"{folder}/b", "Permission denied")]
+
+
+def test_names_of_any_bytes_and_patterns_below_folders_with_signs(folder):
+    os.rename(folder / "b", folder / "my [b]")
+    odd = os.fsencode(folder / "my [b]") + b"/caf\xe9.png"
+    with open(odd, "wb") as file:
+        file.write(PNG)
+    assert names([folder / "my [b]" / "*.png"], folder) == ["my [b]/2.png", "my [b]/caf\\xe9.png"]
+    assert names([folder / "**" / "2.png"], folder) == ["my [b]/2.png"]
+    assert names([os.fsdecode(odd)], folder) == ["my [b]/caf\\xe9.png"]
+    (empty,) = media_of([""])
+    assert "an empty name" in empty.fault

@@ -93,6 +93,8 @@ def test_overrides():
         (["depth"], "must read key=value"),
         (["optimizer.warmup_steps=10000"], "longer than the run"),
         (["data.tasks.shapes.temperature=hot"], "temperature='hot'"),
+        (["data.tasks=[{name: ../x, kind: classification, path: x}]"], "task name '../x': one to 100 bytes, no slash"),
+        (["data.tasks=[{name: '', kind: classification, path: x}]"], "task name '': one to 100 bytes"),
         (["data.tasks.clips.num_frames=9"], "above model.max_frames=4"),
         (
             ["data.tasks.shapes.candidates=global", "data.draw=same"],
@@ -108,6 +110,14 @@ def test_overrides():
             "the whole vocabulary",
         ),
         (["parallel.deepspeed=ds_configs/none.json"], "zero1.json"),
+        (["model.readout=mean"], "model.readout=mean reads a whole input once"),
+        (["model.experts.priority=sum"], "priority are about tokens: router attribute"),
+        (["model.experts.group_size=3"], "are about tokens: router attribute"),
+        (["model.experts={router: token, pooling: attention}"], "pooling=attention is of router context"),
+        (
+            ["model.experts={router: token, noise: jitter}", "model.width=6144"],
+            "draws a number for each of the gate's 6144",
+        ),
         (["model.activation_checkpointing=selective", "model.chunks=2"], "computed again as a whole"),
         (["model.activation_checkpointing=some"], "selective"),
         (["parallel.sequence=2"], "parallel.sequence"),
@@ -158,6 +168,11 @@ def test_mistakes_are_one_line(overrides, expected, monkeypatch):
         (4, ["parallel.tensor=2", "model.heads=1"], "model.heads=1 does not divide by parallel.tensor=2"),
         (2, ["micro_batches=3"], "micro_batches=3"),
         (2, ["model.experts.placement=none"], "needs experts"),
+        (
+            1,
+            ["model.experts.placement=every-20", "parallel.expert=1"],
+            "placement=every-20 puts experts into none of the",
+        ),
         (3, ["parallel.tensor=2"], "does not divide the 3 ranks"),
         (
             4,
@@ -176,6 +191,7 @@ def test_impossible_layouts(world, overrides, expected, monkeypatch):
     [
         ('{"zero_optimization": {"stage": 3}}', "ZeRO stage 3 does not work with native experts"),
         ('{"zero_optimization": {"stage": 4}}', "use 0, 1 or 2"),
+        ('{"zero_optimization": {"stage": 1, "cpu_offload": true}}', "cpu_offload is DeepSpeed's old name"),
         ('{"bf16": {"enabled": true}}', "engine.json: bf16 is an option of the run, parallel.precision"),
         ('{"bf16": true}', "engine.json: bf16 is an option of the run"),
         ('{"fp16": {"enabled": true}}', "fp16 is an option of the run"),
@@ -198,6 +214,14 @@ def test_engine_files(text, expected, tmp_path):
     engine = tmp_path / "engine.json"
     engine.write_text(text)
     assert expected in error_of(f"parallel.deepspeed={engine}", "parallel.expert=1")
+
+
+@pytest.mark.parametrize(("router", "groups"), [("task", 12), ("attribute", 8)])
+def test_room_for_the_groups_of_task_routers_follows_from_the_tasks(router, groups):
+    """Eight tasks whose candidates all ranks share, and four groups of a batch."""
+    tasks = [{"name": f"t{n}", "kind": "classification", "path": "x", "candidates": "sharded"} for n in range(8)]
+    raw = {"name": "x", "model": {"experts": {"router": router}}, "data": {"tasks": tasks}}
+    assert parse_config(raw, "x.yaml", []).model.experts.max_groups == groups
 
 
 def test_a_bare_name_is_a_file_of_the_program_wherever_one_stands(tmp_path, monkeypatch):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 
 import pytest
 
-from run.streams import Tolerant
+from run.streams import Tolerant, print_result
 from tests.helpers.places import ROOT
 
 PRINTING = """
@@ -70,3 +71,13 @@ def test_a_closed_stream_takes_everything(tmp_path):
     stream = Tolerant(file)
     assert stream.write("abc") == 3
     stream.flush()
+
+
+@pytest.mark.parametrize(
+    ("encoding", "printed"), [("utf-8", "Größe → 猫 \\udce9\n"), ("latin-1", "Größe \\u2192 \\u732b \\udce9\n")]
+)
+def test_a_result_is_printed_in_any_encoding(encoding, printed, monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", stream)
+    print_result("Größe → 猫 \udce9")
+    assert stream.buffer.getvalue().decode(encoding) == printed

@@ -24,6 +24,7 @@ from model.exchange.export.folder import is_export
 from model.exchange.export.from_run import (
     USE,
     CheckpointTensors,
+    exported_kind,
     infos_of,
     medium_of,
     rows_of_data,
@@ -129,10 +130,16 @@ def _merging(run: RunConfig, arguments: argparse.Namespace, medium: str) -> Merg
         return merging_of_modality(run.model, Modality[arguments.modality.upper()])
     if not arguments.task:
         return None
-    kinds = {task.name: task.kind for task in run.data.tasks}
-    if arguments.task not in kinds:
-        raise ExportError(f"--task {arguments.task}: the run's tasks are {', '.join(kinds)}")
-    return merging_of_task(run.model, arguments.task, kinds[arguments.task], MEDIA[medium])
+    tasks = {task.name: task for task in run.data.tasks}
+    if arguments.task not in tasks:
+        raise ExportError(f"--task {arguments.task}: the run's tasks are {', '.join(tasks)}")
+    task = tasks[arguments.task]
+    kind = exported_kind(task)
+    if task.answer == "generate" and kind != "captioning":
+        raise ExportError(
+            f"--task {task.name}: exports do not write answers to texts (kind {kind}, answer: generate): leave it out to keep the experts"
+        )
+    return merging_of_task(run.model, task.name, kind, MEDIA[medium])
 
 
 def main(argv: list[str] | None = None) -> int:

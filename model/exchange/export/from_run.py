@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from data.batch import Modality
+from data.config import TaskConfig
 from data.shards import DatasetError, DatasetInfo, read_info
 from data.text.tokenizer import PIECES, SPECIALS, WORDS
 from data.text.vocabulary import Vocabulary
 from data.text.words import INITIALS, JOINS
-from data.transport import is_remote
+from data.transport import is_remote, shown
 from data.visual.normalise import MEAN, STD
 from model.config import ModelConfig
 from model.exchange.export.folder import MODEL_TYPE
@@ -108,6 +109,7 @@ def settings_of(
     tasks = [
         {name: getattr(config, name) for name in TASK_OPTIONS}
         | {
+            "kind": exported_kind(config),
             "data": infos[config.name].kind if config.name in infos else "",
             "medium": medium_of(infos.get(config.name)),
             "classes": list(infos[config.name].classes) if config.name in infos else [],
@@ -128,6 +130,11 @@ def settings_of(
         "tasks": tasks,
         "step": step,
     }
+
+
+def exported_kind(task: TaskConfig) -> str:
+    """Where names are written in place of compared (`answer: generate`), they are captions to the network that is exported."""
+    return "captioning" if task.kind == "classification" and task.answer == "generate" else task.kind
 
 
 def _processor_settings(run: RunConfig, vocabulary: Vocabulary) -> dict[str, Any]:
@@ -174,8 +181,9 @@ def rows_of_data(run: RunConfig, infos: dict[str, DatasetInfo]) -> list[dict[str
     rows = []
     for task in run.data.tasks:
         splits = infos[task.name].splits.items() if task.name in infos else ()
+        place = Path(shown(task.path).removesuffix("?***")).name
         told = ", ".join(f"{name} {split.samples:,}" for name, split in splits)
-        rows.append({"task": task.name, "kind": task.kind, "data": Path(task.path).name, "splits": told})
+        rows.append({"task": task.name, "kind": task.kind, "data": place, "splits": told})
     return rows
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from analysis.command import kept_in, parser_of
+from analysis.command import FOLDER, parser_of
 from analysis.interference import __main__ as command
 from analysis.interference.gradients import Examples, only_these_learn, spread_layers, weights_of
 from analysis.interference.tables import FILE, by_step, chart_of, csv_of, lines_of, read_kept
@@ -130,7 +131,7 @@ def test_the_command_keeps_shows_and_compares(runs, capsys):
         assert command.main(["--run", runs[router], *words, *more]) == 0
     output = capsys.readouterr().out
     assert "layer 1, ffn.down (step 3; 4 examples of each task)" in output and "unstable" in output
-    folder = kept_in(runs["token"])
+    folder = Path(runs["token"]) / FOLDER
     content = json.loads((folder / FILE).read_text())
     assert content["samples"] == 4 and [at["step"] for at in content["over_training"]] == [3]
     assert content["over_training"][0]["layers"] == content["layers"]
@@ -160,7 +161,8 @@ def test_what_is_not_told_from_zero_has_no_colour():
     "content", ["[", "[]", "{}", '{"step": 1, "samples": 2, "tasks": ["a"], "layers": [{"name": "x"}]}']
 )
 def test_a_damaged_file_is_no_table(content, tmp_path):
-    (kept_in(tmp_path) / FILE).write_text(content)
+    (tmp_path / FOLDER).mkdir(exist_ok=True)
+    (tmp_path / FOLDER / FILE).write_text(content)
     with pytest.raises(ConfigError, match=r"interference\.json is damaged .*: make it again"):
         read_kept(tmp_path)
 

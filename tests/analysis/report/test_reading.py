@@ -89,6 +89,15 @@ def test_rows_without_their_figure_are_not_sound():
     assert not is_sound(None)
 
 
+def test_options_are_shown_without_credentials():
+    tree = {
+        "path": "https://me:secret@host/pets?sig=secret",
+        "shards": ["pipe:cat secret", "a-{0..1}.tar"],
+        "init": "~/a",
+    }
+    assert "secret" not in str(flat(tree)) and flat(tree)["init"] == "~/a" and "a-{0..1}.tar" in flat(tree)["shards"]
+
+
 def test_options_have_dotted_names():
     tree = {
         "steps": 3,

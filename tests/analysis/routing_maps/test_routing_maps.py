@@ -91,7 +91,7 @@ def test_the_command_draws_every_task(world, tmp_path, router, capsys):
     folder = run / "analysis" / "routing_maps"
     pictures = json.loads((folder / "index.json").read_text())["pictures"]
     tasks = {"shapes", "clips", "sentences", "captions", "retrieval"}
-    expected = {f"{task}.png" for task in tasks} | {"activation.gif", "routers.png"}
+    expected = {f"of_{task}.png" for task in tasks} | {"activation.gif", "routers.png"}
     assert {picture["file"] for picture in pictures} == expected | (
         {"best_patches.png"} if router == "token" else set()
     )

@@ -99,6 +99,12 @@ def test_a_folder_is_written_file_by_file(tmp_path):
     assert {path.name: path.read_text() for path in mine.iterdir()} == {p.name: p.read_text() for p in base.iterdir()}
 
 
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "there").write_text("a file")
+    code, out = call(*DEMO, *CPU, "--out", str(tmp_path / "there"))
+    assert (code, out) == (2, f"error: --out {tmp_path / 'there'}: File exists")
+
+
 @pytest.fixture(scope="module")
 def kustomize(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A function from a folder to its manifests, by the real kustomize."""

@@ -13,7 +13,7 @@ from data.tasks.base import Pixels
 from data.tasks.frames import rearranged
 from data.visual.transform import unpatchify
 from evaluation import EVALUATORS, Evaluation
-from evaluation.kept import row_of
+from evaluation.kept import options_of
 from tests.helpers.models import make, tiny
 from tests.helpers.sets import write_classes
 
@@ -89,9 +89,6 @@ def test_it_is_an_option_of_the_result_and_the_batch_size_changes_nothing(folder
         EVALUATORS["classification"].evaluate(Evaluation(objective.eval(), source, batch_size=size)) for size in (2, 6)
     ]
     assert np.array_equal(found[0].evidence_N2, found[1].evidence_N2)
-    assert row_of(source, found[0], {"limit": None}, "accuracy", "chance", 0.0)["options"] == {
-        "limit": None,
-        "frames": "shuffled",
-    }
-    plain = row_of(opened(folder, "as-is"), found[0], {}, "accuracy", "chance", 0.0)
-    assert plain["options"] == {}
+    plain = {"limit": None, "templates": "none", "views": [1, 1]}
+    assert options_of(Evaluation(objective, source)) == plain | {"frames": "shuffled"}
+    assert options_of(Evaluation(objective, opened(folder, "as-is"))) == plain

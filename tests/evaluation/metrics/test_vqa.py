@@ -7,6 +7,7 @@ import itertools
 import pytest
 
 from evaluation.metrics.vqa import best_constant, normal, vqa_accuracy
+from evaluation.vqa import result_of
 
 
 @pytest.mark.parametrize(
@@ -47,3 +48,9 @@ def test_the_common_form(written, common):
 def test_always_the_best_answer():
     # "no" is worth 1 + 0 + 1 of three questions, "2" 0 + 1 + 0.
     assert best_constant([["no"] * 10, ["2"] * 10, ["No."] * 10]) == pytest.approx(2 / 3)
+
+
+def test_what_candidates_could_reach_is_never_below_what_they_do():
+    """People say "Yes", the candidate is "yes": they are one answer."""
+    result = result_of([("yes", ("Yes",) * 10, "yes/no"), ("no", ("two", *["2"] * 9), "number")], ("yes", "no", "2"))
+    assert result.metrics["vqa_accuracy"] == 0.5 and result.metrics["answerable"] == 1.0

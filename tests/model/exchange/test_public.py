@@ -119,3 +119,22 @@ def test_pickles_are_not_opened(tmp_path, capsys):
     output = capsys.readouterr()
     assert "unpickled" not in output.out
     assert output.err.startswith("error: ") and output.err.count("\n") == 1
+
+
+def test_a_target_that_cannot_be_written_is_one_line(tmp_path, capsys):
+    state = {name: tensor.detach() for name, tensor in make(tiny()).state_dict().items()}
+    save_file(state, tmp_path / "ours.safetensors")
+    assert (
+        main(
+            [
+                "to-public",
+                str(tmp_path / "ours.safetensors"),
+                str(tmp_path / "nowhere" / "x.safetensors"),
+                "--heads",
+                "2",
+            ]
+        )
+        == 2
+    )
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {tmp_path / 'nowhere' / 'x.safetensors'}") and error.count("\n") == 1

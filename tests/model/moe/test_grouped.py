@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.autograd import gradcheck
-from torch.nn.functional import gelu, linear
+from torch.nn.functional import gelu, grouped_mm, linear
 
 from model.feed_forward import LinearPair
 from model.moe.experts import ExpertLinear
@@ -135,3 +135,32 @@ def test_a_pair_at_the_expert_equals_two_linears_with_a_stop_at_home():
         strict=True,
     ):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize(("out", "grouped"), [(16, True), (12, False)])
+def test_widths_that_the_kernel_cannot_read_are_multiplied_one_by_one(out, grouped, monkeypatch):
+    """bf16 rows of 12 numbers are 24 bytes, no whole 16."""
+    called = []
+    monkeypatch.setattr("model.moe.grouped.has_grouped_products", lambda x: True)
+    monkeypatch.setattr(
+        "model.moe.grouped.grouped_mm", lambda *args, **options: called.append(1) or grouped_mm(*args, **options)
+    )
+    x, weight = (drawn(*shape).detach().bfloat16() for shape in ((4, 16), (2, out, 16)))
+    expert_R = torch.tensor([0, 0, 1, 1])
+    groups = RowGroups(torch.tensor([2, 4], dtype=torch.int32), 4, expert_R, is_all=True)
+    y = grouped_linear(x, groups, weight, None)
+    assert bool(called) == grouped
+    torch.testing.assert_close(
+        y.float(), torch.cat([x[:2] @ weight[0].T, x[2:] @ weight[1].T]).float(), atol=2e-2, rtol=0
+    )
+
+
+@pytest.mark.parametrize("out", [16, 64])
+def test_gradients_of_gate_weights_do_not_overflow_in_fp16(out):
+    """64 products of 40 x 40 make 102,400, which fp16 has not."""
+    x, weight, bias = torch.full((2, 64), 40.0), torch.eye(out, 64)[None], torch.full((1, out), 40.0)
+    scale = torch.ones(2, requires_grad=True)
+    blocks = [(0, 2, 0)]
+    y = grouped_linear(x.half(), blocks, weight.half(), bias.half(), scale)
+    y.backward(torch.full_like(y, 40.0))
+    assert scale.grad.tolist() == [out * 40.0 * 80.0] * 2

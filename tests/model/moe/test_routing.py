@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import hypothesis
 import pytest
 import torch
 from hypothesis import strategies as st
 
 from data.attributes import TEXT_INPUT, VISUAL_INPUT
+from model.layout import BatchError
 from model.moe.config import ExpertConfig
 from model.moe.experts import ExpertLinear, start_merges
 from model.moe.gates import gates_of
@@ -20,6 +23,7 @@ from parallel.collectives import Axis, all_gather
 from parallel.dispatch_plan import plan_dispatch
 from parallel.kernels import load_kernels
 from parallel.mesh import Mesh
+from tests.helpers.hot_path import Launches, Waits
 from tests.helpers.layouts import Span, joined, plain_layout
 
 REPORT = RoutingReport(ExpertUse(*torch.zeros(2, 3, 4), *torch.zeros(2, 3)), {})
@@ -171,8 +175,34 @@ def test_attribute_router_separates_by_attributes_alone():
     assert ((weights > 0).sum(1) == 2).all()
 
 
-def test_too_many_groups_are_refused():
+def test_too_many_groups_are_refused_where_they_are_exchanged(monkeypatch):
     router = AttributeRouter(16, ExpertConfig(num_experts=4), 0, load_kernels("torch"))
     spans = [Span(i, i + 1, i) for i in range(5)]
-    with pytest.raises(ValueError, match="5 groups of tokens"):
-        gates_of([router], plain_layout(torch.ones(1, 5, dtype=torch.bool), *spans), None, Axis("expert"), 4)
+    layout = plain_layout(torch.ones(1, 5, dtype=torch.bool), *spans)
+    with pytest.raises(BatchError, match="5 groups of tokens"):
+        gates_of([router], layout, None, SimpleNamespace(size=2), 4)
+    (gates,) = gates_of([router], layout, None, Axis("expert"), 4)
+    assert gates.weights_CE.shape == (5, 4)
+
+
+def test_every_decision_draws_its_own_jitter():
+    routers = [
+        AttributeRouter(16, ExpertConfig(num_experts=4, noise="jitter", jitter=0.5), 0, load_kernels("torch"))
+        for _ in range(3)
+    ]
+    for router in routers:
+        router.load_state_dict(routers[0].state_dict())
+    layout = plain_layout(torch.ones(1, 5, dtype=torch.bool), vectors=[VISUAL_INPUT], noise=7)
+    found = [gates.weights_CE for gates in gates_of(routers, layout, 7, Axis("expert"), 4)]
+    assert not torch.equal(found[0], found[1]) and not torch.equal(found[1], found[2])
+    again = [gates.weights_CE for gates in gates_of(routers, layout, 7, Axis("expert"), 4)]
+    assert all(map(torch.equal, found, again))
+
+
+@pytest.mark.parametrize("groups", [2, 500])
+def test_slots_of_many_routing_groups_cost_no_more_launches(groups):
+    ids_TK, group_T = torch.zeros(1000, 1, dtype=torch.long), torch.arange(1000) % groups
+    with Launches() as few, Waits() as waits:
+        kept_TK = kept_choices(ids_TK, None, (1,) * groups, 4, group_T)
+    assert few.launches < 20 and not waits.seen
+    assert kept_TK.sum() == groups and kept_TK[:groups].all()

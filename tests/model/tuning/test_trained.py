@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from model.config import LoraConfig, PromptConfig
-from model.tuning.trained import check_tune, choose_trained, freeze
+from model.tuning.trained import TuningError, check_tune, choose_trained, freeze
 from tests.helpers.models import make, tiny
 
 
@@ -51,3 +51,8 @@ def test_patterns_lock_what_they_match():
 def test_a_pattern_without_a_match_is_an_error():
     with pytest.raises(ValueError, match=r"optimizer.frozen='towers\.\*' matches no parameter; there are log_scales"):
         freeze(make(), ("towers.*",))
+
+
+def test_nothing_to_train_is_an_error():
+    with pytest.raises(TuningError, match=r"optimizer.tune=all and optimizer.frozen=\['\*'\] leave nothing to train"):
+        choose_trained(make(), "all", ("*",))

@@ -28,6 +28,7 @@ from run.metrics.efficiency import Efficiency
 from run.metrics.meter import Meter
 from tests.helpers.batches import retrieval
 from tests.helpers.distributed import run_ranks
+from tests.helpers.hot_path import Waits
 from tests.helpers.models import make, tiny
 
 MODEL = ModelConfig(
@@ -175,3 +176,11 @@ def test_losses_of_routers_without_a_sparse_block_are_none():
     meter.end_step(StepInfo(GradientNorms(*torch.zeros(4).tolist()), 0.1, True))
     record = meter.record(1, 2, (4,))
     assert not [key for key in record if key.startswith("auxiliary/")] and record["loss/t"] > 0
+
+
+def test_counting_a_micro_batch_asks_the_device_for_nothing():
+    """`torch.tensor` makes the host's own counts, which never leave it."""
+    meter = meter_of(Mesh())
+    with Waits() as waits:
+        two_steps(meter)
+    assert set(waits.seen) <= {"a tensor of numbers of the host"}

@@ -67,3 +67,10 @@ def test_other_networks_are_refused(config, capsys, weights, message):
     assert message in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["--base", str(base), "--tuned", str(tuned), "--share", "1.5", "--out", "x"])
+
+
+def test_a_folder_that_names_no_run_is_refused(config, capsys):
+    run = load_config(config)
+    base = kept(run, "base", {"a": [0.0]})
+    assert main(["--base", str(base), "--tuned", str(base), "--out", str(base.parent / "half way")]) == 2
+    assert "'half way' names no run: letters, digits" in capsys.readouterr().err

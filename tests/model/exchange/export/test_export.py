@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from model.exchange.export.__main__ import main
 from model.exchange.export.folder import open_export
+from model.exchange.export.from_run import rows_of_data
 from model.initialise import initialise
 from model.objective import Objective
 from parallel.kernels import load_kernels
 from parallel.mesh import Mesh
 from predict import main as predict
+from prediction import load, load_export, media_of
 from run.config_file import load_config
 from run.data import open_run_data
 from run.resume import Resume
@@ -174,3 +178,25 @@ def test_a_run_takes_a_part_of_an_export(made):
     theirs, ours = dict(exported.objective().named_parameters()), dict(fresh.named_parameters())
     for name, parameter in objective.named_parameters():
         assert torch.equal(parameter, (theirs if ".attention." in name else ours)[name])
+
+
+def test_the_card_has_no_credentials(made):
+    run = load_config(made[1])
+    task = dataclasses.replace(run.data.tasks[0], path="https://me:secret@host/sets/pets?sig=secret")
+    run = dataclasses.replace(run, data=dataclasses.replace(run.data, tasks=(task,)))
+    assert [row["data"] for row in rows_of_data(run, {})] == ["pets"]
+
+
+def test_written_names_are_captions_in_an_export(world, tmp_path):
+    """`answer: generate`: the exported network writes what the run writes, and no names are compared that never were."""
+    config = tiny_config(world, tmp_path)
+    raw = yaml.safe_load(config.read_text())
+    tasks = {task["name"]: task for task in raw["data"]["tasks"]}
+    raw["data"]["tasks"] = [tasks["shapes"] | {"answer": "generate"}]
+    config.write_text(yaml.safe_dump(raw))
+    run, out = saved_run(config), tmp_path / "out"
+    assert main(["--run", str(run), "--out", str(out), "--task", "shapes"]) == 0
+    shard = media_of([str(world / "shapes" / "val-000000.tar")])
+    theirs, ours = load_export(str(out)), load(str(run))
+    media = list(shard)[:4]
+    assert [text for _, text in theirs.caption(media)] == [text for _, text in ours.caption(media)]

@@ -6,6 +6,7 @@ import io
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from data.decode.video import decode_video
@@ -27,7 +28,8 @@ KINDS = {
     "token": ["model.experts.router=token", "model.experts.placement=all"],
     "context": ["model.experts.router=context", "model.experts.pooling=attention", "model.experts.unit=ffn_linear"],
     "slots": ["model.experts={router: token, num_experts: 4, capacity_factor: 0.7, group_size: 3, priority: sum}"],
-    "limoe": [LIMOE, "model.readout=mean", "model.output=per_modality", "model.space=24"],
+    "limoe": [LIMOE, "model.output=per_modality", "model.space=24"],
+    "mean": [LIMOE, "model.readout=mean"],
     "two_towers": [TWO_TOWERS, "model.space=24", "model.positions=learned"],
     "prompts": ["model.prompts={length: 3, target_length: 2}"],
     "lora": ["model.lora={rank: 2, alpha: 4}"],
@@ -44,7 +46,12 @@ def runs(world, tmp_path_factory):
     def get(kind: str):
         if kind not in made:
             folder = tmp_path_factory.mktemp(kind)
-            run = saved_run(tiny_config(world, folder), *KINDS[kind], noise=0.1)
+            config = tiny_config(world, folder)
+            if kind == "mean":  # no words are read there
+                raw = yaml.safe_load(config.read_text())
+                raw["data"]["tasks"] = [t for t in raw["data"]["tasks"] if t["kind"] in ("classification", "retrieval")]
+                config.write_text(yaml.safe_dump(raw))
+            run = saved_run(config, *KINDS[kind], noise=0.1)
             assert main(["--run", str(run), "--out", str(folder / "export")]) == 0
             made[kind] = run, folder / "export"
         return made[kind]
@@ -82,7 +89,8 @@ def test_captions_and_classes_are_those_of_the_run(runs, world, kind):
     run, out = runs(kind)
     ours, theirs = load(str(run), batch_size=COUNT), SparseGeneralistModel.load(out)
     media = list(media_of([str(world / "shapes" / "val-000000.tar")]))[:COUNT]
-    assert theirs.caption(pictures_of(world), max_words=4) == [c for _, c in ours.caption(media, max_words=4)]
+    if kind != "mean":
+        assert theirs.caption(pictures_of(world), max_words=4) == [c for _, c in ours.caption(media, max_words=4)]
     names = ["red circle", "blue star", "green square"]
     found = theirs.classify(pictures_of(world), names)
     for (_, choices), probs_C in zip(ours.classify(media, names), found, strict=True):
