@@ -183,12 +183,12 @@ def _media(arguments: argparse.Namespace, places: Sequence[str] = ()) -> Iterato
 
 def _embedded(model: Predictor, arguments: argparse.Namespace, places: list[str], unreadable: Unreadable) -> Index:
     """Raises DatasetError if none can be read."""
-    found = list(unreadable.without(model.embed(_media(arguments, places), arguments.task)))
+    embedded = unreadable.without(model.embed(_media(arguments, places), arguments.task))
+    found = [(medium.name, medium.is_clip, vector) for medium, vector in embedded]  # without the content of the files
     if not found:
         raise DatasetError(f"none of {', '.join(places)[:200]} can be read")
-    media, vectors = zip(*found, strict=True)
-    clips_N = np.array([medium.is_clip for medium in media])
-    return Index([medium.name for medium in media], torch.stack(vectors).numpy(), clips_N)
+    names, clips, vectors = zip(*found, strict=True)
+    return Index(list(names), torch.stack(vectors).numpy(), np.array(clips))
 
 
 def _names(words: list[str]) -> list[str]:

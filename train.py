@@ -54,7 +54,7 @@ def train(run: RunConfig, guard: RankGuard) -> int:
     deepspeed_config = read_engine_file(run)
     kernels = load_kernels(run.kernels, run.compile, run.attention)
     data = open_run_data(run)
-    losses = losses_of(data.sources, run.data.max_bad_fraction)
+    lost = losses_of(data.sources, run.data.max_bad_fraction)
     earlier = earlier_start(run, data.vocabulary)
     check_build_lock()
     if run.threads:
@@ -81,16 +81,16 @@ def train(run: RunConfig, guard: RankGuard) -> int:
     resume.restore(engine)
     if mesh.is_first:
         write_run_files(run, data.vocabulary)
-        print(*start_lines(resume, initial, schedule, objective, mesh, losses), legend(run), sep="\n", flush=True)
+        print(*start_lines(resume, initial, schedule, objective, mesh, lost), legend(run), sep="\n", flush=True)
 
     evaluation = InTraining.open(run.evaluate, run.data, data, objective, engine.averaged, mesh, run.folder)
-    ledger = FaultLedger(run.folder, launched_rank(), run.data.max_bad_fraction, losses)
+    ledger = FaultLedger(run.folder, launched_rank(), run.data.max_bad_fraction, lost)
     sinks = Sinks(run, step, mesh.is_first)
     saver = Saver(run.folder / "checkpoints", run.keep_checkpoints, run.save_async, sinks.tell, initial.base)
     micro_batches = run.micro_batches // mesh.data.size
     best = Best.of(run.evaluate, resume.checkpoint)
     efficiency = Efficiency.open(run, objective, engine, expected(run, mesh), watchdog.phase, sinks.tell)
-    meter, phase = Meter(losses, run.model, mesh, efficiency, run.tracking.alarm_steps), efficiency.phase
+    meter, phase = Meter(lost, run.model, mesh, efficiency, run.tracking.alarm_steps), efficiency.phase
     stopping, record = best.has_stalled, Record()
 
     while step < run.steps and not stopping:

@@ -165,11 +165,14 @@ class Kept:
             if content["version"] != 1:
                 raise ValueError(f"version {content['version']!r}, expected 1")
             rows = {row["task"]: row for row in content["results"]}
-            return cls(path.parent.parent.name, content["split"], content["step"], rows)
+            kept = cls(path.parent.parent.name, content["split"], content["step"], rows)
         except OSError as error:
             raise DatasetError(f"{path}: {error.strerror}") from error
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DatasetError(f"{path}: not a kept evaluation ({type(error).__name__}: {error})") from error
+        if step not in (None, kept.step):
+            raise DatasetError(f"{path} is of step {kept.step:,}, not of {step:,}")
+        return kept
 
 
 def comparison(one: Kept, other: Kept, tasks: Sequence[str] = ()) -> str:

@@ -97,6 +97,10 @@ class Encoder(nn.Module):
             x_TD = x_TD.index_select(0, reads.token_R)
         return x_TD, summed_up(reports, layout)
 
+    def _blocks(self) -> list[Block]:
+        """With their type, which a ModuleList forgets."""
+        return [block for block in self.blocks if isinstance(block, Block)]
+
     def _settled(self, block: nn.Module, *call: Any, **options: Any) -> Any:
         """A block that is computed again: the sum at its end is kept, and neither of its terms."""
 
@@ -109,7 +113,7 @@ class Encoder(nn.Module):
     def _merging(self, layout: PassLayout, noise: Key) -> Iterator[tuple[Block, Merged]]:
         """The blocks with their decisions that merge experts. Weights of a block travel while the one before it is computed, and
         recomputation keeps them."""
-        blocks = [block for block in self.blocks if isinstance(block, Block)]
+        blocks = self._blocks()
         routers = [router for block in blocks for router in block.group_routers]
         gates = iter(
             gates_of(routers, layout, derive(noise, "gates"), self.expert, self.experts.max_groups) if routers else ()
@@ -127,7 +131,7 @@ class Encoder(nn.Module):
 
     def _with_slots(self, layout: PassLayout, noise: Key) -> PassLayout:
         """Where rows travel in slots, with those of all expert ranks: collective, once a pass, as all decisions have the same."""
-        paths = [path for block in self.blocks if isinstance(block, Block) for path in block.paths]
+        paths = [path for block in self._blocks() for path in block.paths]
         router = next((path.router for path in paths if isinstance(path, DispatchPath)), None)
         if router is None or self.expert.size == 1 or self.experts.exchange != "slots":
             return layout
@@ -138,7 +142,7 @@ class Encoder(nn.Module):
 
     def _drawn(self, layout: PassLayout, noise: Key) -> list[Drawn]:
         """Of each layer the numbers of its gates' noise, where they look at tokens."""
-        blocks = [block for block in self.blocks if isinstance(block, Block)]
+        blocks = self._blocks()
         decisions = sum(isinstance(path, DispatchPath) for block in blocks for path in block.paths)
         numbers = iter(drawn_at_once(self.experts, decisions, derive(noise, "gates"), layout))
 

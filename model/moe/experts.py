@@ -112,13 +112,13 @@ class Merges:
     banks: tuple[ExpertLinear, ...]
     merging: Merging
 
-    def totals(self) -> Merged:
+    def totals(self) -> MergedWeights:
         """To be called once."""
         totals = self.merging.totals()
         return {bank: (totals[2 * index], totals[2 * index + 1]) for index, bank in enumerate(self.banks)}
 
 
-Merged = dict[ExpertLinear, tuple[Tensor, Tensor]]
+MergedWeights = dict[ExpertLinear, tuple[Tensor, Tensor]]
 """Weights [C, O, I] and biases [C, O] of the groups, by bank."""
 
 

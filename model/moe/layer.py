@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from model.layout import PassLayout
 from model.moe.config import ExpertConfig
-from model.moe.experts import ExpertLinear, Merged, start_merges
+from model.moe.experts import ExpertLinear, MergedWeights, start_merges
 from model.moe.gates import Gates
 from model.moe.report import RoutingReport
 from model.moe.router import GROUP_ROUTERS, TOKEN_ROUTERS
@@ -39,7 +39,7 @@ class MergeDecision:
     """The merged weights and biases of a pair of banks. blocks: the tokens of each group. firsts: of each sequence the group of its first
     token."""
 
-    merged: Merged
+    merged: MergedWeights
     blocks: Blocks
     firsts: tuple[int, ...]
     report: RoutingReport

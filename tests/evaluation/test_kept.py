@@ -84,6 +84,8 @@ def test_a_step_and_tasks_can_be_chosen(source, tmp_path):
         comparison(one, other, ["nobody"])
     with pytest.raises(DatasetError, match="no kept evaluation val at step 9: "):
         Kept.read(tmp_path / "a", "val", 9)
+    with pytest.raises(DatasetError, match="is of step 12, not of 9"):
+        Kept.read(tmp_path / "a" / "evaluations" / "val_step_00000012.json", "val", 9)
 
 
 def test_a_comparison(source, tmp_path):
