@@ -17,7 +17,9 @@ def parse_arguments(argv: list[str], description: str = "") -> argparse.Namespac
         "--plan", action="store_true", help="print memory and traffic of a rank on --world ranks and stop; needs no GPU"
     )
     parser.add_argument("--world", type=int, help="with --plan: ranks of the run (default: those that were started)")
-    parser.add_argument("--device-memory", type=float, default=80.0, metavar="GIB", help="with --plan: of one rank")
+    parser.add_argument(
+        "--device-memory", type=above_zero, default=80.0, metavar="GIB", help="with --plan: of one rank"
+    )
     parser.add_argument("--gpus-per-node", type=positive, default=8, metavar="N", help="with --plan (default 8)")
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help="set by the launcher")
     parser.add_argument(
@@ -48,6 +50,14 @@ def natural(text: str) -> int:
 def finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
+        raise ValueError
+    return number
+
+
+def above_zero(text: str) -> float:
+    """Above zero."""
+    number = finite(text)
+    if number <= 0:
         raise ValueError
     return number
 

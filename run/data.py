@@ -11,6 +11,7 @@ from data.stream.source import OpenData, open_data, read_vocabulary
 from data.tasks.base import Pixels
 from data.text.vocabulary import Vocabulary
 from model.exchange.export.folder import is_export
+from parallel.checkpoints import published
 from run.config import RunConfig
 from run.errors import ConfigError
 from run.folder import VOCABULARY, is_run, read_run, read_vocabulary_file
@@ -20,7 +21,7 @@ def vocabulary_of(run: RunConfig) -> Vocabulary:
     """That of the run that `init` names, where data.vocabulary says so, or what follows from the data. Raises ConfigError."""
     if run.data.vocabulary != "init":
         return read_vocabulary(run.data)
-    if (run.folder / "checkpoints" / "latest").is_file():  # it goes on
+    if published(run.folder / "checkpoints"):  # it goes on
         return read_run(run.folder)[1]
     if is_export(Path(run.init)):
         return read_vocabulary_file(Path(run.init) / VOCABULARY)

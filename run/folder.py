@@ -12,7 +12,9 @@ from pathlib import Path
 
 from data.text.tokenizer import Tokenizer
 from data.text.vocabulary import Vocabulary
+from data.transport.urls import masked
 from parallel.checkpoints import write_atomically
+from parallel.health.claim import FolderError
 from run.config import RunConfig
 from run.config_file import CONFIG, dump_config, load_config
 from run.errors import ConfigError
@@ -23,9 +25,14 @@ VOCABULARY = "vocabulary.json"
 
 
 def write_run_files(run: RunConfig, vocabulary: Vocabulary) -> None:
-    run.folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(run.folder / CONFIG, dump_config(with_absolute(run)))
-    write_vocabulary(run.folder, vocabulary)
+    """Places of data may be URLs with passwords: then their owner alone reads the configuration. Raises FolderError."""
+    text = dump_config(with_absolute(run))
+    try:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(run.folder / CONFIG, text, 0o600 if masked(text) != text else 0o644)
+        write_vocabulary(run.folder, vocabulary)
+    except OSError as error:
+        raise FolderError(f"{error.filename or run.folder} cannot be written: {error.strerror or error}") from error
 
 
 def write_vocabulary(folder: Path, vocabulary: Vocabulary) -> None:

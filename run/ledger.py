@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from data.stream.faults import Fault, Loss, too_many
 from parallel.checkpoints import write_atomically
+from parallel.health.claim import FolderError
 from run.metrics.meter import Record
 
 
@@ -28,11 +30,11 @@ class FaultLedger:
         self.max_fraction, self.losses = max_fraction, losses
         self._samples: collections.Counter[str] = collections.Counter()
         self._replaced: collections.Counter[str] = collections.Counter()
-        text = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
+        text = self.path.read_text(encoding="utf-8", errors="replace") if self.path.exists() else ""
         if text and not text.endswith("\n"):  # a crash has cut off the last line
             text = text[: text.rfind("\n") + 1]
             write_atomically(self.path, text)
-        self._known = {_place_of(json.loads(line)) for line in text.splitlines()}
+        self._known = set(_places_of(text))
         if rank == 0:
             self._write([fault for loss in losses.values() for fault in loss.faults])
 
@@ -58,14 +60,24 @@ class FaultLedger:
             entry = dataclasses.asdict(fault)
             if _place_of(entry) not in self._known:
                 self._known.add(_place_of(entry))
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                with self.path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(entry) + "\n")
+                try:
+                    self.path.parent.mkdir(parents=True, exist_ok=True)
+                    with self.path.open("a", encoding="utf-8") as file:
+                        file.write(json.dumps(entry) + "\n")
+                except OSError as error:
+                    raise FolderError(f"{self.path} cannot be written: {error.strerror or error}") from error
 
 
 def _allowed(expected: float) -> float:
     """So many bad samples are no sign of more than were expected: chance makes three times the root more, and a few among the first."""
     return expected + 3 * math.sqrt(expected) + 3 if expected else 0.0
+
+
+def _places_of(text: str) -> Iterator[tuple[Any, ...]]:
+    """Of the lines that can be read: a machine that lost power may leave others."""
+    for line in text.splitlines():
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            yield _place_of(json.loads(line))
 
 
 def _place_of(entry: Record) -> tuple[Any, ...]:

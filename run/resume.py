@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from data.stream.source import OpenData
 from data.text.vocabulary import Vocabulary
-from parallel.checkpoints import Checkpoint, CheckpointError, newest
+from parallel.checkpoints import Checkpoint, CheckpointError, newest, published
 from parallel.engine import Engine
 from parallel.health.same_code import check_same_code
 from parallel.health.same_inputs import check_same_inputs, digest
@@ -66,7 +66,7 @@ class Resume:
 
 def earlier_start(run: RunConfig, vocabulary: Vocabulary) -> RunConfig | None:
     """The configuration that the run was started with, if it has a checkpoint. Raises ConfigError where it was another run."""
-    if not (run.folder / CONFIG).is_file() or not (run.folder / "checkpoints" / "latest").is_file():
+    if not (run.folder / CONFIG).is_file() or not published(run.folder / "checkpoints"):
         return None
     old, old_vocabulary = read_run(run.folder)
     check_changes(old, run)

@@ -115,5 +115,5 @@ def checkpoint_room(run: RunConfig) -> tuple[float, str]:
     from plan.sizes import count_parameters
 
     size = count_parameters(run.model).held * (16 if run.optimizer.ema else 12)
-    number = run.keep_checkpoints + 1
+    number = run.keep_checkpoints + 1 + bool(run.evaluate.keep_best)  # the best one stays, too
     return number * size / GIB, f"{number} checkpoints of {size / GIB:.3g} GiB; or lower keep_checkpoints"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from run.command_line import above_zero
+
 VARIANTS = ("job", "jobset", "trainjob")
 
 
@@ -35,7 +37,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     size.add_argument(
         "--memory-per-node", type=int, metavar="GIB", help="host memory (default: estimated from the plan)"
     )
-    size.add_argument("--device-memory", type=float, default=80.0, metavar="GIB", help="of one GPU (default: 80)")
+    size.add_argument("--device-memory", type=above_zero, default=80.0, metavar="GIB", help="of one GPU (default: 80)")
     size.add_argument("--shm-per-rank", type=int, default=1, metavar="GIB", help="of /dev/shm, for NCCL (default: 1)")
     ends = parser.add_argument_group("how it ends")
     ends.add_argument(

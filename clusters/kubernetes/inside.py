@@ -89,8 +89,11 @@ def outside_ports(run: RunConfig) -> Iterator[int]:
     for task in run.data.tasks:
         for place in (task.path, *task.shards):
             if _is_remote(place):
-                parts = urlsplit(place.removeprefix("@"))
-                yield parts.port or PORTS.get(parts.scheme, HTTPS)
+                try:
+                    parts = urlsplit(place.removeprefix("@"))
+                    yield parts.port or PORTS.get(parts.scheme, HTTPS)
+                except ValueError as error:
+                    raise ConfigError(f"task {task.name}: {shown(place)} is no URL: {error}") from error
     if run.tracking.wandb == "online":
         yield HTTPS
 

@@ -51,10 +51,17 @@ def meet(node: int, nodes: int, address: str, port: int, stopped: Callable[[], b
     return _receive(nodes, port, stopped) if node == 0 else _visit(node, address, port, stopped)
 
 
+def _listening(port: int, backlog: int) -> socket.socket:
+    """To IPv6, too, where it is: a cluster may have nothing else."""
+    if socket.has_dualstack_ipv6():
+        return socket.create_server(("", port), family=socket.AF_INET6, backlog=backlog, dualstack_ipv6=True)
+    return socket.create_server(("", port), backlog=backlog)
+
+
 def _receive(nodes: int, port: int, stopped: Callable[[], bool]) -> Meeting | None:
     there: dict[int, socket.socket] = {}
     told = time.monotonic() - TELL_S
-    with socket.create_server(("", port), backlog=nodes) as server:
+    with _listening(port, nodes) as server:
         while not stopped():
             for number, connection in list(there.items()):
                 if _readable([connection]):  # nothing is due: it has ended, or talks out of turn

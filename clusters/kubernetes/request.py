@@ -6,8 +6,9 @@ import argparse
 import dataclasses
 import re
 import sys
+from pathlib import PurePosixPath
 
-from clusters.kubernetes.inside import CONFIG, config_files, outside_ports, run_inside
+from clusters.kubernetes.inside import CACHE, CONFIG, CONFIG_FOLDER, RUNS, config_files, outside_ports, run_inside
 from clusters.sizes import per_node_gib, sizes_of
 from run.config import RunConfig, check_layout
 from run.config_file import load_config
@@ -16,6 +17,7 @@ from run.errors import ConfigError
 LABEL = r"[a-z0-9]([a-z0-9-]*[a-z0-9])?"
 LONGEST = 40
 """Of a job's name: `-node-0-1234` is put behind it, and a host's name has 63 characters."""
+OF_THE_POD = tuple(map(PurePosixPath, (CONFIG_FOLDER, RUNS, CACHE, "/app", "/tmp", "/dev/shm", "/secrets")))
 IMAGE = r"[\w][\w.:/@-]*"
 INTERFACE = r"[\w.=^,-]+"
 
@@ -137,5 +139,9 @@ def _check_words(arguments: argparse.Namespace) -> None:
         value = getattr(arguments, option)
         if value and (not value.startswith("/") or ".." in value.split("/") or ":" in value):
             raise ConfigError(f"--{option.replace('_', '-')}={value}: must be a whole path, without .. and :")
+    place = PurePosixPath(arguments.data_path)
+    if arguments.data_path and any(place == own or own in place.parents or place in own.parents for own in OF_THE_POD):
+        listed = ", ".join(map(str, OF_THE_POD))
+        raise ConfigError(f"--data-path={arguments.data_path}: pods have places of their own, {listed}: choose another")
     if wrong := [port for port in arguments.egress_port if not 0 < port < 1 << 16]:
         raise ConfigError(f"--egress-port={wrong[0]}: is no port")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from run.command_line import above_zero
+
 KINDS = ("bare", "pyxis", "apptainer")
 LAUNCHERS = ("srun", "deepspeed")
 
@@ -28,7 +30,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     size.add_argument(
         "--memory-per-node", type=int, metavar="GIB", help="host memory (default: estimated from the plan)"
     )
-    size.add_argument("--device-memory", type=float, default=80.0, metavar="GIB", help="of one GPU (default: 80)")
+    size.add_argument("--device-memory", type=above_zero, default=80.0, metavar="GIB", help="of one GPU (default: 80)")
     time = parser.add_argument_group("time and place")
     time.add_argument("--time", default="24:00:00", metavar="LIMIT", help="as sbatch takes it (default: 24:00:00)")
     time.add_argument(

@@ -1,12 +1,16 @@
 # From here on the file is the same for every run.
 
-say() { printf '%(%T)T job %s: %s\n' -1 "$SLURM_JOB_ID" "$*"; }
+# Of an array this task alone: one of its tasks has the number of the array, by which Slurm would take all of them.
+job=$SLURM_JOB_ID
+[ -z "${SLURM_ARRAY_TASK_ID:-}" ] || job="${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
+
+say() { printf '%(%T)T job %s: %s\n' -1 "$job" "$*"; }
 
 # Line by line what the run says of itself; "stop" is written after a save that was asked for.
 last_event() { tail -n 1 -- "$run_folder/events.jsonl" 2>/dev/null; }
 
 job_state() {
-    scontrol show job --oneliner "$SLURM_JOB_ID" 2>/dev/null | grep -oE '\b(JobState|Reason)=[^ ]+' | head -n 2 | tr '\n' ' '
+    scontrol show job --oneliner "$job" 2>/dev/null | grep -oE '\b(JobState|Reason)=[^ ]+' | head -n 2 | tr '\n' ' '
 }
 
 step='' signalled=''
@@ -75,7 +79,7 @@ case $code in
         exit 0
     elif [ "$links_left" -eq 1 ]; then
         say "saved; the chain ends here: sbatch the same file to go on"
-    elif scontrol requeue "$SLURM_JOB_ID"; then
+    elif scontrol requeue "$job"; then
         say "saved; requeued"
     else
         say "saved; not requeued: sbatch the same file to go on"

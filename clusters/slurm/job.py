@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import os
 import re
 import sys
@@ -11,6 +12,8 @@ from pathlib import Path
 
 from clusters.sizes import Sizes, per_node_gib, sizes_of
 from data.transport import is_remote, local_path
+from data.transport.urls import masked
+from data.workers.loader import MAX_WORKERS
 from run.config import RunConfig
 from run.config_file import load_config
 from run.errors import ConfigError
@@ -67,11 +70,16 @@ def job_of(arguments: argparse.Namespace) -> Job:
     cached = (f"data.cache_dir={arguments.cache}",) if arguments.cache else ()
     run = load_config(arguments.config, (*words, *cached))
     directory = os.path.abspath(arguments.directory or os.curdir)
-    folders = _folders(run, directory, arguments.cache) if arguments.kind != "bare" else ()
+    cache = arguments.cache or (run.data.cache_dir if arguments.kind != "bare" and _reads_remote(run) else "")
+    folders = _folders(run, directory, cache, arguments.config) if arguments.kind != "bare" else ()
     ranks_per_node = arguments.ranks_per_node or arguments.gpus_per_node or 1
     sizes = sizes_of(run, arguments.nodes * ranks_per_node, arguments.gpus_per_node > 0, arguments.device_memory)
     if arguments.cores_per_rank:
         sizes = dataclasses.replace(sizes, cores=arguments.cores_per_rank)
+    # Of a rank that is bound to its own cores, which `auto` would divide by the ranks of the node.
+    spare = sizes.cores - sizes.threads - int(arguments.gpus_per_node > 0)
+    auto = run.data.workers == "auto" and arguments.launcher == "srun"
+    workers = (f"data.workers={max(1, min(MAX_WORKERS, spare))}",) if auto else ()
     if not sizes.fits:
         remedies = "".join(f"; {remedy}" for remedy in sizes.remedies)
         print(
@@ -99,10 +107,10 @@ def job_of(arguments: argparse.Namespace) -> Job:
         directory=directory,
         python=arguments.python or ("python" if in_image or arguments.directory else sys.executable),
         program=IN_IMAGE if in_image else here,
-        arguments=(f"--config={arguments.config}", *words, *cached),
+        arguments=(f"--config={arguments.config}", *words, *cached, *workers),
         folders=folders,
         run_folder=os.path.join(run.runs, run.name),
-        cache=arguments.cache,
+        cache=cache,
         interface=arguments.interface,
     )
 
@@ -167,6 +175,11 @@ def _check(arguments: argparse.Namespace, seeds: tuple[int, ...], words: tuple[s
     for word in (*given, *words):
         if not word.isprintable():
             raise ConfigError(f"{word!r}: control characters cannot stand in a job file")
+        if masked(word) != word:
+            raise ConfigError(
+                f"{masked(word)} has a user, password or query, which a job file and the command of each rank would show to everyone: "
+                "put it into the configuration, or log in by a netrc file or the store's own variables"
+            )
 
 
 def _words(arguments: argparse.Namespace, seeds: tuple[int, ...], words: tuple[str, ...]) -> list[str]:
@@ -179,13 +192,23 @@ def _words(arguments: argparse.Namespace, seeds: tuple[int, ...], words: tuple[s
     return [*said, *(["--seeds", *map(str, seeds)] if seeds else []), *words]
 
 
-def _folders(run: RunConfig, directory: str, cache: str) -> tuple[str, ...]:
+def _reads_remote(run: RunConfig) -> bool:
+    return any(is_remote(place.removeprefix("@")) for task in run.data.tasks for place in (task.path, *task.shards))
+
+
+def _fixed(folder: str) -> str:
+    """The folder above the first with a sign of patterns in its name."""
+    parts = itertools.takewhile(lambda part: not re.search(r"[*?\[{]", part), Path(folder).parts)
+    return str(Path(*parts))
+
+
+def _folders(run: RunConfig, directory: str, cache: str, config: str) -> tuple[str, ...]:
     """Absolute and local; none within another. Raises ConfigError for names that no list of mounts can hold."""
-    named = [directory, run.runs, run.init, cache]
+    named = [directory, run.runs, run.init, cache, os.path.dirname(config), os.path.dirname(run.tracking.prometheus)]
     for task in run.data.tasks:
         named += [
             task.path,
-            *(os.path.dirname(shard.removeprefix("@")) for shard in task.shards if not is_remote(shard)),
+            *(_fixed(os.path.dirname(shard.removeprefix("@"))) for shard in task.shards if not is_remote(shard)),
         ]
     local = {
         os.path.normpath(os.path.join(directory, local_path(name))) for name in named if name and not is_remote(name)

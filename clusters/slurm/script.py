@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import shlex
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -61,7 +62,9 @@ def _environment(job: Job) -> Iterator[str]:
     yield f"export OMP_NUM_THREADS={job.sizes.threads}"
     yield "# On the node itself, and short: sockets of data workers lie there."
     yield "export TMPDIR=/tmp"
-    if job.cache and job.kind != "bare":  # the program makes it, but only what is there can be mounted
+    if job.kind != "bare":  # the program makes them, but only what is there can be mounted
+        yield f"mkdir -p -- {quoted(os.path.dirname(job.run_folder))} || exit 2"
+    if job.cache and job.kind != "bare":
         yield f"srun --ntasks-per-node=1 --cpu-bind=none mkdir -p -- {quoted(job.cache)} || exit 2"
     if job.interface:
         yield f"export NCCL_SOCKET_IFNAME={job.interface} GLOO_SOCKET_IFNAME={job.interface}"

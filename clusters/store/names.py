@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import stat
 from collections.abc import Iterator
@@ -16,8 +18,9 @@ UPLOADING = "uploading"
 """In a checkpoint's folder of the store while it is unfinished."""
 HERE_ALONE = (IN_USE, "health", CHECKPOINTS)
 """Of this machine and this moment; checkpoints go their own way."""
-PART = re.compile(r"[^\x00-\x1f\x7f/\\.][^\x00-\x1f\x7f/\\]{0,199}")
-"""One part of a path. A dot does not begin it: such files are unfinished ones of ours, and '..' leaves the folder."""
+PART = re.compile(r"[^\x00-\x1f\x7f/\\.\ud800-\udfff][^\x00-\x1f\x7f/\\\ud800-\udfff]{0,199}")
+"""One part of a path. A dot does not begin it: such files are unfinished ones of ours, and '..' leaves the folder. Bytes that are no UTF-8
+make no name in a store."""
 MAX_DEPTH = 8
 
 
@@ -28,15 +31,18 @@ def is_record(name: str) -> bool:
 
 
 def records(run: Path) -> Iterator[tuple[str, Path]]:
-    """(name, path) of the run's files besides its checkpoints; what lies behind links is not the run's."""
-    for path in sorted(run.rglob("*")):
+    """(name, path) of the run's files besides its checkpoints; what lies behind links is not the run's. The training may rename and remove
+    them meanwhile."""
+    found = []
+    for folder, folders, files in os.walk(run):
+        if Path(folder) == run:
+            folders[:] = set(folders) - set(HERE_ALONE)
+        found += [Path(folder, name) for name in files]
+    for path in sorted(found):
         name = path.relative_to(run).as_posix()
-        if is_record(name) and stat.S_ISREG(path.lstat().st_mode) and not _is_behind_link(run, path):
-            yield name, path
-
-
-def _is_behind_link(run: Path, path: Path) -> bool:
-    return any(parent.is_symlink() for parent in path.parents if parent != run and parent.is_relative_to(run))
+        with contextlib.suppress(FileNotFoundError):
+            if is_record(name) and stat.S_ISREG(path.lstat().st_mode):
+                yield name, path
 
 
 def folder_name(step: int) -> str:

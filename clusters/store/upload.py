@@ -45,7 +45,8 @@ class Upload:
     def round(self) -> bool:
         """Whether all that is complete here is in the store now, damaged ones excepted, which are told. Raises StoreError; FolderError
         where the place holds another run."""
-        self._check_owner()
+        if not self._knows_owner():
+            return False
         good = True
         for folder in self._wanted():
             good &= self._checkpoint(folder)
@@ -65,17 +66,20 @@ class Upload:
         step = best.get("step") if isinstance(best, dict) else None
         return here[: self._keep] + [folder for folder in here[self._keep :] if step_of(folder) == step]
 
-    def _check_owner(self) -> None:
-        """Once there is something to compare."""
-        if self._is_ours or not (mine := first_line(self.run / EVENTS)):
-            return
-        there = stored_first_line(self.place)
+    def _knows_owner(self) -> bool:
+        """Whether the place is this run's: a run that has not begun to tell of itself does not write over what is there."""
+        if self._is_ours:
+            return True
+        mine, there = first_line(self.run / EVENTS), stored_first_line(self.place)
+        if not mine:
+            return not there
         if there and there != mine:
             raise FolderError(
                 f"{self.place.url} holds another run, whose {EVENTS} begins otherwise: choose another --to, or remove what is there"
             )
         self._is_ours = True
         self._warn_of_later()
+        return True
 
     def _warn_of_later(self) -> None:
         here = max(map(step_of, published(self.run / "checkpoints")), default=0)

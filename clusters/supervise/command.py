@@ -21,11 +21,10 @@ def supervise(arguments: argparse.Namespace) -> int:
     """Returns the exit code. Raises ConfigError."""
     words = words_of(arguments.words)
     run = run_of(words)
-    for name in ("min", "attempts", "max_restarts", "return_after"):
-        least = int(name in ("min", "attempts"))
-        if getattr(arguments, name) < least:
-            option = name.replace("_", "-")
-            raise ConfigError(f"--{option}={getattr(arguments, name)}: must be at least {least}")
+    for name in ("min", "attempts", "max_restarts", "return_after", "save_s"):
+        least, value = int(name in ("min", "attempts", "save_s")), getattr(arguments, name)
+        if not value >= least:  # nor no number at all
+            raise ConfigError(f"--{name.replace('_', '-')}={value}: must be at least {least}")
     nproc = arguments.nproc if arguments.nproc is not None else gpus() or 1
     if nproc < arguments.min and arguments.nnodes is None:
         raise ConfigError(f"--nproc={nproc} is below --min={arguments.min}")

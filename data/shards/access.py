@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from data.shards.files import open_plain
 from data.shards.lists import check_and_index
 from data.transport import Cache, is_remote, local_path
 
@@ -17,7 +18,7 @@ class LocalAccess:
 
     def open(self, location: str, expected_bytes: int | None) -> BinaryIO:
         """A context manager. Raises OSError."""
-        return open(local_path(location), "rb", buffering=0)
+        return open_plain(Path(local_path(location)))
 
     def path(self, location: str) -> Path:
         """Where the shard is once it was opened."""

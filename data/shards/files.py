@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import re
 import secrets
+import stat
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
@@ -37,6 +39,13 @@ def index_path(path: Path) -> Path:
 def list_name(split: str) -> str:
     """The file that lists the shards of a split."""
     return f"{split}.shards.json"
+
+
+def open_plain(path: Path) -> io.FileIO:
+    """For reading, without a buffer. Raises OSError, also for what is no plain file: a pipe would be waited for without end."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(errno.EINVAL, "is no plain file", str(path))
+    return io.FileIO(path)
 
 
 @contextlib.contextmanager

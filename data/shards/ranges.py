@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import io
 import json
+import os
 import re
 import tarfile
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import BinaryIO
 import numpy as np
 from webdataset.tariterators import base_plus_ext
 
-from data.shards.files import index_path
+from data.shards.files import index_path, open_plain
 
 MAX_INDEX_BYTES = 256 << 20
 ZEROS_BYTES = 1 << 20
@@ -105,9 +107,9 @@ def survey(path: Path) -> Survey:
     samples behind an end mark; they are read like the others.
     """
     places: list[SampleRange] = []
-    size = path.stat().st_size
     start, members, caution = 0, 0, None
-    with path.open("rb") as file:
+    with io.BufferedReader(open_plain(path)) as file:
+        size = os.fstat(file.fileno()).st_size
         while True:
             part = _part(file, start, size, places)
             members += part.members

@@ -79,9 +79,9 @@ def _parts(header: bytes, tensors: deque[tuple[str, Tensor]]) -> Iterator[memory
                 yield memoryview(host.numpy()).cast("B")
 
 
-def write_durably(path: Path, parts: Iterable[bytes | memoryview]) -> None:
+def write_durably(path: Path, parts: Iterable[bytes | memoryview], mode: int = 0o644) -> None:
     """Write a new file and sync it. Raises OSError, also if the file exists."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
         for part in parts:
             rest = memoryview(part)
@@ -92,11 +92,11 @@ def write_durably(path: Path, parts: Iterable[bytes | memoryview]) -> None:
         os.close(descriptor)
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str, mode: int = 0o644) -> None:
     """A reader sees the old text or the new one, also after a crash."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.unlink(missing_ok=True)
-    write_durably(temporary, [text.encode()])
+    write_durably(temporary, [text.encode()], mode)
     os.replace(temporary, path)
     sync_folder(path.parent)
 

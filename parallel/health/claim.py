@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from parallel.health.processes import lives, machine, myself, process
+from parallel.health.processes import began, lives, machine, myself, process
 
 IN_USE = "in_use.json"
 BEAT_S = 5.0
@@ -58,7 +58,7 @@ class FolderClaim:
             return None
         self._beat = time.monotonic()
         holder = _read(self.path)
-        if holder is not None and holder != self._mine:
+        if holder and holder != self._mine:  # a file that cannot be read now says nothing
             return _name(holder)
         with contextlib.suppress(OSError):  # a note must never stop a run
             os.utime(self.path)
@@ -118,7 +118,7 @@ def _is_held(path: Path, holder: dict[str, Any]) -> bool:
     here = machine()
     if here and holder.get("machine") == here and isinstance(holder.get("pid"), int):
         found = process(holder["pid"])
-        return found is not None and lives(found) and found.create_time() == holder.get("created")
+        return found is not None and lives(found) and began(holder["pid"]) == holder.get("created")
     before, deadline = _touched(path), time.monotonic() + SILENT_S
     print(
         f"{path.parent} was used by {_name(holder)}: waiting up to {SILENT_S:.0f} s for a sign of life",

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from run.errors import ConfigError
 from tests.clusters.slurm.made import made
 from tests.helpers.places import ROOT
 
@@ -89,3 +90,30 @@ def test_commands_of_the_page_print_a_file(command, monkeypatch):
 
 def test_the_page_has_commands():
     assert len(documented()) == 4
+
+
+def test_a_container_sees_what_patterns_lie_in_and_what_else_is_named():
+    text = made((
+        "--config=configs/demo.yaml", "--nodes=1", "--gpus-per-node=0",
+        "--kind=pyxis", "--image=a/b:1", "--directory=/shared/code", "runs=/runs/mine", "tracking.prometheus=/metrics/a.prom",
+        "data.tasks.shapes.path=s3://bucket/shapes", "data.cache_dir=/node/cache",
+        "data.tasks.clips.shards=['/data/l/part-{00..09}/x-*.tar']", "data.tasks.clips.path=/data/l",
+    ))  # fmt: skip
+    mounts = re.search(r"--container-mounts=([^ ']+)", text)[1].split(",")
+    assert {"/data/l:/data/l", "/metrics:/metrics", "/node/cache:/node/cache", "/runs/mine:/runs/mine"} <= set(mounts)
+    assert (
+        "part-" not in ",".join(mounts)
+        and "mkdir -p -- /runs/mine || exit 2" in text
+        and "mkdir -p -- /node/cache" in text
+    )
+
+
+def test_bound_ranks_are_told_their_data_workers():
+    words = ("--config=configs/demo.yaml", "--nodes=1", "--gpus-per-node=8", "micro_batches=8", "data.workers=auto")
+    assert "data.workers=8)" in made(words) and "data.workers=3)" in made((*words, "--cores-per-rank=5"))
+    assert "data.workers=8" not in made((*words, "--launcher=deepspeed"))
+
+
+def test_passwords_stand_in_no_job_file():
+    with pytest.raises(ConfigError, match=r"shapes.path=https://\*\*\*@host/pets has a user, password or query"):
+        made(("--config=configs/demo.yaml", "--nodes=1", "data.tasks.shapes.path=https://me:secret@host/pets"))

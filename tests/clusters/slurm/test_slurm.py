@@ -210,6 +210,19 @@ def test_an_array_is_a_run_for_each_seed(cluster, config):
     assert [len(run) for run in first] == [2, 2] and first[0] != first[1]
 
 
+def test_a_task_of_an_array_is_requeued_alone(cluster, config):
+    """The one that has the number of the whole array."""
+    steps = ("steps=60",)
+    number = cluster.submit(script(config, "alone", *steps, flags=("--seeds", "3", "5")))
+    wait_for(lambda: steps_of(config, "alone_seed5") >= UNDER_WAY)
+    assert cluster.job(f"{number}_1")["JobId"] == number  # of two that wait their turn the last has it
+    cluster.call("scancel", "--signal=USR1", "--batch", f"{number}_1")
+    wait_for(lambda: "resume" in kinds(config, "alone_seed5"))
+    assert array_has_ended(cluster, number)
+    assert kinds(config, "alone_seed3") == ["start", "end"]
+    assert kinds(config, "alone_seed5") == ["start", "stop", "resume", "end"]
+
+
 def array_has_ended(cluster: Cluster, number: str) -> bool:
     wait_for(lambda: not cluster.call("squeue", "-h", "-j", number, check=False).strip())
     return True

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 
 from clusters.store.names import is_record, records, step_and_file
@@ -27,6 +30,7 @@ from tests.clusters.store.made import made_run
         ("a\nb", False),
         ("a/" * 9 + "b", False),
         ("x" * 201, False),
+        ("a\udcff", False),
         ("", False),
     ],
 )
@@ -46,6 +50,28 @@ def test_links_and_unfinished_files_stay(tmp_path):
         "events.jsonl",
         "metrics.jsonl",
     ]
+
+
+def test_what_the_training_removes_meanwhile_is_left_out(tmp_path, monkeypatch):
+    """Checkpoints are not looked into, and a file that has gone is none."""
+    run = made_run(tmp_path / "run", (1,))
+    listed, looked = os.walk, Path.lstat
+    seen: list[str] = []
+
+    def walk(top, **options):
+        for folder, folders, files in listed(top, **options):
+            seen.append(Path(folder).name)
+            yield folder, folders, files
+
+    def lstat(path):
+        if path.name == "metrics.jsonl":
+            raise FileNotFoundError(path)
+        return looked(path)
+
+    monkeypatch.setattr(os, "walk", walk)
+    monkeypatch.setattr(Path, "lstat", lstat)
+    assert [name for name, _ in records(run)] == ["config.yaml", "evaluations/val.json", "events.jsonl"]
+    assert "checkpoints" not in seen
 
 
 @pytest.mark.parametrize(

@@ -129,6 +129,16 @@ def test_another_run_is_not_written_over(run, place, upload, tmp_path, told):
     assert steps(place) == [2, 1]
 
 
+def test_a_run_that_has_not_begun_to_tell_of_itself_writes_over_nothing(run, place, upload, tmp_path, told):
+    upload.round()
+    before = place.read("config.yaml", 1 << 20)
+    other = made_run(tmp_path / "other", (9,), seed=1)
+    (other / "config.yaml").write_text("name: other")
+    (other / "events.jsonl").unlink()
+    assert not Upload(other, place, 0, told.append).round()
+    assert place.read("config.yaml", 1 << 20) == before
+
+
 def test_the_store_keeps_the_newest_and_the_best(tmp_path, place, told):
     run = made_run(tmp_path / "kept", (1, 2, 3, 4, 5), best=2)
     assert Upload(run, place, 2, told.append).round()

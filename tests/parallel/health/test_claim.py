@@ -11,6 +11,7 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from parallel.health import claim as module
@@ -107,6 +108,29 @@ def test_who_was_taken_for_gone_learns_of_it_and_leaves_the_others_file(tmp_path
     assert first.beat() == "process 1 on node7"
     first.release()
     assert json.loads((tmp_path / IN_USE).read_text())["host"] == "node7"
+
+
+def test_a_file_that_cannot_be_read_now_is_nobody_s(tmp_path, monkeypatch):
+    """A network file system that fails for a moment, or a file that is being written."""
+    monkeypatch.setattr(module, "BEAT_S", 0.0)
+    held = FolderClaim(tmp_path)
+    for error in (OSError(116, "Stale file handle"), ValueError("no JSON")):
+
+        def read_text(path, error=error, **options):
+            raise error
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "read_text", read_text)
+            assert held.beat() is None
+    assert held.beat() is None
+
+
+def test_a_clock_that_was_set_makes_nobody_dead(holder, tmp_path, monkeypatch):
+    """psutil counts from the time at which the machine started, which moves with its clock."""
+    real = psutil._pslinux.boot_time
+    monkeypatch.setattr(psutil._pslinux, "boot_time", lambda: real() + 2)
+    with pytest.raises(FolderError, match="is in use by process"):
+        FolderClaim(tmp_path)
 
 
 def test_beats_touch_the_file(tmp_path, monkeypatch):
