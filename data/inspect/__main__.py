@@ -15,6 +15,7 @@ from data.inspect.samples import FRAMES
 from data.inspect.targets import find
 from data.shards import DatasetError
 from data.shards.files import replacing
+from data.shards.printing import print_any_name
 from data.workers.loader import usable_cores
 
 CLEAN, PROBLEMS, UNUSABLE = 0, 1, 2
@@ -104,6 +105,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
+    print_any_name()
     arguments = parse_arguments(argv)
     try:
         if getattr(arguments, "workers", 0) < 0 or getattr(arguments, "frames", 1) < 1:

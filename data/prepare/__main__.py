@@ -18,6 +18,7 @@ from data.prepare.layouts import captions, clip_captions, clips, glue, images, t
 from data.prepare.progress import Plan, input_identity, work_on
 from data.prepare.source import Context
 from data.shards import DatasetError
+from data.shards.printing import print_any_name
 from data.workers.loader import usable_cores
 
 LAYOUTS: tuple[Command, ...] = (
@@ -149,6 +150,7 @@ def real_small(data: Path, out: Path) -> list[list[str]]:
 
 
 def main(argv: list[str] | None = None) -> int:
+    print_any_name()
     parser = make_parser()
     arguments = parser.parse_args(argv)
     runs = [arguments]

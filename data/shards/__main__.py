@@ -26,11 +26,13 @@ from data.shards.errors import DatasetError
 from data.shards.files import check_split, index_path, is_split, replacing
 from data.shards.lists import COUNTING_THREADS, ShardList, count_shards, write_shard_list
 from data.shards.lock import only_writer
+from data.shards.printing import print_any_name
 from data.shards.ranges import index_of, parse_index, scan
 from data.transport import literal
 
 
 def main(argv: list[str] | None = None) -> int:
+    print_any_name()
     parser = argparse.ArgumentParser(
         prog="python -m data.shards", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

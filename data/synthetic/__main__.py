@@ -9,10 +9,12 @@ import time
 from pathlib import Path
 
 from data.shards import DatasetError
+from data.shards.printing import print_any_name
 from data.synthetic import WorldSize, write_demo_world
 
 
 def main(argv: list[str] | None = None) -> int:
+    print_any_name()
     parser = argparse.ArgumentParser(prog="python -m data.synthetic", description="Write the made world.")
     parser.add_argument("--out", type=Path, required=True, help="folder for the five data sets")
     parser.add_argument("--seed", type=int, default=0)

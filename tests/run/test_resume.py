@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
+import stat
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,9 +13,11 @@ from typing import Any
 import pytest
 
 from data.stream.source import OpenData, read_vocabulary
+from data.text.tokenizer import Tokenizer
 from data.text.vocabulary import Vocabulary
 from evaluation.config import EvaluateConfig
 from parallel.checkpoints import CheckpointError
+from parallel.health.claim import FolderError
 from run.changes import told_changes
 from run.config_file import load_config
 from run.errors import ConfigError
@@ -78,8 +82,10 @@ def started(config):
     run = load_config(config)
     vocabulary = read_vocabulary(run.data)
     write_run_files(run, vocabulary)
-    (run.folder / "checkpoints").mkdir()
-    (run.folder / "checkpoints" / "latest").write_text("step_00000003")
+    (run.folder / "checkpoints" / "step_00000003").mkdir(parents=True)
+    (run.folder / "checkpoints" / "step_00000003" / "manifest.json").write_text(
+        "{}"
+    )  # and no `latest`: only the folder was copied
     return config, vocabulary
 
 
@@ -89,7 +95,7 @@ def test_another_vocabulary_is_another_run_and_an_empty_folder_is_none(started):
     run = load_config(config)
     with pytest.raises(ConfigError, match="started with another vocabulary"):
         earlier_start(run, smaller)
-    (run.folder / "checkpoints" / "latest").unlink()
+    shutil.rmtree(run.folder / "checkpoints" / "step_00000003")
     assert earlier_start(load_config(config, ["model.depth=4"]), smaller) is None  # nothing to resume yet
 
 
@@ -139,3 +145,20 @@ def test_a_damaged_vocabulary_is_named(started, content):
     (run.folder / "vocabulary.json").write_text(content)
     with pytest.raises(ConfigError, match=r"vocabulary\.json is damaged"):
         read_run(run.folder)
+
+
+@pytest.mark.parametrize(("place", "mode"), [("https://me:secret@host/shapes", 0o600), ("/data/shapes", 0o644)])
+def test_passwords_in_a_configuration_are_their_owner_s(config, place, mode):
+    run = load_config(config)
+    task = dataclasses.replace(run.data.tasks[0], path=place)
+    run = dataclasses.replace(run, data=dataclasses.replace(run.data, tasks=(task,)))
+    write_run_files(run, Vocabulary.restricted(Tokenizer.load(), range(3)))
+    assert stat.S_IMODE((run.folder / "config.yaml").stat().st_mode) == mode
+
+
+def test_a_run_s_folder_that_cannot_be_written_is_one_line(config):
+    run = load_config(config)
+    run.folder.parent.mkdir(parents=True, exist_ok=True)
+    run.folder.write_text("in the way")
+    with pytest.raises(FolderError, match="cannot be written: File exists"):
+        write_run_files(run, Vocabulary.restricted(Tokenizer.load(), range(3)))

@@ -22,6 +22,13 @@ from tests.clusters.kubernetes.commands import CPU, DEMO, call, kind, printed
         (("name=" + "x" * 60,), "choose one with --job-name="),
         (("name=007",), "choose one with --job-name="),
         (("--data-path", "data"), "--data-path=data: must be a whole path"),
+        (("--data-path", "/runs"), "--data-path=/runs: pods have places of their own"),
+        (("--data-path", "/"), "--data-path=/: pods have places of their own"),
+        (("--data-path", "/app/data"), "--data-path=/app/data: pods have places of their own"),
+        (
+            ("data.tasks.shapes.path=http://host:99999/x",),
+            "task shapes: http://host:99999/x is no URL: Port out of range",
+        ),
         (("--cache-path", "/a/../b"), "--cache-path=/a/../b: must be a whole path"),
         (("--interface", "eth0;reboot"), "is no name of an interface"),
         (("--egress-port", "70000"), "--egress-port=70000: is no port"),

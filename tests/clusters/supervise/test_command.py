@@ -32,6 +32,11 @@ def parsed(*words: str) -> argparse.Namespace:
         (["--min=0", "--", "train.py", "--config=configs/demo.yaml"], "--min=0: must be at least 1"),
         (["--attempts=0", "--", "train.py", "--config=configs/demo.yaml"], "--attempts=0"),
         (["--max-restarts=-1", "--", "train.py", "--config=configs/demo.yaml"], "--max-restarts=-1"),
+        (["--save-s=0", "--", "train.py", "--config=configs/demo.yaml"], "--save-s=0: must be at least 1"),
+        (
+            ["--return-after=nan", "--", "train.py", "--config=configs/demo.yaml"],
+            "--return-after=nan: must be at least 0",
+        ),
         (["--nproc=0", "--min=1", "--", "train.py", "--config=configs/demo.yaml"], "--nproc=0"),
         (["--nnodes=2", "--", "train.py", "--config=configs/demo.yaml"], "go together"),
         (

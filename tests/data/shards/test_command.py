@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 import shlex
+import subprocess
+import sys
 import tarfile
 
 import pytest
@@ -12,6 +15,7 @@ import yaml
 from data.prepare.__main__ import main as prepare
 from data.shards import ShardSet, write_shards
 from data.shards.__main__ import main
+from tests.helpers.places import ROOT
 from tests.helpers.public import jpeg
 
 
@@ -81,3 +85,14 @@ def test_names_with_other_hyphens_and_mixed_folders(tmp_path, capsys):
     assert main([str(tmp_path / "b")]) == 0
     out = capsys.readouterr().out
     assert "b: extra: 1 shards" in out and "shards of no split: 2 shards" in out and "{00000..00001}.tar" in out
+
+
+def test_a_folder_of_any_name_is_prepared_and_printed(tmp_path):
+    """Its name is no UTF-8, and the terminal takes nothing else."""
+    (tmp_path / "a.txt").write_text("a dog\n" * 40)
+    out = os.fsencode(tmp_path) + b"/o\xff"
+    words = [sys.executable, "-m", "data.prepare", "text", "--input", str(tmp_path / "a.txt"), "--val-fraction", "0", "--out", out]
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert os.path.exists(out + b"/dataset.json") and "o\\udcff" in done.stdout

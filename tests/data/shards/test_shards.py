@@ -6,6 +6,7 @@ import errno
 import gzip
 import io
 import json
+import os
 import pickle
 import tarfile
 import tempfile
@@ -271,14 +272,13 @@ def test_a_truncated_tar_keeps_its_complete_samples(tmp_path):
 def test_a_tar_that_cannot_be_read_to_its_end_is_not_taken_for_cut_off(tmp_path, monkeypatch):
     path = write_shards(tmp_path, "train", SAMPLES)[0]
 
-    class Failing(io.BytesIO):
-        def read(self, size=-1):
+    class Failing(io.FileIO):
+        def readinto(self, buffer):
             if self.tell() >= 4096:
                 raise OSError(errno.EIO, "Input/output error")
-            return super().read(size)
+            return super().readinto(memoryview(buffer)[:4096])
 
-    content = path.read_bytes()
-    monkeypatch.setattr(Path, "open", lambda path, mode: Failing(content))
+    monkeypatch.setattr("data.shards.ranges.open_plain", Failing)
     with pytest.raises(OSError, match="Input/output error"):
         scan(path)
 
@@ -431,3 +431,11 @@ def test_clearing_removes_a_data_set_and_nothing_else(tmp_path):
     with pytest.raises(DatasetError, match="'set'"):
         clear_dataset(tmp_path)
     assert is_complete(tmp_path)
+
+
+def test_a_pipe_named_as_a_shard_is_a_fault(tmp_path):
+    """Nobody waits for what may never come."""
+    write_shards(tmp_path, "train", SAMPLES, 2)
+    os.mkfifo(tmp_path / "train-000009.tar")
+    shards = ShardSet.open(tmp_path, "train")
+    assert any("train-000009.tar" in fault and "no plain file" in fault for fault in shards.faults), shards.faults

@@ -15,6 +15,7 @@ from data.decode.image import encode_png
 from data.shards import DatasetError
 from data.stream.faults import Fault, Loss, StoreGoneError, TooManyFaultsError, loss_of, losses_of
 from data.transport import Cache, FetchOptions
+from parallel.health.claim import FolderError
 from run.errors import exit_code
 from run.ledger import FaultLedger
 from tests.helpers.limits import within
@@ -299,10 +300,19 @@ def test_the_threshold_counts_samples_and_not_lines(tmp_path):
     ):
         ledger.add("t", 10, (fault,))
     assert len(ledger.path.read_text().splitlines()) == 1
-    ledger.path.write_text(ledger.path.read_text() + '{"task": "cut o')
+    # What a machine leaves that lost its power: a line that is none, and one that is cut off.
+    ledger.path.write_text(ledger.path.read_text() + "\0" * 40 + '\n3\n{"a": 1}\n{"task": "cut o')
     again = FaultLedger(tmp_path, 0, 0.01, loss())
     again.add("t", 10, (fault, Fault("t", "train-000000.tar", 3, 512, "bad")))
-    assert [json.loads(line)["sample"] for line in ledger.path.read_text().splitlines()] == [None, 3]
+    first, *_, last = ledger.path.read_text().splitlines()
+    assert [json.loads(line)["sample"] for line in (first, last)] == [None, 3]
+
+
+def test_a_ledger_that_cannot_be_written_is_one_line(tmp_path):
+    ledger = FaultLedger(tmp_path, 0, 0.01, loss())
+    ledger.path.mkdir()
+    with pytest.raises(FolderError, match=r"ledger_rank_00000.jsonl cannot be written: Is a directory"):
+        ledger.add("t", 10, (Fault("t", "train-000000.tar", 1, 0, "bad"),))
 
 
 def test_few_bad_samples_at_the_start_pass_and_many_stop_at_once(tmp_path):
