@@ -24,7 +24,7 @@ import torch
 from data.config import Frames, TaskConfig
 from data.stream.source import Source, open_data
 from data.tasks.base import Pixels
-from evaluation import RAISED_BY_ONE_RANK, Evaluation, Result, check_complete, evaluator_of, probes
+from evaluation import Evaluation, Result, check_complete, evaluator_of, probes
 from evaluation.kept import Kept, Row, comparison, keep, line_of, options_of, row_of, table_of
 from evaluation.templates import read_templates
 from model.objective import Objective
@@ -34,7 +34,7 @@ from parallel.launch import check_launch, is_first_on_machine, launched_world_si
 from parallel.mesh import Mesh, create_mesh, destroy_mesh
 from run.config import RunConfig
 from run.data import check_head
-from run.errors import USER_ERRORS, ConfigError, exit_code
+from run.errors import USER_ERRORS, ConfigError, exit_code, is_told_here
 from run.evaluation.arguments import kept_name, parse_arguments, places_of_suite
 from run.evaluation.entries import Entry, entries_of, training_of
 from run.folder import read_run
@@ -159,7 +159,7 @@ def main(argv: list[str] | None = None) -> int:
         else:
             evaluate(arguments)
     except USER_ERRORS as error:
-        if is_first_on_machine() or isinstance(error, RAISED_BY_ONE_RANK):
+        if is_told_here(error, is_first_on_machine()):
             print(f"error: {error}", file=sys.stderr)
         return exit_code(error)
     return 0

@@ -10,7 +10,7 @@ import sys
 
 import torch
 
-from data.stream.faults import TooManyFaultsError, losses_of
+from data.stream.faults import losses_of
 from data.stream.share import Share
 from data.stream.training import schedule_of, training_stream
 from data.workers.loader import worker_count
@@ -33,7 +33,7 @@ from run.config_file import load_config
 from run.console import end_line, legend, start_lines
 from run.data import open_run_data
 from run.engine_file import read_engine_file
-from run.errors import EXIT_STOPPED, USER_ERRORS, DivergedError, exit_code
+from run.errors import EXIT_STOPPED, USER_ERRORS, DivergedError, exit_code, is_told_here
 from run.folder import write_run_files
 from run.ledger import FaultLedger
 from run.library_log import keep_library_messages
@@ -159,7 +159,7 @@ def main(argv: list[str] | None = None) -> int:
         with RankGuard(USER_ERRORS) as guard:
             return train(run, guard)
     except USER_ERRORS as error:
-        if is_first_on_machine() or isinstance(error, TooManyFaultsError):
+        if is_told_here(error, is_first_on_machine()):
             print(f"error: {error}", file=sys.stderr)
         return exit_code(error)
 

@@ -10,12 +10,11 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from evaluation import RAISED_BY_ONE_RANK
 from parallel.checkpoints import write_atomically
 from parallel.launch import check_launch, is_first_on_machine, launched_world_size
 from parallel.mesh import destroy_mesh
 from run.command_line import checkpoint_step, natural, positive
-from run.errors import USER_ERRORS, OutputError, exit_code
+from run.errors import USER_ERRORS, OutputError, exit_code, is_told_here
 from run.folder import CONFIG
 from run.places import expanded
 from run.sinks.json_lines import json_line
@@ -60,7 +59,7 @@ def run_command(
         if launched_world_size() > 1:
             destroy_mesh()
     except USER_ERRORS as error:
-        if is_first_on_machine() or isinstance(error, RAISED_BY_ONE_RANK):
+        if is_told_here(error, is_first_on_machine()):
             print(f"error: {error}", file=sys.stderr)
         return exit_code(error)
     return 0

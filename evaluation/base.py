@@ -40,7 +40,9 @@ class Result:
 
 
 class DamagedDataError(DatasetError):
-    """A sample to be evaluated is unreadable. It may be raised on one rank alone."""
+    """A sample to be evaluated is unreadable."""
+
+    of_one_rank = True
 
 
 @dataclasses.dataclass(frozen=True)

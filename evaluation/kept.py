@@ -42,7 +42,7 @@ def options_of(evaluation: Evaluation, templates: str = "none") -> dict[str, Any
         words = hashlib.sha256(repr(vocabulary.clip_ids).encode()).hexdigest()[:16]
         masks = {"mask_rate": config.mask_rate, "mask_shares": list(config.mask_shares), "max_text": config.max_text}
         options |= masks | {"vocabulary": words}
-    elif config.kind == "classification":
+    elif config.kind in ("classification", "text_classification"):
         options |= {"templates": templates, "views": list(config.views)}
     options |= {} if config.answer == "rank" else {"answer": config.answer}
     frames = evaluation.source.task.context.frames

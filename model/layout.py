@@ -26,7 +26,9 @@ from parallel.dispatch_plan import Blocks
 
 
 class BatchError(ValueError):
-    """A batch does not go with an option of the network, which says what to change. It may be raised on one rank alone."""
+    """A batch does not go with an option of the network, which says what to change."""
+
+    of_one_rank = True
 
 
 @dataclasses.dataclass(frozen=True)

@@ -36,7 +36,9 @@ MAX_LOGIT_SCALE = 100.0
 
 
 class NotFiniteError(Exception):
-    """The network answers with numbers that are not finite. It may be raised on one rank alone."""
+    """The network answers with numbers that are not finite."""
+
+    of_one_rank = True
 
 
 @dataclasses.dataclass(frozen=True)

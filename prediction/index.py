@@ -14,6 +14,7 @@ from typing import Self
 import numpy as np
 
 from data.shards import DatasetError
+from data.text.vocabulary import UnknownTokenError
 from prediction.answers import writing
 from prediction.nearest import nearest
 from prediction.predictor import Predictor
@@ -65,7 +66,13 @@ class Index:
             )
 
     def sentence(self, model: Predictor, task: str) -> np.ndarray:
-        return model.embed_texts([SENTENCE], task, of_clips=bool(self.clips_N[0])).numpy()[0]
+        """Of a vocabulary without its words, the vector of a word that it has."""
+        try:
+            model.vocabulary.encode(SENTENCE, 1 << 10)
+            text = SENTENCE
+        except UnknownTokenError:
+            text = model.vocabulary.decode([model.vocabulary.candidate_token(0)]).strip()
+        return model.embed_texts([text], task, of_clips=bool(self.clips_N[0])).numpy()[0]
 
     def by_texts(self, model: Predictor, texts: Sequence[str], top: int, task: str) -> list[list[tuple[int, float]]]:
         """Of each text the `top` nearest files: (place, similarity)."""

@@ -181,13 +181,13 @@ class Predictor:
         tasks = [task for task in self.data.tasks if not name or task.name == name]
         # Of several, one of the same medium.
         tasks.sort(key=lambda task: task.name in self.infos and not self.infos[task.name].kind.startswith(medium))
-        tasks.sort(key=lambda task: task.answer == "generate")
         for wanted in RELATED[kind]:
             for task in tasks:
-                if task.kind == wanted:
+                # A task that writes its names has not learned to compare with them, and is refused if nothing else serves.
+                if task.kind == wanted and not (kind == "classification" and task.answer == "generate"):
                     return task
         for task in tasks:
-            if kind == "captioning" and task.kind == "classification" and task.answer == "generate":
+            if kind in ("captioning", "classification") and task.kind == "classification" and task.answer == "generate":
                 return task
         kinds = ", ".join(f"{task.name} ({task.kind})" for task in self.data.tasks)
         raise DatasetError(f"{name or 'no task of the run'} cannot serve as {kind}; its tasks are {kinds}")

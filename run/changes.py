@@ -34,6 +34,7 @@ RULES: tuple[tuple[str, Rule], ...] = (
     ("model.chunks", "free"),
     ("model.experts.backend", "told"),
     ("model.experts.exchange*", "free"),
+    ("model.experts.max_groups", "free"),
     ("model.*", "refused"),
     # How they go on.
     ("steps", "told"),

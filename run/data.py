@@ -56,7 +56,7 @@ def _check_chunks(run: RunConfig, data: OpenData) -> None:
     for source in data.sources:
         task, names = source.task.config, len(source.task.context.info.classes)
         rows = {"samples of a micro-batch": task.batch_size if not task.batch_tokens else run.model.chunks}
-        if names and task.answer == "rank" and not run.model.head_classes:
+        if names and task.answer == "rank" and task.candidates != "sharded" and not run.model.head_classes:
             rows["class names"] = names
         for what, count in rows.items():
             if count < run.model.chunks:

@@ -57,6 +57,11 @@ USER_ERRORS: tuple[type[Exception], ...] = (
 )
 
 
+def is_told_here(error: Exception, is_first: bool) -> bool:
+    """Of errors that all ranks have the first one on a machine tells; of those that a rank may have alone, it does itself."""
+    return is_first or getattr(error, "of_one_rank", False)
+
+
 def exit_code(error: Exception) -> int:
     """Of one of USER_ERRORS: 1 where the same command may do as it is, since only a store or a process was gone. Schedulers start such
     a run again, and one that ends with 2 never."""

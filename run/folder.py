@@ -12,7 +12,7 @@ from pathlib import Path
 
 from data.text.tokenizer import Tokenizer
 from data.text.vocabulary import Vocabulary
-from data.transport.urls import masked
+from data.transport import shown
 from parallel.checkpoints import write_atomically
 from parallel.health.claim import FolderError
 from run.config import RunConfig
@@ -25,14 +25,19 @@ VOCABULARY = "vocabulary.json"
 
 
 def write_run_files(run: RunConfig, vocabulary: Vocabulary) -> None:
-    """Places of data may be URLs with passwords: then their owner alone reads the configuration. Raises FolderError."""
+    """Places of data may be URLs with passwords, or commands: then their owner alone reads the configuration. Raises FolderError."""
     text = dump_config(with_absolute(run))
     try:
         run.folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(run.folder / CONFIG, text, 0o600 if masked(text) != text else 0o644)
+        write_atomically(run.folder / CONFIG, text, 0o600 if _has_secrets(run) else 0o644)
         write_vocabulary(run.folder, vocabulary)
     except OSError as error:
         raise FolderError(f"{error.filename or run.folder} cannot be written: {error.strerror or error}") from error
+
+
+def _has_secrets(run: RunConfig) -> bool:
+    places = [run.init, *(place for task in run.data.tasks for place in (task.path, *task.shards))]
+    return any(shown(place) != place for place in places)
 
 
 def write_vocabulary(folder: Path, vocabulary: Vocabulary) -> None:

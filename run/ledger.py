@@ -17,6 +17,12 @@ from parallel.health.claim import FolderError
 from run.metrics.meter import Record
 
 
+class LedgerError(FolderError):
+    """The ledger of one rank cannot be written."""
+
+    of_one_rank = True
+
+
 class FaultLedger:
     """Every unusable sample and shard once, in `ledger_rank_<n>.jsonl`; the run stops where a task's share of them is too large.
 
@@ -65,7 +71,7 @@ class FaultLedger:
                     with self.path.open("a", encoding="utf-8") as file:
                         file.write(json.dumps(entry) + "\n")
                 except OSError as error:
-                    raise FolderError(f"{self.path} cannot be written: {error.strerror or error}") from error
+                    raise LedgerError(f"{self.path} cannot be written: {error.strerror or error}") from error
 
 
 def _allowed(expected: float) -> float:

@@ -200,7 +200,7 @@ def test_a_comparison_takes_no_options_of_evaluating(capsys, words):
     assert caught.value.code == 2 and "changes nothing beside --compare" in capsys.readouterr().err
 
 
-def test_what_is_there_is_kept_where_a_task_fails(capsys, untrained, monkeypatch):
+def test_what_is_there_is_kept_where_a_task_fails(capsys, untrained, world, tmp_path, monkeypatch):
     """The third of five tasks cannot be evaluated: two results are in the file, and a suite's table has been printed."""
     whole = evaluate._evaluated
 
@@ -216,3 +216,13 @@ def test_what_is_there_is_kept_where_a_task_fails(capsys, untrained, monkeypatch
     names = [row["task"] for row in json.loads(path.read_text())["results"]]
     assert {"shapes, 5 samples at most", "clips, 5 samples at most"} <= set(names)
     assert "sentences, 5 samples at most" not in names
+    suite = tmp_path / "two.yaml"
+    suite.write_text(
+        f"tasks:\n- {{name: shapes, kind: classification, path: {world / 'shapes'}}}\n"
+        f"- {{name: sentences, kind: masked_text, path: {world / 'sentences'}}}\n"
+    )
+    capsys.readouterr()
+    assert main(["--run", str(untrained), "--suite", str(suite), "--limit", "5", "--threads", "1"]) == 2
+    told = capsys.readouterr()
+    assert [line.partition("  ")[0] for line in told.out.splitlines()] == ["task", "shapes, 5 samples at most"]
+    assert told.err == "error: task sentences: no\n"

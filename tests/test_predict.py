@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import sys
@@ -227,6 +228,11 @@ def test_names_that_are_written_are_captions(trained, world, tmp_path):
     model = load(str(saved_run(path)))
     with pytest.raises(DatasetError, match=r"has learned to write its names .* `caption` with --task shapes"):
         list(model.classify(media_of([shard_of(world, "shapes")])))
+    # Where another task can serve, it does.
+    tasks = (*model.data.tasks, dataclasses.replace(model.data.tasks[0], name="pairs", kind="retrieval", answer="rank"))
+    both = dataclasses.replace(model, data=dataclasses.replace(model.data, tasks=tasks))
+    shard = [shard_of(world, "shapes")]
+    assert len(list(both.classify(media_of(shard), ["red circle", "blue star"]))) == 16
     written = evaluate_written(model, path)
     assert [caption for _, caption in model.caption(media_of([shard_of(world, "shapes")]), task="shapes")] == written
 

@@ -17,6 +17,7 @@ from data.workers.loader import MAX_WORKERS
 from run.config import RunConfig
 from run.config_file import load_config
 from run.errors import ConfigError
+from run.places import is_path
 
 ROOT = Path(__file__).resolve().parents[2]
 IN_IMAGE = "/app/train.py"
@@ -107,7 +108,7 @@ def job_of(arguments: argparse.Namespace) -> Job:
         directory=directory,
         python=arguments.python or ("python" if in_image or arguments.directory else sys.executable),
         program=IN_IMAGE if in_image else here,
-        arguments=(f"--config={arguments.config}", *words, *cached, *workers),
+        arguments=(f"--config={arguments.config}", *words, *((f"data.cache_dir={cache}",) if cache else ()), *workers),
         folders=folders,
         run_folder=os.path.join(run.runs, run.name),
         cache=cache,
@@ -175,10 +176,11 @@ def _check(arguments: argparse.Namespace, seeds: tuple[int, ...], words: tuple[s
     for word in (*given, *words):
         if not word.isprintable():
             raise ConfigError(f"{word!r}: control characters cannot stand in a job file")
-        if masked(word) != word:
+    for word in words:
+        if masked(word) != word or "pipe:" in word:
             raise ConfigError(
-                f"{masked(word)} has a user, password or query, which a job file and the command of each rank would show to everyone: "
-                "put it into the configuration, or log in by a netrc file or the store's own variables"
+                f"{masked(word).partition('pipe:')[0]} has a user, password, query or command, which a job file and the words of each rank "
+                "would show to everyone: put it into the configuration, or log in by a netrc file or the store's own variables"
             )
 
 
@@ -204,7 +206,9 @@ def _fixed(folder: str) -> str:
 
 def _folders(run: RunConfig, directory: str, cache: str, config: str) -> tuple[str, ...]:
     """Absolute and local; none within another. Raises ConfigError for names that no list of mounts can hold."""
-    named = [directory, run.runs, run.init, cache, os.path.dirname(config), os.path.dirname(run.tracking.prometheus)]
+    engine = run.parallel.deepspeed if is_path(run.parallel.deepspeed) else ""
+    files = (config, engine, run.tracking.prometheus)
+    named = [directory, run.runs, run.init, cache, *map(os.path.dirname, files)]
     for task in run.data.tasks:
         named += [
             task.path,

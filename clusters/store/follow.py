@@ -14,7 +14,7 @@ from pathlib import Path
 from clusters.store.place import StoreError
 from clusters.store.upload import Upload
 from parallel.health.claim import IN_USE
-from parallel.health.processes import began, lives, machine, process
+from parallel.health.processes import is_same, lives, machine, process
 from parallel.health.stop_signal import StopSignal
 
 POLL_S = 1.0
@@ -53,7 +53,7 @@ def _is_dead_here(text: bytes) -> bool:
         if not machine() or holder["machine"] != machine():
             return False
         found = process(int(holder["pid"]))
-        return found is None or not lives(found) or began(found.pid) != holder["created"]
+        return found is None or not lives(found) or not is_same(found, holder)
     except (ValueError, KeyError, TypeError):
         return False
 

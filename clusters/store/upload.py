@@ -72,6 +72,10 @@ class Upload:
             return True
         mine, there = first_line(self.run / EVENTS), stored_first_line(self.place)
         if not mine:
+            if there:
+                self._tell_once(
+                    f"warning: {self.place.url} holds a run, and {self.run} has no {EVENTS} yet: nothing is sent"
+                )
             return not there
         if there and there != mine:
             raise FolderError(
@@ -114,11 +118,13 @@ class Upload:
         return True
 
     def _damaged(self, folder: Path, reason: str) -> bool:
-        line = f"warning: {folder} is damaged ({reason}) and was not uploaded"
+        self._tell_once(f"warning: {folder} is damaged ({reason}) and was not uploaded")
+        return False
+
+    def _tell_once(self, line: str) -> None:
         if line not in self._told:
             self._told.add(line)
             self.tell(line)
-        return False
 
     def _send_checkpoint(self, folder: Path, manifest: Manifest, text: bytes, digest: str) -> None:
         """Raises CheckpointError where the files are not those of the manifest."""
@@ -199,13 +205,10 @@ class Upload:
             self.place.remove(f"{folder_name(stored.step)}/{name}" for name in names)
 
     def _tell_base(self, folder: Path, base: str) -> None:
-        line = (
+        self._tell_once(
             f"warning: {folder.name} holds what was tuned alone; to use it elsewhere, upload the run of {(folder / base).resolve()} as "
             "well, and download it beside this one"
         )
-        if line not in self._told:
-            self._told.add(line)
-            self.tell(line)
 
 
 def first_line(path: Path) -> bytes:

@@ -13,7 +13,9 @@ from data.stream.source import Source
 
 
 class TooManyFaultsError(DatasetError):
-    """More of a task's samples are bad than the run allows. It may be raised on one rank alone."""
+    """More of a task's samples are bad than the run allows."""
+
+    of_one_rank = True
 
     def __init__(self, message: str) -> None:
         # From a worker process it comes with a traceback before it.

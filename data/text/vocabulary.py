@@ -23,6 +23,8 @@ NUM_SPECIALS = SPE - START_OF_TEXT + 1
 class UnknownTokenError(ValueError):
     """A text holds a token outside a vocabulary that cannot spell it."""
 
+    of_one_rank = True
+
 
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:

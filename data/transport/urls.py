@@ -179,7 +179,8 @@ def local_files(name: str) -> list[str]:
     while folder and not os.path.isdir(folder):
         folder, last = os.path.split(folder)
         parts.insert(0, last)
-    return sorted(glob.glob(os.path.join(glob.escape(folder), *parts), recursive=True))
+    found = sorted(glob.glob(os.path.join(glob.escape(folder), *parts), recursive=True))
+    return [path for path in found if not os.path.isdir(path)] if "**" in parts else found
 
 
 def _local(path: str) -> list[str]:

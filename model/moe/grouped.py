@@ -45,7 +45,9 @@ def _is_aligned(weight_COI: Tensor) -> bool:
 
 
 def _dots(a_RN: Tensor, b_RN: Tensor, dtype: torch.dtype) -> Tensor:
-    """Of each row, summed in `dtype`: sums in fp16 would overflow."""
+    """Of each row, summed in `dtype`: in fp16 products and sums would overflow."""
+    if a_RN.dtype == torch.float16:
+        a_RN, b_RN = a_RN.to(dtype), b_RN.to(dtype)
     if a_RN.dtype == b_RN.dtype == dtype:
         return torch.linalg.vecdot(a_RN, b_RN)
     return (a_RN * b_RN).sum(1, dtype=dtype)

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from parallel.health.processes import began, lives, machine, myself, process
+from parallel.health.processes import is_same, lives, machine, myself, process
 
 IN_USE = "in_use.json"
 BEAT_S = 5.0
@@ -118,7 +118,7 @@ def _is_held(path: Path, holder: dict[str, Any]) -> bool:
     here = machine()
     if here and holder.get("machine") == here and isinstance(holder.get("pid"), int):
         found = process(holder["pid"])
-        return found is not None and lives(found) and began(holder["pid"]) == holder.get("created")
+        return found is not None and lives(found) and is_same(found, holder)
     before, deadline = _touched(path), time.monotonic() + SILENT_S
     print(
         f"{path.parent} was used by {_name(holder)}: waiting up to {SILENT_S:.0f} s for a sign of life",

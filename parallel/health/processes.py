@@ -27,8 +27,16 @@ def myself() -> dict[str, Any]:
         "host": socket.gethostname(),
         "machine": machine(),
         "pid": os.getpid(),
-        "created": began(os.getpid()),
+        "created": psutil.Process().create_time(),
+        "began": began(os.getpid()),
     }
+
+
+def is_same(found: psutil.Process, told: dict[str, Any]) -> bool:
+    """Is it the process that `myself` told of? Earlier versions knew its start by a clock that can be set, and nothing else."""
+    if "began" in told:
+        return began(found.pid) == told["began"]
+    return found.create_time() == told.get("created")
 
 
 def began(pid: int) -> float | None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from evaluation import EVALUATORS, Evaluation
-from evaluation.encoding import checked
+from evaluation.kept import options_of
 from model.objective import NotFiniteError
 from run.config_file import load_config
 from run.data import open_run_data
@@ -34,8 +34,23 @@ def test_every_evaluator_refuses_what_is_not_finite(sources, task, value):
         EVALUATORS[source.task.config.kind].evaluate(evaluation)
 
 
-def test_a_picture_alone_may_overflow():
-    """Texts are well: what is read of pictures is checked by itself."""
-    assert checked(torch.ones(2, 3), "t").sum() == 6
-    with pytest.raises(NotFiniteError):
-        checked(torch.tensor([[1.0, 2.0], [3.0, float("inf")]]), "t")
+def test_a_picture_alone_may_overflow(sources):
+    """Names of classes are well: what is read of pictures is looked at by itself."""
+    run, vocabulary, by_name = sources
+    objective = make(run.model, vocabulary.size).eval()
+    with torch.no_grad():
+        objective.tower.embedding.patches.bias.fill_(float("inf"))
+    with pytest.raises(NotFiniteError, match="task shapes"):
+        EVALUATORS["classification"].evaluate(Evaluation(objective, by_name["shapes"], limit=4))
+
+
+def test_options_that_are_kept_are_those_that_change_a_kind(sources):
+    *_, by_name = sources
+    kept = {name: options_of(Evaluation(make(), source)) for name, source in by_name.items()}
+    assert kept["shapes"].keys() == {"limit", "templates", "views"} and kept["captions"].keys() == {
+        "limit",
+        "beam",
+        "length_penalty",
+    }
+    assert kept["sentences"].keys() == {"limit", "mask_rate", "mask_shares", "max_text", "vocabulary"}
+    assert kept["retrieval"].keys() == {"limit"}

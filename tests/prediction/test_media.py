@@ -130,6 +130,7 @@ def test_names_of_any_bytes_and_patterns_below_folders_with_signs(folder):
         file.write(PNG)
     assert names([folder / "my [b]" / "*.png"], folder) == ["my [b]/2.png", "my [b]/caf\\xe9.png"]
     assert names([folder / "**" / "2.png"], folder) == ["my [b]/2.png"]
+    assert names([folder / "my [b]" / "**"], folder) == ["my [b]/2.png", "my [b]/caf\\xe9.png"]
     assert names([os.fsdecode(odd)], folder) == ["my [b]/caf\\xe9.png"]
     (empty,) = media_of([""])
     assert "an empty name" in empty.fault

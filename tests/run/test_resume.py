@@ -147,7 +147,10 @@ def test_a_damaged_vocabulary_is_named(started, content):
         read_run(run.folder)
 
 
-@pytest.mark.parametrize(("place", "mode"), [("https://me:secret@host/shapes", 0o600), ("/data/shapes", 0o644)])
+@pytest.mark.parametrize(
+    ("place", "mode"),
+    [("https://me:secret@host/shapes", 0o600), ("pipe:curl https://host/x", 0o600), ("/data/shapes", 0o644)],
+)
 def test_passwords_in_a_configuration_are_their_owner_s(config, place, mode):
     run = load_config(config)
     task = dataclasses.replace(run.data.tasks[0], path=place)

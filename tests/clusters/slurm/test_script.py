@@ -116,5 +116,11 @@ def test_bound_ranks_are_told_their_data_workers():
 
 
 def test_passwords_stand_in_no_job_file():
-    with pytest.raises(ConfigError, match=r"shapes.path=https://\*\*\*@host/pets has a user, password or query"):
+    with pytest.raises(ConfigError, match="has a user, password, query or command"):
+        made(
+            ("--config=configs/demo.yaml", "--nodes=1", "data.tasks.shapes.shards=['pipe:curl -H SECRET https://h/x']")
+        )
+    with pytest.raises(
+        ConfigError, match=r"shapes.path=https://\*\*\*@host/pets has a user, password, query or command"
+    ):
         made(("--config=configs/demo.yaml", "--nodes=1", "data.tasks.shapes.path=https://me:secret@host/pets"))

@@ -135,7 +135,7 @@ def test_a_run_that_has_not_begun_to_tell_of_itself_writes_over_nothing(run, pla
     other = made_run(tmp_path / "other", (9,), seed=1)
     (other / "config.yaml").write_text("name: other")
     (other / "events.jsonl").unlink()
-    assert not Upload(other, place, 0, told.append).round()
+    assert not Upload(other, place, 0, told.append).round() and "nothing is sent" in told[-1]
     assert place.read("config.yaml", 1 << 20) == before
 
 

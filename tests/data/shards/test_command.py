@@ -91,7 +91,18 @@ def test_a_folder_of_any_name_is_prepared_and_printed(tmp_path):
     """Its name is no UTF-8, and the terminal takes nothing else."""
     (tmp_path / "a.txt").write_text("a dog\n" * 40)
     out = os.fsencode(tmp_path) + b"/o\xff"
-    words = [sys.executable, "-m", "data.prepare", "text", "--input", str(tmp_path / "a.txt"), "--val-fraction", "0", "--out", out]
+    words = [
+        sys.executable,
+        "-m",
+        "data.prepare",
+        "text",
+        "--input",
+        str(tmp_path / "a.txt"),
+        "--val-fraction",
+        "0",
+        "--out",
+        out,
+    ]
     environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
     done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -131,8 +131,8 @@ def test_a_new_signature_is_the_same_run_and_so_is_another_place(tmp_path):
 
     vocabulary = Vocabulary.full(Tokenizer.load())
     write_run_files(run("https://me:secret@host/set?sig=secret1"), vocabulary)
-    (tmp_path / "demo" / "checkpoints").mkdir()
-    (tmp_path / "demo" / "checkpoints" / "latest").write_text("step_00000001")
+    (tmp_path / "demo" / "checkpoints" / "step_00000001").mkdir(parents=True)
+    (tmp_path / "demo" / "checkpoints" / "step_00000001" / "manifest.json").write_text("{}")
     for place in ("https://me:secret@host/set?sig=secret2", "https://me:secret@host/other?sig=secret1", "/local/copy"):
         now = run(place)
         before = earlier_start(now, vocabulary)

@@ -157,10 +157,10 @@ def test_widths_that_the_kernel_cannot_read_are_multiplied_one_by_one(out, group
 
 @pytest.mark.parametrize("out", [16, 64])
 def test_gradients_of_gate_weights_do_not_overflow_in_fp16(out):
-    """64 products of 40 x 40 make 102,400, which fp16 has not."""
-    x, weight, bias = torch.full((2, 64), 40.0), torch.eye(out, 64)[None], torch.full((1, out), 40.0)
+    """fp16 has no 90,000, which is one product of 300 x 300."""
+    x, weight, bias = torch.full((2, 64), 300.0), torch.eye(out, 64)[None], torch.full((1, out), 300.0)
     scale = torch.ones(2, requires_grad=True)
     blocks = [(0, 2, 0)]
     y = grouped_linear(x.half(), blocks, weight.half(), bias.half(), scale)
-    y.backward(torch.full_like(y, 40.0))
-    assert scale.grad.tolist() == [out * 40.0 * 80.0] * 2
+    y.backward(torch.full_like(y, 300.0))
+    assert scale.grad.tolist() == [out * 300.0 * 600.0] * 2

@@ -133,6 +133,15 @@ def test_a_clock_that_was_set_makes_nobody_dead(holder, tmp_path, monkeypatch):
         FolderClaim(tmp_path)
 
 
+def test_a_holder_of_an_earlier_version_is_known_by_its_clock(holder, tmp_path):
+    path = tmp_path / IN_USE
+    told = json.loads(path.read_text())
+    del told["began"]
+    path.write_text(json.dumps(told))
+    with pytest.raises(FolderError, match="is in use by process"):
+        FolderClaim(tmp_path)
+
+
 def test_beats_touch_the_file(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "BEAT_S", 0.0)
     held = FolderClaim(tmp_path)
