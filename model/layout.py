@@ -25,12 +25,6 @@ from model.noise import Key, derive, mixed
 from parallel.dispatch_plan import Blocks
 
 
-class BatchError(ValueError):
-    """A batch does not go with an option of the network, which says what to change."""
-
-    of_one_rank = True
-
-
 @dataclasses.dataclass(frozen=True)
 class SequenceLayout:
     """Of one of a pass's sequences: its tokens are start ... start + T_s - 1.

@@ -14,8 +14,14 @@ from torch import Tensor
 
 from data.batch import Modality, Sequences
 from data.movable import sent
-from model.layout import BatchError, SequenceLayout
+from model.layout import SequenceLayout
 from parallel.dispatch_plan import Blocks
+
+
+class BatchError(ValueError):
+    """A batch does not go with an option of the network, which says what to change."""
+
+    of_one_rank = True
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,8 +10,8 @@ from data.transport import may_pass
 from data.workers.loader import WorkerGoneError, WorkersError
 from model.exchange.export.errors import ExportError
 from model.exchange.public import ConversionError
-from model.layout import BatchError
 from model.objective import NotFiniteError
+from model.reading import BatchError
 from model.tuning.trained import TuningError
 from parallel.checkpoints import CheckpointError
 from parallel.health.claim import FolderError

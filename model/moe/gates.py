@@ -15,11 +15,12 @@ from torch import Tensor
 from torch.nn.functional import layer_norm
 
 from data.batch import Modality
-from model.layout import BatchError, PassLayout
+from model.layout import PassLayout
 from model.moe.report import RoutingReport
 from model.moe.router import AttributeRouter, GroupRouter, ModalityRouter, TaskRouter, weights_of
 from model.moe.use import ExpertUse, unpacked
 from model.noise import Key, derive, each
+from model.reading import BatchError
 from parallel.collectives import Axis, all_gather
 from parallel.kernels import LAYER_NORM_EPS
 from parallel.precision import exact_linear, exactly

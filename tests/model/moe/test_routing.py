@@ -10,7 +10,6 @@ import torch
 from hypothesis import strategies as st
 
 from data.attributes import TEXT_INPUT, VISUAL_INPUT
-from model.layout import BatchError
 from model.moe.config import ExpertConfig
 from model.moe.experts import ExpertLinear, start_merges
 from model.moe.gates import gates_of
@@ -19,6 +18,7 @@ from model.moe.report import RoutingReport, summed_up
 from model.moe.router import AttributeRouter
 from model.moe.routing import capacity, kept_choices, scatter_weights, top_k
 from model.moe.use import ExpertUse
+from model.reading import BatchError
 from parallel.collectives import Axis, all_gather
 from parallel.dispatch_plan import plan_dispatch
 from parallel.kernels import load_kernels
