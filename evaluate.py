@@ -25,7 +25,7 @@ from data.config import Frames, TaskConfig
 from data.stream.source import Source, open_data
 from data.tasks.base import Pixels
 from evaluation import Evaluation, Result, check_complete, evaluator_of, probes
-from evaluation.kept import Kept, Row, comparison, keep, line_of, options_of, row_of, table_of
+from evaluation.kept import Kept, Row, batches_of, comparison, keep, line_of, options_of, row_of, table_of
 from evaluation.templates import read_templates
 from model.objective import Objective
 from parallel.checkpoints import load_found
@@ -134,7 +134,8 @@ def _evaluated(
             "limit": arguments.limit,
             "training": evaluation.training.digest,
             "frames": arguments.frames,
-        } | others
+        }
+        options |= batches_of(evaluation) | others
         return probes.evaluate(evaluation, probe), options, probes.FIGURE, probes.FLOOR
     evaluator = evaluator_of(entry.task)
     options = options_of(evaluation, entry.templates) | others

@@ -122,9 +122,9 @@ def train(run: RunConfig, guard: RankGuard) -> int:
         stopping, writing = any_rank((stop.requested, saver.is_writing), mesh)
         if step % run.log_every == 0 or step == run.steps or stopping:
             phase("evaluate")
-            figures = evaluation.figures(step, run.steps, sinks.tell, lambda: phase("evaluate"))
+            figures = evaluation.figures(step, run.steps, sinks.at(step), lambda: phase("evaluate"))
             phase("report")
-            best = best.after(step, figures, sinks.tell)
+            best = best.after(step, figures, sinks.at(step))
             stopping |= best.has_stalled
             record = meter.record(step, run.steps, consumed, figures.get("evaluation_s", 0.0)) | figures
             sinks.write(record)

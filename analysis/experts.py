@@ -28,7 +28,7 @@ from data.batch import Modality, Scope, TaskBatch
 from data.stream.evaluation import evaluation_pass
 from data.stream.share import Share
 from data.stream.source import Source
-from model.moe.use import unpacked
+from model.moe.use import packed_width, unpacked
 from parallel.collectives import total
 from run.command_line import positive
 from run.errors import ConfigError
@@ -56,16 +56,14 @@ def batches_of(run: OpenRun, source: Source, limit: int | None, batch_size: int)
 @torch.no_grad()
 def _use_of(run: OpenRun, source: Source, limit: int | None, batch_size: int) -> Tensor:
     model = run.config.model
-    sums = torch.zeros(len(decision_names(model)), len(Modality), 2 * model.experts.num_experts + 2)
+    sums = torch.zeros(len(decision_names(model)), len(Modality), packed_width(model.experts.num_experts))
     sums = sums.double().to(run.mesh.device)
     hidden = not (run.mesh.is_first and sys.stderr.isatty())
     for batch in tqdm(
         batches_of(run, source, limit, batch_size), source.name, unit="batch", leave=False, disable=hidden
     ):
         use = run.objective(batch).use
-        if len(use.asked_M) == len(
-            sums
-        ):  # a batch of one tower in a model of two has the decisions of that tower alone
+        if len(sums):
             sums += use.packed()
     return total(sums, run.mesh.expert_data).cpu()
 

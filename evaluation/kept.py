@@ -46,7 +46,15 @@ def options_of(evaluation: Evaluation, templates: str = "none") -> dict[str, Any
         options |= {"templates": templates, "views": list(config.views)}
     options |= {} if config.answer == "rank" else {"answer": config.answer}
     frames = evaluation.source.task.context.frames
-    return options | ({} if frames == "as-is" else {"frames": frames})
+    return options | batches_of(evaluation) | ({} if frames == "as-is" else {"frames": frames})
+
+
+def batches_of(evaluation: Evaluation) -> dict[str, int]:
+    """How samples stand in batches, where it matters: where experts have a capacity, those of a batch compete for their places."""
+    experts = evaluation.objective.config.experts
+    trained, factor = experts.capacity_factor, experts.eval_capacity_factor
+    matters = trained if factor is None else factor
+    return {"batch_size": evaluation.batch_size, "ranks": evaluation.ranks.size} if matters else {}
 
 
 def unusual(options: Mapping[str, Any]) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from data.batch import Modality, Scope, Sequences, TaskBatch
 from model.config import ModelConfig
 from model.encoder import recomputed
-from model.moe.report import RoutingReport
+from model.moe.report import RoutingReport, nothing_routed
 from model.moe.use import ExpertUse, added, stacked, unused
 from model.noise import Key, derive, derive_own
 from model.reading import Reading
@@ -235,13 +235,15 @@ class Objective(nn.Module):
                 found, reports = tower(tuple(readings[i] for i in mine), derive(noise, name), task_id)
                 features |= dict(zip(mine, found, strict=True))
                 all_reports += reports
+            else:  # figures of decisions stand in the order of both towers
+                all_reports += nothing_routed(tower.config, self.tower.embedding.text_type.device)
         return tuple(features[index] for index in range(len(readings))), all_reports
 
 
 def _summed_up(reports: tuple[RoutingReport, ...]) -> dict[str, Tensor]:
     """Auxiliary losses of all decisions by name, unweighted."""
     names = sorted({name for report in reports for name in report.losses})
-    return {name: torch.stack([r.losses[name] for r in reports]).sum() for name in names}
+    return {name: torch.stack([r.losses[name] for r in reports if name in r.losses]).sum() for name in names}
 
 
 def _mean_report(reports: tuple[RoutingReport, ...]) -> RoutingReport:

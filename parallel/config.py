@@ -57,10 +57,11 @@ class OptimizerConfig:
     ema            decay of an exponential moving average of the weights, which is kept in checkpoints and taken by everything that reads a
                    run but its own training; at update n it is at most (1 + n) / (10 + n). 0 = none
     clip           largest global gradient norm; 0 turns clipping off
-    layer_decay    the rate of block i of L is lr times layer_decay^(L - i), counted from 1, that of the embedding lr times
+    layer_decay    the rate of block i of L is lr times layer_decay^(L + 1 - i), counted from 1, that of the embedding lr times
                    layer_decay^(L + 1); 1 = the same for all
     tune           all parameters; prompts: those of prompt tuning alone (model.prompts); lora: low-rank updates alone (model.lora);
-                   head: the linear head alone (model.head_classes). All but `all` store what they train alone
+                   head: the linear head alone (model.head_classes). All but `all` store what they train alone, where
+                   `init` is a run and taken whole
     frozen         patterns of the names of parameters that are not tuned, for instance ["tower.*"]
     """
 

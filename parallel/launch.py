@@ -26,6 +26,14 @@ class PreflightError(Exception):
     """This machine cannot start as it is; the message has the remedy."""
 
 
+class MeetingError(PreflightError):
+    """The first rank could not be reached in time. It may be slow or gone, so the same command may do. Told by one rank of a machine."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.of_one_rank = tells_of_waiting()
+
+
 LAUNCH = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")
 SOCKET_PATH, SOCKET_NAME = 107, len("/pymp-01234567/listener-01234567")
 """The most that the system takes, and what multiprocessing puts behind the folder of temporary files."""
@@ -118,20 +126,20 @@ def missing_interfaces(backend: str, value: str, up: Collection[str]) -> list[st
 def await_first_rank(timeout_s: float, told_s: float = TOLD_S) -> None:
     """Return when the first rank can be reached. What is in the way is told once on each machine after `told_s` seconds.
 
-    Raises PreflightError after `timeout_s` seconds. torch itself would wait without a word.
+    Raises MeetingError after `timeout_s` seconds. torch itself would wait without a word.
     """
     rank = launched_rank()
     if not rank or launched_world_size() == 1 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         return
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    begin, told = time.monotonic(), not is_first_on_machine()
+    begin, told = time.monotonic(), not tells_of_waiting()
     while True:
         reason = unreachable(address, port)
         if not reason:
             return
         waited = time.monotonic() - begin
         if waited > timeout_s:
-            raise PreflightError(f"rank {rank} did not meet the first one in {timeout_s:.0f} s: {reason}")
+            raise MeetingError(f"rank {rank} did not meet the first one in {timeout_s:.0f} s: {reason}")
         if waited > told_s and not told:
             told = True
             print(
@@ -174,6 +182,12 @@ def launched_ranks_here() -> int:
 def is_first_on_machine() -> bool:
     """Errors that may differ from machine to machine, such as missing data, are told once on each."""
     return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def tells_of_waiting() -> bool:
+    """Of the ranks that wait for the first one, one on each machine; beside the first one itself, which may hang, it is the next."""
+    local = os.environ.get("LOCAL_RANK", "0")
+    return local == ("1" if local == str(launched_rank()) else "0")
 
 
 def device_number(count: int) -> int:

@@ -174,7 +174,10 @@ def describe(run: RunConfig) -> str:
         lines.append(
             f"  deployed, merged       {_millions(count.deployed)}   (a copy for visual, a copy for text tokens)"
         )
-    lines.append("forward GFLOPs per sample (training takes three times as many, four with activation checkpointing)")
+    lines.append(
+        "forward GFLOPs per sample (training takes three times as many where all is trained, "
+        "and once more with activation_checkpointing=block)"
+    )
     for task in run.data.tasks:
         cost = task_cost(task, model, vocabulary_size, run.data.word_end)
         if cost.candidates is None:

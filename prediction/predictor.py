@@ -67,8 +67,11 @@ class Predictor:
     def classify(
         self, media: Iterable[Medium], classes: Sequence[str] = (), top: int = 5, task: str = ""
     ) -> Iterator[tuple[Medium, list[Choice] | None]]:
-        """The `top` likeliest of these names, by default those of the task's data set. Raises DatasetError if two of them are one to the
-        model, if there are none, or if the model has learned to write names and not to compare with them."""
+        """The `top` likeliest of these names, by default those of the task's data set. A linear head takes no others; where the data set is
+        not there, all of them in the order of training. Raises DatasetError if two of them are one to the model, if there are none, or if
+        the model has learned to write names and not to compare with them."""
+        if isinstance(classes, str):
+            raise DatasetError(f"classes={classes!r} is one text: give a list of names")
         names: dict[bool, Tensor] = {}
         for medium, feature_D, made in self._encoded(media, "classification", task, tuple(classes)):
             if feature_D is None:
@@ -76,13 +79,7 @@ class Predictor:
                 continue
             if medium.is_clip not in names:
                 assert isinstance(made, Classification)
-                trained = self.infos.get(made.config.name)
-                if self.objective.head is not None and (
-                    trained is None or trained.classes != made.context.info.classes
-                ):
-                    raise DatasetError(
-                        "the linear head of this model knows the classes that it was trained on: name no others"
-                    )
+                self._check_head(made)
                 names[medium.is_clip] = encode_rows(self.objective, made.candidates, made.config.name, self.device)
             logits_C = self.objective.logits(feature_D[None], names[medium.is_clip], made.temperature)[0]
             yield medium, _choices(logits_C, made.context.info.classes, top)
@@ -93,7 +90,8 @@ class Predictor:
             yield medium, None if feature_D is None else normalize(feature_D, dim=-1).cpu()
 
     def embed_texts(self, texts: Sequence[str], task: str = "", of_clips: bool = False) -> Tensor:
-        """Unit vectors [N, D], comparable with those of media."""
+        """Unit vectors [N, D], comparable with those of media; a single string is one text."""
+        texts = [texts] if isinstance(texts, str) else texts
         made = self._task("retrieval", task, of_clips)
         assert isinstance(made, Retrieval)
         return normalize(
@@ -125,7 +123,9 @@ class Predictor:
 
     @torch.no_grad()
     def fill(self, texts: Sequence[str], top: int = 5, task: str = "") -> list[list[list[Choice]]]:
-        """Of each text, of each gap `___`, the likeliest words. Raises DatasetError for a text without a gap."""
+        """Of each text, of each gap `___`, the likeliest words; a single string is one text. Raises DatasetError for a text without a
+        gap."""
+        texts = [texts] if isinstance(texts, str) else texts
         made = self._task("masked_text", task, False)
         assert isinstance(made, MaskedText)
         rows = [self._with_gaps(text, made.config.max_text) for text in texts]
@@ -170,12 +170,25 @@ class Predictor:
             known = self.infos.get(config.name)
             classes = known.classes if known else ()
             if not classes:
-                raise DatasetError(f"task {config.name}: the class names of its data set are not there: say them")
+                head = self.objective.head
+                how = f": all {len(head.weight)}, in the order of training" if head is not None else ""
+                raise DatasetError(f"task {config.name}: the class names of its data set are not there: say them{how}")
         about = {"classification": f"{medium}_class", "masked_text": "text"}.get(kind, f"{medium}_caption")
         info = DatasetInfo(kind=about, classes=classes, token_ids=(), splits={})  # type: ignore[arg-type]
         # Smoothing belongs to training, and other kinds do not allow it with every option. Names are compared, of one view.
         options = dataclasses.replace(config, kind=kind, label_smoothing=0.0, answer="rank", views=(1, 1))
         return make_task(TaskContext(options, info, self.vocabulary, self.pixels, 0, self.data.word_end))
+
+    def _check_head(self, made: Task) -> None:
+        """Raises DatasetError for other classes than those that a linear head was trained on, as far as these are known."""
+        head, trained = self.objective.head, self.infos.get(made.config.name)
+        if head is None:
+            return
+        names = made.context.info.classes
+        if names != trained.classes if trained and trained.classes else len(names) != len(head.weight):
+            raise DatasetError(
+                f"the linear head of this model knows the {len(head.weight)} classes that it was trained on, in their order: name no others"
+            )
 
     def _config(self, kind: str, name: str, medium: str) -> TaskConfig:
         tasks = [task for task in self.data.tasks if not name or task.name == name]

@@ -10,22 +10,30 @@ from typing import Literal
 def parse_arguments(argv: list[str], description: str = "") -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="run configuration (YAML), see configs/")
-    parser.add_argument(
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument(
         "--describe", action="store_true", help="print layers, parameters and FLOPs of the configuration and stop"
     )
-    parser.add_argument(
+    instead.add_argument(
         "--plan", action="store_true", help="print memory and traffic of a rank on --world ranks and stop; needs no GPU"
     )
-    parser.add_argument("--world", type=int, help="with --plan: ranks of the run (default: those that were started)")
-    parser.add_argument(
-        "--device-memory", type=above_zero, default=80.0, metavar="GIB", help="with --plan: of one rank"
-    )
-    parser.add_argument("--gpus-per-node", type=positive, default=8, metavar="N", help="with --plan (default 8)")
+    world = parser.add_argument("--world", type=positive, metavar="N", help="ranks (default: those that were started)")
+    memory = parser.add_argument("--device-memory", type=above_zero, metavar="GIB", help="of one rank (default 80)")
+    per_node = parser.add_argument("--gpus-per-node", type=positive, metavar="N", help="(default 8)")
+    of_plan = {world: None, memory: 80.0, per_node: 8}
+    for option in of_plan:
+        option.help = f"with --plan: {option.help}"
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help="set by the launcher")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="for instance model.depth=6 data.tasks.shapes.batch_size=8"
     )
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    for option, default in of_plan.items():
+        if getattr(arguments, option.dest) is None:
+            setattr(arguments, option.dest, default)
+        elif not arguments.plan:
+            parser.error(f"{option.option_strings[0]} goes with --plan")
+    return arguments
 
 
 def checkpoint_step(text: str) -> int | Literal["best"]:
@@ -36,6 +44,14 @@ def checkpoint_step(text: str) -> int | Literal["best"]:
 def positive(text: str) -> int:
     number = int(text)
     if number < 1:
+        raise ValueError
+    return number
+
+
+def at_least_two(text: str) -> int:
+    """For a spread, or a comparison."""
+    number = int(text)
+    if number < 2:
         raise ValueError
     return number
 

@@ -16,7 +16,7 @@ from model.tuning.trained import TuningError
 from parallel.checkpoints import CheckpointError
 from parallel.health.claim import FolderError
 from parallel.health.same_inputs import DisagreementError
-from parallel.launch import PreflightError
+from parallel.launch import MeetingError, PreflightError
 
 EXIT_FAILURE = 1
 EXIT_USER = 2
@@ -63,6 +63,10 @@ def is_told_here(error: Exception, is_first: bool) -> bool:
 
 
 def exit_code(error: Exception) -> int:
-    """Of one of USER_ERRORS: 1 where the same command may do as it is, since only a store or a process was gone. Schedulers start such
-    a run again, and one that ends with 2 never."""
-    return EXIT_FAILURE if isinstance(error, (WorkerGoneError, StoreGoneError)) or may_pass(error) else EXIT_USER
+    """Of one of USER_ERRORS: 1 where the same command may do as it is, since only a store or a process was gone or late. Schedulers start
+    such a run again, and one that ends with 2 never."""
+    return (
+        EXIT_FAILURE
+        if isinstance(error, (MeetingError, WorkerGoneError, StoreGoneError)) or may_pass(error)
+        else EXIT_USER
+    )

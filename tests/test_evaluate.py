@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -12,7 +13,10 @@ from evaluate import main
 from evaluation.config import PROBES
 from evaluation.probes import METHODS
 from model.objective import NotFiniteError
+from run.errors import ConfigError
 from run.evaluation.arguments import parse_arguments, places_of_suite
+from run.evaluation.entries import entries_of
+from run.folder import read_run
 from tests.helpers.runs import saved_run, tiny_config, train
 
 
@@ -189,6 +193,33 @@ def test_ways_that_do_not_go_together(capsys, words):
     with pytest.raises(SystemExit) as caught:
         parse_arguments(["--run", "r", *words])
     assert caught.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (
+            ["--tasks", "captions", "--templates", "openai"],
+            "--templates changes nothing: it is for classification whose",
+        ),
+        (
+            ["--tasks", "shapes", "sentences", "--beam", "5"],
+            "--beam changes nothing: it is for what is written, not for shapes",
+        ),
+        (["--tasks", "shapes", "--length-penalty", "1"], "--length-penalty changes nothing"),
+        (["--tasks", "sentences", "--views", "3x4"], "--views changes nothing"),
+        (["--tasks", "retrieval", "--answer", "generate"], "--answer changes nothing: it is for classification"),
+    ],
+)
+def test_options_that_change_no_task_are_refused(capsys, untrained, words, what):
+    assert what in evaluated(capsys, untrained, *words, expect=2)
+
+
+def test_classes_of_a_linear_head_are_not_written(untrained):
+    run, _ = read_run(untrained, [])
+    run = dataclasses.replace(run, model=dataclasses.replace(run.model, head_classes=6))
+    with pytest.raises(ConfigError, match="--answer generate: this run has a linear head"):
+        entries_of(parse_arguments(["--run", str(untrained), "--tasks", "shapes", "--answer", "generate"]), run)
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ from analysis.interference.tables import FILE, Content, by_step, chart_of, conte
 from analysis.opened import OpenRun, open_run
 from parallel.checkpoints import load_found, write_atomically
 from parallel.collectives import gathered_objects
-from run.command_line import finite, natural, positive
+from run.command_line import at_least_two, finite, natural
 from run.errors import ConfigError
 from run.places import expanded
 
@@ -135,10 +135,10 @@ def _numbers(words: Sequence[str]) -> list[int]:
 def main(argv: list[str] | None = None) -> int:
     parser = parser_of(__doc__)
     parser.add_argument(
-        "--samples", type=positive, default=100, metavar="N", help="examples of each task (default: 100)"
+        "--samples", type=at_least_two, default=100, metavar="N", help="examples of each task (default: 100)"
     )
     parser.add_argument(
-        "--pairs", type=positive, default=8, metavar="N", help="of an example of a contrastive task (default: 8)"
+        "--pairs", type=at_least_two, default=8, metavar="N", help="of an example of a contrastive task (default: 8)"
     )
     parser.add_argument("--layers", nargs="+", default=[], metavar="N", help="from 0, or all (default: three of them)")
     parser.add_argument("--linears", nargs="+", choices=LINEARS, default=[LINEARS[0]], help="(default: ffn.down)")

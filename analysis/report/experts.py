@@ -78,12 +78,9 @@ def _over_time(run: RunFiles, of: str, most_cells: int) -> list[Figure]:
         name: value for name, value in maps.items() if value[1].ndim == 2 and np.nanmin(value[1], initial=1.0) < ALL
     }
     if maps:
-        shape = min(value[1].shape for value in maps.values())
-        alike = {name: value for name, value in maps.items() if value[1].shape == shape}
-        values_MNS = np.stack([value[1].T for value in alike.values()])
+        steps, values_MNS = _side_by_side(list(maps.values()))
         said = f"Share of asked pairs that found a slot; the lowest mean of a decision is {np.nanmin(np.nanmean(values_MNS, axis=2)):.1%}."
-        names = decisions_of(run, shape[1])
-        steps = next(iter(alike.values()))[0]
+        names = decisions_of(run, values_MNS.shape[1])
         found.append(
             time_map(
                 f"Success rate by decision{of}",
@@ -94,10 +91,19 @@ def _over_time(run: RunFiles, of: str, most_cells: int) -> list[Figure]:
                 names,
                 "decision",
                 from_zero=False,
-                Modality=list(alike),
+                Modality=list(maps),
             )
         )
     return found
+
+
+def _side_by_side(columns: Sequence[tuple[Sequence[int], np.ndarray]]) -> tuple[list[int], np.ndarray]:
+    """(steps, values [S, N]) of several -> all steps, values [M, N, S] with NaN where one has none: a modality that was not drawn."""
+    steps = sorted(set().union(*(column_steps for column_steps, _ in columns)))
+    values_MNS = np.full((len(columns), max(values.shape[1] for _, values in columns), len(steps)), np.nan)
+    for values_NS, (column_steps, column_SN) in zip(values_MNS, columns, strict=True):
+        values_NS[: column_SN.shape[1], np.searchsorted(steps, column_steps)] = column_SN.T
+    return steps, values_MNS
 
 
 def _load_said(values_NES: np.ndarray, names: Sequence[str]) -> str:

@@ -14,8 +14,8 @@ from analysis.report.metrics import Column, as_float
 from analysis.report.reading import RunFiles
 from run.metrics.names import EVALUATION, metric_of
 
-PHASES = ("data", "forward", "backward", "reduce", "step", "report", "evaluate", "save")
-"""They partition the time of a step; the time of exchanges is part of forward and backward."""
+PHASES = ("data", "forward", "backward", "reduce", "step", "report", "save")
+"""They partition the time of a step: exchanges are part of forward and backward, and evaluations of none."""
 COUNTS = ("samples", "images", "texts", "trials", "training_samples", "questions", "tokens")
 """Metrics of an evaluation that say how much there was, and so are no curves."""
 
@@ -49,6 +49,7 @@ def speed(runs: Sequence[RunFiles], axes: Axes) -> list[Figure]:
         group("Tokens per second by modality", "tokens/s on all ranks", "tokens_per_s"),
         curve("Samples per second", "samples/s on all ranks", samples="samples_per_s"),
         areas("Time of a step by phase", "seconds", lines(runs, phases), runs, axes),
+        curve("Time of an evaluation", "seconds", evaluation="evaluation_s"),
         curve("Time of a step", "seconds", step="step_s", exchange_within_it="time/exchange"),
         curve("Waits and padding", "share", waiting_for_data="data_wait", padding="padding"),
         curve("Model FLOPs utilisation", "share of the device's peak", MFU="mfu"),

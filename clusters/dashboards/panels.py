@@ -107,8 +107,8 @@ ROWS = (
             _panel("Model FLOPs", "All ranks together", {"@model_flops_per_second": "{{run}}"}, "flops"),
             _panel(
                 "Time of a step by phase",
-                "They add up to the step",
-                {'@phase_seconds{phase!="exchange"}': "{{run}} {{phase}}"},
+                "They add up to the step; evaluations have a chart of their own",
+                {'@phase_seconds{phase!~"exchange|evaluate"}': "{{run}} {{phase}}"},
                 "s",
                 stacked=True,
             ),

@@ -98,7 +98,8 @@ def _reports(weights_NCE: Tensor, entropy_NC: Tensor, layout: PassLayout) -> lis
     tokens_C1 = layout.count_C.to(weights_NCE)[:, None]
     pairs_NCE = tokens_C1 * (weights_NCE > 0)
     asked_NC = pairs_NCE.sum(dim=2)
-    use_NCX = ExpertUse(pairs_NCE, tokens_C1 * weights_NCE, asked_NC, asked_NC * entropy_NC).packed()
+    unasked_NC = torch.zeros_like(asked_NC)
+    use_NCX = ExpertUse(pairs_NCE, tokens_C1 * weights_NCE, asked_NC, unasked_NC, asked_NC * entropy_NC).packed()
     empty_NMX = use_NCX.new_zeros(len(use_NCX), len(Modality), use_NCX.shape[2])
     use_NMX = empty_NMX.index_add(1, layout.modality_C, use_NCX)
     return [RoutingReport(unpacked(use_MX), {}) for use_MX in use_NMX.unbind()]

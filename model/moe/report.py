@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from data.batch import Modality
+from model.config import ModelConfig
 from model.layout import PassLayout
 from model.moe.router import entropy
 from model.moe.routing import TokenRouting
-from model.moe.use import ExpertUse
+from model.moe.use import ExpertUse, packed_width, unpacked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +25,13 @@ class RoutingReport:
 
     use: ExpertUse
     losses: dict[str, Tensor]
+
+
+def nothing_routed(config: ModelConfig, device: torch.device) -> tuple[RoutingReport, ...]:
+    """Of each decision of a tower that has nothing to do in a pass."""
+    use = unpacked(torch.zeros(len(Modality), packed_width(config.experts.num_experts), device=device))
+    own = dataclasses.replace(config, text_tower=None)  # the first tower's options name the other one
+    return (RoutingReport(use, {}),) * own.num_decisions
 
 
 Report = RoutingReport | TokenRouting
@@ -54,9 +62,18 @@ def _of_tokens(routings: Sequence[TokenRouting], layout: PassLayout) -> tuple[Ro
     entropy_X = sums_X2.new_zeros(decisions * kinds)
     entropy_X.index_add_(0, kind_NT.flatten(), entropy(logits_NTE).double().flatten())
     taken_NME, weight_NME = sums_X2.view(decisions, kinds, num_experts, 2).unbind(-1)
-    asked_M = layout.tokens_M * choices
-    each = zip(taken_NME, weight_NME, entropy_X.view(decisions, kinds) * choices, routings, strict=True)
-    return tuple(
-        RoutingReport(ExpertUse(taken_ME, weight_ME, asked_M, entropy_M), routing.losses)
-        for taken_ME, weight_ME, entropy_M, routing in each
-    )
+    unasked_NM = _unasked(routings, kind_NT, kinds)
+    asked_NM = layout.tokens_M * choices - unasked_NM
+    entropy_NM = entropy_X.view(decisions, kinds) * choices
+    each = zip(taken_NME, weight_NME, asked_NM, unasked_NM, entropy_NM, strict=True)
+    return tuple(RoutingReport(ExpertUse(*use), routing.losses) for use, routing in zip(each, routings, strict=True))
+
+
+def _unasked(routings: Sequence[TokenRouting], kind_NT: Tensor, kinds: int) -> Tensor:
+    """[N, M]: choices that `random_second` left out."""
+    found_X = kind_NT.new_zeros(len(routings) * kinds, dtype=torch.float64)
+    asked = [routing.asked_TK for routing in routings if routing.asked_TK is not None]
+    if asked:
+        unasked_NT = (~torch.stack(asked)).sum(dim=2)
+        found_X.index_add_(0, kind_NT.flatten(), unasked_NT.double().flatten())
+    return found_X.view(len(routings), kinds)

@@ -130,7 +130,7 @@ class TokenRouter(nn.Module):
             )
             k = _evaluated(config.eval_top_k, config.top_k, noise)
             ids_TK, weights_TK = top_k(weighing_TE, k, config.renormalise, selection_TE)
-            kept_TK = self._kept(ids_TK, weighing_TE.detach(), group_T, slots_G, noise, counter_T)
+            kept_TK, asked_TK = self._kept(ids_TK, weighing_TE.detach(), group_T, slots_G, noise, counter_T)
             return TokenRouting(
                 expert_ids_TK=ids_TK,
                 weights_TK=weights_TK if kept_TK is None else weights_TK * kept_TK,
@@ -138,6 +138,7 @@ class TokenRouter(nn.Module):
                 logits_TE=logits_TE.detach(),
                 losses=self._losses(logits_TE, noisy_TE, ids_TK, layout, group_T, num_groups),
                 most_kept=None if slots_G is None else sum(slots_G) * config.num_experts,
+                asked_TK=asked_TK,
             )
 
     def slots(self, layout: PassLayout, noise: Key) -> tuple[int, ...] | None:
@@ -159,12 +160,12 @@ class TokenRouter(nn.Module):
         slots_G: tuple[int, ...] | None,
         noise: Key,
         counter_T: Tensor | None,
-    ) -> Tensor | None:
-        """None: nothing can be dropped."""
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """-> (kept_TK, asked_TK); None: nothing can be dropped, all are asked."""
         config = self.config
         draws = config.random_second and noise is not None
         if slots_G is None and not draws:
-            return None
+            return None, None
         raw_TK, asked_TK = probabilities(weighing_TE, ids_TK), None
         if draws:
             assert noise is not None and counter_T is not None
@@ -172,11 +173,11 @@ class TokenRouter(nn.Module):
             second_T = uniform(derive(noise, "second"), counter_T) < 2 * share_T
             asked_TK = torch.stack([torch.ones_like(second_T), second_T], dim=1)
         if slots_G is None:
-            return asked_TK
+            return asked_TK, asked_TK
         priority_T = None
         if config.priority != "none":
             priority_T = raw_TK[:, 0] if config.priority == "max" or raw_TK.shape[1] == 1 else raw_TK.sum(dim=1)
-        return kept_choices(ids_TK, priority_T, slots_G, config.num_experts, group_T, asked_TK)
+        return kept_choices(ids_TK, priority_T, slots_G, config.num_experts, group_T, asked_TK), asked_TK
 
     def _losses(
         self,

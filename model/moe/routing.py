@@ -26,6 +26,7 @@ class TokenRouting:
     logits_TE       of the gate, without noise and gradient
     losses          auxiliary losses by name, unweighted
     most_kept       so many can have been kept; None: all
+    asked_TK        bool, False for what `random_second` left out; None: all were asked
     """
 
     expert_ids_TK: Tensor
@@ -34,6 +35,7 @@ class TokenRouting:
     logits_TE: Tensor
     losses: dict[str, Tensor]
     most_kept: int | None = None
+    asked_TK: Tensor | None = None
 
 
 def top_k(logits_XE: Tensor, k: int, renormalise: bool, selection_XE: Tensor | None = None) -> tuple[Tensor, Tensor]:

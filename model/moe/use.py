@@ -10,6 +10,9 @@ import dataclasses
 import torch
 from torch import Tensor
 
+NUMBERS = 3
+"""Of a decision and modality that are no expert's."""
+
 
 @dataclasses.dataclass(frozen=True)
 class ExpertUse:
@@ -18,25 +21,37 @@ class ExpertUse:
     taken_ME     (token, choice) pairs of modality m that expert e took
     weight_ME    sum of their gate weights
     asked_M      all pairs that were asked for, those that found no slot among them
-    entropy_M    entropy of the gate's distribution without noise, in nats, summed over these pairs
+    unasked_M    pairs that `random_second` left out before any slot was looked for
+    entropy_M    entropy of the gate's distribution without noise, in nats, summed over all pairs
     """
 
     taken_ME: Tensor
     weight_ME: Tensor
     asked_M: Tensor
+    unasked_M: Tensor
     entropy_M: Tensor
 
+    @property
+    def pairs_M(self) -> Tensor:
+        """All: the tokens times their choices."""
+        return self.asked_M + self.unasked_M
+
     def packed(self) -> Tensor:
-        """[..., M, 2 E + 2], for sums over ranks in one piece."""
-        asked, entropy = self.asked_M.unsqueeze(-1), self.entropy_M.unsqueeze(-1)
-        return torch.cat([self.taken_ME, self.weight_ME, asked, entropy], dim=-1)
+        """[..., M, X] with X = 2 E + 3, for sums over ranks in one piece."""
+        numbers = torch.stack([self.asked_M, self.unasked_M, self.entropy_M], dim=-1)
+        return torch.cat([self.taken_ME, self.weight_ME, numbers], dim=-1)
 
 
 def unpacked(packed: Tensor) -> ExpertUse:
     """The inverse of `packed`."""
-    experts = packed.shape[-1] // 2 - 1
-    taken, weight, asked, entropy = packed.split([experts, experts, 1, 1], dim=-1)
-    return ExpertUse(taken, weight, asked.squeeze(-1), entropy.squeeze(-1))
+    experts = (packed.shape[-1] - NUMBERS) // 2
+    taken, weight, numbers = packed.split([experts, experts, NUMBERS], dim=-1)
+    return ExpertUse(taken, weight, *numbers.unbind(-1))
+
+
+def packed_width(num_experts: int) -> int:
+    """X."""
+    return 2 * num_experts + NUMBERS
 
 
 def stacked(uses: list[ExpertUse]) -> ExpertUse:
@@ -51,7 +66,7 @@ def added(uses: list[ExpertUse]) -> ExpertUse:
 
 def unused(num_experts: int, modalities: int, like: Tensor) -> ExpertUse:
     """Of no decision at all."""
-    return unpacked(like.new_zeros(0, modalities, 2 * num_experts + 2))
+    return unpacked(like.new_zeros(0, modalities, packed_width(num_experts)))
 
 
 def _fields(use: ExpertUse) -> tuple[Tensor, ...]:

@@ -13,6 +13,7 @@ import fnmatch
 import torch
 from torch import Tensor, nn
 
+from model.exchange.export.folder import Export
 from model.objective import Objective
 from model.tuning.trained import HEAD
 from parallel.checkpoints import Checkpoint, CheckpointError, load_parts
@@ -21,6 +22,8 @@ from parallel.placement import Placement, placement_of
 ALWAYS_NEW = ("*prompts", "*.spe_bias", *HEAD)
 MAY_BE_NEW = ("log_scales.*", "logit_biases.*", "*.lora.*")
 """Besides those: logit scales and biases of new kinds of tasks, and updates that start at zero."""
+MAY_BE_LEFT = (*ALWAYS_NEW, "log_scales.*", "logit_biases.*")
+"""What the other run may have and this network not."""
 ROUTER = "*.router.*"
 TOKENS = "*.embedding.tokens.weight"
 KINDS = ("router", "lora", "prompts", "spe_bias", "head", "similarity_weight", "log_scales", "logit_biases")
@@ -67,7 +70,7 @@ def warm_start(
     allowed = (*ALWAYS_NEW, *MAY_BE_NEW, *((ROUTER,) if copied else ()))
     left_out = checkpoint.names - taken - set(copied.values())
     missing = [name for name in new if not _matches(name, allowed)]
-    unknown = [name for name in left_out if not _matches(name, (*ALWAYS_NEW, "log_scales.*", "logit_biases.*"))]
+    unknown = [name for name in left_out if not _matches(name, MAY_BE_LEFT)]
     if missing or unknown:
         raise CheckpointError(
             f"{checkpoint.folder} is of another model: missing {sorted(missing)[:5]}, unknown {sorted(unknown)[:5]}; "
@@ -96,6 +99,16 @@ def warm_start(
         tuple(sorted(left_out)),
         (found, len(ids)) if tokens else None,
     )
+
+
+def warm_start_from_export(objective: Objective, export: Export) -> WarmStart:
+    """The same of an exported folder, of which experts are not copied and the vocabulary is this one. Raises ExportError."""
+    own, there = dict(objective.named_parameters()).keys(), export.shapes.keys()
+    new = {name for name in own if _matches(name, ALWAYS_NEW)}
+    new |= {name for name in own - there if _matches(name, MAY_BE_NEW)}
+    left_out = {name for name in there - (own - new) if _matches(name, MAY_BE_LEFT)}
+    export.load(objective, leave=frozenset(new | left_out))
+    return WarmStart(tuple(sorted(own - new)), (), tuple(sorted(new)), tuple(sorted(left_out)))
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:

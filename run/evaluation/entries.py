@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import Callable
 
 from data.config import TaskConfig
 from data.shards import read_info
@@ -28,6 +29,9 @@ class Entry:
 def entries_of(arguments: argparse.Namespace, run: RunConfig) -> list[Entry]:
     """Raises ConfigError and DatasetError."""
     entries = [_with_options(entry, arguments) for entry in _all_entries(arguments, run)]
+    _check_options(entries, arguments)
+    if run.model.head_classes and any(entry.task.answer == "generate" for entry in entries):
+        raise ConfigError("--answer generate: this run has a linear head, whose classes have no words to write")
     if arguments.frames != "as-is":
         entries = _of_clips(entries, arguments)
     if not arguments.probe:
@@ -40,6 +44,33 @@ def entries_of(arguments: argparse.Namespace, run: RunConfig) -> list[Entry]:
         if entry.task.split == training_of(entry, run).split:
             raise ConfigError(f"--probe is fitted to split {entry.task.split} of {entry.name}: evaluate another split")
     return probed
+
+
+def _is_ranked(task: TaskConfig) -> bool:
+    return task.kind == "classification" and task.answer != "generate"
+
+
+def _is_written(task: TaskConfig) -> bool:
+    return task.kind == "captioning" or task.answer == "generate"
+
+
+USED_BY: tuple[tuple[str, object, Callable[[TaskConfig], bool], str], ...] = (
+    ("templates", "none", _is_ranked, "classification whose names are ranked"),
+    ("views", None, _is_ranked, "classification whose names are ranked"),
+    ("answer", None, lambda task: task.kind in WRITTEN, " and ".join(WRITTEN)),
+    ("beam", 2, _is_written, "what is written"),
+    ("length_penalty", 0.0, _is_written, "what is written"),
+)
+"""Options of the command line, their defaults, the tasks that they change, and what these are called."""
+
+
+def _check_options(entries: list[Entry], arguments: argparse.Namespace) -> None:
+    """Raises ConfigError where an option would change no task."""
+    for name, default, is_used, what in USED_BY:
+        value = getattr(arguments, name)
+        if value != default and not any(is_used(entry.task) for entry in entries):
+            others = ", ".join(f"{entry.name} ({entry.task.kind})" for entry in entries)
+            raise ConfigError(f"--{name.replace('_', '-')} changes nothing: it is for {what}, not for {others}")
 
 
 def _of_clips(entries: list[Entry], arguments: argparse.Namespace) -> list[Entry]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from data.batch import Modality
 from model.config import ModelConfig
-from model.moe.use import ExpertUse, unpacked
+from model.moe.use import ExpertUse, packed_width, unpacked
 
 Record = dict[str, Any]
 RECORDS = 200
@@ -39,14 +39,14 @@ class UseByTask:
 
     def __init__(self, model: ModelConfig, tasks: list[str], device: str) -> None:
         self.names, self.tasks, self.experts = decision_names(model), tasks, model.experts.num_experts
-        shape = (len(tasks), len(self.names), len(Modality), 2 * self.experts + 2)
+        shape = (len(tasks), len(self.names), len(Modality), packed_width(self.experts))
         self._sums = torch.zeros(*shape, dtype=torch.float64, device=device)
         self._by_task = torch.zeros(*shape, dtype=torch.float64)
         self._last = 0
 
     def add(self, task: int, use: ExpertUse) -> None:
-        """Of one micro-batch. Batches of one tower in a model of two have the decisions of that tower alone, and are left out."""
-        if len(use.asked_M) == len(self.names):
+        """Of one micro-batch."""
+        if self.names:
             self._sums[task] += use.packed()
 
     def taken(self) -> Tensor:
@@ -78,7 +78,7 @@ def figures(use: ExpertUse) -> Record:
     record: Record = {
         "expert_load": rounded(load_NE),
         "expert_load_max": load_NE.max().item(),
-        "router_entropy": rounded(use.entropy_M.sum(dim=1) / asked_N.clamp(min=1)),
+        "router_entropy": rounded(use.entropy_M.sum(dim=1) / use.pairs_M.sum(dim=1).clamp(min=1)),
     }
     for modality in Modality:
         asked_N = use.asked_M[:, modality]
@@ -91,8 +91,9 @@ def figures(use: ExpertUse) -> Record:
 
 def table(names: list[str], by_task: dict[str, Tensor]) -> Record:
     """by_task: packed [N, M, X]. Sums, which can be added up, and what they are sums of; tasks that had nothing to route are left out."""
-    uses = {task: unpacked(packed_NMX) for task, packed_NMX in by_task.items() if packed_NMX[..., -2].any()}
-    experts = next(iter(by_task.values())).shape[-1] // 2 - 1
+    all_uses = {task: unpacked(packed_NMX) for task, packed_NMX in by_task.items()}
+    experts = next(iter(all_uses.values())).taken_ME.shape[-1]
+    uses = {task: use for task, use in all_uses.items() if use.asked_M.any()}
     tasks = {task: {name: rounded(value, 2) for name, value in _named(use)} for task, use in uses.items()}
     return {"decisions": names, "experts": experts, "modalities": [m.name.lower() for m in Modality], "tasks": tasks}
 

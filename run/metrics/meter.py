@@ -89,7 +89,7 @@ class Meter:
         of all tasks' shards, missing since the start.
         """
         now = time.perf_counter()
-        seconds = now - self._start - paused_s
+        own_s = torch.tensor([now - self._start - paused_s], dtype=torch.float64)
         efficiency = self._efficiency.sums()
         use_TNMX = self._use.taken()
         parts = [
@@ -99,11 +99,15 @@ class Meter:
             use_TNMX.flatten(),
             self._auxiliary.cpu(),
             efficiency,
+            own_s,
         ]
         of_all = total(torch.cat(parts).to(self.mesh.device), self.mesh.data).cpu()
         # Ranks meet the same shards, so their counts must not be added.
         bad_shards = maximum(torch.tensor(len(self._bad_shards), device=self.mesh.device), self.mesh.data)
-        tasks, counts, by_task, use, auxiliary, efficiency = of_all.split([p.numel() for p in parts])
+        tasks, counts, by_task, use, auxiliary, efficiency, all_s = of_all.split([p.numel() for p in parts])
+        seconds = (
+            all_s.item() / self.mesh.data.size
+        )  # the mean, as phases are: ranks look at their clocks at different times
         samples, tokens, faults, micro_batches = counts.tolist()
         use_TNMX = use.view(use_TNMX.shape)
         record: Record = {
@@ -144,9 +148,9 @@ class Meter:
 
 
 def _dropped(use_TNMX: Tensor) -> Tensor:
-    """[N]: choices that found no slot."""
+    """[N]: choices that were not computed, as they found no slot or were not asked."""
     use = unpacked(use_TNMX.sum(dim=0))
-    return use.asked_M.sum(dim=1) - use.taken_ME.sum(dim=(1, 2))
+    return use.pairs_M.sum(dim=1) - use.taken_ME.sum(dim=(1, 2))
 
 
 def has_diverged(record: Record, skipped_in_a_row: int, loss_scale: float) -> bool:

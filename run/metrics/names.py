@@ -71,7 +71,9 @@ METRICS = (
     ),
     Metric("padding", "share", "token places that are pads", "padding_ratio"),
     Metric("step_s", "s", "mean time of a step", "step_seconds"),
-    Metric("time/PHASE", "s", "time of a step by phase; all but exchange add up to the step", "phase_seconds"),
+    Metric(
+        "time/PHASE", "s", "time of a step by phase; all but exchange and evaluate add up to the step", "phase_seconds"
+    ),
     Metric("data_wait", "share", "time in which the loop waited for data", "data_wait_ratio"),
     Metric("eta_s", "s", "time until the last step, at this pace", "remaining_seconds"),
     Metric("mfu", "share", "model FLOPs utilisation", "model_flops_utilisation_ratio"),

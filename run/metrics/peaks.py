@@ -87,7 +87,7 @@ def name_of(device: str) -> str:
 
 
 def allows_tf32() -> bool:
-    return torch.cuda.is_available() and torch.backends.cuda.matmul.allow_tf32
+    return torch.cuda.is_available() and torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
 def note_of(wanted: Peak, device: str, dtype: torch.dtype, peak: float) -> list[str]:

@@ -35,6 +35,11 @@ class Prometheus:
         self._values[PLANNED] = {(): config.steps}
         self._values[RUNNING] = {(): 1}
         self._values[STEP] = {(): start_step}
+        # Rates and alerts see what a counter gains, so not a first value: what seldom happens begins at 0.
+        names = [task.name for task in config.data.tasks]
+        for metric in METRICS:
+            if metric.is_sum and (metric.key != "alarms" or self._decisions) and metric.labels in ((), ("task",)):
+                self._values[metric] = dict.fromkeys([(name,) for name in names] if metric.labels else [()], 0.0)
         try:
             self._publish()
         except OSError as error:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
+from collections.abc import Callable
 
 from run.config import RunConfig, TrackingConfig
 from run.console import Console
@@ -54,11 +56,15 @@ class Sinks:
             skipped = f"{record['skipped_steps']} updates were left out: their gradients were not finite"
             self._events.write("skipped", self._step, skipped)
 
-    def tell(self, line: str, kind: Kind = "note") -> None:
-        """Something that happened: on the console, and among the events with the step of the last record."""
+    def tell(self, line: str, kind: Kind = "note", step: int | None = None) -> None:
+        """Something that happened: on the console, and among the events with its step, or that of the last record."""
         if self._console is not None:
             self._console.tell(f"alarm: {line}" if kind == "alarm" else line)
-            self._events.write(kind, self._step, line)
+            self._events.write(kind, self._step if step is None else step, line)
+
+    def at(self, step: int) -> Callable[[str], None]:
+        """`tell` of what happens at this step."""
+        return functools.partial(self.tell, step=step)
 
     def close(self, diverged: bool = False) -> None:
         if self._console is not None:

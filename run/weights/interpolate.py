@@ -3,8 +3,8 @@
 python -m run.weights.interpolate --base runs/real_small --tuned runs/flowers --share 0.5 --out runs/flowers_half
 
 Each weight is (1 - share) base + share tuned, and low-rank updates are scaled by the share; prompts and heads are the tuned run's.
-Averages over the training are taken where a run has them. The result is evaluated, used, exported and tuned as any run, but cannot be
-trained on.
+The base's weights are those of the checkpoint that tuning began at, which must still be there. Averages over the training are taken where
+a run has them. The result is evaluated, used, exported and tuned as any run, but cannot be trained on.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from model.tuning.warm_start import dense_name
 from parallel.checkpoints import Checkpoint, CheckpointError, Fragment, find_checkpoint, save
 from parallel.placement import Placement
 from run.command_line import checkpoint_step
-from run.config import RUN_NAME, RUN_NAME_RULE
+from run.config import RUN_NAME, RUN_NAME_RULE, RunConfig
 from run.errors import EXIT_USER, USER_ERRORS, ConfigError
 from run.folder import read_run, write_run_files
 from run.places import expanded
 from run.streams import keep_printing, print_result
+from run.weights.began import beginning_in
 from run.weights.best import chosen_step
 
 
@@ -48,7 +49,7 @@ def _share(text: str) -> float:
 
 
 def interpolate(arguments: argparse.Namespace) -> str:
-    """Returns a line for people. Raises ConfigError, CheckpointError."""
+    """Returns lines for people. Raises ConfigError, CheckpointError."""
     base_folder, tuned_folder, out = (expanded(place) for place in (arguments.base, arguments.tuned, arguments.out))
     if out.exists():
         raise ConfigError(f"--out {out} is there already: choose another place, or remove it")
@@ -58,9 +59,7 @@ def interpolate(arguments: argparse.Namespace) -> str:
     if base_vocabulary.clip_ids != vocabulary.clip_ids:
         raise ConfigError(f"{tuned_folder} has another vocabulary than {base_folder}: tune with data.vocabulary=init")
     tuned = find_checkpoint(tuned_folder / "checkpoints", chosen_step(tuned_folder, arguments.step))
-    base = find_checkpoint(base_folder / "checkpoints")
-    if tuned.base is not None and tuned.base.folder.parent == base.folder.parent.resolve():
-        base = tuned.base  # the checkpoint that tuning started from, where the base went on
+    base, note = beginning_in(base_folder, tuned_folder, run, tuned)
     common = sorted(base.names & tuned.names)
     if not common:
         raise ConfigError(f"{tuned_folder} and {base_folder} have no weight in common: they are different networks")
@@ -75,11 +74,13 @@ def interpolate(arguments: argparse.Namespace) -> str:
             f"{tuned_folder} has experts where {base_folder} is dense ({copied[0]}): their weights cannot be taken apart"
         )
     data = dataclasses.replace(run.data, vocabulary="restricted") if run.data.vocabulary == "init" else run.data
-    made = dataclasses.replace(run, name=out.name, runs=str(out.parent), init="", data=data)
+    begins = {name: getattr(RunConfig, name) for name in ("init", "init_step", "init_only")}  # nowhere
+    made = dataclasses.replace(run, name=out.name, runs=str(out.parent), data=data, **begins)
     write_run_files(made, vocabulary)
     save(out / "checkpoints", tuned.step, _between(base, tuned, arguments.share), {})
     own = len(tuned.names) - len(common)
-    return f"{out}: {len(common)} tensors between the two, {own} of the tuned run alone, step {tuned.step}"
+    told = f"{out}: {len(common)} tensors between the two, {own} of the tuned run alone, step {tuned.step}"
+    return f"{note}\n{told}" if note else told
 
 
 def _between(base: Checkpoint, tuned: Checkpoint, share: float) -> Iterator[Fragment]:

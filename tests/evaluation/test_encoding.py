@@ -10,7 +10,7 @@ from evaluation.kept import options_of
 from model.objective import NotFiniteError
 from run.config_file import load_config
 from run.data import open_run_data
-from tests.helpers.models import make
+from tests.helpers.models import make, tiny
 from tests.helpers.runs import tiny_config
 
 
@@ -54,3 +54,13 @@ def test_options_that_are_kept_are_those_that_change_a_kind(sources):
     }
     assert kept["sentences"].keys() == {"limit", "mask_rate", "mask_shares", "max_text", "vocabulary"}
     assert kept["retrieval"].keys() == {"limit"}
+
+
+@pytest.mark.parametrize(
+    ("training", "evaluating", "matters"), [(1.0, None, True), (1.0, 0.0, False), (0.0, 2.0, True)]
+)
+def test_batches_are_kept_where_samples_compete_for_experts(sources, training, evaluating, matters):
+    *_, by_name = sources
+    experts = {"capacity_factor": training, "eval_capacity_factor": evaluating}
+    kept = options_of(Evaluation(make(tiny("token", experts)), by_name["retrieval"], batch_size=7))
+    assert kept == {"limit": None} | ({"batch_size": 7, "ranks": 1} if matters else {})

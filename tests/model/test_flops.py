@@ -62,7 +62,7 @@ def gates(config: ModelConfig, batch: TaskBatch) -> tuple[int, int]:
 
 
 def dropped(losses: Losses) -> list[float]:
-    return (losses.use.asked_M.sum(1) - losses.use.taken_ME.sum((1, 2))).tolist()
+    return (losses.use.pairs_M.sum(1) - losses.use.taken_ME.sum((1, 2))).tolist()
 
 
 def bias_gradients(config: ModelConfig, losses: Losses) -> float:

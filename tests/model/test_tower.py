@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import torch
 
+from data.batch import Modality
 from model.config import ModelConfig, TextTowerConfig
 from tests.helpers.batches import BATCHES, VOCABULARY_SIZE, masked_text, retrieval
 from tests.helpers.models import make, tiny
@@ -117,6 +118,17 @@ def test_text_tower_reads_text_and_the_other_reads_pictures():
     assert objective.text_tower.embedding.patches.weight.grad is None
     features, _ = objective.encode_candidates(retrieval().candidates)
     assert features.shape[1] == 16  # the compared space has the width of the first tower
+
+
+def test_figures_of_experts_keep_their_places_where_a_tower_has_nothing_to_do():
+    """Masked text is for the text tower alone, whose decisions stand after those of the other."""
+    objective = make(tiny("token", {"placement": "all"}, text_tower=TextTowerConfig(width=8, depth=1, heads=2, ffn=16)))
+    both, text = objective(retrieval()).use, objective(masked_text()).use
+    assert text.asked_M.shape == both.asked_M.shape
+    visual = 4
+    assert (both.asked_M.sum(dim=1) > 0).all() and len(both.asked_M) > visual
+    assert not text.asked_M[:visual].any() and (text.asked_M[visual:, Modality.TEXT] > 0).all()
+    assert torch.isfinite(objective(masked_text()).total)
 
 
 def test_projection_per_modality():

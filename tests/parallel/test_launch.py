@@ -15,9 +15,11 @@ from parallel.launch import (
     check_interfaces,
     check_launch,
     check_port,
+    is_first_on_machine,
     missing_interfaces,
     unreachable,
 )
+from run.errors import EXIT_FAILURE, exit_code, is_told_here
 
 NAMES = (
     "RANK",
@@ -164,13 +166,19 @@ def test_a_rank_goes_on_when_the_first_one_listens(launched, capsys):
     assert len(told) == 1 and f"waits for the first rank: nobody listens at 127.0.0.1:{port}" in told[0]
 
 
-def test_what_is_in_the_way_is_told_once_on_a_machine(launched, capsys):
-    launched(**SECOND, MASTER_PORT=str(free_port()), LOCAL_RANK="1")
-    with pytest.raises(
-        PreflightError, match=r"rank 1 did not meet the first one in 1 s: nobody listens at .* is this its address\?"
-    ):
-        await_first_rank(0.6, told_s=0.1)
-    assert capsys.readouterr().err == ""
+@pytest.mark.parametrize(
+    ("rank", "local", "tells"),
+    [("1", "1", True), ("2", "2", False), ("2", "0", True), ("3", "1", False), ("1", "0", True)],
+)
+def test_what_is_in_the_way_is_told_once_on_a_machine(launched, capsys, rank, local, tells):
+    """Beside the first rank, which may hang without a word, by the second. The same command may do, so a scheduler starts it again."""
+    launched(**SECOND | {"RANK": rank, "WORLD_SIZE": "4"}, MASTER_PORT=str(free_port()), LOCAL_RANK=local)
+    expected = rf"rank {rank} did not meet the first one in 1 s: nobody listens at .* is this its address\?"
+    with pytest.raises(PreflightError, match=expected) as caught:
+        await_first_rank(0.6, told_s=0.0)
+    assert ("waits for the first rank" in capsys.readouterr().err) == tells
+    assert is_told_here(caught.value, is_first_on_machine()) == tells
+    assert exit_code(caught.value) == EXIT_FAILURE
 
 
 def test_who_need_not_wait(launched):

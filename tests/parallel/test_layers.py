@@ -65,7 +65,7 @@ def sparse_pair(rank: int, axis: str, path: str, groups: tuple[int, ...]) -> dic
     from parallel.placement import placement_of
 
     mesh = create_mesh(**({axis: 2} if axis else {}))
-    report = RoutingReport(ExpertUse(*torch.zeros(2, 3, 4), *torch.zeros(2, 3)), {})
+    report = RoutingReport(ExpertUse(*torch.zeros(2, 3, 4), *torch.zeros(3, 3)), {})
     up = ExpertLinear(WIDTH, HIDDEN, 4, "column", mesh)
     down = ExpertLinear(HIDDEN, WIDTH, 4, "row", mesh)
     for name, bank in (("up", up), ("down", down)):

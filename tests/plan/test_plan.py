@@ -576,13 +576,28 @@ def test_a_save_beside_the_training_takes_host_memory():
     assert "save_async: while a checkpoint is written" in render(plan(dataclasses.replace(run, save_async=True), 1))
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--world", "4"], "--world goes with --plan"),
+        (["--describe", "--device-memory", "80"], "--device-memory goes with --plan"),
+        (["--gpus-per-node", "8"], "--gpus-per-node goes with --plan"),
+        (["--plan", "--describe"], "not allowed with argument --plan"),
+        (["--plan", "--world", "0"], "argument --world: invalid positive value: '0'"),
+        (["--plan", "--device-memory", "0"], "argument --device-memory: invalid above_zero value: '0'"),
+    ],
+)
+def test_what_would_change_nothing_is_refused(capsys, words, expected):
+    with pytest.raises(SystemExit) as caught:
+        train.main(["--config", "configs/demo.yaml", *words])
+    assert caught.value.code == 2 and expected in capsys.readouterr().err
+
+
 def test_impossible_layouts_end_with_two(capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     words = ["--config", str(PRESETS / "uni_perceiver_moe_base.yaml"), "--plan", "--world"]
     assert train.main([*words, "64", "micro_batches=64", "parallel.expert=7"]) == 2
-    assert train.main([*words, "0"]) == 2
-    errors = capsys.readouterr().err.splitlines()
-    assert len(errors) == 2
-    assert "parallel.expert=7 does not divide the 64 data ranks" in errors[0]
+    (error,) = capsys.readouterr().err.splitlines()
+    assert "parallel.expert=7 does not divide the 64 data ranks" in error
     assert train.main([*words, "56"]) == 0
     assert "expert 8 (each held 7 times)" in capsys.readouterr().out

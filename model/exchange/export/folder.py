@@ -93,13 +93,14 @@ class Export:
         return objective
 
     @torch.no_grad()
-    def load(self, objective: nn.Module, only: tuple[str, ...] = ("*",)) -> None:
-        """Weights into a network on any layout; each rank takes its part. only: patterns of names. Raises ExportError."""
-        own = dict(objective.named_parameters())
+    def load(self, objective: nn.Module, only: tuple[str, ...] = ("*",), leave: frozenset[str] = frozenset()) -> None:
+        """Weights into a network on any layout; each rank takes its part. only: patterns of names; leave: names on either side that stay
+        as they are. Raises ExportError."""
+        own = {name: parameter for name, parameter in objective.named_parameters() if name not in leave}
         wanted = {name: own[name] for pattern in only for name in fnmatch.filter(own, pattern)}
         given = {name: self._stored_as(name, wanted) for name in wanted}
         missing = sorted(name for name, stored in given.items() if stored not in self.shapes)
-        unknown = sorted(self.shapes.keys() - set(given.values())) if only == ("*",) else []
+        unknown = sorted(self.shapes.keys() - set(given.values()) - leave) if only == ("*",) else []
         shapes = [
             f"{name} is {self.shapes[stored]}, the model's {placement_of(wanted[name]).shape}"
             for name, stored in given.items()

@@ -296,7 +296,7 @@ class Attention(nn.Module):
         before = 0 if prompts is None else len(prompts)
         mask = about.mask_BLL
         if prompts is not None:
-            x_BLD = torch.cat([prompts.expand(len(x_BLD), -1, -1), x_BLD], dim=1)
+            x_BLD = torch.cat([prompts.expand(x_BLD.shape[0], -1, -1), x_BLD], dim=1)
             mask = None if mask is None else torch.cat([mask.new_ones(*mask.shape[:2], before), mask], dim=2)
         qkv_BLF = self.qkv(x_BLD, decision, before)
         q_BHLd, k_BHLd, v_BHLd = qkv_BLF.unflatten(2, (-1, 3, self.head_width)).permute(3, 0, 2, 1, 4).unbind(0)
@@ -591,22 +591,31 @@ class SparseGeneralistModel(PreTrainedModel):
         return self._encode_pictures(clips, VIDEO, normalized, task)
 
     def encode_text(self, texts: Any, normalized: bool = True, task: str = "", of_clips: bool = False) -> Tensor:
-        """Features [N, W], comparable with those of pictures. texts: strings, or tokens [N, L] with -1 where a text has ended."""
+        """Features [N, W], comparable with those of pictures. texts: strings, one string, or tokens [N, L] with -1 where a text has
+        ended."""
         about = self.task_for("retrieval", MEDIUM[VIDEO if of_clips else IMAGE], task)
+        texts = [texts] if isinstance(texts, str) else texts
         tokens_NL = texts if isinstance(texts, Tensor) else self.processor.tokens(list(texts), about["max_text"])
         features_NW = self.targets(tokens_NL.to(self.device_of_inputs), "name_target", about)
         return normalize(features_NW, dim=-1) if normalized else features_NW
 
     @torch.no_grad()
     def classify(self, pictures: Any, names: Sequence[str] = (), task: str = "") -> Tensor:
-        """Probabilities [N, names] of each picture or clip; names: by default those that were trained (`classes`)."""
+        """Probabilities [N, names] of each picture or clip; names: by default those that were trained (`classes`). A linear head takes
+        no others; where they did not travel, all of them in the order of training. Raises ValueError."""
         modality = modality_of(pictures)
         about = self.task_for("classification", MEDIUM[modality], task)
-        chosen = list(names) or about["classes"]
-        if self.head is not None and chosen != about["classes"]:
-            raise ValueError("the linear head of this model knows the classes that it was trained on: name no others")
+        if isinstance(names, str):
+            raise ValueError(f"names={names!r} is one text: give a list of names")
+        chosen, trained = list(names) or about["classes"], about["classes"]
         if not chosen:
-            raise ValueError("the names of the classes did not travel with this export: say them")
+            how = f": all {len(self.head.weight)}, in the order of training" if self.head is not None else ""
+            raise ValueError(f"the names of the classes did not travel with this export: say them{how}")
+        if self.head is not None and (chosen != trained if trained else len(chosen) != len(self.head.weight)):
+            raise ValueError(
+                f"the linear head of this model knows the {len(self.head.weight)} classes that it was trained on, in their order: name no "
+                "others"
+            )
         features_NW = self.pictures(self._pixels(pictures, modality, about), modality, about)
         tokens_CL = self.processor.tokens(chosen, about["max_text"]).to(self.device_of_inputs)
         names_CW = self.targets(tokens_CL, "name_target", about)
@@ -621,6 +630,8 @@ class SparseGeneralistModel(PreTrainedModel):
         """A sentence of each picture or clip. max_words: tokens at most; 0: as in training. beam=1 is greedy."""
         modality = modality_of(pictures)
         about = self.task_for("captioning", MEDIUM[modality], task)
+        if not len(pictures):
+            return []
         prefix = self.part_of(self._pixels(pictures, modality, about), modality, "caption_visual")
         rows = beam_search(self, prefix, about, beam, max_words or about["max_text"])
         return [self.processor.decode(row).strip() for row in rows]

@@ -191,3 +191,10 @@ def test_a_ratio_that_is_none_is_shown_as_such():
 def test_what_cannot_be_is_said(runs, words, said, capsys):
     assert command.main(["--run", runs["attribute"], *words]) == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("word", ["--samples", "--pairs"])
+def test_one_example_has_no_spread_and_one_pair_no_loss(capsys, word):
+    with pytest.raises(SystemExit) as caught:
+        command.main(["--run", "r", word, "1"])
+    assert caught.value.code == 2 and f"argument {word}: invalid at_least_two value: '1'" in capsys.readouterr().err

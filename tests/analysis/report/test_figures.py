@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import dataclasses
 
 import numpy as np
 import vl_convert
@@ -90,6 +91,23 @@ def test_dead_experts_and_specialists_are_named(made):
     np.testing.assert_allclose(shares, 1.0, atol=0.01)
     mix = np.array(found["Modalities by expert, while training"].content["data"]).reshape(4, 2, 4).sum(axis=1)
     np.testing.assert_allclose(mix, 1.0, atol=0.01)
+
+
+def test_a_modality_that_was_seldom_drawn_stands_beside_the_others(made):
+    """It has fewer records, which are not those of the others' places."""
+    run = read_files(made["sparse"])
+    over_time = {
+        key: value for key, value in run.metrics.over_time.items() if not key.startswith("success_by_decision")
+    }
+    of_text = np.array([[0.5, 0.6], [0.7, 0.8], [0.9, 1.0]])  # at three steps of two decisions
+    over_time["success_by_decision/text"] = (array.array("q", [10, 20, 30]), of_text)
+    over_time["success_by_decision/video"] = (array.array("q", [20]), np.array([[0.2, 0.4]]))
+    run = dataclasses.replace(run, metrics=dataclasses.replace(run.metrics, over_time=over_time))
+    (figure,) = [f for f in experts([run], Axes()) if f.title == "Success rate by decision"]
+    assert figure.content["choices"] == [{"label": "Modality", "options": ["text", "video"]}]
+    assert figure.content["steps"][:3] == [10, 20, 30]
+    assert figure.content["data"] == [[0.5, 0.7, 0.9, 0.6, 0.8, 1], [None, 0.2, None, None, 0.4, None]]
+    assert "the lowest mean of a decision is 20.0%" in figure.summary
 
 
 def test_training_has_its_figures(made):

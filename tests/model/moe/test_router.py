@@ -16,9 +16,11 @@ from model.moe.gates import gates_of
 from model.moe.layer import DispatchPath, make_path
 from model.moe.report import summed_up
 from model.moe.router import GROUP_ROUTERS, TOKEN_ROUTERS, drawn_at_once
+from model.moe.use import stacked
 from parallel.collectives import Axis
 from parallel.kernels import load_kernels
 from parallel.mesh import Mesh
+from run.metrics.expert_use import figures
 from tests.helpers.layouts import Span, joined, plain_layout, tokens_of
 
 WIDTH = 8
@@ -193,6 +195,29 @@ def test_report_counts_by_modality():
     assert report.use.taken_ME.tolist() == [[0] * 4, [2, 0, 0, 0], [0] * 4]
     assert report.use.weight_ME.tolist() == [[0] * 4, [0.5, 0, 0, 0], [0] * 4]  # raw: 1 / 4 each
     assert report.use.entropy_M.tolist() == pytest.approx([2 * math.log(4), 6 * math.log(4), 0])
+
+
+def test_second_choices_that_are_not_asked_are_no_failures():
+    """Without a capacity all that is asked is taken; the entropy stays the mean over tokens."""
+    config = ExpertConfig(router="token", num_experts=4, random_second=True, noise="none")
+    path = make_path(WIDTH, config, 0, Mesh(), load_kernels("torch"))
+    assert isinstance(path, DispatchPath)
+    torch.nn.init.zeros_(path.router.gate.weight)
+    with torch.no_grad():  # 0.8 and 0.2 of the two best: a second choice is asked in 0.4 of the cases
+        path.router.gate.weight[:, 0] = torch.tensor([0.8, 0.2, 1e-9, 1e-9]).log()
+    layout = full(1, 100, modalities=[Modality.IMAGE])
+    routing = path.router(torch.ones(100, WIDTH), layout, 1)
+    use = summed_up([routing], layout)[0].use
+    torch.testing.assert_close(use.taken_ME.sum(dim=1), use.asked_M)
+    assert use.pairs_M.tolist() == [0, 200, 0] and 40 < use.unasked_M[Modality.IMAGE] < 80
+    assert use.unasked_M[Modality.IMAGE] == (~routing.asked_TK).sum()
+    found = figures(stacked([use]))
+    assert found["success/image"] == 1 and sum(found["expert_load"][0]) == pytest.approx(1, abs=1e-3)
+    assert found["router_entropy"] == [pytest.approx(entropy_of(0.8, 0.2), abs=1e-3)]
+
+
+def entropy_of(*shares: float) -> float:
+    return -sum(share * math.log(share) for share in shares)
 
 
 def test_groups_report_the_weights_and_the_entropy_of_their_gate():

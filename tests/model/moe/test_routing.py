@@ -26,7 +26,7 @@ from parallel.mesh import Mesh
 from tests.helpers.hot_path import Launches, Waits
 from tests.helpers.layouts import Span, joined, plain_layout
 
-REPORT = RoutingReport(ExpertUse(*torch.zeros(2, 3, 4), *torch.zeros(2, 3)), {})
+REPORT = RoutingReport(ExpertUse(*torch.zeros(2, 3, 4), *torch.zeros(3, 3)), {})
 
 
 def bank(width_in=3, width_out=5, experts=4) -> ExpertLinear:

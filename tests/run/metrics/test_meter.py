@@ -70,7 +70,7 @@ def losses(loss: float, correct: int, accepted: dict[Modality, list[float]], ask
         taken_NME[0, modality] = torch.tensor(pairs)
         asked_NM[0, modality] = asked[modality]
     value = torch.tensor(loss)
-    use = ExpertUse(taken_NME, taken_NME / 2, asked_NM, asked_NM / 4)
+    use = ExpertUse(taken_NME, taken_NME / 2, asked_NM, torch.zeros_like(asked_NM), asked_NM / 4)
     return Losses(value, value, torch.tensor(correct), use, {"importance": torch.tensor(aux)})
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from parallel.precision import allow_tf32
 from run.metrics import peaks
 from run.metrics.peaks import known_peak, measured_peak, note_of, peak_of
 
@@ -59,6 +60,20 @@ def test_a_peak_is_known_or_told_or_measured(monkeypatch):
     times = iter([0.0, 0.0, 0.0, 0.002, 0.1, 0.1, 0.101, 0.2, 0.3, 0.304, 0.6])
     monkeypatch.setattr(peaks.time, "perf_counter", lambda: next(times))
     assert peak_of("measured", "cpu", FP32) == pytest.approx(2 * 512**3 / 0.001)
+
+
+def test_the_precision_that_an_engine_set_is_read_as_torch_has_it(monkeypatch):
+    """torch refuses to tell through its old switch what the new one has set."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "NVIDIA H200")
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    try:
+        assert peak_of("known", "cuda:0", FP32) < 494.7e12
+        allow_tf32()
+        assert peak_of("known", "cuda:0", FP32) == 494.7e12
+    finally:
+        matmul.fp32_precision = before
 
 
 def test_what_is_measured_is_what_a_product_takes():

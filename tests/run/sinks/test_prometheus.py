@@ -70,6 +70,9 @@ def test_figures_are_those_of_the_json_lines_in_base_units(run):
         at("evaluation_seconds"): 0.5, at("success_ratio", modality="image"): 0.875,
         at("expert_load_max_ratio"): last["expert_load_max"],
     }  # fmt: skip
+    for task in run.data.tasks:
+        expected.setdefault(at("task_tokens_total", task=task.name), 0)
+        expected.setdefault(at("task_faults_total", task=task.name), 0)
     for row, name in enumerate(decision_names(run.model)):
         expected[at("router_entropy_nats", decision=name)] = last["router_entropy"][row]
         expected[at("decision_success_ratio", decision=name, modality="image")] = 0.75
@@ -77,6 +80,19 @@ def test_figures_are_those_of_the_json_lines_in_base_units(run):
             place = at("expert_load_ratio", decision=name, expert=str(expert))
             expected[place] = last["expert_load"][row][expert]
     assert found == expected
+
+
+@pytest.mark.parametrize("overrides", [(), (DENSE,)])
+def test_counters_are_there_before_anything_is_counted(run, config, tmp_path, overrides):
+    """A rate or an alert sees what a counter gains: one that is born with its first alarm has gained nothing."""
+    run = loaded(config, f"tracking.prometheus={tmp_path}/run.prom", "tracking.project=lab", *overrides)
+    Prometheus(run, 0)
+    found = read(run)
+    names = ["skipped_steps_total", "samples_total", "faults_total", *([] if overrides else ["alarms_total"])]
+    tasks = [at(name, task=t.name) for name in ("task_tokens_total", "task_faults_total") for t in run.data.tasks]
+    assert {place: 0.0 for place in (*map(at, names), *tasks)} == {
+        place: value for place, value in found.items() if place[0].endswith("_total")
+    }
 
 
 def test_a_loss_that_is_no_number_is_none(run):
@@ -124,7 +140,7 @@ def test_the_number_of_series_is_bounded(config, tmp_path):
     for step in (5, 6, 7, 8, 9, 10):
         sink.write(record(run, step))
         counts.append(len(read(run)))
-    others = 32  # with two tasks and one modality
+    others = 40  # with two tasks and one modality
     assert counts == [counts[0], *[2 * 8 + 2 + 2 + others] * 5] and counts[0] < counts[1]
 
 

@@ -118,13 +118,14 @@ def test_what_happens_stands_among_the_events(config, capsys):
     run = loaded(config)
     sinks = Sinks(run, 3, is_first=True)
     sinks.tell("saved step_00000003")
+    sinks.at(4)("val at step 4: better")  # before the record of its step
     sinks.write(record(run, 4) | {"alarms": ["routing has collapsed"], "skipped_steps": 2})
     sinks.close()
     events = [json.loads(line) for line in (run.folder / "events.jsonl").read_text().splitlines()]
     assert [(event["kind"], event["step"]) for event in events] == [
-        ("resume", 3), ("note", 3), ("alarm", 4), ("skipped", 4), ("stop", 4),
+        ("resume", 3), ("note", 3), ("note", 4), ("alarm", 4), ("skipped", 4), ("stop", 4),
     ]  # fmt: skip
-    assert events[0]["versions"]["torch"] and events[3]["text"].startswith("2 updates were left out")
+    assert events[0]["versions"]["torch"] and events[4]["text"].startswith("2 updates were left out")
     assert "alarm: routing has collapsed" in capsys.readouterr().out
     Sinks(run, 0, is_first=False).close()
     sinks = Sinks(run, 0, is_first=True)

@@ -112,7 +112,9 @@ def test_initial_weights_are_taken_once(config, monkeypatch):
     monkeypatch.setattr("run.weights.initial.load_converted", lambda objective, path: asked.append(path))
     monkeypatch.setattr(
         "run.weights.initial.with_found",
-        lambda root, step, use: (asked.append((root, step)), (SimpleNamespace(folder=root), None))[1],
+        lambda root, step, use: (asked.append((root, step)), (SimpleNamespace(folder=root, step=2, sha256="ab"), None))[
+            1
+        ],
     )
 
     def initialise(overrides: list[str], found: Any = None) -> list[Any]:
@@ -123,7 +125,12 @@ def test_initial_weights_are_taken_once(config, monkeypatch):
     assert initialise(["seed=5"]) == [5]
     assert initialise(["init=a.safetensors"]) == [0, Path("a.safetensors")]
     assert initialise(["init=runs/a", "init_only=[tower.*]"]) == [0, (Path("runs/a/checkpoints"), None)]
-    assert initialise(["init=runs/a"], checkpoint({})) == [0]
+    record = load_config(config).folder / "init.json"
+    assert json.loads(record.read_text()) == {
+        "checkpoint": str(Path("runs/a/checkpoints").resolve()), "step": 2, "sha256": "ab",
+    }  # fmt: skip
+    assert initialise(["init=runs/a"], checkpoint({})) == [0] and record.is_file()
+    assert initialise([]) == [0] and not record.is_file()
     with pytest.raises(
         ConfigError, match=r"init_step=4 chooses among a run's checkpoints; init=a\.safetensors is no run"
     ):

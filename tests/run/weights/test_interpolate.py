@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
 from model.config import PromptConfig
-from parallel.checkpoints import Fragment, open_checkpoint, save
+from parallel.checkpoints import Base, Fragment, open_checkpoint, save
 from parallel.placement import Placement
 from run.config import RunConfig
 from run.config_file import load_config
 from run.data import vocabulary_of
 from run.folder import read_run, write_run_files
+from run.weights.began import Began, keep_beginning
 from run.weights.interpolate import main
 
 
-def kept(run: RunConfig, name: str, weights: dict[str, list[float]]) -> Path:
+def kept(run: RunConfig, name: str, weights: dict[str, list[float]], step: int = 7, base: Base | None = None) -> Path:
     """A run with some weights."""
     run = dataclasses.replace(run, name=name)
     write_run_files(run, vocabulary_of(run))
@@ -26,14 +28,15 @@ def kept(run: RunConfig, name: str, weights: dict[str, list[float]]) -> Path:
         Fragment(key, Placement((len(value),)), 0, True, {"weight": torch.tensor(value)})
         for key, value in weights.items()
     ]
-    save(run.folder / "checkpoints", 7, fragments, {})
+    save(run.folder / "checkpoints", step, fragments, {}, base=base)
     return run.folder
 
 
 def test_between_the_two_and_what_one_has_alone(config, capsys):
     run = load_config(config)
     base = kept(run, "base", {"a": [0.0, 4.0], "gone": [1.0]})
-    run = dataclasses.replace(run, init=str(base), data=dataclasses.replace(run.data, vocabulary="init"))
+    data = dataclasses.replace(run.data, vocabulary="init")
+    run = dataclasses.replace(run, init=str(base), init_step=7, init_only=("a", "a.lora.*"), data=data)
     tuned = kept(
         dataclasses.replace(run, model=dataclasses.replace(run.model, prompts=PromptConfig())),
         "tuned",
@@ -42,14 +45,49 @@ def test_between_the_two_and_what_one_has_alone(config, capsys):
     out = base.parent / "half"
     command = ["--base", str(base), "--tuned", str(tuned), "--share", "0.25", "--out", str(out)]
     assert main(command) == 0
-    assert "1 tensors between the two, 2 of the tuned run alone, step 7" in capsys.readouterr().out
+    out_text = capsys.readouterr().out
+    assert "1 tensors between the two, 2 of the tuned run alone, step 7" in out_text
+    assert f"{tuned} keeps no record of the checkpoint it began at: step 7 of {base} is taken" in out_text
     found = open_checkpoint(out / "checkpoints" / "step_00000007")
     assert found.logical("a").tolist() == [2.0, 3.0] and found.logical("prompts").tolist() == [3.0]
     assert found.logical("a.lora.up").tolist() == [1.0]
     made, _ = read_run(out)
     assert made.name == "half" and made.model.prompts is not None
+    assert (made.init, made.init_step, made.init_only) == ("", "newest", ("*",))
     assert main(command) == 2
     assert f"--out {out} is there already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("tune", ["all", "head"])
+def test_the_base_is_what_tuning_began_at(config, capsys, tune):
+    """Where the base went on; of a copy of it, too; another run's checkpoint is refused."""
+    run = load_config(config)
+    base = kept(run, "base", {"a": [0.0], "b": [4.0]}, step=3)
+    first = open_checkpoint(base / "checkpoints" / "step_00000003")
+    held = Base("../../../base/checkpoints/step_00000003", first.sha256, ("b",)) if tune == "head" else None
+    tuned = kept(run, "tuned", {"a": [8.0]} if held else {"a": [8.0], "b": [8.0]}, base=held)
+    if not held:
+        keep_beginning(tuned, Began.at(first))
+    kept(run, "base", {"a": [100.0], "b": [100.0]}, step=6)
+    copy = shutil.copytree(base, base.parent / "copy")
+    for folder in (base, copy):
+        out = base.parent / f"of_{folder.name}"
+        assert main(["--base", str(folder), "--tuned", str(tuned), "--share", "0.25", "--out", str(out)]) == 0
+        assert "keeps no record" not in capsys.readouterr().out
+        found = open_checkpoint(out / "checkpoints" / "step_00000007")
+        assert (found.logical("a").tolist(), found.logical("b").tolist()) == ([2.0], [4.0] if held else [5.0])
+    other = kept(run, "other", {"a": [1.0], "b": [1.0]}, step=3)
+    assert main(["--base", str(other), "--tuned", str(tuned), "--out", str(base.parent / "out")]) == 2
+    told = capsys.readouterr().err
+    assert (
+        f"--base {other} does not hold the checkpoint that {tuned} began at ({first.folder}, sha256 {first.sha256[:12]})"
+        in told
+    )
+    assert len(told.splitlines()) == 1 and not (base.parent / "out").exists()
+    if not held:
+        (tuned / "init.json").write_text("{")
+        assert main(["--base", str(base), "--tuned", str(tuned), "--out", str(base.parent / "out")]) == 2
+        assert "init.json is damaged" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

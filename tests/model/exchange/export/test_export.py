@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,16 +13,19 @@ import yaml
 from safetensors.torch import load_file
 
 from model.exchange.export.__main__ import main
+from model.exchange.export.errors import ExportError
 from model.exchange.export.folder import open_export
 from model.exchange.export.from_run import rows_of_data
 from model.initialise import initialise
 from model.objective import Objective
+from model.tuning.warm_start import warm_start_from_export
 from parallel.kernels import load_kernels
 from parallel.mesh import Mesh
 from predict import main as predict
 from prediction import load, load_export, media_of
 from run.config_file import load_config
 from run.data import open_run_data
+from run.folder import read_run
 from run.resume import Resume
 from run.weights.initial import initial_weights
 from tests.helpers.runs import saved_run, tiny_config
@@ -178,6 +182,52 @@ def test_a_run_takes_a_part_of_an_export(made):
     theirs, ours = dict(exported.objective().named_parameters()), dict(fresh.named_parameters())
     for name, parameter in objective.named_parameters():
         assert torch.equal(parameter, (theirs if ".attention." in name else ours)[name])
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        ("model.prompts={length: 2}", "new: 2 prompts, 1 spe_bias"),
+        ("model.lora={rank: 2}", "lora"),
+        ("model.head_classes=6", "new: 2 head, 1 similarity_weight"),
+        ("data.tasks.retrieval.loss=sigmoid", "new: 1 logit_biases"),
+    ],
+)
+def test_tuning_begins_from_an_export(made, option, told):
+    """As from a run: prompts, heads, updates and biases are new, all else is the export's; a network of another shape is refused."""
+    _, config, out = made
+    run = load_config(config, [f"init={out}", option])
+    exported = open_export(out)
+    objective = Objective(run.model, exported.vocabulary_size, Mesh(), load_kernels("torch"))
+    data = SimpleNamespace(vocabulary=read_run(made[0])[1])
+    (note,) = initial_weights(Resume(run, data, None, 0, (), ()), objective).notes
+    theirs = dict(exported.objective().named_parameters())
+    assert note.startswith(f"init {out}: {len(theirs)} tensors as they are, new: ") and told in note
+    ours = dict(objective.named_parameters())
+    assert len(ours) > len(theirs) and all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_prompts_of_an_export_are_left_there(world, tmp_path):
+    config = tiny_config(world, tmp_path)
+    out = tmp_path / "export"
+    assert main(["--run", str(saved_run(config, "model.prompts={length: 2}", noise=0.1)), "--out", str(out)]) == 0
+    exported = open_export(out)
+    theirs = dict(exported.objective().named_parameters())
+    for option, told in (
+        ("seed=0", "new: nothing, left there"),
+        ("model.prompts={length: 3}", "new: 2 prompts, 1 spe_bias"),
+    ):
+        run = load_config(config, [option])
+        objective = Objective(run.model, exported.vocabulary_size, Mesh(), load_kernels("torch"))
+        initialise(objective, 0)
+        assert told in str(warm_start_from_export(objective, exported))
+        for name, parameter in objective.named_parameters():
+            assert "prompts" in name or "spe_bias" in name or torch.equal(parameter, theirs[name])
+    deeper = load_config(config, ["model.depth=3"])
+    with pytest.raises(ExportError, match=r"does not fit the model: missing: tower\.encoder\.blocks\.2"):
+        warm_start_from_export(
+            Objective(deeper.model, exported.vocabulary_size, Mesh(), load_kernels("torch")), exported
+        )
 
 
 def test_the_card_has_no_credentials(made):

@@ -12,10 +12,16 @@ from model.exchange.export.modeling_sparse_generalist import SparseGeneralistMod
 from tests.helpers.runs import saved_run, tiny_config
 
 LIMOE = "model.experts={preset: limoe, num_experts: 2}"
+PROMPTS = "model.prompts={length: 2, target_length: 1}"
 
 
 @pytest.mark.parametrize(
-    "options", [pytest.param([], id="merged"), pytest.param([LIMOE], id="slots", marks=pytest.mark.slow)]
+    "options",
+    [
+        pytest.param([], id="merged"),
+        pytest.param([LIMOE], id="slots", marks=pytest.mark.slow),
+        pytest.param([PROMPTS], id="prompts", marks=pytest.mark.slow),
+    ],
 )
 def test_graphs_of_both_encoders(world, tmp_path, capsys, options):
     runtime = pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")

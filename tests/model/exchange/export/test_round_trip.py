@@ -91,6 +91,7 @@ def test_captions_and_classes_are_those_of_the_run(runs, world, kind):
     media = list(media_of([str(world / "shapes" / "val-000000.tar")]))[:COUNT]
     if kind != "mean":
         assert theirs.caption(pictures_of(world), max_words=4) == [c for _, c in ours.caption(media, max_words=4)]
+        assert theirs.caption([]) == []
     names = ["red circle", "blue star", "green square"]
     found = theirs.classify(pictures_of(world), names)
     for (_, choices), probs_C in zip(ours.classify(media, names), found, strict=True):
