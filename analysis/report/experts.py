@@ -78,7 +78,7 @@ def _over_time(run: RunFiles, of: str, most_cells: int) -> list[Figure]:
         name: value for name, value in maps.items() if value[1].ndim == 2 and np.nanmin(value[1], initial=1.0) < ALL
     }
     if maps:
-        steps, values_MNS = _side_by_side(list(maps.values()))
+        steps, values_MNS = _on_all_steps(list(maps.values()))
         said = f"Share of asked pairs that found a slot; the lowest mean of a decision is {np.nanmin(np.nanmean(values_MNS, axis=2)):.1%}."
         names = decisions_of(run, values_MNS.shape[1])
         found.append(
@@ -97,7 +97,7 @@ def _over_time(run: RunFiles, of: str, most_cells: int) -> list[Figure]:
     return found
 
 
-def _side_by_side(columns: Sequence[tuple[Sequence[int], np.ndarray]]) -> tuple[list[int], np.ndarray]:
+def _on_all_steps(columns: Sequence[tuple[Sequence[int], np.ndarray]]) -> tuple[list[int], np.ndarray]:
     """(steps, values [S, N]) of several -> all steps, values [M, N, S] with NaN where one has none: a modality that was not drawn."""
     steps = sorted(set().union(*(column_steps for column_steps, _ in columns)))
     values_MNS = np.full((len(columns), max(values.shape[1] for _, values in columns), len(steps)), np.nan)
