@@ -8,6 +8,9 @@ export OMP_NUM_THREADS ?= 1
 export GLOO_SOCKET_IFNAME ?= $(if $(filter Darwin,$(shell uname -s)),lo0,lo)
 
 .DEFAULT_GOAL := help
+# A test that does not end fails with the place where it stood, and the others go on.
+HUNG = -o faulthandler_timeout=600 -o faulthandler_exit_on_timeout=true
+
 .PHONY: help setup demo test test-slow parity gpu curves mutants check docs bench bench-gpu bench-data bench-evaluation ablation faults slurm image-check clean
 
 help: ## this list
@@ -20,7 +23,7 @@ demo: setup ## a small run from start to end on this machine
 	$(PYTHON) scripts/demo.py
 
 test: setup ## the tests, but for the slow ones, on up to four cores; ARGS="-k moe" to choose, ARGS="-n 0 --pdb" to look into one
-	$(PYTHON) -m pytest -n logical --maxprocesses 4 --dist worksteal $(ARGS)
+	$(PYTHON) -m pytest -n logical --maxprocesses 4 --dist worksteal $(HUNG) $(ARGS)
 
 test-slow: setup ## the slow tests
 	$(PYTHON) -m pytest -m slow $(ARGS)

@@ -30,16 +30,18 @@ REAL = SHARED / "data"
 ORIGINALS, FIGHTS = REAL / "decode_samples", REAL / "videos_fight"
 GREYS = (10, 40, 70, 100, 130, 160, 190, 220)
 """Grey values of the frames of a clip; far enough apart to be told apart after compression."""
+X265 = "log-level=none:pools=none:frame-threads=1"
+"""Without threads of its own: with them x265 may spin for ever at the end of a clip, waiting for a picture that it has written."""
 CODECS = {
     "h264": ("libx264", "mp4", {"preset": "veryfast"}),
     "h264, open GOPs": ("libx264", "matroska", {"preset": "veryfast", "x264-params": "open-gop=1:bframes=3:b-adapt=0"}),
     "h264, intra refresh": ("libx264", "mp4", {"preset": "veryfast", "x264-params": "intra-refresh=1"}),
     "h264 in a transport stream": ("libx264", "mpegts", {"preset": "veryfast"}),
-    "hevc": ("libx265", "mp4", {"preset": "ultrafast", "x265-params": "log-level=none"}),
+    "hevc": ("libx265", "mp4", {"preset": "ultrafast", "x265-params": X265}),
     "hevc, open GOPs": (
         "libx265",
         "mp4",
-        {"preset": "superfast", "x265-params": "log-level=none:open-gop=1:bframes=3"},
+        {"preset": "superfast", "x265-params": f"{X265}:open-gop=1:bframes=3"},
     ),
     "mpeg4": ("mpeg4", "mp4", {}),
     "mpeg4 in AVI": ("mpeg4", "avi", {}),
