@@ -8,12 +8,13 @@ import io
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
-from benchmarks import ablation, checkpoints, gpu_step, moe_layer, recompute
+from benchmarks import ablation, checkpoints, gpu_step, measuring, moe_layer, recompute, revisions
 from benchmarks import data as data_benchmark
 from benchmarks import evaluation as evaluation_benchmark
 from benchmarks.batches import batch_of
@@ -67,15 +68,19 @@ def test_data_table(monkeypatch, capsys, tmp_path):
         assert len(speeds) == 2 and min(speeds) > 0, way
 
 
-def test_ablation_table(tmp_path):
-    write_demo_world(
-        tmp_path, 0, WorldSize(shapes=24, pairs=24, clips=12, clip_captions=6, sentences=24, evaluation=12)
-    )
-    config = tmp_path / "tiny.yaml"
-    tasks = [{"name": name, "path": str(tmp_path / folder), "batch_size": 4} for name, folder in FOLDERS.items()]
+def tiny_config(folder: Path) -> str:
+    """A made world and a configuration that learns from it."""
+    write_demo_world(folder, 0, WorldSize(shapes=24, pairs=24, clips=12, clip_captions=6, sentences=24, evaluation=12))
+    config = folder / "tiny.yaml"
+    tasks = [{"name": name, "path": str(folder / place), "batch_size": 4} for name, place in FOLDERS.items()]
     raw = {"base": str(ROOT / "configs" / "ablation.yaml"), "data": {"tasks": tasks}}
     config.write_text(yaml.safe_dump(raw | {"model": {"width": 16, "heads": 2, "ffn": 32}}))
-    results = [ablation.run_variant(name, 0, 2, str(config), 4) for name in ("dense", "attribute", "LIMoE")]
+    return str(config)
+
+
+def test_ablation_table(tmp_path):
+    config = tiny_config(tmp_path)
+    results = [ablation.run_variant(name, 0, 2, config, 4) for name in ("dense", "attribute", "LIMoE")]
     json.dumps(results)
     rows = ablation.table(results).splitlines()
     assert len(rows) == 2 + 3 and rows[2].startswith("| dense") and rows[2].endswith("| 1.00 |")
@@ -83,6 +88,43 @@ def test_ablation_table(tmp_path):
 
 
 FOLDERS = {"shapes": "shapes", "clips": "clips", "sentences": "sentences", "captions": "pairs", "retrieval": "pairs"}
+
+
+def test_a_clock_leaves_out_timed_calls_inside(monkeypatch):
+    """The outer call begins at 0 and ends at 6, and the inner one takes the time from 1 to 3."""
+    monkeypatch.setattr(measuring.time, "process_time", iter([0.0, 1.0, 3.0, 6.0]).__next__)
+    clock = measuring.Clock()
+    clock.timed("outer", clock.timed("inner", lambda: None))()
+    assert clock.seconds == {"outer": 4.0, "inner": 2.0} and clock.calls == {"outer": 1, "inner": 1}
+
+
+@pytest.mark.slow
+def test_what_measuring_costs(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.measuring", "--config", tiny_config(tmp_path), "--steps", "2"]
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()[-4:]
+    assert [line[:16].rstrip() for line in lines] == ["use of experts", "entropy of gates", "adding up", "a record"]
+    shares = [float(line[16:].split("%")[0]) for line in lines]
+    assert all(0 < share < 100 for share in shares), lines
+
+
+@pytest.mark.slow
+def test_two_checkouts_in_turn(tmp_path):
+    small = ["--stretches", "1", "--steps", "2", "optimizer.warmup_steps=0", "data.workers=1"]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.revisions",
+        f"--old={ROOT}",
+        f"--config={tiny_config(tmp_path)}",
+        *small,
+    ]
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    _, *lines = done.stdout.splitlines()
+    assert [line[:20].rstrip() for line in lines] == list(revisions.FIGURES)
+    assert all(float(line[20:].split()[0]) > 0 for line in lines)
 
 
 @pytest.mark.slow

@@ -60,7 +60,7 @@ ALLOWED = {
     "plan": {"run", "model", "data"} | PARALLEL,
     "analysis": {"prediction", "evaluation", "run", "model", "data"} | PARALLEL,
     "clusters": {"plan", "run", "model", "data"} | PARALLEL,
-    "benchmarks": {"evaluation", "plan", "run", "model", "data", "parallel"},
+    "benchmarks": {"train", "evaluation", "plan", "run", "model", "data", "parallel"},
 }
 """Packages, and what each imports besides itself."""
 EXPORTER = {"model.exchange.export.__main__", "model.exchange.export.from_run"}

@@ -107,12 +107,6 @@ class Meter:
         tasks, counts, by_task, use, auxiliary, efficiency, all_s = of_all.split([p.numel() for p in parts])
         # The mean, as phases are: ranks look at their clocks at different times.
         seconds = all_s.item() / self.mesh.data.size
-        # Ranks meet the same shards, so their counts must not be added.
-        bad_shards = maximum(torch.tensor(len(self._bad_shards), device=self.mesh.device), self.mesh.data)
-        tasks, counts, by_task, use, auxiliary, efficiency, all_s = of_all.split([p.numel() for p in parts])
-        seconds = (
-            all_s.item() / self.mesh.data.size
-        )  # the mean, as phases are: ranks look at their clocks at different times
         samples, tokens, faults, micro_batches = counts.tolist()
         use_TNMX = use.view(use_TNMX.shape)
         record: Record = {
