@@ -27,7 +27,7 @@ class PreflightError(Exception):
 
 
 class MeetingError(PreflightError):
-    """The first rank could not be reached in time. It may be slow or gone, so the same command may do. Told by one rank of a machine."""
+    """Ranks did not meet in time. One may be slow or gone, so the same command may do. Told by one rank of a machine."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)

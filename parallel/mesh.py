@@ -15,7 +15,7 @@ from typing import Any
 
 from parallel.collectives import Axis
 from parallel.launch import (
-    PreflightError,
+    MeetingError,
     await_first_rank,
     check_interfaces,
     check_port,
@@ -110,7 +110,7 @@ def create_mesh(tensor: int = 1, expert: int = 1, timeout_s: float = 1800.0, seq
 
     Works under the deepspeed launcher, torchrun, or none (then the world is this one process, which still gets real
     groups because DeepSpeed needs them). Sizes must have been checked against the world size before. Raises PreflightError where
-    there are fewer GPUs than ranks.
+    there are fewer GPUs than ranks, and MeetingError where ranks do not meet.
     """
     import torch
     import torch.distributed as dist
@@ -140,7 +140,7 @@ def create_mesh(tensor: int = 1, expert: int = 1, timeout_s: float = 1800.0, seq
             dist.init_process_group("nccl" if cuda else "gloo", timeout=timeout)
         except dist.DistError as error:
             place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-            raise PreflightError(
+            raise MeetingError(
                 f"rank {launched_rank()} did not meet the others at {place}: {str(error).splitlines()[0]}"
             ) from error
     # DeepSpeed takes 69 MB of shared memory per rank for an all-reduce that we never call, where it knows from LOCAL_SIZE that all

@@ -85,7 +85,7 @@ class ProfileConfig:
 class RunConfig:
     """Everything about one run.
 
-    name               the run's folder is <runs>/<name>; repeating a command resumes there
+    name               the run's folder is <runs>/<name>; repeating a command resumes there. Where nothing says it, the file's name
     runs               folder of all runs
     seed               of weights, order, augmentation and noise
     init               what a fresh run's weights start from: a run folder, whose shape and vocabulary hold where

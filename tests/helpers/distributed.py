@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import os
-import socket
 import traceback
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.multiprocessing as mp
+
+from clusters.ranks import free_port
 
 
 def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout_s: float = 120.0) -> list[Any]:
@@ -22,7 +23,7 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout
     _import_heavy_libraries()
     context = mp.get_context("fork")
     queue = context.Queue()
-    port = _free_port()
+    port = free_port()
     processes = [
         context.Process(target=_entry, args=(rank, world_size, port, queue, function, args))
         for rank in range(world_size)
@@ -67,9 +68,3 @@ def _entry(rank: int, world_size: int, port: int, queue: Any, function: Callable
     except BaseException:
         queue.put((rank, traceback.format_exc(), None))
         raise
-
-
-def _free_port() -> int:
-    with socket.socket() as opened:
-        opened.bind(("127.0.0.1", 0))
-        return opened.getsockname()[1]

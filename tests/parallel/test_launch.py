@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from clusters.ranks import free_port
 from parallel.launch import (
     PreflightError,
     await_first_rank,
@@ -143,12 +144,6 @@ def test_an_interface_that_is_not_there_is_named_with_those_that_are(launched):
 
 
 SECOND = {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "127.0.0.1"}
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
 
 
 def test_a_rank_goes_on_when_the_first_one_listens(launched, capsys):

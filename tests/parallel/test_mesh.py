@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 
+from clusters.ranks import free_port
 from parallel.config import OptimizerConfig
 from parallel.engine import Engine
 from parallel.kernels import load_kernels
 from parallel.launch import PreflightError, device_number, is_first_on_machine
 from parallel.mesh import Mesh
 from tests.helpers.distributed import run_ranks
+from tests.helpers.places import ROOT
+from tests.helpers.runs import environment
 
 
 def finishes_early(rank: int) -> str:
@@ -36,6 +41,24 @@ def finishes_early(rank: int) -> str:
 def test_no_rank_leaves_before_all_have_their_groups():
     """Rank 0 keeps the store that the others meet at."""
     assert run_ranks(2, finishes_early) == ["cpu", "cpu"]
+
+
+def test_a_first_rank_that_nobody_meets_may_do_when_started_again():
+    """It keeps the place where ranks meet, and the second one does not come. What exit code that is: test_launch.py."""
+    place = {
+        "RANK": "0",
+        "WORLD_SIZE": "2",
+        "LOCAL_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+    }
+    code = "from parallel.mesh import create_mesh; create_mesh(timeout_s=1.0)"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, env=environment() | place, capture_output=True, text=True, check=False)
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(
+        f"parallel.launch.MeetingError: rank 0 did not meet the others at 127.0.0.1:{place['MASTER_PORT']}: "
+    )
 
 
 def shared_memory_left(rank: int) -> list[str]:

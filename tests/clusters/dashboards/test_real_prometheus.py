@@ -6,7 +6,6 @@ import functools
 import http.server
 import json
 import shutil
-import socket
 import subprocess
 import threading
 import time
@@ -19,6 +18,7 @@ from typing import Any
 import pytest
 import yaml
 
+from clusters.ranks import free_port
 from run.sinks.prometheus import Prometheus
 from tests.clusters.dashboards.made import whole_record
 from tests.clusters.dashboards.test_board import TARGETS
@@ -36,12 +36,6 @@ class Files(http.server.SimpleHTTPRequestHandler):
 
     def log_message(self, *arguments: object) -> None:
         pass
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture

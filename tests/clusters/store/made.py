@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from typing import BinaryIO
 
 import torch
 
+from clusters.ranks import free_port
 from clusters.store import add_command
 from clusters.store.place import Place, StoreError
 from data.transport import FetchOptions
@@ -33,12 +33,6 @@ KEYS = {
 QUICK = FetchOptions(attempts=2, backoff_s=0.01)
 BUCKET = "bucket"
 ELEMENTS = 40_000
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Server:

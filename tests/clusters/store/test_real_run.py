@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.clusters.store.made import Server, command, environment, free_port, program
+from clusters.ranks import free_port
+from tests.clusters.store.made import Server, command, environment, program
 from tests.helpers.runs import ROOT, losses, train
 from tests.helpers.runs import command as train_command
 from tests.helpers.runs import environment as train_environment

@@ -8,9 +8,10 @@ import subprocess
 import pytest
 from s3fs import S3FileSystem
 
+from clusters.ranks import free_port
 from clusters.store.place import Place, StoreError
 from parallel.checkpoints import find_checkpoint
-from tests.clusters.store.made import KEYS, QUICK, add_step, command, files, free_port, made_run, program
+from tests.clusters.store.made import KEYS, QUICK, add_step, command, files, made_run, program
 from tests.helpers.places import ROOT
 
 
