@@ -14,14 +14,17 @@ Exit codes: 0 done, 1 failure, 2 the run, its checkpoint or its data cannot be u
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from data.config import Frames, TaskConfig
+from data.shards import DatasetError
 from data.stream.source import Source, open_data
 from data.tasks.base import Pixels
 from evaluation import Evaluation, Result, check_complete, evaluator_of, probes
@@ -36,7 +39,7 @@ from run.config import RunConfig
 from run.data import check_head
 from run.errors import USER_ERRORS, ConfigError, exit_code, is_told_here
 from run.evaluation.arguments import kept_name, parse_arguments, places_of_suite
-from run.evaluation.entries import Entry, entries_of, training_of
+from run.evaluation.entries import Entry, entries_of, said_anew, training_of
 from run.folder import read_run
 from run.places import expanded
 from run.sinks.json_lines import json_line
@@ -48,6 +51,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     folder = expanded(arguments.run)
     of_run = [word for word in arguments.overrides if word not in places_of_suite(arguments)]
     run, vocabulary = read_run(folder, of_run)
+    trained = read_run(folder)[0] if of_run else run
     entries = entries_of(arguments, run)
     templates = {entry.templates: read_templates(entry.templates) for entry in entries}
     pixels = Pixels(run.model.image_size, run.model.patch)
@@ -60,7 +64,11 @@ def evaluate(arguments: argparse.Namespace) -> None:
     for source in sources:
         check_complete(source)
         if not arguments.probe:
-            check_head(run, source.task.context.info.classes, source.name)
+            check_head(trained, source.task.context.info.classes, source.name)
+    anew = [
+        said_anew(entry, run, trained, not arguments.suite and _is_other_data(source, trained, opened))
+        for entry, source in zip(entries, sources, strict=True)
+    ]
     probe = _probe_of(arguments)
     compared = [_compared_with(entry, run, probe) for entry in entries]
     trainings = [opened(task) if task else None for task in compared]
@@ -76,7 +84,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     rows: list[Row] = []
     not_kept = ""
     try:
-        for entry, source, training in zip(entries, sources, trainings, strict=True):
+        for entry, source, training, said in zip(entries, sources, trainings, anew, strict=True):
             start = time.perf_counter()
             evaluation = Evaluation(
                 objective=objective,
@@ -92,7 +100,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
                 templates=templates[entry.templates],
             )
             result, options, figure, floor = _evaluated(evaluation, probe, arguments, entry)
-            name = f"{entry.name}, {probe.name}" if probe else entry.name
+            name = f"{entry.name}{said}, {probe.name}" if probe else entry.name + said
             seconds = round(time.perf_counter() - start, 2)
             rows.append(row_of(source, result, options, figure, floor, seconds, name))
             if not ranks.is_first:
@@ -110,6 +118,15 @@ def evaluate(arguments: argparse.Namespace) -> None:
             print(not_kept, file=sys.stderr)
     if launched_world_size() > 1:
         destroy_mesh()
+
+
+def _is_other_data(source: Source, trained: RunConfig, opened: Callable[[TaskConfig], Source]) -> bool:
+    """Whether a place that was said anew holds other data than the run's own; where that is gone it is taken for the same, moved."""
+    config = source.task.config
+    own = [task for task in trained.data.tasks if task.name == config.name and task.path != config.path]
+    with contextlib.suppress(DatasetError):
+        return any(opened(task.whole(config.split)).digest != source.digest for task in own)
+    return False
 
 
 def _probe_of(arguments: argparse.Namespace) -> probes.Probe | None:

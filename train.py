@@ -84,11 +84,11 @@ def train(run: RunConfig, guard: RankGuard) -> int:
         print(*start_lines(resume, initial, schedule, objective, mesh, lost), legend(run), sep="\n", flush=True)
 
     evaluation = InTraining.open(run.evaluate, run.data, data, objective, engine.averaged, mesh, run.folder)
+    best = Best.of(run.evaluate, resume.checkpoint, evaluation.names)
     ledger = FaultLedger(run.folder, launched_rank(), run.data.max_bad_fraction, lost)
     sinks = Sinks(run, step, mesh.is_first)
     saver = Saver(run.folder / "checkpoints", run.keep_checkpoints, run.save_async, sinks.tell, initial.base)
     micro_batches = run.micro_batches // mesh.data.size
-    best = Best.of(run.evaluate, resume.checkpoint)
     efficiency = Efficiency.open(run, objective, engine, expected(run, mesh), watchdog.phase, sinks.tell)
     meter, phase = Meter(lost, run.model, mesh, efficiency, run.tracking.alarm_steps), efficiency.phase
     stopping, record = best.has_stalled, Record()

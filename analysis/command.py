@@ -13,7 +13,7 @@ from pathlib import Path
 from parallel.checkpoints import write_atomically
 from parallel.launch import check_launch, is_first_on_machine, launched_world_size
 from parallel.mesh import destroy_mesh
-from run.command_line import checkpoint_step, natural, positive
+from run.command_line import checkpoint_step, natural, positive, split_overrides
 from run.errors import USER_ERRORS, OutputError, exit_code, is_told_here
 from run.folder import CONFIG
 from run.places import expanded
@@ -51,6 +51,7 @@ def run_command(
     try:
         check_launch()
         arguments = parser.parse_args(argv)
+        split_overrides(arguments)
         if (
             is_first_on_machine() and (expanded(arguments.run) / CONFIG).is_file()
         ):  # if not, the command says what is wrong

@@ -36,9 +36,12 @@ class OpenRun:
     step: int
 
 
-def open_run(arguments: argparse.Namespace, split: str = "", without_auxiliary: bool = False) -> OpenRun:
+def open_run(
+    arguments: argparse.Namespace, split: str = "", without_auxiliary: bool = False, beside: OpenRun | None = None
+) -> OpenRun:
     """Collective. arguments: of `command.parser_of`; split: by default the one that each task trains on; without_auxiliary: the network's
-    loss is the task's alone. Raises ConfigError, DatasetError, CheckpointError."""
+    loss is the task's alone; beside: a run that was opened before, whose ranks have met. Raises ConfigError, DatasetError,
+    CheckpointError."""
     folder = expanded(arguments.run)
     config, vocabulary = read_run(folder, arguments.overrides)
     if without_auxiliary:
@@ -59,8 +62,8 @@ def open_run(arguments: argparse.Namespace, split: str = "", without_auxiliary: 
     sources = open_data(data, pixels, config.seed, vocabulary).sources
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    mesh = Mesh(device="cuda" if torch.cuda.is_available() else "cpu")
-    if world > 1:
+    mesh = beside.mesh if beside else Mesh(device="cuda" if torch.cuda.is_available() else "cpu")
+    if world > 1 and not beside:
         mesh = create_mesh(arguments.tensor, arguments.expert)
     objective = Objective(config.model, vocabulary.size, mesh, load_kernels("torch"))
     checkpoint = load_found(folder / "checkpoints", chosen_step(folder, arguments.step), objective)

@@ -115,11 +115,10 @@ def measure(run: RunConfig, engine: Engine, objective: Objective, batch: TaskBat
 
 
 def flops_of(objective: Objective, batch: TaskBatch, use: ExpertUse) -> float:
-    """Of a training step, without choices that found no slot."""
+    """Of a training step, without choices that found no slot or were not asked for."""
     model, passes = objective.config, passes_of(objective)
     parts = forward_flops(model, work_of(model, batch, batch.inputs.counts, batch.candidates.counts))
-    dropped_N = use.asked_M.sum(dim=1) - use.taken_ME.sum(dim=(1, 2))
-    choices = zip(choice_flops(model), dropped_N.tolist(), strict=True)
+    choices = zip(choice_flops(model), use.dropped.tolist(), strict=True)
     lost = [passes[part] * flops * number for (part, flops), number in choices]
     return sum(passes[part] * flops for part, flops in parts.items()) - sum(lost)
 

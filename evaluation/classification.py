@@ -38,10 +38,9 @@ def evaluate(evaluation: Evaluation) -> Result:
             logits.append(objective.logits(features_QD, names_CD, batch.temperature))
         # Similarities are averaged, as in the paper; the public code averages probabilities (papers.md 1.9).
         logits_QC = logits[0] if len(logits) == 1 else torch.stack(logits).mean(dim=0)
-        best_QK = logits_QC.topk(min(TOP, num_classes), dim=1).indices
-        right_QK = best_QK == batch.labels_Q[:, None]
         # The first of equal ones, as an argmax takes it: a model that tells nothing apart must not be right by the order of a top-k.
-        told_Q = logits_QC.argmax(dim=1)
+        best_QK = logits_QC.argsort(dim=1, descending=True, stable=True)[:, :TOP]
+        right_QK, told_Q = best_QK == batch.labels_Q[:, None], best_QK[:, 0]
         # Where classes are steps of a scale, the step that the model expects.
         expected_Q = logits_QC.float().softmax(dim=1) @ scale_C
         targets_Q = torch.tensor([getattr(e, "score", e.label) for e in examples], device=device)

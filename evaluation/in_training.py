@@ -19,7 +19,7 @@ from data.stream.source import OpenData, Source, open_data
 from evaluation.base import Evaluation, check_complete
 from evaluation.config import EvaluateConfig
 from evaluation.kept import Row, keep, options_of, row_of
-from evaluation.table import evaluator_of
+from evaluation.table import evaluator_of, figures_of
 from model.objective import Objective
 from parallel.health.claim import FolderError
 from parallel.mesh import Mesh
@@ -59,6 +59,11 @@ class InTraining:
         for source in sources:
             check_complete(source)
         return cls(config, tuple(sources), {s.name: s for s in training.sources}, objective, averaged, mesh, folder)
+
+    @property
+    def names(self) -> list[str]:
+        """`TASK/METRIC` of all figures, before there are any."""
+        return [f"{source.name}/{name}" for source in self.sources for name in figures_of(source)]
 
     def figures(
         self, step: int, steps: int, tell: Callable[[str], object], alive: Callable[[], object]

@@ -165,6 +165,11 @@ class Engine:
         """fp16's factor of the loss, which is found while training; 1 in other precisions."""
         return self._scale.value
 
+    @property
+    def good_updates(self) -> int:
+        """In a row since the factor was last halved; after so many it doubles."""
+        return self._scale.good
+
     def fragments(self) -> Iterator[Fragment]:
         """What goes into a checkpoint: the optimizer's memory, and the weights that are not tuned."""
         for name, piece in self._named_pieces():
@@ -183,8 +188,8 @@ class Engine:
                 yield Fragment(name, placement_of(piece.parameter), piece.start, piece.owned, unscaled)
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Collective. Weights and moments of a checkpoint of any layout; its state has the `optimizer_step`, and the `loss_scale`
-        if it was saved: without it, or with another precision's 1, fp16 looks for its own again."""
+        """Collective. Weights and moments of a checkpoint of any layout; its state has the `optimizer_step`, and `loss_scale` and
+        `good_updates` if they were saved: without a scale, or with another precision's 1, fp16 looks for its own again."""
         updates = checkpoint.state["optimizer_step"]
         if updates:  # before the first one there were no moments to save
             # The moments that the first step would create, so that there is something to write into.
@@ -194,7 +199,7 @@ class Engine:
         self._updates = None
         scale = float(checkpoint.state.get("loss_scale", 1.0))
         if scale != 1.0 and self._scale.is_dynamic:
-            self._scale.value = scale
+            self._scale.value, self._scale.good = scale, int(checkpoint.state.get("good_updates", 0))
 
     def _named_pieces(self) -> Iterator[tuple[str, Piece]]:
         for piece in self._state.pieces():

@@ -36,6 +36,13 @@ def parse_arguments(argv: list[str], description: str = "") -> argparse.Namespac
     return arguments
 
 
+def split_overrides(arguments: argparse.Namespace) -> None:
+    """--tasks takes every word behind it: those that are key=value go to the overrides."""
+    words = arguments.tasks or []
+    arguments.overrides += [word for word in words if "=" in word]
+    arguments.tasks = list(dict.fromkeys(word for word in words if "=" not in word))
+
+
 def checkpoint_step(text: str) -> int | Literal["best"]:
     """A number from 0, or `best`."""
     return "best" if text == "best" else natural(text)

@@ -253,7 +253,13 @@ def _override(raw: dict[str, Any], override: str) -> None:
         node = _child(node, part, override)
     if isinstance(node, list):
         raise ConfigError(f"override {override!r} must name a key of a list element, for instance {key}.batch_size")
+    if not isinstance(node, dict):
+        raise _below_a_value(override, last)
     node[last] = value
+
+
+def _below_a_value(override: str, part: str) -> ConfigError:
+    return ConfigError(f"override {override!r}: {part!r} lies below a value, not below a group of keys")
 
 
 def _child(node: Any, part: str, override: str) -> Any:
@@ -265,7 +271,7 @@ def _child(node: Any, part: str, override: str) -> Any:
             return node[int(part)]
         raise ConfigError(f"override {override!r}: no list element {part!r}; there are {names}")
     if not isinstance(node, dict):
-        raise ConfigError(f"override {override!r}: {part!r} lies below a value, not below a group of keys")
+        raise _below_a_value(override, part)
     child = node.setdefault(part, {})
     if child is None:
         child = node[part] = {}

@@ -66,14 +66,15 @@ def _check_chunks(run: RunConfig, data: OpenData) -> None:
 
 
 def check_head(run: RunConfig, classes: Sequence[str], name: str) -> None:
-    """Raises ConfigError where a run's linear head would be asked about other classes than those that it was trained on; name: of who
-    asks. Nothing is known of them where the data set of the run is gone."""
+    """Raises ConfigError where a run's linear head would be asked about other classes than those that it was trained on, or in another
+    order; run: as it was trained; name: of who asks. Where the data set of the run is gone, their number alone is known."""
     if not run.model.head_classes:
         return
-    task = run.data.tasks[0]
+    task, trained = run.data.tasks[0], classes
     with contextlib.suppress(DatasetError):
-        if tuple(classes) != tuple(read_info(task.path).classes):
-            raise ConfigError(
-                f"{name}: the linear head of {run.name} knows the classes of task {task.name} alone; leave other tasks and names out, or "
-                "probe the features (--probe)"
-            )
+        trained = read_info(task.path).classes
+    if len(classes) != run.model.head_classes or tuple(classes) != tuple(trained):
+        raise ConfigError(
+            f"{name}: the linear head of {run.name} knows the {run.model.head_classes} classes of task {task.name} alone, in their order; "
+            "leave other tasks, names and data out, or probe the features (--probe)"
+        )

@@ -59,6 +59,7 @@ class Resume:
             "consumed": consumed,
             "optimizer_step": engine.optimizer_step,
             "loss_scale": engine.loss_scale,
+            "good_updates": engine.good_updates,
             "data": self.data.digests,
             "best": best.state,
         }

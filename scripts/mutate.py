@@ -54,6 +54,11 @@ class Mutant:
     source: str
 
 
+def mirrors_of(path: Path) -> tuple[str, ...]:
+    """The tests of the table that must kill the mutants of a file; none where it lies outside."""
+    return next((tests for place, tests in TESTS.items() if path.is_relative_to(ROOT / place)), ())
+
+
 def mutants_of(path: Path) -> Iterator[Mutant]:
     """One for each place where a mistake can be made. Texts, annotations and imports are left alone."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -136,7 +141,11 @@ def main() -> int:
     arguments = parser.parse_args()
     roots = [Path(name) for name in arguments.files or TESTS]
     files = [file for root in roots for file in ([root] if root.suffix == ".py" else sorted(root.rglob("*.py")))]
-    found = [mutant for file in files for mutant in mutants_of((ROOT / file).resolve())]
+    files = [(ROOT / file).resolve() for file in files]
+    for file in files:
+        if not mirrors_of(file):
+            parser.error(f"{file}: no tests mirror it; TESTS has {', '.join(TESTS)}")
+    found = [mutant for file in files for mutant in mutants_of(file)]
     chosen = found if arguments.all else random.Random(arguments.seed).sample(found, min(arguments.sample, len(found)))
     print(f"{len(found)} mutants in {len(files)} files; trying {len(chosen)}", flush=True)
     start = time.monotonic()
@@ -166,10 +175,9 @@ def try_mutant(mutant: Mutant) -> tuple[Mutant, bool]:
     tree = _own_copy()
     file = tree / mutant.file
     original = file.read_text(encoding="utf-8")
-    tests = next(tests for place, tests in TESTS.items() if mutant.file.startswith(place))
     file.write_text(mutant.source, encoding="utf-8")
     try:
-        return mutant, not all(_passes(tree, test) for test in tests)
+        return mutant, not all(_passes(tree, test) for test in mirrors_of(ROOT / mutant.file))
     finally:
         file.write_text(original, encoding="utf-8")
 

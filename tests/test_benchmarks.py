@@ -246,13 +246,15 @@ def test_step_on_a_device(device):
 
 
 def test_flops_of_a_step_leave_out_choices_without_a_slot():
-    """Three in the first of two decisions: 2 x 16 x 32 multiplications and additions each, forward and twice backward."""
+    """Three in the first of two decisions, one without a slot and two not asked for: 2 x 16 x 32 multiplications and
+    additions each, forward and twice backward."""
     objective, batch = make(tiny("limoe", {"placement": "all"})), BATCHES["retrieval"]().located()
     works = work_of(objective.config, batch, batch.inputs.counts, batch.candidates.counts)
     passes, parts = passes_of(objective), forward_flops(objective.config, works)
     use = objective(batch, 1).use
     taken_NME = use.taken_ME.clone()
     asked_NM = taken_NME.sum(dim=2)
-    asked_NM[0, 0] += 3
-    found = gpu_step.flops_of(objective, batch, dataclasses.replace(use, asked_M=asked_NM))
+    unasked_NM = torch.zeros_like(asked_NM)
+    asked_NM[0, 0], unasked_NM[0, 0] = asked_NM[0, 0] + 1, 2
+    found = gpu_step.flops_of(objective, batch, dataclasses.replace(use, asked_M=asked_NM, unasked_M=unasked_NM))
     assert found == sum(passes[part] * flops for part, flops in parts.items()) - 3 * 3 * 2 * (2 * 16 * 32)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 import evaluate
 from evaluate import main
@@ -15,7 +17,7 @@ from evaluation.probes import METHODS
 from model.objective import NotFiniteError
 from run.errors import ConfigError
 from run.evaluation.arguments import parse_arguments, places_of_suite
-from run.evaluation.entries import entries_of
+from run.evaluation.entries import Entry, entries_of, training_of
 from run.folder import read_run
 from tests.helpers.runs import saved_run, tiny_config, train
 
@@ -213,6 +215,67 @@ def test_ways_that_do_not_go_together(capsys, words):
 )
 def test_options_that_change_no_task_are_refused(capsys, untrained, words, what):
     assert what in evaluated(capsys, untrained, *words, expect=2)
+
+
+def test_sentences_are_for_pictures_and_clips_alone(untrained):
+    """Beside shapes, names of classes of texts are compared as they are."""
+    run, _ = read_run(untrained, [])
+    texts = dataclasses.replace(run.data.tasks[0], name="texts", kind="text_classification")
+    run = dataclasses.replace(run, data=dataclasses.replace(run.data, tasks=(*run.data.tasks, texts)))
+    found = entries_of(parse_arguments(["--run", str(untrained), "--templates", "simple"]), run)
+    assert {entry.name: entry.templates for entry in found if entry.templates != "none"} == {
+        "shapes": "simple",
+        "clips": "simple",
+    }
+    assert found[-1].task.kind == "text_classification"
+
+
+def test_other_data_and_options_stand_beside_the_run_s_own(capsys, world, tmp_path):
+    """Data that was moved is the run's own."""
+    own = shutil.copytree(world / "shapes", tmp_path / "own")
+    run = saved_run(tiny_config(world, tmp_path), f"data.tasks.shapes.path={own}")
+    moved = shutil.copytree(world / "shapes", tmp_path / "moved")
+    other = shutil.copytree(world / "shapes", tmp_path / "other")
+    info = json.loads((other / "dataset.json").read_text())
+    (other / "dataset.json").write_text(json.dumps(info | {"classes": info["classes"][::-1]}))
+    words = ["--split", "heldout", "--limit", "2", "--tasks", "shapes", "sentences"]
+    at_other = f"data.tasks.shapes.path={other}"
+    for overrides in ([], [f"data.tasks.shapes.path={moved}"], [at_other, "data.tasks.sentences.mask_rate=0.5"]):
+        evaluated(capsys, run, *words, *overrides)
+    (path,) = (run / "evaluations").iterdir()
+    few = ", 2 samples at most"
+    assert [row["task"] for row in json.loads(path.read_text())["results"]] == [
+        f"shapes{few}", f"sentences{few}", f"shapes, other data{few}", f"sentences, mask_rate 0.5{few}",
+    ]  # fmt: skip
+    shutil.rmtree(own)
+    assert lines_of(evaluated(capsys, run, *words, at_other))[0]["task"] == f"shapes{few}"
+
+
+def test_a_relative_path_is_that_of_the_run_s_own_data(untrained, monkeypatch):
+    run, _ = read_run(untrained, [])
+    own = dataclasses.replace(run.data.tasks[0], split="mine")
+    run = dataclasses.replace(run, data=dataclasses.replace(run.data, tasks=(own,)))
+    monkeypatch.chdir(Path(own.path).parent)
+    for path, split in ((Path(own.path).name, "mine"), ("other", "train"), ("https://host/shapes", "train")):
+        asked = dataclasses.replace(own, path=path, split="val")
+        assert training_of(Entry("shapes", asked, "none"), run).split == split
+
+
+def test_a_linear_head_is_not_asked_about_other_data(capsys, world, tmp_path):
+    """Its own names are those that it was trained on, not those of the data that is put in their place."""
+    config = tiny_config(world, tmp_path)
+    raw = yaml.safe_load(config.read_text())
+    raw["data"]["tasks"] = [task for task in raw["data"]["tasks"] if task["name"] == "shapes"]
+    config.write_text(yaml.safe_dump(raw))
+    run = saved_run(config, "model.head_classes=6")
+    other = shutil.copytree(world / "shapes", tmp_path / "other")
+    info = json.loads((other / "dataset.json").read_text())
+    (other / "dataset.json").write_text(json.dumps(info | {"classes": info["classes"][::-1]}))
+    words = ["--split", "heldout", "--limit", "2"]
+    error = evaluated(capsys, run, *words, f"data.tasks.shapes.path={other}", expect=2)
+    assert "shapes: the linear head of tiny knows the 6 classes of task shapes alone" in error
+    moved = shutil.copytree(world / "shapes", tmp_path / "moved")
+    assert lines_of(evaluated(capsys, run, *words, f"data.tasks.shapes.path={moved}"))[0]["samples"] == 2
 
 
 def test_classes_of_a_linear_head_are_not_written(untrained):

@@ -29,11 +29,13 @@ from analysis.interference.gradients import (
 from analysis.interference.metric import changes, interference
 from analysis.interference.tables import FILE, Content, by_step, chart_of, content_of, csv_of, lines_of, read_kept
 from analysis.opened import OpenRun, open_run
-from parallel.checkpoints import load_found, write_atomically
+from parallel.checkpoints import load_found, published, write_atomically
+from parallel.checkpoints.saving import step_of
 from parallel.collectives import gathered_objects
 from run.command_line import at_least_two, finite, natural
 from run.errors import ConfigError
 from run.places import expanded
+from run.streams import print_result
 
 
 def measured(run: OpenRun, weights: Sequence[Weight], arguments: argparse.Namespace) -> Content:
@@ -75,9 +77,7 @@ def measured(run: OpenRun, weights: Sequence[Weight], arguments: argparse.Namesp
 
 def steps_of(run: OpenRun, wanted: Sequence[str]) -> list[int]:
     """Raises ConfigError."""
-    there = sorted(
-        int(path.name.removeprefix("step_")) for path in (run.folder / "checkpoints").glob("step_" + "[0-9]" * 8)
-    )
+    there = sorted(map(step_of, published(run.folder / "checkpoints")))
     if list(wanted) == ["all"]:
         return there
     for step in wanted:
@@ -111,17 +111,17 @@ def command(arguments: argparse.Namespace) -> None:
         return
     if over:
         content = content | {"over_training": over}
-    for at_step in by_step(content):
-        print(*lines_of(at_step), sep="\n")
-    for place, of_other in other.items():
-        print(place, *lines_of(of_other), sep="\n")
     chart = chart_of({run.folder.name: content, **other})
     with keeping(run.folder) as folder:
         write_json(folder / FILE, content)
         write_atomically(folder / "interference.csv", csv_of(content))
         for kind in ("svg", "png"):
             save(chart, folder / f"interference.{kind}")
-    print(f"kept in {folder}")
+    for at_step in by_step(content):
+        print_result("\n".join(lines_of(at_step)))
+    for place, of_other in other.items():
+        print_result("\n".join([place, *lines_of(of_other)]))
+    print_result(f"kept in {folder}")
 
 
 def _numbers(words: Sequence[str]) -> list[int]:

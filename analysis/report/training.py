@@ -123,7 +123,8 @@ def gib_of(part: Any) -> dict[str, float]:
 
 def _evaluated(run: RunFiles) -> dict[str, Column]:
     """SPLIT/TASK/METRIC, those that say how good a task is first."""
-    main = {f"{task}/{row['figure']}" for kept in run.evaluations for task, row in kept.rows.items()}
+    # The name of a row says more than the task behind a comma.
+    main = {f"{row.partition(', ')[0]}/{of['figure']}" for kept in run.evaluations for row, of in kept.rows.items()}
     found = {key: column for key, column in run.metrics.columns.items() if is_evaluation(key)}
     return dict(sorted(found.items(), key=lambda item: item[0].partition("/")[2] not in main))
 

@@ -31,21 +31,25 @@ def routing_maps(arguments: argparse.Namespace) -> None:
     run = opened(arguments)
     shown = chosen(decision_names(run.config.model), arguments.decisions)
     by_task = {source.name: samples_of(run, source, arguments.best_of) for source in run.sources}
+    others = [compared(run, by_task, place, arguments) for place in arguments.compare]
+    if not run.mesh.is_first:
+        return
     with keeping(run.folder) as kept:
         folder = kept / "routing_maps"
         folder.mkdir(exist_ok=True)
-        count = draw(run, by_task, shown, folder, arguments)
+        count = draw(run, by_task, others, shown, folder, arguments)
     print(f"{count} pictures and maps.html are in {folder}")
 
 
 def draw(
     run: OpenRun,
     by_task: Mapping[str, list[RoutedSample]],
+    others: Sequence[tuple[OpenRun, list[RoutedSample]]],
     shown: Sequence[int],
     folder: Path,
     arguments: argparse.Namespace,
 ) -> int:
-    """-> how many pictures. shown: numbers of decisions."""
+    """-> how many pictures. others: runs to compare with and their samples; shown: numbers of decisions."""
     names, experts = decision_names(run.config.model), run.config.model.experts.num_experts
     pictures: list[dict[str, str]] = []
 
@@ -77,37 +81,54 @@ def draw(
         "For one sample after another, the share of its tokens that each expert has",
     )
     animation(few, names, experts, path)
-    if arguments.compare:
+    if others:
         path = tell(
             "routers.png", "The same samples in several runs", f"One column for each of {', '.join(arguments.compare)}"
         )
-        compared(run, few, arguments).save(path)
+        beside_others(run, few, others).save(path)
     title = f"{run.folder.name}, step {run.step:,}"
     write_atomically(folder / "maps.html", page_of(title, few, names, experts))
     write_json(folder / "index.json", {"step": run.step, "pictures": pictures})
     return len(pictures)
 
 
-def compared(run: OpenRun, samples: Sequence[RoutedSample], arguments: argparse.Namespace) -> Any:
-    """The last decision of each run. Raises ConfigError where they do not have the same tasks."""
-    runs, columns = [run], [list(samples)]
-    for place in arguments.compare:
-        other = opened(argparse.Namespace(**vars(arguments) | {"run": place, "step": None}))
-        if [source.name for source in other.sources] != [source.name for source in run.sources]:
-            raise ConfigError(f"{place} has other tasks than {run.folder}: choose common ones by --tasks")
-        runs.append(other)
-        columns.append([s for source in other.sources for s in samples_of(other, source, arguments.samples)])
+def beside_others(
+    run: OpenRun, samples: Sequence[RoutedSample], others: Sequence[tuple[OpenRun, list[RoutedSample]]]
+) -> Any:
+    """The last decision of each run."""
+    runs = [run, *(other for other, _ in others)]
     return side_by_side(
-        columns,
+        [samples, *(routed for _, routed in others)],
         [f"{one.folder.name} ({one.config.model.experts.router})" for one in runs],
         [one.config.model.num_decisions - 1 for one in runs],
         [one.config.model.experts.num_experts for one in runs],
     )
 
 
-def opened(arguments: argparse.Namespace) -> OpenRun:
+def compared(
+    run: OpenRun, by_task: Mapping[str, list[RoutedSample]], place: str, arguments: argparse.Namespace
+) -> tuple[OpenRun, list[RoutedSample]]:
+    """Collective. Another run and its samples. Raises ConfigError where it has other tasks, or cuts the samples into other patches."""
+    other = opened(argparse.Namespace(**vars(arguments) | {"run": place, "step": None}), run)
+    if [source.name for source in other.sources] != [source.name for source in run.sources]:
+        raise ConfigError(f"{place} has other tasks than {run.folder}: choose common ones by --tasks")
+    found = []
+    for source in other.sources:
+        ours = by_task[source.name][: arguments.samples]
+        routed = samples_of(other, source, arguments.samples)[: len(ours)]
+        for one, of_other in zip(ours, routed, strict=False):
+            if one.grid != of_other.grid:
+                raise ConfigError(
+                    f"--compare {place}: it cuts {one.title} into {of_other.grid} patches, and {run.folder} into {one.grid}: "
+                    "compare runs of one model.image_size / model.patch, and of as many frames"
+                )
+        found += routed
+    return other, found
+
+
+def opened(arguments: argparse.Namespace, beside: OpenRun | None = None) -> OpenRun:
     """Raises ConfigError for a run without experts, or of two towers, whose samples pass them apart."""
-    run = open_run(arguments, arguments.split)
+    run = open_run(arguments, arguments.split, beside=beside)
     if not run.config.model.num_decisions:
         raise ConfigError(f"{run.folder} has no experts: model.experts.placement={run.config.model.experts.placement}")
     if run.config.model.text_tower:

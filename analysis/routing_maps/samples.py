@@ -39,6 +39,11 @@ class RoutedSample:
     def title(self) -> str:
         return f"{self.task} {self.number}"
 
+    @property
+    def grid(self) -> str:
+        """Frames, rows and columns of patches, as 1 x 2 x 2; empty of a text."""
+        return " x ".join(map(str, self.patch_experts.shape[1:]))
+
 
 @torch.no_grad()
 def samples_of(run: OpenRun, source: Source, count: int) -> list[RoutedSample]:

@@ -58,7 +58,7 @@ def check_task(run: RunConfig, number: int) -> list[Finding]:
 
 
 def needs_cache(run: RunConfig) -> bool:
-    return any(is_remote(place) for task in run.data.tasks for place in task.shards or (task.path,))
+    return any(is_remote(place.removeprefix("@")) for task in run.data.tasks for place in (task.path, *task.shards))
 
 
 def _listed(path: str, split: str, shards: Sequence[str], allow_pipe: bool) -> Iterator[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from typing import IO
 import pydantic
 
 from clusters.doctor.finding import Finding, failed, ok, warning
+from clusters.ranks import free_port
 from parallel.health.links import Exchange
 from parallel.health.same_code import ROOT
 
@@ -39,8 +39,7 @@ def exchanges_here(ranks: int, limit_s: float, sizes: Sequence[int] = (SMALL, LA
     world = min(ranks, gpus) if gpus else ranks
     if world < 2:
         return [ok("exchange", "one rank: nothing to exchange")]
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
+    port = free_port()
     commands = [
         _with(
             variables(rank, world, rank, "127.0.0.1", port), [*RANK_COMMAND, *map(str, sizes), f"--limit={limit_s:g}"]

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import yaml
 
 from data.transport import is_remote, local_path, shown
+from data.transport.urls import masked
 from run.config import RunConfig
 from run.config_file import dump_config, parse_config
 from run.errors import ConfigError
@@ -40,7 +41,7 @@ def run_inside(run: RunConfig, data_path: str, has_data: bool) -> RunConfig:
     return dataclasses.replace(
         run,
         runs=RUNS,
-        init=_init(run, data_path),
+        init=_init(run, data_path, has_data),
         data=dataclasses.replace(run.data, tasks=tuple(tasks), cache_dir=CACHE),
         tracking=dataclasses.replace(run.tracking, prometheus=prometheus and _placed(prometheus, RUNS)),
     )
@@ -111,17 +112,23 @@ def _placed(place: str, folder: str) -> str:
     return str(PurePosixPath(folder) / local_path(place))
 
 
-def _init(run: RunConfig, data_path: str) -> str:
+def _init(run: RunConfig, data_path: str, has_data: bool) -> str:
     """Another run lies beside this one."""
     if not run.init or is_remote(run.init):
         return run.init
     init = PurePosixPath(run.init)
-    return str(RUNS / init.relative_to(run.runs)) if init.is_relative_to(run.runs) else _placed(run.init, data_path)
+    if init.is_relative_to(run.runs):
+        return str(RUNS / init.relative_to(run.runs))
+    if not has_data:
+        raise ConfigError(
+            f"init={run.init} is neither a run of runs={run.runs} nor in a volume: name a volume claim that holds it with --data-claim="
+        )
+    return _placed(run.init, data_path)
 
 
 def _check_public(what: str, place: str) -> None:
     bare = place.removeprefix("@")
-    if is_remote(bare) and not bare.startswith("pipe:") and shown(bare) != bare:
+    if is_remote(bare) and masked(bare) != bare:
         raise ConfigError(
             f"{what}: {shown(bare)} is given with a user, password or query, which a ConfigMap would show to everyone: let pods log in by "
             "a service account, or by a netrc file in the secret"

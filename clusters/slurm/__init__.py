@@ -6,6 +6,9 @@ import argparse
 
 from run.command_line import above_zero
 
+DEVICE_MEMORY = 80.0
+"""GiB of one GPU."""
+
 KINDS = ("bare", "pyxis", "apptainer")
 LAUNCHERS = ("srun", "deepspeed")
 
@@ -30,7 +33,13 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     size.add_argument(
         "--memory-per-node", type=int, metavar="GIB", help="host memory (default: estimated from the plan)"
     )
-    size.add_argument("--device-memory", type=above_zero, default=80.0, metavar="GIB", help="of one GPU (default: 80)")
+    size.add_argument(
+        "--device-memory",
+        type=above_zero,
+        default=DEVICE_MEMORY,
+        metavar="GIB",
+        help=f"of one GPU (default: {DEVICE_MEMORY:g})",
+    )
     time = parser.add_argument_group("time and place")
     time.add_argument("--time", default="24:00:00", metavar="LIMIT", help="as sbatch takes it (default: 24:00:00)")
     time.add_argument(

@@ -74,9 +74,11 @@ case $code in
     state=$(job_state)
     if [[ $state != *JobState=RUNNING* && $state != *Reason=TimeLimit* ]]; then
         say "saved; the job was cancelled, or Slurm has requeued it itself (${state:-unknown})"
-    elif [ "$links_left" -gt 1 ]; then
+    elif [ "$links_left" -gt 1 ] && { [ -n "$next_link" ] || [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ]; }; then
         say "saved; the next of the chain goes on"
         exit 0
+    elif [ "$links_left" -gt 1 ]; then
+        say "saved; nothing goes on, as the next of the chain could not be submitted: sbatch the same file to go on"
     elif [ "$links_left" -eq 1 ]; then
         say "saved; the chain ends here: sbatch the same file to go on"
     elif scontrol requeue "$job"; then

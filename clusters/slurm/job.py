@@ -10,7 +10,9 @@ import re
 import sys
 from pathlib import Path
 
+from clusters.doctor.data import needs_cache
 from clusters.sizes import Sizes, per_node_gib, sizes_of
+from clusters.slurm import DEVICE_MEMORY
 from data.transport import is_remote, local_path
 from data.transport.urls import masked
 from data.workers.loader import MAX_WORKERS
@@ -71,7 +73,7 @@ def job_of(arguments: argparse.Namespace) -> Job:
     cached = (f"data.cache_dir={arguments.cache}",) if arguments.cache else ()
     run = load_config(arguments.config, (*words, *cached))
     directory = os.path.abspath(arguments.directory or os.curdir)
-    cache = arguments.cache or (run.data.cache_dir if arguments.kind != "bare" and _reads_remote(run) else "")
+    cache = arguments.cache or (run.data.cache_dir if arguments.kind != "bare" and needs_cache(run) else "")
     folders = _folders(run, directory, cache, arguments.config) if arguments.kind != "bare" else ()
     ranks_per_node = arguments.ranks_per_node or arguments.gpus_per_node or 1
     sizes = sizes_of(run, arguments.nodes * ranks_per_node, arguments.gpus_per_node > 0, arguments.device_memory)
@@ -187,15 +189,12 @@ def _check(arguments: argparse.Namespace, seeds: tuple[int, ...], words: tuple[s
 def _words(arguments: argparse.Namespace, seeds: tuple[int, ...], words: tuple[str, ...]) -> list[str]:
     """The command again, from what it was understood as."""
     said = [f"--config={arguments.config}", f"--nodes={arguments.nodes}"]
-    for key in ("gpus_per_node", "ranks_per_node", "cores_per_rank", "memory_per_node", "time", "warn", *SHARED_FLAGS, "chain",
-                "kind", "image", "launcher", "directory", "python", "cache", "interface"):  # fmt: skip
-        if (value := getattr(arguments, key)) not in ("", None) and (key, value) != ("chain", 0):
+    for key in ("gpus_per_node", "ranks_per_node", "cores_per_rank", "memory_per_node", "device_memory", "time", "warn", *SHARED_FLAGS,
+                "chain", "kind", "image", "launcher", "directory", "python", "cache", "interface"):  # fmt: skip
+        value = getattr(arguments, key)
+        if value not in ("", None) and (key, value) not in (("chain", 0), ("device_memory", DEVICE_MEMORY)):
             said.append(f"--{key.replace('_', '-')}={value}")
     return [*said, *(["--seeds", *map(str, seeds)] if seeds else []), *words]
-
-
-def _reads_remote(run: RunConfig) -> bool:
-    return any(is_remote(place.removeprefix("@")) for task in run.data.tasks for place in (task.path, *task.shards))
 
 
 def _fixed(folder: str) -> str:

@@ -14,7 +14,7 @@ from clusters.store.place import Place, StoreError
 from clusters.store.stored import Stored, all_stored, look, sizes_by_step
 from parallel.checkpoints import CheckpointError, newest_state, published
 from parallel.checkpoints.manifest import MANIFEST, MAX_MANIFEST_BYTES, Manifest, parse
-from parallel.checkpoints.saving import step_of
+from parallel.checkpoints.saving import latest_step, step_of
 from parallel.health.claim import FolderError
 from run.errors import ConfigError
 
@@ -57,8 +57,10 @@ class Upload:
         """Newest first; not those that would be removed again."""
         root = self.run / "checkpoints"
         here = published(root)
-        if not self._keep or len(here) <= self._keep:
+        if not self._keep:
             return here
+        latest = latest_step(root)
+        here = [folder for folder in here if step_of(folder) <= latest]
         try:
             best = newest_state(root).get("best")
         except CheckpointError:
@@ -191,8 +193,10 @@ class Upload:
             self._records[name] = (stat.st_size, stat.st_mtime_ns)
 
     def _prune(self) -> None:
-        """All complete ones but the newest and the best, and unfinished ones that are older. The manifest goes first."""
-        found = all_stored(self.place)
+        """All complete ones but the newest and the best, and unfinished ones that are older. The manifest goes first. Steps that the run
+        went back behind are not counted and stay, as in its own folder: what it saves now must stay."""
+        latest = latest_step(self.run / "checkpoints")
+        found = [stored for stored in all_stored(self.place) if stored.step <= latest]
         complete = [stored for stored in found if not stored.problem]
         newest = complete[0]
         gone: list[Stored] = [

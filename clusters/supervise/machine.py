@@ -22,11 +22,12 @@ from pathlib import Path
 
 from clusters.ranks import TICK_S, Place, adopt_orphans, end_left_over, send, start, wait
 from clusters.supervise.command import run_of
-from clusters.supervise.one import CLEAN, newest_step, say
+from clusters.supervise.one import CLEAN, say
 from clusters.supervise.policy import Decision, Limits, State, decide
 from clusters.supervise.several import STOP, write_code
 from clusters.supervise.sizes import most_that_fit, share
 from parallel.checkpoints import write_atomically
+from parallel.checkpoints.saving import latest_step
 from parallel.health.claim import IN_USE
 from run.errors import EXIT_STOPPED, EXIT_USER, USER_ERRORS
 
@@ -64,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
             return AGAIN
         write_code(arguments.notes, code)
         return NO_MORE
-    state = _state(arguments.notes, here, newest_step(run.folder / "checkpoints"))
+    state = _state(arguments.notes, here, latest_step(run.folder / "checkpoints"))
     if machine == 0:
         say(f"starting {world} ranks on {machines} machines" + (f" from step {state.step}" * (state.step >= 0)))
     asked.ranks = start(words, Place(world, first, here, address, port))
@@ -74,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
     end_left_over()
     stopped = (arguments.notes / STOP).exists()
     limits = Limits(here, arguments.attempts, sys.maxsize, 0.0)
-    step = newest_step(run.folder / "checkpoints")
+    step = latest_step(run.folder / "checkpoints")
     decision = decide(state, ended, step, limits, lambda ranks: here, stopped or asked.requested)
     say(decision.reason)
     return _tell(decision, arguments.notes, published, start_name, stopped)

@@ -14,7 +14,7 @@ from pathlib import Path
 from clusters.ranks import Ended, Place, adopt_orphans, end_left_over, send, start, wait
 from clusters.supervise.policy import Limits, State, decide
 from clusters.supervise.sizes import gpus, most_that_fit
-from parallel.checkpoints.saving import published, step_of
+from parallel.checkpoints.saving import latest_step
 from parallel.health.stop_signal import ECHO_S
 from run.config import RunConfig
 from run.errors import EXIT_STOPPED, ConfigError
@@ -62,7 +62,7 @@ class Return:
     def look(self) -> None:
         if self.asking or self.asked.stop:
             return
-        late = self.fewer and time.monotonic() >= self.due and newest_step(self.checkpoints) > self.state.step
+        late = self.fewer and time.monotonic() >= self.due and latest_step(self.checkpoints) != self.state.step
         if late and not self.more():
             self.due, late = time.monotonic() + self.every, False
         if late or self.asked.all_again:
@@ -78,7 +78,7 @@ def supervise_one(
     checkpoints = run.folder / "checkpoints"
     adopt_orphans()
     asked = Asked()
-    state = State(limits.ranks, newest_step(checkpoints))
+    state = State(limits.ranks, latest_step(checkpoints))
     fitting = _fitting(run, at_least, limits.ranks)
     while not asked.stop:
         ranks = fitting(min(state.ranks, usable(nproc, limits.ranks)))
@@ -89,7 +89,7 @@ def supervise_one(
             return fitting(min(limits.ranks, usable(nproc, limits.ranks))) > now
 
         ended, returning = _round(words, run, state, limits, asked, more, leave_s)
-        decision = decide(state, ended, newest_step(checkpoints), limits, fitting, asked.stop, returning)
+        decision = decide(state, ended, latest_step(checkpoints), limits, fitting, asked.stop, returning)
         say(decision.reason)
         if decision.code is not None:
             return decision.code
@@ -123,11 +123,6 @@ def _round(
 def usable(nproc: int | None, wanted: int) -> int:
     """A GPU that has failed is listed no more. Where there are none at all, ranks are CPU ranks."""
     return min(wanted, gpus() or wanted) if nproc is None else wanted
-
-
-def newest_step(checkpoints: Path) -> int:
-    """-1 where there is none."""
-    return next((step_of(folder) for folder in published(checkpoints)), -1)
 
 
 def _fitting(run: RunConfig, at_least: int, wanted: int) -> Callable[[int], int]:

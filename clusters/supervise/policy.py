@@ -26,7 +26,7 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True)
 class State:
-    """ranks: of this start; step: of the newest checkpoint when it began, -1 for none; failures in a row without a new checkpoint;
+    """ranks: of this start; step: of the checkpoint published last when it began, -1 for none; failures in a row without a new checkpoint;
     restarts: failures in all; return_after_s: seconds with fewer ranks before all are tried; tried: is this start a try with all?"""
 
     ranks: int
@@ -55,8 +55,8 @@ def decide(
     stopped: bool = False,
     returning: bool = False,
 ) -> Decision:
-    """step: of the newest checkpoint now; fitting(n): the most ranks up to n, or the fewest that there may be; stopped: the user has
-    asked; returning: the ranks were asked to save so that all can start."""
+    """step: of the checkpoint published last, also an earlier one where the newest was damaged; fitting(n): the most ranks up to n, or the
+    fewest that there may be; stopped: the user has asked; returning: the ranks were asked to save so that all can start."""
     codes = set(ended.codes)
     if EXIT_USER in codes:
         return Decision(state, EXIT_USER, "something in the configuration or data has to be mended: not started again")
@@ -74,7 +74,7 @@ def decide(
                 state, EXIT_STOPPED, f"stopped before it could save; the newest checkpoint is {_name(step)}"
             )
         return Decision(state, EXIT_GIVEN_UP, f"a rank failed while the run was to stop: {_told(ended)}")
-    failures = 1 if step > state.step else state.failures + 1
+    failures = 1 if step != state.step else state.failures + 1
     after = dataclasses.replace(state, step=step, failures=failures, restarts=state.restarts + 1, tried=False)
     if failures >= limits.attempts:
         reason = f"failed {failures} times without a new checkpoint (the newest is {_name(step)}): {_told(ended)}"

@@ -86,7 +86,7 @@ def decode_video(
         raise BadSample(f"the video is cut off: at its {len(data)} bytes' end, {missing} or more are missing")
     clock = _Clock(max_wall_s)
     try:
-        with _open(data) as container:
+        with open_container(data) as container:
             clip = _read(container, clock, max_seconds)
             stride = stride_s / clip.timeline.seconds
             phases = [(number + 0.5) / clips for number in range(clips)]
@@ -100,7 +100,7 @@ def decode_video(
                 return _everything(clip, points_T, clock)[back_T]
             with contextlib.suppress(_Unsure):
                 return _jumping(clip, points_T, clock)[back_T]
-        with _open(data) as container:
+        with open_container(data) as container:
             return _everything(_read(container, clock, max_seconds), points_T, clock)[back_T]
     except BadSample:
         raise
@@ -108,7 +108,7 @@ def decode_video(
         raise BadSample(f"video of {len(data)} bytes: {one_line(error)}") from error
 
 
-def _open(data: bytes) -> InputContainer:
+def open_container(data: bytes) -> InputContainer:
     return av.open(io.BytesIO(data), "r", container_options={"format_whitelist": _CONTAINERS})
 
 

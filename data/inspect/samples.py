@@ -14,6 +14,8 @@ from data.shards import DatasetInfo
 from data.shards.errors import BadSample
 from data.tasks.base import captions_of, label_of
 from data.tasks.members import IMAGE_KEYS, VIDEO_KEYS, dotted, found, member
+from data.tasks.text_classification import score_of
+from data.tasks.vqa import question_of
 
 FRAMES = 8
 """Frames taken of a clip, spread over its length."""
@@ -25,7 +27,7 @@ class Decoded:
 
     source       the bytes that a task takes as input: of the image, the clip or the text
     frames_THWC  uint8 pixels, an image as one frame; None for text
-    texts        captions, or the text
+    texts        captions, the question, or the text
     label        number of the class
     """
 
@@ -54,7 +56,13 @@ def decode(sample: dict[str, Any], info: DatasetInfo | None, frames: int = FRAME
         pixels = decode_video(source, frames)
     if target == "caption":
         texts = captions_of(sample)
-    label = label_of(sample, info) if info and target == "class" else None
+    if target == "question":
+        texts = [question_of(sample)[0]]
+    # A question without a class is for evaluation alone.
+    has_label = target == "class" or (target == "question" and "cls" in sample)
+    label = label_of(sample, info) if info and has_label else None
+    if modality == "text" and label is not None:
+        score_of(sample, label)
     if info is None:
         _check_members(sample)
     return Decoded(source, pixels, tuple(texts), label)

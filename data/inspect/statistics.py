@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import heapq
-import io
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ import av
 import numpy as np
 from tqdm import tqdm
 
+from data.decode.video import open_container, video_stream
 from data.inspect.samples import Decoded, decode
 from data.inspect.targets import ShardFile, Target, open_shard
 from data.shards import DatasetError, DatasetInfo
@@ -133,9 +133,8 @@ def _count(tally: Tally, decoded: Decoded, tokenizer: Tokenizer, listed: frozens
 
 def _count_clip(tally: Tally, data: bytes) -> None:
     """What the headers of a clip say; decode_video has accepted it before."""
-    # No protocol is allowed: nothing but these bytes can be opened.
-    with av.open(io.BytesIO(data), "r", container_options={"protocol_whitelist": "none"}) as container:
-        stream = container.streams.video[0]
+    with open_container(data) as container:
+        stream = video_stream(container)
         frames = stream.frames or sum(1 for packet in container.demux(stream) if packet.size)
         rate = float(stream.average_rate or 0)
         if stream.duration and stream.time_base:

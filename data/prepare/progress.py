@@ -98,8 +98,9 @@ def work_on(out: Path, plan: Plan, overwrite: bool) -> Iterator[Work | None]:
             return
         begun, done = _read(progress)
         if not overwrite and (is_complete(out) or any(out.glob("*.tar"))):
-            _check_same(out, begun, plan)
-            if begun is None and _plan_of_summary(out) is None:
+            made = begun or _plan_of_summary(out)
+            _check_same(out, made, plan)
+            if made is None:
                 raise DatasetError(
                     f"{out} has shards that this program neither made nor began: give another --out, or --overwrite to delete them"
                 )

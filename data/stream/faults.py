@@ -59,6 +59,7 @@ class Loss:
                     shard at least
     remaining       samples that are there
     faults          one of each shard, and one of dataset.json where its count alone tells
+    part            samples that `shots` or `fraction` choose of those that are there; 0: all
     """
 
     samples: int
@@ -66,6 +67,12 @@ class Loss:
     remaining: int
     faults: tuple[Fault, ...]
     is_exact: bool
+    part: int = 0
+
+    @property
+    def epoch(self) -> int:
+        """Samples of an epoch."""
+        return self.part or self.remaining
 
     @property
     def share(self) -> float:
@@ -101,7 +108,8 @@ def loss_of(source: Source) -> Loss:
         whole = listed.samples[damaged].max() if damaged.all() else np.median(listed.samples[~damaged])
         samples = int(np.maximum(whole - listed.samples[damaged], 1).sum())
     bytes_per_sample = listed.bytes[listed.samples > 0].sum() / remaining
-    return Loss(samples, int(samples * bytes_per_sample), remaining, tuple(faults), is_exact)
+    part = source.order.total if source.order.total < remaining else 0
+    return Loss(samples, int(samples * bytes_per_sample), remaining, tuple(faults), is_exact, part)
 
 
 def losses_of(sources: Sequence[Source], max_fraction: float) -> dict[str, Loss]:

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from data.config import TaskConfig
-from data.shards import BadSample, BadShard, DatasetInfo, ShardSet
+from data.shards import BadSample, BadShard, DatasetError, DatasetInfo, ShardSet
 from data.shards.files import replacing
 from data.stream.order import EpochOrder
 from data.subset import chosen
 from data.tasks.base import LABELLED, label_of
+from data.transport import shown
 
 
 class PartOrder:
@@ -42,7 +43,7 @@ def order_of(
 ) -> EpochOrder | PartOrder:
     """The order of all samples, or of the part that `shots` and `fraction` choose.
 
-    seed: of the order; drawn: of the choice.
+    seed: of the order; drawn: of the choice. Raises DatasetError where there is nothing to choose from.
     """
     if not config.shots and config.fraction == 1.0:
         return EpochOrder(shards.sizes, seed, window)
@@ -50,6 +51,11 @@ def order_of(
     if config.kind in LABELLED:
         labels_N = labels_of(info, shards)
     readable_N = np.flatnonzero(labels_N >= 0)
+    if not len(readable_N):
+        raise DatasetError(
+            f"task {config.name}: shots and fraction draw by class, and no sample of {shown(config.path)} has one that can be read: "
+            "python -m data.inspect lint says why"
+        )
     part_M = chosen(labels_N[readable_N], config.shots, config.fraction, drawn)
     return PartOrder(shards.sizes, readable_N[part_M], seed, window)
 
@@ -81,11 +87,14 @@ def labels_of(info: DatasetInfo, shards: ShardSet) -> np.ndarray:
 
 
 def _kept(info: DatasetInfo, shards: ShardSet) -> Path | None:
-    """The file of the labels. Shards with other labels may have the same names and sizes: local ones are told apart by their times."""
+    """The file of the labels. Shards with other labels may have the same names and sizes: local ones are told apart by their times,
+    others by their places."""
     if shards.cache is None:
         return None
     try:
-        times = [] if shards.is_remote else [path.stat().st_mtime_ns for path in shards.paths]
+        facts: list[str | int] = list(map(shards.location, range(len(shards.sizes))))
+        if not shards.is_remote:
+            facts = [path.stat().st_mtime_ns for path in shards.paths]
     except OSError:
         return None
-    return shards.cache.folder / "labels" / f"{shards.listed.digest(info.classes, times)}.npy"
+    return shards.cache.folder / "labels" / f"{shards.listed.digest(info.classes, facts)}.npy"

@@ -9,6 +9,7 @@ import numpy as np
 from data.attributes import WORD_TARGET
 from data.batch import Sequences
 from data.config import SPE_PLACE, TEXT_PLACE, TaskConfig
+from data.shards import DatasetError
 from data.tasks.base import Answers, Task, TaskContext
 from data.tasks.candidates import check_distinct, class_names
 from data.text.vocabulary import Vocabulary
@@ -49,7 +50,8 @@ def _shortened(text: str, tokens: int) -> str:
 
 
 class TemplatedTask(Task):
-    """A task that reads a text in a template, where the names of classes are label words or answers."""
+    """A task that reads a text in a template, where the names of classes are label words or answers. Raises DatasetError where the template
+    leaves no place for a text."""
 
     answers: ClassVar[Answers] = "classes"
 
@@ -63,6 +65,12 @@ class TemplatedTask(Task):
         check_distinct(classes, context.vocabulary, config.max_text, config.name)
         self.candidates = class_names(classes, context.vocabulary, config.max_text, WORD_TARGET)
         self.template = Template(config.template, context.vocabulary, config.max_text)
+        own = len(self.template.filled("")[0])
+        if own >= config.max_text:
+            raise DatasetError(
+                f"task {config.name}: template={config.template!r} has {own} tokens without a text: raise max_text={config.max_text} above "
+                "that, or shorten it"
+            )
 
     @property
     def kept_candidates(self) -> tuple[Sequences, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+import sys
 
 import numpy as np
 import torch
@@ -37,13 +37,7 @@ class TextClassification(TemplatedTask):
         text = decode_text(member(sample, ("txt",)))
         tokens, place = self.template.filled(text)
         label = label_of(sample, self.context.info)
-        return Templated(tokens, place, label, self._score(sample, label))
-
-    def _score(self, sample: Sample, label: int) -> float:
-        score = decode_json(sample["json"]).get("score", label) if "json" in sample else label
-        if not isinstance(score, int | float) or not math.isfinite(score):
-            raise BadSample(f'"score" in json must be a number, found {str(score)[:40]!r}')
-        return float(score)
+        return Templated(tokens, place, label, score_of(sample, label))
 
     def batch(self, examples: list[Templated], generator: np.random.Generator | None) -> TaskBatch:
         return TaskBatch(
@@ -57,3 +51,12 @@ class TextClassification(TemplatedTask):
             weight=self.config.loss_weight,
             label_smoothing=self.config.label_smoothing,
         )
+
+
+def score_of(sample: Sample, label: int) -> float:
+    """What people gave the text, or its label. Raises BadSample."""
+    score = decode_json(sample["json"]).get("score", label) if "json" in sample else label
+    is_number = isinstance(score, int | float) and not isinstance(score, bool)
+    if not is_number or not abs(score) <= sys.float_info.max:  # an int may be larger than any float
+        raise BadSample(f'"score" in json must be a number, found {str(score)[:40]!r}')
+    return float(score)

@@ -44,18 +44,10 @@ class VisualQuestionAnswering(TemplatedTask):
             raise ValueError(f"task {config.name}: mix blends pictures, but not the questions about them")
 
     def example(self, sample: Sample, generator: np.random.Generator | None) -> Asked:
-        about = decode_json(sample["json"]) if "json" in sample else {}
-        question, answers = about.get("question"), about.get("answers")
-        if not isinstance(question, str):
-            raise BadSample(f'no question: needs json with a text "question"; {found(sample)}')
-        if not isinstance(answers, list) or not answers or not all(isinstance(answer, str) for answer in answers):
-            raise BadSample('no answer: needs json with a list "answers" of texts, one of each person')
+        question, answers, answer_type = question_of(sample)
         label = UNKNOWN if generator is None and "cls" not in sample else label_of(sample, self.context.info)
         tokens, place = self.template.filled(question)
-        kind = about.get("answer_type")
-        return Asked(
-            self.visual(sample, generator), tokens, place, label, tuple(answers), kind if isinstance(kind, str) else ""
-        )
+        return Asked(self.visual(sample, generator), tokens, place, label, answers, answer_type)
 
     def batch(self, examples: list[Asked], generator: np.random.Generator | None) -> TaskBatch:
         visual = self.visual_segment([e.visual for e in examples], CAPTION_VISUAL)
@@ -71,3 +63,14 @@ class VisualQuestionAnswering(TemplatedTask):
             weight=self.config.loss_weight,
             label_smoothing=self.config.label_smoothing,
         )
+
+
+def question_of(sample: Sample) -> tuple[str, tuple[str, ...], str]:
+    """-> (question, answers of people, their type or empty). Raises BadSample."""
+    about = decode_json(sample["json"]) if "json" in sample else {}
+    question, answers, answer_type = about.get("question"), about.get("answers"), about.get("answer_type")
+    if not isinstance(question, str):
+        raise BadSample(f'no question: needs json with a text "question"; {found(sample)}')
+    if not isinstance(answers, list) or not answers or not all(isinstance(answer, str) for answer in answers):
+        raise BadSample('no answer: needs json with a list "answers" of texts, one of each person')
+    return question, tuple(answers), answer_type if isinstance(answer_type, str) else ""

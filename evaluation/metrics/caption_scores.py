@@ -29,8 +29,8 @@ def bleu(captions: Sequence[Words], references: Sequence[Sequence[Words]]) -> li
         for n in range(1, MAX_N + 1):
             most: Counter[tuple[str, ...]] = Counter()
             for ref in refs:
-                most |= _ngrams(ref, n)
-            own = _ngrams(words, n)
+                most |= ngrams(ref, n)
+            own = ngrams(words, n)
             right[n - 1] += (own & most).total()
             guessed[n - 1] += own.total()
     ratio = (length + _TINY) / (nearest + _SMALL)
@@ -55,7 +55,7 @@ def rouge_l(captions: Sequence[Words], references: Sequence[Sequence[Words]]) ->
     return sum(scores) / len(scores)
 
 
-def _ngrams(words: Words, n: int) -> Counter[tuple[str, ...]]:
+def ngrams(words: Words, n: int) -> Counter[tuple[str, ...]]:
     return Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1))
 
 

@@ -11,12 +11,11 @@ from collections import Counter
 from collections.abc import Sequence
 
 from data.text.words import words_of
+from evaluation.metrics.caption_scores import ngrams
 
 MAX_N = 4
 SIGMA = 6.0
 """Width of the Gaussian penalty on the difference of lengths."""
-
-NGrams = Counter[tuple[str, ...]]
 
 
 def cider_d(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> float:
@@ -32,13 +31,13 @@ def cider_d_by_image(candidates: Sequence[str], references: Sequence[Sequence[st
     reference_words = [[words_of(r) for r in refs] for refs in references]
     document_frequency: Counter[tuple[str, ...]] = Counter()
     for refs in reference_words:
-        document_frequency.update({gram for words in refs for n in range(1, MAX_N + 1) for gram in _ngrams(words, n)})
+        document_frequency.update({gram for words in refs for n in range(1, MAX_N + 1) for gram in ngrams(words, n)})
     log_documents = math.log(max(2, len(references)))
 
     def vector(words: list[str], n: int) -> dict[tuple[str, ...], float]:
         return {
             gram: count * (log_documents - math.log(max(1, document_frequency[gram])))
-            for gram, count in _ngrams(words, n).items()
+            for gram, count in ngrams(words, n).items()
         }
 
     scores = []
@@ -50,10 +49,6 @@ def cider_d_by_image(candidates: Sequence[str], references: Sequence[Sequence[st
             score += 10.0 * sum(similarities) / len(similarities) / MAX_N
         scores.append(score)
     return scores
-
-
-def _ngrams(words: list[str], n: int) -> NGrams:
-    return Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1))
 
 
 def _similarity(own: dict, other: dict, length_difference: int) -> float:

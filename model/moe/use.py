@@ -36,6 +36,11 @@ class ExpertUse:
         """All: the tokens times their choices."""
         return self.asked_M + self.unasked_M
 
+    @property
+    def dropped(self) -> Tensor:
+        """Of each decision, the pairs that were not computed, as they found no slot or were not asked for."""
+        return self.pairs_M.sum(dim=-1) - self.taken_ME.sum(dim=(-2, -1))
+
     def packed(self) -> Tensor:
         """[..., M, X] with X = 2 E + 3, for sums over ranks in one piece."""
         numbers = torch.stack([self.asked_M, self.unasked_M, self.entropy_M], dim=-1)

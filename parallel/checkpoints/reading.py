@@ -141,11 +141,10 @@ def _manifest_text(path: Path) -> bytes:
 
 
 def _verify(path: Path, stored: StoredFile, fragments: dict[str, int]) -> None:
-    if not path.is_file():
-        raise CheckpointError(f"{path} is missing")
-    if path.stat().st_size != stored.bytes:
-        raise CheckpointError(f"{path} has {path.stat().st_size} bytes, the manifest says {stored.bytes}")
     try:
+        size = path.stat().st_size  # the training may remove it at any time
+        if size != stored.bytes:
+            raise CheckpointError(f"{path} has {size} bytes, the manifest says {stored.bytes}")
         with path.open("rb") as file:
             checksum = hashlib.file_digest(file, "sha256").hexdigest()
         if checksum != stored.sha256:
@@ -160,6 +159,8 @@ def _verify(path: Path, stored: StoredFile, fragments: dict[str, int]) -> None:
                     raise CheckpointError(
                         f"{path}: {key} is {found.get_dtype()} {found.get_shape()}, the manifest says F32 [{numel}]"
                     )
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing") from error
     except UNREADABLE as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
 

@@ -187,6 +187,17 @@ def published(root: Path) -> list[Path]:
     return sorted(found, key=step_of, reverse=True)
 
 
+def latest_step(root: Path) -> int:
+    """Of the checkpoint that was published last, -1 where there is none. Later steps are those that the run went back behind, as a damaged
+    one makes it do."""
+    folders = published(root)
+    try:
+        name = (root / LATEST).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        name = ""
+    return next((step_of(folder) for folder in folders if folder.name == name), step_of(folders[0]) if folders else -1)
+
+
 def mark_as_base(folder: Path) -> None:
     """Ask the run that the checkpoint is of not to remove it; where its folder cannot be written nobody does."""
     with contextlib.suppress(OSError):

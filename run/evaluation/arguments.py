@@ -8,7 +8,7 @@ from typing import get_args
 
 from data.config import Frames
 from evaluation.config import PROBES
-from run.command_line import checkpoint_step, crops_and_clips, finite, natural, positive
+from run.command_line import checkpoint_step, crops_and_clips, finite, natural, positive, split_overrides
 
 
 def parse_arguments(argv: list[str], description: str = "") -> argparse.Namespace:
@@ -88,9 +88,7 @@ def parse_arguments(argv: list[str], description: str = "") -> argparse.Namespac
         help="options of the data: data.tasks.shapes.path=/new/place where it was moved",
     )
     arguments = parser.parse_args(argv)
-    tasks = arguments.tasks or []  # which takes every word behind it
-    arguments.overrides += [word for word in tasks if "=" in word]
-    arguments.tasks = list(dict.fromkeys(word for word in tasks if "=" not in word))
+    split_overrides(arguments)
     _check_use(parser, arguments)
     if not arguments.probe and (arguments.shots or arguments.fraction != 1):
         parser.error("--shots and --fraction are those of a --probe")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 from collections.abc import Callable
 
 from data.config import TaskConfig
@@ -11,6 +12,7 @@ from data.shards import read_info
 from data.shards.info import TRAINING_SPLIT
 from data.tasks import WRITTEN
 from data.tasks.base import LABELLED
+from data.transport import is_remote, local_path
 from run.config import RunConfig
 from run.errors import ConfigError
 from run.evaluation.arguments import places_of_suite
@@ -90,7 +92,8 @@ def _of_clips(entries: list[Entry], arguments: argparse.Namespace) -> list[Entry
 
 
 def _with_options(entry: Entry, arguments: argparse.Namespace) -> Entry:
-    """Of the command line. Features of a probe are those of one view, read where names are ranked; what is written has one view."""
+    """Of the command line. Features of a probe are those of one view, read where names are ranked; what is written has one view.
+    Sentences are for names of what a picture or clip shows."""
     task, name, answer = entry.task, entry.name, "rank" if arguments.probe else arguments.answer
     if answer and task.kind in WRITTEN:
         name = name if arguments.probe else f"{name}, {'written' if answer == 'generate' else 'ranked'}"
@@ -99,7 +102,8 @@ def _with_options(entry: Entry, arguments: argparse.Namespace) -> Entry:
     if views and task.kind == "classification":
         name = f"{name}, {views[0]}x{views[1]} views" if arguments.views else name
         task = dataclasses.replace(task, views=views)
-    return dataclasses.replace(entry, name=name, task=task)
+    templates = entry.templates if _is_ranked(task) else "none"
+    return dataclasses.replace(entry, name=name, task=task, templates=templates)
 
 
 def _all_entries(arguments: argparse.Namespace, run: RunConfig) -> list[Entry]:
@@ -116,7 +120,38 @@ def _all_entries(arguments: argparse.Namespace, run: RunConfig) -> list[Entry]:
     return [Entry(task.name, task, arguments.templates) for task in tasks]
 
 
+ASKED = (
+    "max_text",
+    "num_frames",
+    "frame_sampling",
+    "frame_stride",
+    "views",
+    "mask_rate",
+    "mask_shares",
+    "temperature",
+    "template",
+    "answer",
+)
+"""Options of a task that change the figures of a network."""
+
+
+def said_anew(entry: Entry, run: RunConfig, trained: RunConfig, is_other_data: bool) -> str:
+    """What the name of a row says of data and options that are not those of the run as it was trained, so that it stands beside the
+    row of these."""
+    now, own = ({task.name: task for task in r.data.tasks}.get(entry.task.name) for r in (run, trained))
+    parts = ["other data"] if is_other_data else []
+    if now and own:
+        parts += [f"{key} {getattr(now, key)}" for key in ASKED if getattr(now, key) != getattr(own, key)]
+    return "".join(f", {part}" for part in parts)
+
+
 def training_of(entry: Entry, run: RunConfig) -> TaskConfig:
     """The training split that an evaluation is compared with: the run's own, where it is of the same data."""
     trained = next((task for task in run.data.tasks if task.name == entry.task.name), entry.task)
-    return trained if trained.path == entry.task.path else dataclasses.replace(entry.task, split=TRAINING_SPLIT)
+    is_same = _absolute(trained.path) == _absolute(entry.task.path)
+    return trained if is_same else dataclasses.replace(entry.task, split=TRAINING_SPLIT)
+
+
+def _absolute(path: str) -> str:
+    """A run keeps absolute paths, a suite may have relative ones."""
+    return path if is_remote(path) else os.path.abspath(local_path(path))

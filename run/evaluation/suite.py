@@ -8,7 +8,7 @@ configs/suites/NAME.yaml:
         path: data_real/cifar10
         split: val                           the default
         like: ""                             a task of the run whose options it takes; by default one of the same name or kind
-        templates: none                      sentences for class names
+        templates: none                      sentences for class names, of classification
         options: {max_text: 8}               of the task, where they differ
         prepare: python -m data.prepare ...  told where the data is missing
 """
@@ -110,7 +110,13 @@ def as_trained(task: SuiteTask, trained: Sequence[TaskConfig]) -> TaskConfig:
     unknown = [key for key in task.options if key not in fields]
     if unknown:
         raise ConfigError(f"suite task {task.name}: there is no option {unknown[0]!r} of tasks")
-    options: dict[str, Any] = {"kind": task.kind, "path": str(expanded(task.path))}
+    if task.templates != "none" and task.kind != "classification":
+        raise ConfigError(
+            f"suite task {task.name}: templates={task.templates} are for classification of pictures and clips, not for {task.kind}: "
+            "leave it out"
+        )
+    path = task.path if is_remote(task.path) else str(expanded(task.path))
+    options: dict[str, Any] = {"kind": task.kind, "path": path}
     # What its own kind alone may have.
     others = {} if base.kind == task.kind else {"answer": "rank", "views": (1, 1)}
     options |= {"label_smoothing": 0.0, "loss": "softmax"} | others | dict(task.options)

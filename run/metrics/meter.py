@@ -10,7 +10,6 @@ import time
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from data.shards.files import INFO_FILE
 from data.stream.faults import Loss
@@ -84,7 +83,7 @@ class Meter:
         """Collective. Totals over data ranks since the last record; `step` counts finished steps.
 
         paused_s: of the time since the last record, what was no training.
-        consumed: samples of each task since the run began; epoch/TASK is their number over the data set's size.
+        consumed: samples of each task since the run began; epoch/TASK is their number over the data set's size, or its part's.
         faults: samples that had to be replaced; bad_shards: since the start, the most that one rank has met; lost_samples, lost_bytes:
         of all tasks' shards, missing since the start.
         """
@@ -131,25 +130,19 @@ class Meter:
                 record[f"accuracy/{name}"] = correct / reads
         numbers = zip(self.tasks, self.losses, consumed, by_task.view(-1, 2).tolist(), strict=True)
         for name, loss, samples_of_task, (faults_of_task, tokens_of_task) in numbers:
-            record[f"epoch/{name}"] = samples_of_task / loss.remaining
+            record[f"epoch/{name}"] = samples_of_task / loss.epoch
             record[f"tokens/{name}"] = int(tokens_of_task)
             if faults_of_task:
                 record[f"faults/{name}"] = int(faults_of_task)
         for name, value in zip(self._auxiliary_names, auxiliary.tolist(), strict=True):
             record[f"auxiliary/{name}"] = value / micro_batches
         record |= self._use.record(use_TNMX, step, total_steps)
-        record |= self._efficiency.figures(efficiency, _dropped(use_TNMX), seconds)
+        record |= self._efficiency.figures(efficiency, unpacked(use_TNMX.sum(dim=0)).dropped, seconds)
         record["data_wait"] = record["time/data"] / record["step_s"]
         self._alarms, alarms = self._alarms.after(record, self._steps)
         record |= self._alarms.figures | ({"alarms": list(alarms)} if alarms else {})
         self._reset(now)
         return record
-
-
-def _dropped(use_TNMX: Tensor) -> Tensor:
-    """[N]: choices that were not computed, as they found no slot or were not asked."""
-    use = unpacked(use_TNMX.sum(dim=0))
-    return use.pairs_M.sum(dim=1) - use.taken_ME.sum(dim=(1, 2))
 
 
 def has_diverged(record: Record, skipped_in_a_row: int, loss_scale: float) -> bool:

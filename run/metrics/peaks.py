@@ -15,6 +15,7 @@ import torch
 Peak = float | Literal["known", "measured"]
 TERA = 1e12
 # Device names as the driver tells them -> (bf16 or fp16, TF32, fp32); 0 where a device has none. The first that fits counts.
+# $: "4090 D", "4090 Laptop GPU" and "3090 Ti" are others.
 KNOWN: tuple[tuple[str, tuple[float, float, float]], ...] = (
     (r"GB200", (2500.0, 1250.0, 80.0)),
     (r"B200", (2250.0, 1125.0, 75.0)),
@@ -30,8 +31,8 @@ KNOWN: tuple[tuple[str, tuple[float, float, float]], ...] = (
     (r"L40S", (362.1, 183.0, 91.6)),
     (r"L40", (181.1, 90.5, 90.5)),
     (r"L4", (121.0, 60.0, 30.3)),
-    (r"RTX 4090", (165.2, 82.6, 82.6)),
-    (r"RTX 3090", (71.0, 35.6, 35.6)),
+    (r"RTX 4090$", (165.2, 82.6, 82.6)),
+    (r"RTX 3090$", (71.0, 35.6, 35.6)),
     (r"T4", (65.0, 0.0, 8.1)),
     (r"V100S", (130.0, 0.0, 16.4)),
     (r"V100-SXM\d", (125.0, 0.0, 15.7)),

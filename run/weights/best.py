@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -26,8 +26,13 @@ class Best:
     since: int = 0
 
     @classmethod
-    def of(cls, config: EvaluateConfig, checkpoint: Checkpoint | None) -> Self:
-        """Where a run goes on."""
+    def of(cls, config: EvaluateConfig, checkpoint: Checkpoint | None, names: Collection[str]) -> Self:
+        """Where a run goes on. names: TASK/FIGURE of all figures of its evaluations. Raises ConfigError if the one to follow is none of
+        them."""
+        if config.keep_best and config.keep_best not in names:
+            task = config.keep_best.partition("/")[0]
+            known = ", ".join(sorted(name for name in names if name.startswith(f"{task}/")))
+            raise ConfigError(f"evaluate.keep_best={config.keep_best!r}: there is no such figure; there are {known}")
         stored = checkpoint.state.get("best") if checkpoint else None
         if (
             not config.keep_best
@@ -38,15 +43,10 @@ class Best:
         return cls(config, int(stored["step"]), float(stored["value"]), int(stored["since"]))
 
     def after(self, step: int, figures: Mapping[str, float], tell: Callable[[str], object]) -> Self:
-        """With what an evaluation found at this step. Raises ConfigError if it has no such figure."""
+        """With what an evaluation found at this step."""
         name = f"{self.config.split}/{self.config.keep_best}"
         if not self.config.keep_best or not figures:
             return self
-        if name not in figures:
-            known = ", ".join(sorted(key.partition("/")[2] for key in figures if "/" in key))
-            raise ConfigError(
-                f"evaluate.keep_best={self.config.keep_best!r}: there is no such figure; there are {known}"
-            )
         value = figures[name]
         is_better = self.value is None or (value < self.value if name.endswith(LOWER) else value > self.value)
         if is_better and math.isfinite(value):

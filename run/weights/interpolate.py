@@ -2,7 +2,8 @@
 
 python -m run.weights.interpolate --base runs/real_small --tuned runs/flowers --share 0.5 --out runs/flowers_half
 
-Each weight is (1 - share) base + share tuned, and low-rank updates are scaled by the share; prompts and heads are the tuned run's.
+Each weight is (1 - share) base + share tuned, and low-rank updates are scaled by the share; prompts and heads are the tuned run's, also
+where the base was tuned itself and has its own.
 The base's weights are those of the checkpoint that tuning began at, which must still be there. Averages over the training are taken where
 a run has them. The result is evaluated, used, exported and tuned as any run, but cannot be trained on.
 """
@@ -11,12 +12,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import fnmatch
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from tqdm import tqdm
 
-from model.tuning.warm_start import dense_name
+from model.tuning.warm_start import ALWAYS_NEW, dense_name
 from parallel.checkpoints import Checkpoint, CheckpointError, Fragment, find_checkpoint, save
 from parallel.placement import Placement
 from run.command_line import checkpoint_step
@@ -60,7 +62,7 @@ def interpolate(arguments: argparse.Namespace) -> str:
         raise ConfigError(f"{tuned_folder} has another vocabulary than {base_folder}: tune with data.vocabulary=init")
     tuned = find_checkpoint(tuned_folder / "checkpoints", chosen_step(tuned_folder, arguments.step))
     base, note = beginning_in(base_folder, tuned_folder, run, tuned)
-    common = sorted(base.names & tuned.names)
+    common = sorted(name for name in base.names & tuned.names if not _is_of_task(name))
     if not common:
         raise ConfigError(f"{tuned_folder} and {base_folder} have no weight in common: they are different networks")
     for name in common:
@@ -77,16 +79,21 @@ def interpolate(arguments: argparse.Namespace) -> str:
     begins = {name: getattr(RunConfig, name) for name in ("init", "init_step", "init_only")}  # nowhere
     made = dataclasses.replace(run, name=out.name, runs=str(out.parent), data=data, **begins)
     write_run_files(made, vocabulary)
-    save(out / "checkpoints", tuned.step, _between(base, tuned, arguments.share), {})
+    save(out / "checkpoints", tuned.step, _between(base, tuned, common, arguments.share), {})
     own = len(tuned.names) - len(common)
     told = f"{out}: {len(common)} tensors between the two, {own} of the tuned run alone, step {tuned.step}"
     return f"{note}\n{told}" if note else told
 
 
-def _between(base: Checkpoint, tuned: Checkpoint, share: float) -> Iterator[Fragment]:
+def _is_of_task(name: str) -> bool:
+    """Prompts, biases of <SPE> and heads began fresh: between two tasks' there is nothing."""
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in ALWAYS_NEW)
+
+
+def _between(base: Checkpoint, tuned: Checkpoint, common: Collection[str], share: float) -> Iterator[Fragment]:
     for name in tqdm(sorted(tuned.names), desc="weights", unit="tensor", disable=not sys.stderr.isatty()):
         weight = tuned.logical(name)
-        if name in base.names:
+        if name in common:
             weight = base.logical(name).lerp_(weight, share)
         elif name.endswith(".lora.up"):  # an update that the base does not have
             weight = share * weight

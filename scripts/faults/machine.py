@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import socket
 import subprocess
 import threading
 import time
@@ -13,6 +12,7 @@ from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from clusters.ranks import free_port
 from scripts.faults.faults import Fault
 from scripts.faults.kinds import Kind, Stage
 from scripts.faults.launching import Started, in_namespaces
@@ -121,9 +121,7 @@ def store(ill: str, lasts_s: float, codes: set[int]) -> Kind:
 
     @contextlib.contextmanager
     def stage(fault: Fault, folder: Path) -> Iterator[Stage]:
-        with socket.socket() as opened:
-            opened.bind(("127.0.0.1", 0))
-            port = opened.getsockname()[1]
+        port = free_port()
         server = _Store(folder.parent / "world", port)
         server.ill, server.good_requests = ill, fault.number % 5
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()

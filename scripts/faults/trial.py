@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from clusters.supervise.one import newest_step
+from parallel.checkpoints.saving import latest_step
 from scripts.faults.checks import compare, losses, resumed_at, shared_memory
 from scripts.faults.faults import EVALUATE_EVERY, SAVE_EVERY, STEPS, Fault
 from scripts.faults.kinds import Stage
@@ -163,7 +163,7 @@ def _disturbed(
         return dataclasses.replace(result, wrong=f"after {ended_s:.0f} s there is still: {still}")
     if code not in stage.codes:
         return dataclasses.replace(result, wrong=f"exit code {code}, not one of {sorted(stage.codes)}")
-    newest = max(0, newest_step(run / "checkpoints"))
+    newest = max(0, latest_step(run / "checkpoints"))
     result = dataclasses.replace(result, newest=newest, resumed=newest)
     stage.mend()
     if code != 0:

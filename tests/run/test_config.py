@@ -91,6 +91,8 @@ def test_overrides():
         (["data.tasks.none.batch_size=1"], "no list element 'none'"),
         (["data.tasks=[]"], "name at least one task"),
         (["depth"], "must read key=value"),
+        (["model.depth.x=3"], "override 'model.depth.x=3': 'x' lies below a value, not below a group of keys"),
+        (["steps.x=3"], "override 'steps.x=3': 'x' lies below a value"),
         (["optimizer.warmup_steps=10000"], "longer than the run"),
         (["data.tasks.shapes.temperature=hot"], "temperature='hot'"),
         (["data.tasks=[{name: ../x, kind: classification, path: x}]"], "task name '../x': one to 100 bytes, no slash"),

@@ -65,7 +65,7 @@ def test_a_checkpoint_of_something_else_is_named(state, name):
 
 def test_a_data_set_that_has_grown_is_named():
     """The order of its samples is another one, so a position says nothing."""
-    engine: Any = SimpleNamespace(optimizer_step=6, loss_scale=1.0)
+    engine: Any = SimpleNamespace(optimizer_step=6, loss_scale=1.0, good_updates=0)
     resume = Resume(None, TWO, None, 0, (0, 0), ())  # type: ignore[arg-type]
     saved = checkpoint(json.loads(json.dumps(resume.state((3, 4), engine, Best(EvaluateConfig())))))
     assert _position(saved, TWO) == (7, (3, 4))

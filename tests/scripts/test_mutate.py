@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import sys
 
-from scripts.mutate import TESTS, mutants_of
+import pytest
+
+from scripts.mutate import TESTS, main, mirrors_of, mutants_of
 from tests.helpers.places import ROOT
 
 SOURCE = """
@@ -35,3 +38,11 @@ def test_one_mutant_for_each_place_where_a_mistake_can_be_made(tmp_path, monkeyp
 def test_modules_and_tests_of_the_table_exist():
     for place, tests in TESTS.items():
         assert all((ROOT / name).exists() for name in (place, *tests))
+
+
+def test_files_without_tests_in_the_table_are_refused(monkeypatch, capsys):
+    assert mirrors_of(ROOT / "run" / "config.py") == TESTS["run"] and mirrors_of(ROOT / "runs.py") == ()
+    monkeypatch.setattr(sys, "argv", ["mutate.py", "parallel/mesh.py", "--sample", "1"])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 2 and "parallel/mesh.py: no tests mirror it; TESTS has run, " in capsys.readouterr().err

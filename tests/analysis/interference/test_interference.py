@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -142,6 +144,33 @@ def test_the_command_keeps_shows_and_compares(runs, capsys):
     assert len(rows) == 1 + 2 * 2 * 2 and rows == csv_of(content).splitlines()
     assert (folder / "interference.png").stat().st_size > 10_000
     assert runs["attribute"].rsplit("/", 1)[-1] in (folder / "interference.svg").read_text()
+
+
+@pytest.mark.parametrize(("output", "code"), [("printed", 0), ("/dev/full", 2)])
+def test_what_is_measured_is_kept_however_it_is_printed(runs, output, code, tmp_path, monkeypatch, capsys):
+    kept = Path(runs["attribute"]) / FOLDER / FILE
+    kept.unlink(missing_ok=True)
+    monkeypatch.setattr(command, "lines_of", lambda content: ["Größe"])
+    words = ["--samples", "2", "--pairs", "2", "--tasks", "shapes", "retrieval"]
+    with open(tmp_path / output, "w", encoding="ascii") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert command.main(["--run", runs["attribute"], *words]) == code
+    assert json.loads(kept.read_text())["samples"] == 2
+    if code:
+        assert "error: standard output cannot be written: No space left" in capsys.readouterr().err
+    else:
+        assert (tmp_path / output).read_text().startswith("Gr\\xf6\\xdfe\nkept in ")
+
+
+def test_steps_are_those_of_complete_checkpoints(tmp_path):
+    for step in (3, 20, 7):
+        (tmp_path / "checkpoints" / f"step_{step:08d}").mkdir(parents=True)
+    for step in (3, 20):
+        (tmp_path / "checkpoints" / f"step_{step:08d}" / "manifest.json").touch()
+    run = SimpleNamespace(folder=tmp_path)
+    assert command.steps_of(run, ["all"]) == [3, 20] and command.steps_of(run, ["20"]) == [20]
+    with pytest.raises(ConfigError, match=r"--over 7: .* has checkpoints of the steps 3, 20 "):
+        command.steps_of(run, ["7"])
 
 
 def test_steps_are_told_in_their_order_and_once():

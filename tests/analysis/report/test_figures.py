@@ -13,7 +13,7 @@ from analysis.report.experts import experts
 from analysis.report.figures import MOST_OF_FIGURE, Axes, Line, areas, bars, curves, figure_markup, table_map, time_map
 from analysis.report.interference import interference
 from analysis.report.reading import read_files
-from analysis.report.training import gib_of, is_evaluation, learning, optimisation, speed
+from analysis.report.training import _evaluated, gib_of, is_evaluation, learning, optimisation, speed
 from tests.analysis.report.synthetic import HOSTILE
 
 
@@ -133,6 +133,17 @@ def test_keys_of_evaluations():
     assert is_evaluation("val/a/accuracy") and is_evaluation("val/a/b/cider")
     for key in ("val/a/samples", "loss/a/b", "lr", "loss/a", "success/text", "memory/peak_gib"):
         assert not is_evaluation(key)
+
+
+def test_main_figures_of_evaluations_come_first_whatever_their_options(made):
+    run = read_files(made["sparse"])
+    column = (array.array("q", [1]), array.array("d", [0.5]))
+    columns = dict.fromkeys(("val/captions/bleu_1", "val/captions/cider", "val/shapes/accuracy"), column)
+    rows = {"captions, 500 samples at most, beam 1": {"figure": "cider"}, "shapes": {"figure": "accuracy"}}
+    kept = dataclasses.replace(run.evaluations[0], rows=rows)
+    metrics = dataclasses.replace(run.metrics, columns=columns)
+    found = _evaluated(dataclasses.replace(run, metrics=metrics, evaluations=(kept,)))
+    assert list(found) == ["val/captions/cider", "val/shapes/accuracy", "val/captions/bleu_1"]
 
 
 def test_only_finite_numbers_are_memory():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import re
 
@@ -16,6 +18,7 @@ from analysis.routing_maps.drawing import _surest, colours, shares, tinted
 from analysis.routing_maps.page import page_of
 from analysis.routing_maps.samples import RoutedSample
 from model.moe.routing import TokenRouting
+from tests.helpers.distributed import run_ranks
 from tests.helpers.layouts import Span, joined, plain_layout
 from tests.helpers.runs import saved_run, tiny_config
 
@@ -101,3 +104,36 @@ def test_the_command_draws_every_task(world, tmp_path, router, capsys):
     assert "maps.html" in capsys.readouterr().out
     assert command.main(["--run", str(run), "--decisions", "9 ffn"]) == 2
     assert "--decisions '9 ffn': the decisions are '0 attention', '0 ffn'" in capsys.readouterr().err
+
+
+def test_runs_of_other_patches_are_refused_before_anything_is_drawn(world, tmp_path, capsys):
+    """The demo's pictures of 32 pixels in patches of 8, and of 16."""
+    torch.set_num_threads(1)
+    ours = saved_run(tiny_config(world, tmp_path), "name=ours")
+    other = saved_run(tiny_config(world, tmp_path), "name=other", "model.patch=16")
+    words = ["--run", str(ours), "--tasks", "shapes", "--samples", "1", "--best-of", "1", "--compare", str(other)]
+    assert command.main(words) == 2
+    said = (
+        f"error: --compare {other}: it cuts shapes 0 into 1 x 2 x 2 patches, and {ours} into 1 x 4 x 4: compare runs of"
+    )
+    error = capsys.readouterr().err
+    assert error.startswith(said) and error.count("\n") == 1
+    assert not (ours / "analysis" / "routing_maps").exists()
+
+
+def of_rank(rank: int, run: str) -> tuple[int, str]:
+    """-> (exit code, what was printed)."""
+    if rank:
+        command.draw = None  # it would be called in vain
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        words = ["--tasks", "shapes", "--samples", "1", "--best-of", "1", "--expert", "2", "--compare", run]
+        return command.main(["--run", run, *words]), printed.getvalue()
+
+
+def test_of_several_ranks_the_first_draws(world, tmp_path):
+    run = saved_run(tiny_config(world, tmp_path))
+    first, second = run_ranks(2, of_rank, str(run))
+    folder = run / "analysis" / "routing_maps"
+    assert first == (0, f"3 pictures and maps.html are in {folder}\n") and second == (0, "")
+    assert Image.open(folder / "routers.png").width > 200

@@ -8,6 +8,8 @@ from clusters.kubernetes.inside import outside_ports
 from run.config_file import load_config
 from tests.clusters.kubernetes.commands import CPU, DEMO, call, kind, printed
 
+TASKS = ("shapes", "clips", "sentences", "captions", "retrieval")
+
 
 @pytest.mark.parametrize(
     ("words", "said"),
@@ -33,6 +35,19 @@ from tests.clusters.kubernetes.commands import CPU, DEMO, call, kind, printed
         (("--interface", "eth0;reboot"), "is no name of an interface"),
         (("--egress-port", "70000"), "--egress-port=70000: is no port"),
         (("data.tasks.shapes.path=https://me:secret@host/shapes",), "is given with a user, password or query"),
+        (
+            ("data.tasks.shapes.shards=[pipe:curl -s https://me:secret@host/a.tar]",),
+            "is given with a user, password or query",
+        ),
+        (
+            (
+                "--data-claim",
+                "",
+                *(f"data.tasks.{task}.path=s3://b/{task}" for task in TASKS),
+                "init=weights.safetensors",
+            ),
+            "init=weights.safetensors is neither a run",
+        ),
         (("parallel.deepspeed=/nowhere.json",), "/nowhere.json"),
         (("model.dept=1",), "did you mean model.depth?"),
     ],

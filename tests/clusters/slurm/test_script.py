@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -62,6 +63,24 @@ def test_words_reach_the_program_as_they_were_typed(flags, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} <= {"runs"}
     options = [line for line in text.splitlines() if line.startswith("#SBATCH")]
     assert all(re.fullmatch(r"#SBATCH --[a-z-]+(=[\w:@.%,-]+)?", line) for line in options)
+
+
+@pytest.mark.parametrize(
+    ("sbatch", "code", "said"),
+    [("echo 8", 0, "the next of the chain goes on"), ("exit 1", 85, "could not be submitted")],
+)
+def test_a_chain_says_whether_it_goes_on(tmp_path, sbatch, code, said):
+    """A run that saves, in a job whose machines may, or may not, submit the next one."""
+    for name, line in {"sbatch": sbatch, "scontrol": "echo JobState=RUNNING"}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    settings = "launch=(sh -c 'exit 85') run_folder=. links_left=2 SLURM_JOB_ID=7 SLURM_SUBMIT_DIR=.\n"
+    body = (ROOT / "clusters" / "slurm" / "body.sh").read_text()
+    path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["bash", "-c", settings + body], cwd=tmp_path, env=path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == code and said in done.stdout.splitlines()[-1]
 
 
 def test_a_container_sees_the_folders_of_the_run():

@@ -149,6 +149,18 @@ def test_the_store_keeps_the_newest_and_the_best(tmp_path, place, told):
     assert [(row["step"], row["best"]) for row in rows(place)] == [(6, False), (5, False), (2, True)]
 
 
+def test_a_run_that_went_back_keeps_what_it_saves_now(tmp_path, place, told):
+    """Steps 4 and 5 of the store are of the way that it left; of those since, two stay."""
+    run = made_run(tmp_path / "back", (1, 4, 5))
+    assert Upload(run, place, 3, told.append).round()
+    for step in (4, 5):
+        shutil.rmtree(run / "checkpoints" / f"step_{step:08d}")
+    for step in (2, 3):
+        add_step(run, step, seed=1)
+        assert Upload(run, place, 2, told.append).round()
+    assert steps(place) == [5, 4, 3, 2]
+
+
 def test_a_later_step_in_the_store_is_told(run, place, upload, told):
     upload.round()
     shutil.rmtree(run / "checkpoints" / "step_00000002")

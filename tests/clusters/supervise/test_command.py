@@ -8,9 +8,9 @@ import pytest
 
 from clusters.supervise import add_command
 from clusters.supervise.command import machines_of, run_of, words_of
-from clusters.supervise.one import newest_step
 from clusters.supervise.several import Machines
 from clusters.supervise.sizes import most_that_fit, share
+from parallel.checkpoints.saving import latest_step
 from run.config_file import load_config
 from run.errors import ConfigError
 
@@ -97,9 +97,13 @@ def test_machines():
             machines_of("1:2", rendezvous)
 
 
-def test_the_newest_checkpoint(tmp_path):
-    assert newest_step(tmp_path) == -1
+def test_the_checkpoint_that_was_published_last(tmp_path):
+    assert latest_step(tmp_path) == -1
     for step in (3, 12):
         (tmp_path / f"step_{step:08d}").mkdir()
     (tmp_path / "step_00000003" / "manifest.json").touch()
-    assert newest_step(tmp_path) == 3  # the other has no manifest: it is not published
+    assert latest_step(tmp_path) == 3  # the other has no manifest: it is not published
+    (tmp_path / "step_00000012" / "manifest.json").touch()
+    assert latest_step(tmp_path) == 12
+    (tmp_path / "latest").write_text("step_00000003")  # the run went back, since the other was damaged
+    assert latest_step(tmp_path) == 3

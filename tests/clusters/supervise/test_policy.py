@@ -64,6 +64,12 @@ def test_failures_without_a_new_checkpoint_are_given_up_and_progress_counts_anew
     )
 
 
+def test_a_checkpoint_behind_a_damaged_one_is_progress():
+    """Step 10 was damaged, the run went on from 5 and saved 7."""
+    state = after(RUNNING, 1, 1, 1, 1, step=10).state
+    assert state.failures == 1 and after(state, 1, 1, 1, 1, step=7).state.failures == 1
+
+
 def test_restarts_are_counted_in_all():
     state = RUNNING
     for step in range(11, 16):

@@ -416,6 +416,19 @@ def test_statistics_of_pictures(capsys, pictures, tmp_path):
     assert train["longest_words"][:2] == ["red", "dog"]
 
 
+def test_questions_are_looked_at(tmp_path, tokenizer, capsys):
+    """Of three samples one has no question, and one a class that is not there."""
+    about = [{"question": "red ?", "answers": ["red"]}, {"answers": ["red"]}, {"question": "red ?", "answers": ["red"]}]
+    pixels = encode_png(np.zeros((4, 4, 3), np.uint8))
+    samples = [
+        {"__key__": f"k{i}", "png": pixels, "json": json.dumps(one), "cls": 7 * (i == 2)} for i, one in enumerate(about)
+    ]
+    folder = write(tmp_path / "vqa", tokenizer, "image_question", {"train": samples}, ("red", "dog"))
+    assert main(["lint", str(folder), "--workers", "0"]) == 1
+    said = capsys.readouterr().out
+    assert "no question" in said and "class 7 of 2" in said
+
+
 def test_statistics_of_clips_and_classes(tmp_path, tokenizer):
     clip = encode_mp4(np.zeros((10, 16, 32, 3), np.uint8), fps=5)
     samples = [{"__key__": f"k{i}", "mp4": clip if i else b"?", "cls": 1} for i in range(3)]

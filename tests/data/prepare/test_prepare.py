@@ -49,14 +49,16 @@ def test_complete_output_is_left_alone_and_incomplete_output_redone(tmp_path, pe
     assert shard.read_bytes() == whole and (out / "summary.json").exists()
 
 
-@pytest.mark.parametrize("begun", [False, True])
+@pytest.mark.parametrize("begun", [False, True, "lost"])
 def test_other_options_or_inputs_are_refused(tmp_path, pets, capsys, begun):
+    """begun: a killed run; lost: of a complete one dataset.json was not copied."""
     out = tmp_path / "out"
     command = ["class-archive", "--train", pets, "--out", out]
     assert prepare(*command) == 0
-    if begun:  # as a killed run leaves it
+    if begun:
         plan = json.loads((out / "summary.json").read_text())["plan"]
         (out / "dataset.json").unlink()
+    if begun is True:
         (out / PROGRESS_FILE).write_text(json.dumps({"plan": plan}) + "\n")
     files = content(out)
     assert prepare(*command, "--resize", 4) == 2

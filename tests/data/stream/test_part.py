@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 
 from data.config import DataConfig, TaskConfig
-from data.shards import BadShard, DatasetInfo, ShardSet, write_info, write_shards
-from data.stream.part import PartOrder, labels_of
+from data.shards import BadShard, DatasetError, DatasetInfo, ShardSet, write_info, write_shards
+from data.shards.lists import ShardList
+from data.stream.faults import loss_of
+from data.stream.part import PartOrder, _kept, labels_of
 from data.stream.source import open_data
 from data.tasks import check_tasks
 from data.tasks.base import Pixels, label_of
+from data.transport.cache import Cache
 
 
 def test_an_epoch_has_the_chosen_samples_once():
@@ -53,6 +56,12 @@ def test_shots_are_of_each_class_and_read_once(world, tmp_path, monkeypatch):
     assert samples(opened(world, tmp_path, shots=2)) == samples(source)
 
 
+def test_an_epoch_of_a_part_is_as_long_as_the_part(world, tmp_path):
+    whole, part = loss_of(opened(world, tmp_path)), loss_of(opened(world, tmp_path, fraction=0.5))
+    assert (whole.part, whole.epoch) == (0, whole.remaining)
+    assert part.epoch == opened(world, tmp_path, fraction=0.5).order.total < part.remaining == whole.remaining
+
+
 def test_labels_are_kept_but_for_shards_that_failed(world, tmp_path, monkeypatch):
     source = opened(world, tmp_path)
     info, shards, read = source.task.context.info, source.shards, ShardSet.read
@@ -69,6 +78,24 @@ def test_labels_are_kept_but_for_shards_that_failed(world, tmp_path, monkeypatch
     assert labels.min() == 0
     monkeypatch.setattr(ShardSet, "read", lambda *_: pytest.fail("labels are read once"))
     assert np.array_equal(labels_of(info, shards), labels)
+
+
+def test_a_part_of_samples_without_a_class_is_refused(tmp_path):
+    info = DatasetInfo(kind="text_class", classes=("a", "b"), token_ids=(320, 321, 49407), splits={})
+    write_info(tmp_path, info)
+    write_shards(tmp_path, "train", iter([{"__key__": "1", "txt": "a", "cls": "b"}]))
+    task = TaskConfig(name="t", kind="text_classification", path=str(tmp_path), fraction=0.5)
+    with pytest.raises(DatasetError, match=r"task t: shots and fraction draw by class, and no sample of .* has one"):
+        open_data(DataConfig(tasks=(task,), vocabulary="restricted"), Pixels(16, 8), 0)
+
+
+def test_labels_of_remote_sets_are_told_apart_by_their_places(tmp_path):
+    """The same names, sizes and classes; what lies there may differ."""
+    listed = ShardList(("a.tar",), np.array([2]), np.array([1024]), {})
+    info = DatasetInfo(kind="text_class", classes=("a", "b"), token_ids=(49407,), splits={})
+    cache = Cache(tmp_path, 1 << 20)
+    kept = {_kept(info, ShardSet(listed, f"https://host/{folder}", (), cache)) for folder in ("v1", "v2")}
+    assert len(kept) == 2 and None not in kept
 
 
 def test_labels_of_shards_that_were_written_anew(tmp_path):

@@ -127,6 +127,23 @@ def test_long_text_gives_way_to_the_template(vocabulary):
     assert vocabulary.decode(example.tokens[1:-1]).strip().endswith("?")
 
 
+def test_a_template_that_leaves_no_place_for_a_text_is_refused(vocabulary):
+    """`a b c <spe>` and the end are five tokens: six leave one for a text."""
+    options = {"kind": "text_classification", "template": "a b c {text} <spe>"}
+    about = info("text_class", ("no", "yes"))
+    made = task(vocabulary, about, max_text=6, **options)
+    assert vocabulary.decode(made.example({"txt": b"red dog", "cls": b"0"}, None).tokens[3:4]).strip() == "red"
+    with pytest.raises(DatasetError, match="has 5 tokens without a text: raise max_text=5 above that, or shorten it"):
+        task(vocabulary, about, max_text=5, **options)
+
+
+@pytest.mark.parametrize("score", ["9" * 400, "true", '"3"', "NaN"])
+def test_a_score_that_is_no_number_is_a_bad_sample(vocabulary, score):
+    made = task(vocabulary, info("text_class", ("no", "yes")), kind="text_classification")
+    with pytest.raises(BadSample, match=r"must be a number|json"):
+        made.example({"txt": b"a", "cls": b"1", "json": f'{{"score": {score}}}'.encode()}, None)
+
+
 @pytest.mark.parametrize("text", ["x" * 300, "\u4f60\u597d" * 40, "http://a.example/" + "b/" * 60 + " end"])
 def test_text_without_spaces_is_cut_and_not_lost(vocabulary, text):
     made = task(

@@ -60,9 +60,10 @@ def test_resume_before_the_first_applied_update(tmp_path, engine):
 
 def test_the_loss_scale_goes_on(tmp_path):
     """An overflow has halved the first scale of 2^16; bf16 has none, and leaves none to fp16."""
-    job = ParityRun(steps=2, precision="fp16", broken_step=1, save_to=str(tmp_path / "fp16"), save_at=2)
+    job = ParityRun(steps=2, precision="fp16", broken_step=0, save_to=str(tmp_path / "fp16"), save_at=2)
     (saved,), (resumed,) = run_ranks(1, run_job, job), run_ranks(1, run_job, job)
     assert resumed["losses"] == {} and resumed["loss_scale"] == saved["loss_scale"] == 2.0**15
+    assert resumed["good_updates"] == saved["good_updates"] == 1
     other = dataclasses.replace(job, precision="bf16")
     assert run_ranks(1, run_job, other)[0]["loss_scale"] == 1.0
     other = dataclasses.replace(other, save_to=str(tmp_path / "bf16"))

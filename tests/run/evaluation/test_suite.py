@@ -88,6 +88,7 @@ def test_options_are_those_of_the_nearest_trained_task():
     assert (first.shards, first.label_smoothing) == ((), 0.0)
     assert of(name="pets").max_text == 9 and of(like="pets").name == "pets"
     assert of(options={"max_text": 30}).max_text == 30
+    assert of(path="https://host/x").path == "https://host/x"
     by_pairs = as_trained(SuiteTask(name="a", kind="classification", path="/data"), TRAINED[2:])
     assert (by_pairs.kind, by_pairs.name, by_pairs.temperature) == ("classification", "pairs", "pairs")
     for changes, said in (
@@ -95,6 +96,10 @@ def test_options_are_those_of_the_nearest_trained_task():
         ({"like": "nobody"}, "no task of the run serves"),
         ({"options": {"max_txt": 3}}, "suite task a: "),
         ({"options": {"max_text": 1}}, "suite task a: "),
+        (
+            {"kind": "retrieval", "templates": "openai"},
+            "suite task a: templates=openai are for classification of pictures and clips, not for retrieval: leave it",
+        ),
     ):
         with pytest.raises(ConfigError, match=said) as caught:
             of(**changes)

@@ -165,6 +165,17 @@ def test_ranks_add_up_and_bad_shards_are_not_counted_twice():
         assert record["padding"] == pytest.approx(4 * 16 / (184 + 16 + 4 * 16))
 
 
+def test_an_epoch_of_a_part_of_a_data_set_has_its_samples(clock):
+    """20 of 100, seen two and a half times."""
+    meter = Meter(
+        {"t": Loss(0, 0, 100, (), True, part=20)}, MODEL, Mesh(), Efficiency(MODEL, dict.fromkeys(PARTS, 3.0), Mesh())
+    )
+    meter.add(micro(0, 2, 10, reads=2), losses(7.0, 1, {}, {}, 0.0))
+    meter.end_step(StepInfo(GradientNorms(1.0, 1.0, 1.0, 1.0), 0.1, True))
+    clock.value += 1.0
+    assert meter.record(1, 2, (50,))["epoch/t"] == 2.5
+
+
 def test_losses_of_routers_without_a_sparse_block_are_none():
     model = tiny("limoe", {"placement": "none"})
     batch = retrieval()

@@ -37,8 +37,12 @@ BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
         ("Tesla T4", FP16, 65),
         ("AMD Instinct MI300X", BF16, 1307.4),
         ("NVIDIA GeForce RTX 4090", BF16, 165.2),
+        ("NVIDIA GeForce RTX 3090", BF16, 71),
         # Others, parts of a device, other numbers.
         ("NVIDIA A10G", BF16, 0),
+        ("NVIDIA GeForce RTX 4090 D", BF16, 0),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", BF16, 0),
+        ("NVIDIA GeForce RTX 3090 Ti", BF16, 0),
         ("NVIDIA A100-SXM4-80GB MIG 3g.40gb", BF16, 0),
         ("CPU", FP32, 0),
         ("NVIDIA H200", torch.float64, 0),

@@ -15,12 +15,13 @@ from parallel.placement import Placement
 from run.errors import ConfigError
 from run.weights.best import Best, chosen_step
 
+NAMES = ["a/accuracy", "a/loss", "b/loss"]
 CONFIG = EvaluateConfig(every=10, keep_best="a/accuracy", patience=2)
 
 
 def followed(config: EvaluateConfig, figure: str, values: list[float]) -> tuple[Best, list[str]]:
     lines: list[str] = []
-    best = Best.of(config, None)
+    best = Best.of(config, None, NAMES)
     for number, value in enumerate(values, 1):
         best = best.after(10 * number, {f"val/{figure}": value, "evaluation_s": 1.0}, lines.append)
     return best, lines
@@ -48,13 +49,15 @@ def test_what_is_not_finite_is_never_the_best():
 def test_it_goes_on_after_a_resume():
     best, _ = followed(CONFIG, "a/accuracy", [0.5, 0.4])
     found: Any = SimpleNamespace(state={"best": best.state})
-    assert Best.of(CONFIG, found) == best
-    assert Best.of(EvaluateConfig(every=10, keep_best="b/loss"), found).step == -1
+    assert Best.of(CONFIG, found, NAMES) == best
+    assert Best.of(EvaluateConfig(every=10, keep_best="b/loss"), found, NAMES).step == -1
 
 
-def test_a_figure_that_is_not_there_is_named():
-    with pytest.raises(ConfigError, match=r"keep_best='a/accuracy': there is no such figure; there are a/cider"):
-        followed(CONFIG, "a/cider", [1.0])
+@pytest.mark.parametrize("figure", ["a/acuracy", "a", "a/"])
+def test_a_figure_that_is_not_there_is_named_at_the_start(figure):
+    said = f"keep_best='{figure}': there is no such figure; there are a/accuracy, a/loss$"
+    with pytest.raises(ConfigError, match=said):
+        Best.of(EvaluateConfig(every=1, keep_best=figure), None, NAMES)
 
 
 @pytest.mark.parametrize(

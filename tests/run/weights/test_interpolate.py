@@ -90,6 +90,17 @@ def test_the_base_is_what_tuning_began_at(config, capsys, tune):
         assert "init.json is damaged" in capsys.readouterr().err
 
 
+def test_heads_and_prompts_are_the_tuned_run_s_where_the_base_has_its_own(config):
+    """Tuning on top of tuning: of the same shape they are not averaged, of another they are no reason to refuse."""
+    run = load_config(config)
+    base = kept(run, "base", {"a": [0.0], "similarity_weight": [1.0], "head.bias": [2.0, 2.0], "e.spe_bias": [4.0]})
+    own = {"similarity_weight": [3.0], "head.bias": [6.0, 6.0, 6.0], "e.spe_bias": [8.0]}
+    tuned, out = kept(run, "tuned", {"a": [4.0], **own}), base.parent / "half"
+    assert main(["--base", str(base), "--tuned", str(tuned), "--share", "0.5", "--out", str(out)]) == 0
+    found = open_checkpoint(out / "checkpoints" / "step_00000007")
+    assert {name: found.logical(name).tolist() for name in found.names} == {"a": [2.0], **own}
+
+
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
