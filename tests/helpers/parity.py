@@ -144,7 +144,11 @@ def run_job(rank: int, job: ParityRun) -> dict[str, Any]:
         gradients.append(_copied(engine.gradients()))
         norms.append(dataclasses.astuple(engine.step(job.lr).norms))
         if job.save_to and step + 1 == job.save_at:
-            state = {"optimizer_step": engine.optimizer_step, "loss_scale": engine.loss_scale, "good_updates": engine.good_updates}
+            state = {
+                "optimizer_step": engine.optimizer_step,
+                "loss_scale": engine.loss_scale,
+                "good_updates": engine.good_updates,
+            }
             saver.save(step + 1, engine.fragments(), state)
     saver.publish()
     return {
