@@ -37,7 +37,7 @@ class Training:
     def __init__(self, root: Path, config: str, folder: Path, options: list[str]) -> None:
         self._records, self._said = folder / "run" / "metrics.jsonl", folder / "said.txt"
         command = [sys.executable, root / "train.py", "--config", root / config, f"runs={folder}", "name=run", *options]
-        with self._said.open("w") as said:
+        with self._said.open("w", encoding="utf-8") as said:
             self._process = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, start_new_session=True)
         self._send(signal.SIGSTOP)
         self._trainer = psutil.Process(self._process.pid)
@@ -48,7 +48,7 @@ class Training:
         self._send(signal.SIGCONT)
         while self._told() < number:
             if self._process.poll() is not None:
-                raise RuntimeError(f"the training has ended: {self._said.read_text()[-2000:]}")
+                raise RuntimeError(f"the training has ended: {self._said.read_text(encoding='utf-8')[-2000:]}")
             time.sleep(LOOK_S)
         self._send(signal.SIGSTOP)
         clock = time.perf_counter() - start
@@ -64,7 +64,7 @@ class Training:
         os.killpg(self._process.pid, number)
 
     def _told(self) -> int:
-        return self._records.read_text().count('"samples_per_s"') if self._records.exists() else 0
+        return self._records.read_text(encoding="utf-8").count('"samples_per_s"') if self._records.exists() else 0
 
     def _processor(self) -> tuple[float, float]:
         """Seconds since the start -> (of the trainer, of it and what it has started)."""

@@ -32,10 +32,10 @@ def open_at(url: str, offset: int, validator: str | None, options: FetchOptions)
     try:
         with requests.Session() as session, _get(session, url, headers, options) as response:
             yield _reply(url, response, offset if "Range" in headers else 0, validator)
-    except (requests.ConnectionError, requests.Timeout, urllib3.exceptions.HTTPError, OSError) as error:
-        raise TransientError(f"{shown(url)}: {_reason(error)}") from error
-    except (requests.RequestException, ValueError) as error:
+    except ValueError as error:  # no URL; first, as those of requests are OSErrors, too
         raise FetchError(f"{shown(url)}: {_reason(error)}") from error
+    except (urllib3.exceptions.HTTPError, OSError) as error:
+        raise TransientError(f"{shown(url)}: {_reason(error)}") from error
 
 
 def _get(session: requests.Session, url: str, headers: dict[str, str], options: FetchOptions) -> requests.Response:

@@ -28,8 +28,8 @@ TASKS = ("shapes", "clips", "sentences", "captions", "retrieval")
         (("--data-path", "/"), "--data-path=/: pods have places of their own"),
         (("--data-path", "/app/data"), "--data-path=/app/data: pods have places of their own"),
         (
-            ("data.tasks.shapes.path=http://host:99999/x",),
-            "task shapes: http://host:99999/x is no URL: Port out of range",
+            ("data.tasks.shapes.path=http://127.0.0.1:99999/x",),
+            "task shapes: http://127.0.0.1:99999/x is no URL: Port out of range",
         ),
         (("--cache-path", "/a/../b"), "--cache-path=/a/../b: must be a whole path"),
         (("--interface", "eth0;reboot"), "is no name of an interface"),

@@ -168,6 +168,13 @@ def test_a_server_that_drips(server):
         fetched(f"{server.url}/a.tar", options=IMPATIENT)
 
 
+@pytest.mark.parametrize("url", ["http://127.0.0.1:99999/x", "http://[::1/x", "http:///x", "https://a b/x"])
+def test_what_is_no_url_is_not_tried_again(url):
+    with pytest.raises(FetchError) as error:
+        fetched(url)
+    assert "given up" not in str(error.value) and str(error.value).startswith(url)
+
+
 def test_a_server_that_is_not_there():
     with pytest.raises(FetchError, match="given up after 3 attempts"):
         fetched("http://127.0.0.1:9/a.tar")
