@@ -21,16 +21,13 @@ def test_a_planted_lock_is_named_at_once(config: Path, tmp_path):
         "import sys; sys.modules['deepspeed.git_version_info_installed'] = None\n"
         f"import train; sys.exit(train.main(['--config', {str(config)!r}]))"
     )
-    begin = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=environment() | {"TORCH_EXTENSIONS_DIR": str(tmp_path)},
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
-    seconds = time.monotonic() - begin
     assert done.returncode == 2, done.stderr
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and f"rm {lock}" in errors[0] and "Traceback" not in done.stderr
-    assert seconds < 20, f"{seconds:.1f} s"  # most of it imports
 
 
 def test_a_lock_counts_as_stale_when_nobody_holds_it(tmp_path, monkeypatch):
