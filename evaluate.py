@@ -14,11 +14,9 @@ Exit codes: 0 done, 1 failure, 2 the run, its checkpoint or its data cannot be u
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -28,7 +26,7 @@ from data.shards import DatasetError
 from data.stream.source import Source, open_data
 from data.tasks.base import Pixels
 from evaluation import Evaluation, Result, check_complete, evaluator_of, probes
-from evaluation.kept import Kept, Row, batches_of, comparison, keep, line_of, options_of, row_of, table_of
+from evaluation.kept import Kept, Row, asked_of, batches_of, comparison, keep, line_of, options_of, row_of, table_of
 from evaluation.templates import read_templates
 from model.objective import Objective
 from parallel.checkpoints import load_found
@@ -36,10 +34,18 @@ from parallel.kernels import load_kernels
 from parallel.launch import check_launch, is_first_on_machine, launched_world_size
 from parallel.mesh import Mesh, create_mesh, destroy_mesh
 from run.config import RunConfig
-from run.data import check_head
 from run.errors import USER_ERRORS, ConfigError, exit_code, is_told_here
 from run.evaluation.arguments import kept_name, parse_arguments, places_of_suite
-from run.evaluation.entries import Entry, entries_of, said_anew, training_of
+from run.evaluation.entries import (
+    Entry,
+    bases_of,
+    check_fits,
+    check_said,
+    entries_of,
+    is_other_data,
+    said_anew,
+    training_of,
+)
 from run.folder import read_run
 from run.places import expanded
 from run.sinks.json_lines import json_line
@@ -53,6 +59,11 @@ def evaluate(arguments: argparse.Namespace) -> None:
     run, vocabulary = read_run(folder, of_run)
     trained = read_run(folder)[0] if of_run else run
     entries = entries_of(arguments, run)
+    probe = _probe_of(arguments)
+    compared = [_compared_with(entry, run, probe) for entry in entries]
+    check_said(run, trained, any(compared))
+    if (bases := bases_of(entries)) and is_first_on_machine():
+        print(bases, file=sys.stderr)
     templates = {entry.templates: read_templates(entry.templates) for entry in entries}
     pixels = Pixels(run.model.image_size, run.model.patch)
 
@@ -60,18 +71,18 @@ def evaluate(arguments: argparse.Namespace) -> None:
         data = dataclasses.replace(run.data, tasks=(task,))
         return open_data(data, pixels, run.seed, vocabulary, frames).sources[0]
 
-    sources = [opened(entry.task, arguments.frames) for entry in entries]
-    for source in sources:
-        check_complete(source)
-        if not arguments.probe:
-            check_head(trained, source.task.context.info.classes, source.name)
-    anew = [
-        said_anew(entry, run, trained, not arguments.suite and _is_other_data(source, trained, opened))
-        for entry, source in zip(entries, sources, strict=True)
-    ]
-    probe = _probe_of(arguments)
-    compared = [_compared_with(entry, run, probe) for entry in entries]
-    trainings = [opened(task) if task else None for task in compared]
+    sources: list[Source] = []
+    trainings: list[Source | None] = []
+    anew: list[str] = []
+    for entry, training_task in zip(entries, compared, strict=True):
+        with entry.named():
+            source = opened(entry.task, arguments.frames)
+            check_complete(source)
+            if not arguments.probe:
+                check_fits(entry, source, trained)
+            sources.append(source)
+            trainings.append(opened(training_task) if training_task else None)
+            anew.append(said_anew(entry, run, trained, is_other_data(entry, source, trained, opened)))
 
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
@@ -98,17 +109,21 @@ def evaluate(arguments: argparse.Namespace) -> None:
                 ranks=ranks.data,
                 workers=arguments.workers,
                 templates=templates[entry.templates],
+                max_bad_fraction=run.data.max_bad_fraction,
             )
-            result, options, figure, floor = _evaluated(evaluation, probe, arguments, entry)
+            with entry.named():
+                result, options, figure, floor = _evaluated(evaluation, probe, arguments, entry)
+            asked = asked_of(evaluation)
             name = f"{entry.name}{said}, {probe.name}" if probe else entry.name + said
             seconds = round(time.perf_counter() - start, 2)
-            rows.append(row_of(source, result, options, figure, floor, seconds, name))
+            rows.append(row_of(source, result, options, figure, floor, seconds, name, asked))
             if not ranks.is_first:
                 continue
             try:
                 keep(folder, kept_name(arguments), checkpoint.step, rows)
-            except OSError as error:
-                not_kept = f"warning: the results are not kept: {folder}: {error.strerror}"
+            except (OSError, DatasetError) as error:
+                why = f"{error.filename or folder}: {error.strerror}" if isinstance(error, OSError) else str(error)
+                not_kept = f"warning: the results are not kept: {why}"
             if not arguments.suite:
                 print_result(json_line(line_of(rows[-1], arguments.split, checkpoint.step)))
     finally:  # what a failing task leaves of those before it
@@ -118,15 +133,6 @@ def evaluate(arguments: argparse.Namespace) -> None:
             print(not_kept, file=sys.stderr)
     if launched_world_size() > 1:
         destroy_mesh()
-
-
-def _is_other_data(source: Source, trained: RunConfig, opened: Callable[[TaskConfig], Source]) -> bool:
-    """Whether a place that was said anew holds other data than the run's own; where that is gone it is taken for the same, moved."""
-    config = source.task.config
-    own = [task for task in trained.data.tasks if task.name == config.name and task.path != config.path]
-    with contextlib.suppress(DatasetError):
-        return any(opened(task.whole(config.split)).digest != source.digest for task in own)
-    return False
 
 
 def _probe_of(arguments: argparse.Namespace) -> probes.Probe | None:
@@ -160,9 +166,9 @@ def _evaluated(
 
 
 def _compared_with(entry: Entry, run: RunConfig, probe: probes.Probe | None) -> TaskConfig | None:
-    """A probe chooses its own part, whatever part the run was trained on, and reads features where names are ranked."""
+    """A probe chooses its own part, whatever part the run was trained on."""
     if probe:
-        return dataclasses.replace(training_of(entry, run), shots=0, fraction=1.0, answer="rank", views=(1, 1))
+        return dataclasses.replace(training_of(entry, run), shots=0, fraction=1.0)
     return training_of(entry, run) if evaluator_of(entry.task).needs_training else None
 
 

@@ -97,7 +97,26 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         parser.error(f"{arguments.command}: give --files")
     if arguments.command == "embed" and not (arguments.out or arguments.parquet):
         parser.error("embed: give --out, or --parquet")
+    if damaged := [text for text in _texts(arguments) if not _is_utf8(text)]:
+        parser.error(f"{arguments.command}: {damaged[0][:80]!r} has bytes that are no UTF-8: write it in UTF-8")
     return arguments
+
+
+def _texts(arguments: argparse.Namespace) -> list[str]:
+    """What of the command line the model is to read; names of files may have any bytes."""
+    if arguments.command == "classify":
+        return [] if _is_list(arguments.classes) else arguments.classes
+    if arguments.command == "retrieve":
+        return [] if arguments.by_file else arguments.query
+    return arguments.texts if arguments.command == "fill" else []
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class Unreadable:
@@ -107,10 +126,11 @@ class Unreadable:
         self.count = 0
 
     def without(self, answers: Iterable[tuple[Medium, Any]]) -> Iterator[tuple[Medium, Any]]:
-        for medium, answer in tqdm(answers, unit=" files", disable=None):
+        for medium, answer in tqdm(answers, unit=" files", disable=None if sys.stderr else True):
             if answer is None:
                 self.count += 1
-                tqdm.write(f"cannot be read: {medium.name}: {medium.fault}", file=sys.stderr)
+                if sys.stderr:  # without one tqdm would write among the answers
+                    tqdm.write(f"cannot be read: {medium.name}: {medium.fault}", file=sys.stderr)
             else:
                 yield medium, answer
 
@@ -191,13 +211,18 @@ def _embedded(model: Predictor, arguments: argparse.Namespace, places: list[str]
     return Index(list(names), torch.stack(vectors).numpy(), np.array(clips))
 
 
+def _is_list(words: list[str]) -> bool:
+    return len(words) == 1 and words[0].startswith("@")
+
+
 def _names(words: list[str]) -> list[str]:
     """Raises DatasetError."""
-    if len(words) == 1 and words[0].startswith("@"):
+    if _is_list(words):
+        place = words[0][1:]
         try:
-            lines = text_of(Path(words[0][1:]).read_bytes(), words[0][1:]).splitlines()
+            lines = text_of(expanded(place).read_bytes(), place).splitlines()
         except OSError as error:
-            raise DatasetError(f"{words[0][1:]}: {error.strerror}") from error
+            raise DatasetError(f"{place}: {error.strerror}") from error
         except NotText as error:
             raise DatasetError(str(error)) from error
         words = [line.strip() for line in lines if line.strip()] or [""]
@@ -210,7 +235,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return predict(parse_arguments(sys.argv[1:] if argv is None else argv))
     except USER_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
+        if sys.stderr:  # print would take standard output in its place
+            print(f"error: {error}", file=sys.stderr)
         return exit_code(error)
 
 

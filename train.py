@@ -115,7 +115,7 @@ def train(run: RunConfig, guard: RankGuard) -> int:
             check_replicas(objective, mesh)
         _, consumed = schedule.step(step, consumed)
         step += 1
-        if meter.skipped_in_a_row > run.max_skipped_steps:
+        if meter.skipped_in_a_row > run.max_skipped_steps and engine.loss_scale == 1:  # above, fp16 searches
             sinks.close(diverged=True)
             raise DivergedError(f"step {step}: no finite gradient {meter.skipped_in_a_row} times in a row; {REMEDY}")
         phase("report")

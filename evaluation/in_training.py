@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Self
@@ -18,9 +19,10 @@ from data.config import DataConfig
 from data.stream.source import OpenData, Source, open_data
 from evaluation.base import Evaluation, check_complete
 from evaluation.config import EvaluateConfig
-from evaluation.kept import Row, keep, options_of, row_of
+from evaluation.kept import Row, asked_of, keep, options_of, row_of
 from evaluation.table import evaluator_of, figures_of
 from model.objective import Objective
+from parallel.checkpoints.together import on_first_rank
 from parallel.health.claim import FolderError
 from parallel.mesh import Mesh
 
@@ -37,6 +39,8 @@ class InTraining:
     averaged: Callable[[], contextlib.AbstractContextManager[None]]
     mesh: Mesh
     folder: Path
+    max_bad_fraction: float = DataConfig.max_bad_fraction
+    word_counts: dict[str, Counter[int]] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def open(
@@ -58,7 +62,8 @@ class InTraining:
             sources = open_data(dataclasses.replace(data, tasks=tasks), pixels, 0, training.vocabulary).sources
         for source in sources:
             check_complete(source)
-        return cls(config, tuple(sources), {s.name: s for s in training.sources}, objective, averaged, mesh, folder)
+        by_name = {source.name: source for source in training.sources}
+        return cls(config, tuple(sources), by_name, objective, averaged, mesh, folder, data.max_bad_fraction)
 
     @property
     def names(self) -> list[str]:
@@ -68,8 +73,8 @@ class InTraining:
     def figures(
         self, step: int, steps: int, tell: Callable[[str], object], alive: Callable[[], object]
     ) -> dict[str, float]:
-        """Collective. `SPLIT/TASK/METRIC` of every task, and evaluation_s; nothing where no evaluation is due. tell: gets a line with the
-        main figures; alive: called after each batch. Raises DamagedDataError, and FolderError where
+        """Collective. `SPLIT/TASK/METRIC` of every task, the same on all ranks, and evaluation_s; nothing where no evaluation is due. tell:
+        gets a line with the main figures; alive: called after each batch. Raises DamagedDataError, StoreGoneError, and FolderError where
         the run's folder cannot be written."""
         if not self.config.is_due(step, steps):
             return {}
@@ -95,7 +100,8 @@ class InTraining:
             for task, row in rows.items()
             for name, value in row["metrics"].items()
         }
-        return figures | {"evaluation_s": time.perf_counter() - start}
+        # Expert ranks sum in orders of their own, so last bits may differ, and all must find the same best step.
+        return on_first_rank(lambda: figures) | {"evaluation_s": time.perf_counter() - start}
 
     def _row(self, source: Source, alive: Callable[[], object]) -> Row:
         start, config = time.perf_counter(), self.config
@@ -110,7 +116,10 @@ class InTraining:
             beam=config.beam,
             ranks=self.mesh.expert_data,
             alive=alive,
+            max_bad_fraction=self.max_bad_fraction,
+            word_counts=self.word_counts,
         )
         result = evaluator.evaluate(evaluation)
         seconds = round(time.perf_counter() - start, 2)
-        return row_of(source, result, options_of(evaluation), evaluator.figure, evaluator.floor, seconds)
+        options, asked = options_of(evaluation), asked_of(evaluation)
+        return row_of(source, result, options, evaluator.figure, evaluator.floor, seconds, asked=asked)

@@ -12,8 +12,7 @@ LEVEL = 0.95
 
 
 def figure_of(evidence_N2: np.ndarray) -> float:
-    numerator, denominator = evidence_N2.sum(axis=0)
-    return float(numerator / denominator)
+    return float(_ratios(evidence_N2.sum(axis=0)))
 
 
 def interval(evidence_N2: np.ndarray, seed: int = 0) -> tuple[float, float]:
@@ -43,15 +42,20 @@ def difference(one_N2: np.ndarray, other_N2: np.ndarray, paired: bool, seed: int
     if paired:
         both_N4 = np.concatenate([one_N2, other_N2], axis=1)
         sums_R4 = _sums(both_N4, rng, RESAMPLES)
-        differences_R = sums_R4[:, 2] / sums_R4[:, 3] - sums_R4[:, 0] / sums_R4[:, 1]
+        differences_R = _ratios(sums_R4[:, 2:]) - _ratios(sums_R4[:, :2])
     else:
         differences_R = _resampled(other_N2, rng, RESAMPLES) - _resampled(one_N2, rng, RESAMPLES)
     return figure_of(other_N2) - figure_of(one_N2), *middle(differences_R)
 
 
 def _resampled(evidence_N2: np.ndarray, rng: np.random.Generator, resamples: int) -> np.ndarray:
-    sums_R2 = _sums(evidence_N2, rng, resamples)
-    return sums_R2[:, 0] / sums_R2[:, 1]
+    return _ratios(_sums(evidence_N2, rng, resamples))
+
+
+def _ratios(sums_X2: np.ndarray) -> np.ndarray:
+    """[X]; 0 where a denominator is, as scikit-learn has it: of F1, no sample of the class that is there or told."""
+    numerators_X, denominators_X = sums_X2[..., 0], sums_X2[..., 1]
+    return np.divide(numerators_X, denominators_X, out=np.zeros(denominators_X.shape), where=denominators_X != 0)
 
 
 def _sums(values_NK: np.ndarray, rng: np.random.Generator, resamples: int) -> np.ndarray:
@@ -63,5 +67,5 @@ def _sums(values_NK: np.ndarray, rng: np.random.Generator, resamples: int) -> np
 def middle(figures_R: np.ndarray) -> tuple[float, float]:
     """95 % of the figures lie between these."""
     tail = 100 * (1 - LEVEL) / 2
-    low, high = np.nanpercentile(figures_R, [tail, 100 - tail])
+    low, high = np.percentile(figures_R, [tail, 100 - tail])
     return float(low), float(high)

@@ -1,18 +1,23 @@
 """Results of an evaluation in the run's folder, and two of them side by side.
 
-RUN/evaluations/SPLIT_step_00001000.json: {"version": 1, "split", "step", "results": [{"task", "kind", "digest", "options", "figure",
-"floor", "metrics", "interval", "intervals", "details", "evidence", "seconds"}]}. digest: of the data; intervals: of other figures by
-name; evidence: see evaluation/intervals.py, so that differences can be judged later without the models. "task" is the name of a row: it
-says which options were not the usual ones, so that ten samples of a task stand beside all of them and not in their place.
+RUN/evaluations/SPLIT_step_00001000.json: {"version": 1, "split", "step", "results": [{"task", "kind", "digest", "asked", "options",
+"figure", "floor", "metrics", "interval", "intervals", "details", "evidence", "seconds"}]}. digest: of the data; asked: of labels, captions
+or answers, which the digest does not see change, where it is known; intervals: of other figures by name; evidence: see
+evaluation/intervals.py, so that differences can be judged later without the models. "task" is the name of a row: it says which options
+were not the usual ones, so that ten samples of a task stand beside all of them and not in their place. What is not finite is null.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import glob
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +30,20 @@ from evaluation.intervals import difference, interval
 from parallel.checkpoints import write_atomically
 
 FOLDER = "evaluations"
+LOCK = ".lock"
+VERSION = 1
+UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+"""What a file makes that nobody can understand."""
 Row = dict[str, Any]
 
 
-BEAM = 2
-"""The usual number of hypotheses of what is written."""
+BEAM, TRIALS, BATCH_SIZE = 2, 5, 64
+"""The usual numbers of hypotheses of what is written, of parts that a probe is fitted to, and of samples in a batch."""
 
 
 def options_of(evaluation: Evaluation, templates: str = "none") -> dict[str, Any]:
-    """Those that change the figures of a task of this kind, for one that is not probed; they have JSON's types. templates: by name."""
+    """Those that change the figures of a task of this kind, for one that is not probed; they have JSON's types. templates: by name, of a
+    list of one's own by what it holds."""
     config, vocabulary = evaluation.source.task.config, evaluation.source.task.vocabulary
     options: dict[str, Any] = {"limit": evaluation.limit}
     if config.answer == "generate" or config.kind == "captioning":
@@ -43,6 +53,8 @@ def options_of(evaluation: Evaluation, templates: str = "none") -> dict[str, Any
         masks = {"mask_rate": config.mask_rate, "mask_shares": list(config.mask_shares), "max_text": config.max_text}
         options |= masks | {"vocabulary": words}
     elif config.kind in ("classification", "text_classification"):
+        if templates.startswith("@"):
+            templates = "@" + hashlib.sha256("\n".join(evaluation.templates).encode()).hexdigest()[:8]
         options |= {"templates": templates, "views": list(config.views)}
     options |= {} if config.answer == "rank" else {"answer": config.answer}
     frames = evaluation.source.task.context.frames
@@ -53,20 +65,30 @@ def batches_of(evaluation: Evaluation) -> dict[str, int]:
     """How samples stand in batches, where it matters: where experts have a capacity, those of a batch compete for their places."""
     experts = evaluation.objective.config.experts
     trained, factor = experts.capacity_factor, experts.eval_capacity_factor
-    matters = trained if factor is None else factor
+    matters = experts.placement != "none" and (trained if factor is None else factor)
     return {"batch_size": evaluation.batch_size, "ranks": evaluation.ranks.size} if matters else {}
+
+
+def asked_of(evaluation: Evaluation) -> str:
+    """Collective. A few characters that follow from what its samples have asked for, on any number of ranks; empty without samples."""
+    total = sum(evaluation.of_all_ranks(sum(evaluation.asked.values())))
+    return f"{total % (1 << 48):012x}" if total else ""
 
 
 def unusual(options: Mapping[str, Any]) -> str:
     """What the name of a row says of its options."""
     limit, beam, penalty = options.get("limit"), options.get("beam", BEAM), options.get("length_penalty", 0.0)
     templates, weights = options.get("templates", "none"), options.get("weights", "final")
+    trials, size, ranks = options.get("trials", TRIALS), options.get("batch_size", BATCH_SIZE), options.get("ranks", 1)
     parts = [
+        f"{trials} trial{'s' if trials > 1 else ''}" if trials != TRIALS else "",
         f"{limit:,} samples at most" if limit else "",
         f"beam {beam}" if beam != BEAM else "",
         f"length penalty {penalty:g}" if penalty else "",
         f"{templates} sentences" if templates != "none" else "",
         "raw weights" if weights != "final" else "",
+        f"batches of {size}" if size != BATCH_SIZE else "",
+        f"{ranks} ranks" if ranks > 1 else "",
     ]
     return "".join(f", {part}" for part in parts if part)
 
@@ -79,12 +101,14 @@ def row_of(
     floor: str,
     seconds: float,
     name: str = "",
+    asked: str = "",
 ) -> Row:
-    """One task's result as it is kept. name: in place of the task's."""
+    """One task's result as it is kept. name: in place of the task's; asked: see `asked_of`."""
     return {
         "task": (name or source.name) + unusual(options),
         "kind": source.task.config.kind,
         "digest": source.digest,
+        "asked": asked,
         "options": dict(options),
         "figure": figure,
         "floor": floor,
@@ -107,16 +131,41 @@ def line_of(row: Row, split: str, step: int) -> Row:
 
 
 def keep(run: Path, split: str, step: int, rows: Sequence[Row]) -> None:
-    """Writes the file; what it has of other rows stays. Raises OSError."""
+    """Writes the file; what it has of other rows stays, and a file that nobody can understand stays beside it as .damaged. Raises OSError,
+    and DatasetError for a file of another version."""
     path = run / FOLDER / f"{split}_step_{step:08d}.json"
     path.parent.mkdir(exist_ok=True)
-    try:
-        known = Kept.read(path, split).rows if path.exists() else {}
-    except DatasetError:
-        known = {}  # damaged: made anew
-    known |= {row["task"]: row for row in rows}
-    content = {"version": 1, "split": split, "step": step, "results": list(known.values())}
-    write_atomically(path, json.dumps(content, ensure_ascii=False) + "\n")
+    with _only_writer(path.parent):
+        known: dict[str, Row] = {}
+        try:
+            known = Kept.parsed(path).rows
+        except DatasetError:
+            raise
+        except FileNotFoundError:
+            pass
+        except UNREADABLE:
+            os.replace(path, path.with_name(f"{path.name}.damaged"))
+        known |= {row["task"]: row for row in rows}
+        content = {"version": VERSION, "split": split, "step": step, "results": list(known.values())}
+        write_atomically(path, json.dumps(_with_null(content), ensure_ascii=False, allow_nan=False) + "\n")
+
+
+@contextlib.contextmanager
+def _only_writer(folder: Path) -> Iterator[None]:
+    """Waits for others who add rows to the files of the folder, as theirs would be lost. Raises OSError."""
+    with (folder / LOCK).open("a", encoding="utf-8") as lock:
+        with contextlib.suppress(OSError):  # some network file systems have no locks
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _with_null(value: Any) -> Any:
+    """JSON has no word for what is not finite."""
+    if isinstance(value, dict):
+        return {key: _with_null(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_null(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def table_of(rows: Sequence[Row]) -> str:
@@ -124,13 +173,17 @@ def table_of(rows: Sequence[Row]) -> str:
     table = [("task", "figure", "value", "95 %", "n", "without learning", "seconds")]
     for row in rows:
         name, metrics, count = row["task"], row["metrics"], f"{len(row['evidence']):,}"
-        floor, seconds = f"{metrics[row['floor']]:.4f}", f"{row['seconds']:.1f}"
+        floor, seconds = _number(metrics[row["floor"]]), f"{row['seconds']:.1f}"
         table.append(
             (name, row["figure"], f"{metrics[row['figure']]:.4f}", _ends(row["interval"]), count, floor, seconds)
         )
         for figure, ends in row["intervals"].items():
             table.append((name, figure, f"{metrics[figure]:.4f}", _ends(ends), count, "", ""))
     return _aligned(table)
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None or not math.isfinite(value) else f"{value:.4f}"
 
 
 def _ends(interval: Sequence[float]) -> str:
@@ -169,18 +222,28 @@ class Kept:
                 )
             path = found[-1]
         try:
-            content = json.loads(path.read_bytes())
-            if content["version"] != 1:
-                raise ValueError(f"version {content['version']!r}, expected 1")
-            rows = {row["task"]: row for row in content["results"]}
-            kept = cls(path.parent.parent.name, content["split"], content["step"], rows)
+            kept = cls.parsed(path)
+        except DatasetError:
+            raise
         except OSError as error:
             raise DatasetError(f"{path}: {error.strerror}") from error
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except UNREADABLE as error:
             raise DatasetError(f"{path}: not a kept evaluation ({type(error).__name__}: {error})") from error
         if step not in (None, kept.step):
             raise DatasetError(f"{path} is of step {kept.step:,}, not of {step:,}")
         return kept
+
+    @classmethod
+    def parsed(cls, path: Path) -> Kept:
+        """Raises OSError, what is in UNREADABLE, and DatasetError for another version."""
+        content = json.loads(path.read_bytes())
+        if content["version"] != VERSION:
+            raise DatasetError(
+                f"{path}: not a kept evaluation of this program (version {content['version']!r}, expected {VERSION}): move it away, or use "
+                "the program that wrote it"
+            )
+        rows = {row["task"]: row for row in content["results"]}
+        return cls(path.parent.parent.name, content["split"], content["step"], rows)
 
 
 def comparison(one: Kept, other: Kept, tasks: Sequence[str] = ()) -> str:
@@ -189,11 +252,11 @@ def comparison(one: Kept, other: Kept, tasks: Sequence[str] = ()) -> str:
     titles = (f"{one.name} step {one.step}", f"{other.name} step {other.step}")
     table = [("task", "figure", *titles, "difference", "95 % of it")]
     left_out = []
-    for task, mine in one.rows.items():
+    for task in {**one.rows, **other.rows}:
         if tasks and not any(task == name or task.startswith(f"{name}, ") for name in tasks):
             continue
-        theirs = other.rows.get(task)
-        if theirs is None or mine["figure"] != theirs["figure"]:
+        mine, theirs = one.rows.get(task), other.rows.get(task)
+        if mine is None or theirs is None or mine["figure"] != theirs["figure"]:
             left_out.append(f"{task}: not in both")
             continue
         if mine["digest"] != theirs["digest"]:
@@ -202,9 +265,12 @@ def comparison(one: Kept, other: Kept, tasks: Sequence[str] = ()) -> str:
         if mine["options"] != theirs["options"]:
             left_out.append(f"{task}: evaluated with different options, {mine['options']} and {theirs['options']}")
             continue
+        if mine.get("asked") and theirs.get("asked") and mine["asked"] != theirs["asked"]:
+            left_out.append(f"{task}: evaluated on different data (other labels, captions or answers)")
+            continue
         pair = [np.array(row["evidence"], dtype=np.float64) for row in (mine, theirs)]
         value, low, high = difference(pair[0], pair[1], paired=True)
-        figures = [f"{row['metrics'][mine['figure']]:.4f}" for row in (mine, theirs)]
+        figures = [_number(row["metrics"][mine["figure"]]) for row in (mine, theirs)]
         table.append((task, mine["figure"], *figures, f"{value:+.4f}", f"{low:+.4f} to {high:+.4f}"))
     if len(table) == 1:
         reason = "; ".join(left_out) or f"{one.name} has {', '.join(one.rows) or 'no results'}"

@@ -21,7 +21,8 @@ from evaluation.encoding import encode_inputs, encode_spelling, encode_vocabular
 def evaluate(evaluation: Evaluation) -> Result:
     """loss, unigram_loss and unigram_entropy in nats per masked token; perplexity is exp(loss).
 
-    unigram_loss      the loss of the training text's word frequencies (one added to each count): a model without context
+    unigram_loss      the loss of the training text's word frequencies (one added to each count): a model without context. End-of-text,
+                      which is never masked, is none of the words
     unigram_entropy   the entropy of the training text's word frequencies
     majority          the accuracy of always answering the most frequent masked token
     spelled_tokens    of the masked tokens, those that are bytes of words which no training text has
@@ -64,15 +65,11 @@ def evaluate(evaluation: Evaluation) -> Result:
     loss, right = sum(losses), evidence_N2[:, 0].sum()
     counts: Counter[int] = sum(labels, Counter())
     total = counts.total()
-    own: Counter[int] = Counter()
-    for example in evaluation.training_examples():
-        own.update(map(vocabulary.candidate, example.original_tokens))
-    # In the order of tokens, so that sums are those of a single rank to the last bit.
-    seen = Counter(dict(sorted(sum(evaluation.of_all_ranks(own), Counter()).items())))
+    seen = _training_counts(evaluation)
     frequencies = torch.tensor(list(seen.values()), dtype=torch.float64) / seen.total()
 
     def surprise(token: int) -> float:
-        candidates = known if token < known else known + vocabulary.num_spelling
+        candidates = vocabulary.num_words + (vocabulary.num_spelling if token >= known else 0)
         return -math.log((seen[token] + 1) / (seen.total() + candidates))
 
     metrics = {
@@ -87,3 +84,17 @@ def evaluate(evaluation: Evaluation) -> Result:
         "spelled_tokens": sum(n for token, n in counts.items() if token >= known),
     }
     return Result(metrics, evidence_N2)
+
+
+def _training_counts(evaluation: Evaluation) -> Counter[int]:
+    """Collective. How often each candidate stands in the texts that the run trains on, end-of-text left out; read where nobody has yet."""
+    assert evaluation.training is not None
+    name, vocabulary = evaluation.training.name, evaluation.training.task.vocabulary
+    if name not in evaluation.word_counts:
+        own: Counter[int] = Counter()
+        for example in evaluation.training_examples():
+            own.update(map(vocabulary.candidate, example.original_tokens[:-1]))
+        # In the order of tokens, so that sums are those of a single rank to the last bit.
+        seen = sorted(sum(evaluation.of_all_ranks(own), Counter()).items())
+        evaluation.word_counts[name] = Counter(dict(seen))
+    return evaluation.word_counts[name]

@@ -6,6 +6,7 @@ Uni-Perceiver compares with the bare name, so no template is the default.
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch.nn.functional import normalize
 
 from data.shards import DatasetError
 from data.tasks.candidates import class_names
+from data.text.names import alike
 from data.text.vocabulary import Vocabulary
 from data.transport import NotText, text_of
 from evaluation.encoding import encode_rows
@@ -31,7 +33,7 @@ def read_templates(name: str) -> tuple[str, ...]:
     if name == "none":
         return ()
     if name.startswith("@"):
-        return _of_file(Path(name[1:]))
+        return _of_file(Path(os.path.expanduser(name[1:])))
     if name not in LISTS:
         raise DatasetError(f"templates {name!r}: say none, {', '.join(LISTS)}, or @FILE")
     path = importlib.metadata.distribution(DISTRIBUTION).locate_file(FILE)
@@ -62,10 +64,20 @@ def _of_file(path: Path) -> tuple[str, ...]:
 def encode_names(
     objective: Objective, names: Sequence[str], templates: Sequence[str], vocabulary: Vocabulary, task: str, device: str
 ) -> Tensor:
-    """Features [C, W]: of each name the mean of the unit vectors of its sentences. They may be as long as the network reads."""
+    """Features [C, W]: of each name the mean of the unit vectors of its sentences. They may be as long as the network reads. Raises
+    DatasetError where that cuts off what tells two names apart."""
     max_text = (objective.config.text_tower_config() or objective.config).max_text
     total_CD = torch.zeros(())
     for template in templates:
+        _check_distinct(names, template, vocabulary, max_text, task)
         rows = class_names([template.replace("{}", name) for name in names], vocabulary, max_text)
         total_CD = total_CD.to(device) + normalize(encode_rows(objective, rows, task, device), dim=-1)
     return total_CD / len(templates)
+
+
+def _check_distinct(names: Sequence[str], template: str, vocabulary: Vocabulary, max_text: int, task: str) -> None:
+    for one, other in alike(names, lambda name: vocabulary.encode(template.replace("{}", name), max_text)):
+        raise DatasetError(
+            f"task {task}: template {template!r} makes classes {one!r} and {other!r} one to the model, which reads {max_text} tokens of a "
+            "sentence: shorten it, or leave it out"
+        )

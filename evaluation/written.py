@@ -1,7 +1,7 @@
 """Answers that the network writes by beam search, where ranking would choose among the class names.
 
-A text is an answer if it is the name of a class as the tokenizer gives it back: the tokenizer sees no letter case and one space for many.
-Any other text is a wrong answer; nothing is mended or looked up by likeness.
+A text is an answer if it is the name of a class as training writes it and the tokenizer gives it back: no letter case, one space for many,
+and what max_text tokens hold of it. Any other text is a wrong answer; nothing is mended or looked up by likeness.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from data.tasks.base import Task
 from evaluation.base import Evaluation, Metrics, Result
 from evaluation.captioning import written
 from evaluation.classification import class_accuracy
@@ -25,7 +26,7 @@ def evaluate(evaluation: Evaluation) -> Result:
     task = evaluation.source.task
     info = task.context.info
     found = written(evaluation, task.longest_name, lambda e: (e.label, getattr(e, "score", e.label)))  # type: ignore[attr-defined]
-    numbers = {task.vocabulary.copied(name).strip(): number for number, name in enumerate(info.classes)}
+    numbers = _numbers(task)
     told_N = np.array([numbers.get(text, NO_CLASS) for text, _ in found])
     labels_N, targets_N = np.array([kept for _, kept in found]).T
     right_N = (told_N == labels_N).astype(np.float64)
@@ -45,7 +46,14 @@ def evaluate(evaluation: Evaluation) -> Result:
 
 @torch.no_grad()
 def evaluate_vqa(evaluation: Evaluation) -> Result:
-    """As where answers are ranked; a text need not be one of the candidates."""
+    """As where answers are ranked; a text that is none of the candidates is scored as it stands."""
     task = evaluation.source.task
+    classes, numbers = task.context.info.classes, _numbers(task)
     found = written(evaluation, task.longest_name, lambda e: (e.answers, e.answer_type))  # type: ignore[attr-defined]
-    return result_of([(text, *kept) for text, kept in found], task.context.info.classes)
+    return result_of([(classes[numbers[text]] if text in numbers else text, *kept) for text, kept in found], classes)
+
+
+def _numbers(task: Task) -> dict[str, int]:
+    """Of the classes, by the text that stands for each."""
+    rows = task.names  # type: ignore[attr-defined]
+    return {task.vocabulary.decode(row).strip(): number for number, row in enumerate(rows)}

@@ -8,6 +8,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from torch import nn
+
 from model.moe.config import ExpertConfig
 from model.noise import WIDEST
 
@@ -157,12 +159,19 @@ class ModelConfig:
             raise ValueError(
                 f"experts.noise=jitter draws a number for each of the gate's {features} features: {WIDEST} at most"
             )
+        if wrong := [name for name in self.temperatures if not _can_name(name)]:
+            raise ValueError(f"temperatures: {wrong[0]!r} cannot name a parameter: take another word, without a dot")
         unknown = set(self.logit_biases) - set(self.temperatures)
         if unknown:
             raise ValueError(f"logit_biases: {min(unknown)!r} is not among temperatures={list(self.temperatures)}")
         if self.position_scale <= 0 or self.position_grid < 0:
             raise ValueError(
                 f"position_scale={self.position_scale}, position_grid={self.position_grid}: must be positive, and not negative"
+            )
+        if self.position_grid and self.positions != "learned":
+            raise ValueError(
+                f"position_grid={self.position_grid} is the size of a learned table, and positions={self.positions} has none: "
+                "leave it out, position_scale alone keeps the scale of a smaller image"
             )
         if not 0.0 <= self.drop_path < 1.0:
             raise ValueError(f"drop_path={self.drop_path}: must lie in [0, 1)")
@@ -209,3 +218,8 @@ class ModelConfig:
     def patch_values(self) -> int:
         """Numbers in one patch: channels * patch * patch."""
         return 3 * self.patch * self.patch
+
+
+def _can_name(temperature: str) -> bool:
+    """A parameter in a ParameterDict, where parts of names are told apart by dots and its own attributes have names, too."""
+    return temperature != "" and "." not in temperature and not hasattr(nn.ParameterDict(), temperature)

@@ -64,9 +64,7 @@ def shared_parts(sets: Sequence[CandidateSet], axis: Axis, task_id: Callable[[st
         for index in members:
             total = sets[index].candidates.num_rows
             each = max(math.ceil(total / axis.size), least)
-            # Equally many on all ranks, so the last ones repeat the last candidate.
-            rows = np.arange(axis.rank * each, (axis.rank + 1) * each).clip(max=total - 1)
-            parts.append(sets[index].candidates.rows(rows))
+            parts.append(_part(sets[index].candidates, axis.rank * each, each))
             device = parts[-1].segments[0].valid_BL.device
             numbers = torch.arange(axis.rank * each, (axis.rank + 1) * each, device=device).clamp(max=total - 1)
             ids.append(numbers + sets[index].number * MAX_ROWS)
@@ -75,6 +73,13 @@ def shared_parts(sets: Sequence[CandidateSet], axis: Axis, task_id: Callable[[st
         sequences = joined(parts)
         readings.append(Reading.of_targets(sequences, task, torch.cat(ids)))
     return SharedParts(tuple(readings), tuple(places[index] for index in range(len(sets))), axis)
+
+
+def _part(candidates: Sequences, first: int, count: int) -> Sequences:
+    """Equally many on all ranks, so the last ones repeat the last candidate."""
+    if first == 0 and count == candidates.num_rows:
+        return candidates
+    return candidates.rows(np.arange(first, first + count).clip(max=candidates.num_rows - 1))
 
 
 def joined(parts: Sequence[Sequences]) -> Sequences:

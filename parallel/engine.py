@@ -123,11 +123,9 @@ class Engine:
     def step(self, lr: float) -> StepInfo:
         for group in self._optimizer.param_groups:
             group["lr"] = lr * group["rate"]
-        norms = gradient_norms(self._named_pieces(), self.mesh.device, self.loss_scale)
+        norms = self._clipped()
         finite = math.isfinite(norms.total)
-        if finite:
-            clip_gradients(self._state.pieces(), norms.total, self._clip, self.loss_scale)
-        elif not self._is_partitioned:
+        if not finite and not self._is_partitioned:
             self._engine.zero_grad()
             self._scale.update(applied=False)
             return StepInfo(norms, lr, applied=False)
@@ -140,6 +138,14 @@ class Engine:
             self._updates = self.optimizer_step if self._updates is None else self._updates + 1
             average_weights(self._state, self._ema, self._updates)
         return StepInfo(norms, lr, applied)
+
+    def _clipped(self) -> GradientNorms:
+        """Before clipping, which leaves gradients alone that are not finite."""
+        named = list(self._named_pieces())  # let go on return, as the update frees gradients on its way
+        norms = gradient_norms(named, self.mesh.device, self.loss_scale)
+        if math.isfinite(norms.total):
+            clip_gradients([piece for _, piece in named], norms.total, self._clip, self.loss_scale)
+        return norms
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:

@@ -76,4 +76,5 @@ def has_partial_gradient(parameter: nn.Parameter) -> bool:
 
 def placement_of(parameter: nn.Parameter) -> Placement:
     """The placement of a parameter; one without a note is whole on every rank."""
-    return getattr(parameter, "placement", Placement(tuple(parameter.shape)))
+    noted: Placement | None = getattr(parameter, "placement", None)
+    return Placement(tuple(parameter.shape)) if noted is None else noted

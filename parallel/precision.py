@@ -80,7 +80,9 @@ def exact_linear(x_NI: Tensor, weight_OI: Tensor) -> Tensor:
 class _ExactLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x_NI, weight_OI):
-        ctx.save_for_backward(x_NI, weight_OI)
+        wants_x, wants_weight = ctx.needs_input_grad
+        # No more than is asked for: what is saved here `selective` would compute again.
+        ctx.save_for_backward(x_NI if wants_weight else None, weight_OI if wants_x else None)
         with _ieee():
             return x_NI @ weight_OI.mT
 
@@ -88,8 +90,8 @@ class _ExactLinear(torch.autograd.Function):
     def backward(ctx, dy_NO):
         x_NI, weight_OI = ctx.saved_tensors
         with _ieee():
-            dx_NI = dy_NO @ weight_OI if ctx.needs_input_grad[0] else None
-            return dx_NI, dy_NO.mT @ x_NI if ctx.needs_input_grad[1] else None
+            dx_NI = None if weight_OI is None else dy_NO @ weight_OI
+            return dx_NI, None if x_NI is None else dy_NO.mT @ x_NI
 
 
 @contextlib.contextmanager

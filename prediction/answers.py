@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data.prepare.tables import pyarrow_for
-from data.shards.files import replacing
+from data.shards.files import check_replaceable, replacing
 from run.errors import OutputError
 from run.streams import print_result
 
@@ -32,6 +32,10 @@ def check_place(path: Path) -> None:
     """Raises OutputError for a file that could not be written: better now than after hours of work."""
     if path.is_dir():
         raise OutputError(f"{path} is a folder: name a file")
+    try:
+        check_replaceable(path)
+    except OSError as error:
+        raise OutputError(f"{path} {error.strerror}") from error
     if not path.absolute().parent.is_dir():
         raise OutputError(f"{path}: there is no folder {path.parent}: make it")
     if not os.access(path.absolute().parent, os.W_OK):

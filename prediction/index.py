@@ -1,7 +1,7 @@
 """Vectors of files to search in: what `predict.py embed` writes and `predict.py retrieve` reads. Legend: N files, Q queries, D width.
 
-An index holds what a fixed sentence is to the network that made it. Another network finds another vector for it, and then similarities to
-the files would mean nothing.
+An index holds what a fixed sentence and a fixed picture are to the network that made it. Another network finds other vectors for them, and
+then similarities to the files would mean nothing. Both are needed: tuning may leave either side as it was.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from prediction.predictor import Predictor
 
 SENTENCE = "a picture"
 ALIKE = 0.999
-"""Least cosine of one sentence's two vectors by the same weights, whatever machine and precision."""
+"""Least cosine of two vectors of one sentence or picture by the same weights, whatever machine and precision."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,20 +38,22 @@ class Index:
         try:
             with np.load(path, allow_pickle=False) as content:
                 names, vectors_ND, clips_N = content["names"], content["vectors"], content["clips"]
-                sentence_D, step = content["sentence"], int(content["step"])
+                marks_2D, step = np.stack([content["sentence"], content["picture"]]), int(content["step"])
             if vectors_ND.ndim != 2 or vectors_ND.dtype != np.float32 or clips_N.dtype != bool:
                 raise ValueError("numbers of another kind")
-            if not len(names) == len(vectors_ND) == len(clips_N) or sentence_D.shape != vectors_ND.shape[1:]:
+            if not len(names) == len(vectors_ND) == len(clips_N) or marks_2D.shape[1:] != vectors_ND.shape[1:]:
                 raise ValueError("names and vectors do not go together")
             if not len(names) or not np.isfinite(vectors_ND).all():
                 raise ValueError("no vectors, or some that are not finite")
         except OSError as error:
             raise DatasetError(f"{path}: {error.strerror or error}") from error
         except Exception as error:  # whatever numpy and zipfile make of other files
-            raise DatasetError(f"{path}: no index of `predict.py embed`, or of an older version ({error})") from error
+            raise DatasetError(
+                f"{path}: no index of `predict.py embed`, or of an older version ({error}): embed the files again"
+            ) from error
         found = cls(names.tolist(), vectors_ND, clips_N)
-        own_D = found.sentence(model, task)
-        if own_D.shape != sentence_D.shape or not own_D @ sentence_D >= ALIKE:
+        own_2D = found.marks(model, task)
+        if own_2D.shape != marks_2D.shape or not ((own_2D * marks_2D).sum(axis=1) >= ALIKE).all():
             raise DatasetError(
                 f"{path}: made by other weights (step {step:,}, here {model.step:,}) or for another --task: embed the files again"
             )
@@ -59,20 +61,21 @@ class Index:
 
     def write(self, path: Path, model: Predictor, task: str) -> None:
         """Raises OutputError."""
-        names, sentence_D = np.array(self.names), self.sentence(model, task)
+        names, (sentence_D, picture_D) = np.array(self.names), self.marks(model, task)
+        marks = {"sentence": sentence_D, "picture": picture_D, "step": model.step}
         with writing(path) as file:
-            np.savez(
-                file, names=names, vectors=self.vectors_ND, clips=self.clips_N, sentence=sentence_D, step=model.step
-            )
+            np.savez(file, names=names, vectors=self.vectors_ND, clips=self.clips_N, **marks)
 
-    def sentence(self, model: Predictor, task: str) -> np.ndarray:
-        """Of a vocabulary without its words, the vector of a word that it has."""
+    def marks(self, model: Predictor, task: str) -> np.ndarray:
+        """[2, D]: the fixed sentence, of a vocabulary without its words a word that it has; and the fixed picture."""
+        of_clips = bool(self.clips_N[0])
         try:
             model.vocabulary.encode(SENTENCE, 1 << 10)
             text = SENTENCE
         except UnknownTokenError:
             text = model.vocabulary.decode([model.vocabulary.candidate_token(0)]).strip()
-        return model.embed_texts([text], task, of_clips=bool(self.clips_N[0])).numpy()[0]
+        sentence_D, picture_D = model.embed_texts([text], task, of_clips)[0], model.embed_pattern(task, of_clips)
+        return np.stack([sentence_D.numpy(), picture_D.numpy()])
 
     def by_texts(self, model: Predictor, texts: Sequence[str], top: int, task: str) -> list[list[tuple[int, float]]]:
         """Of each text the `top` nearest files: (place, similarity)."""

@@ -6,12 +6,14 @@ import dataclasses
 import os
 import stat
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from data.config import DataConfig
 from data.shards import BadSample, BadShard, DatasetError, ShardSet
+from data.shards.lists import COUNTING_THREADS, MAX_LIST_BYTES
 from data.tasks.members import IMAGE_KEYS, VIDEO_KEYS
-from data.transport import Cache, is_remote, local_files, shown
+from data.transport import Cache, FetchError, expand, is_remote, local_files, read_small, shown
 
 MAX_BYTES = 256 << 20
 CACHE_DIR, CACHE_GIB = DataConfig.cache_dir, DataConfig.cache_gib
@@ -58,7 +60,7 @@ def _local(path: str) -> Iterator[Medium]:
     if os.path.isdir(path):
         yield from _folder(path)
     elif path.endswith(".tar"):
-        yield from _shards(path)
+        yield from _samples(path, _opened(path))
     else:
         yield _file(path)
 
@@ -103,31 +105,49 @@ def _name(path: str) -> str:
     return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def _shards(place: str, cache: Cache | None = None) -> Iterator[Medium]:
-    """Samples are named by their shard and key."""
+def _shards(place: str, cache: Cache) -> Iterator[Medium]:
+    """Each is opened by itself, some ahead: one that cannot be had takes no other with it."""
     try:
-        shards = ShardSet.from_urls([place], cache)
-    except DatasetError as error:
-        yield Medium(_name(shown(place)), fault=_name(str(error)))
+        locations = expand([place], lambda url: read_small(url, MAX_LIST_BYTES))
+    except (FetchError, OSError) as error:
+        yield Medium(_name(shown(place)), fault=_name(getattr(error, "strerror", "") or str(error)))
         return
-    for fault in shards.faults:
-        yield Medium(_name(shown(place)), fault=fault)
-    for shard, size in enumerate(shards.sizes):
-        path = _name(shown(shards.location(shard)))
-        for index in range(size):
-            try:
-                sample = shards.read(shard, index)
-            except BadShard as error:  # and so are all that follow in it
-                yield Medium(path, fault=error.reason)
-                break
-            except BadSample as error:
-                yield Medium(f"{path}:{index}", fault=error.reason)
-                continue
-            name = f"{path}:{_name(str(sample['__key__']))}"
-            kind = next((key for key in (*IMAGE_KEYS, *VIDEO_KEYS) if key in sample), "")
-            content = sample[kind] if kind else b""
-            assert isinstance(content, bytes)
-            yield Medium(name, kind, content, "" if kind else "no image or clip in this sample")
+    with ThreadPoolExecutor(COUNTING_THREADS) as pool:
+        opened = pool.map(lambda location: _opened(location, cache), locations)
+        for location, shard in zip(locations, opened, strict=True):
+            yield from _samples(location, shard)
+
+
+def _opened(location: str, cache: Cache | None = None) -> ShardSet | str:
+    """A shard, or why it cannot be had."""
+    try:
+        return ShardSet.from_urls([location], cache)
+    except DatasetError as error:  # which may say, too, that all shards have to be counted
+        return _name(str(error.__cause__ or error))
+
+
+def _samples(location: str, shard: ShardSet | str) -> Iterator[Medium]:
+    """Named by their shard and key."""
+    path = _name(shown(location))
+    if isinstance(shard, str):
+        yield Medium(path, fault=shard)
+        return
+    for fault in shard.faults:
+        yield Medium(path, fault=fault)
+    for index in range(len(shard)):
+        try:
+            sample = shard.read(0, index)
+        except BadShard as error:  # and so are all that follow in it
+            yield Medium(path, fault=error.reason)
+            break
+        except BadSample as error:
+            yield Medium(f"{path}:{index}", fault=error.reason)
+            continue
+        name = f"{path}:{_name(str(sample['__key__']))}"
+        kind = next((key for key in (*IMAGE_KEYS, *VIDEO_KEYS) if key in sample), "")
+        content = sample[kind] if kind else b""
+        assert isinstance(content, bytes)
+        yield Medium(name, kind, content, "" if kind else "no image or clip in this sample")
 
 
 def _kind(name: str) -> str:

@@ -12,6 +12,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -21,13 +22,16 @@ from data.batch import Modality, Sequences
 from data.config import DataConfig, TaskConfig
 from data.shards import BadSample, DatasetError, DatasetInfo
 from data.tasks import make_task
-from data.tasks.base import Pixels, Task, TaskContext
+from data.tasks.base import Captioned, Pixels, Task, TaskContext, Visual
 from data.tasks.captioning import Captioning
 from data.tasks.classification import Classification
 from data.tasks.masked_text import MaskedText
+from data.tasks.related import as_kind, trained_temperature
 from data.tasks.retrieval import Retrieval
 from data.tasks.segments import text_segment
+from data.text.names import alike
 from data.text.vocabulary import Vocabulary
+from data.visual.transform import patchify
 from evaluation.captioning import words_of_captions
 from evaluation.encoding import checked, encode_inputs, encode_rows, encode_vocabulary
 from model.generate import Words, beam_search
@@ -98,6 +102,18 @@ class Predictor:
             encode_rows(self.objective, made.texts(list(texts)), made.config.name, self.device), dim=-1
         ).cpu()
 
+    def embed_pattern(self, task: str = "", of_clips: bool = False) -> Tensor:
+        """Unit vector [D] of a made picture, or of a clip that shows it: always the same, so it tells these weights from others."""
+        made = self._task("retrieval", task, of_clips)
+        y_HW, x_HW = np.indices((self.pixels.image_size, self.pixels.image_size))
+        checks_HW = (y_HW // self.pixels.patch + x_HW // self.pixels.patch) % 2
+        frame_HWC = np.stack([x_HW % 256, y_HW % 256, 255 * checks_HW], axis=-1).astype(np.uint8)
+        clip_THWC = np.stack([frame_HWC] * (made.config.num_frames if of_clips else 1))
+        visual = Visual(*patchify(clip_THWC, self.pixels.patch))
+        batch = made.batch([Captioned(visual, [self.vocabulary.end], [], 0)], None).to(self.device)
+        feature_1D = encode_inputs(self.objective, batch.inputs, batch.read_Q2, made.config.name)
+        return normalize(feature_1D[0], dim=-1).cpu()
+
     @torch.no_grad()
     def caption(
         self, media: Iterable[Medium], beam: int = 2, max_words: int = 0, task: str = ""
@@ -129,15 +145,19 @@ class Predictor:
         made = self._task("masked_text", task, False)
         assert isinstance(made, MaskedText)
         rows = [self._with_gaps(text, made.config.max_text) for text in texts]
-        read_Q2 = [(row, 1 + place) for row, (_, gaps) in enumerate(rows) for place in gaps]
-        inputs = Sequences(segments=(text_segment([tokens for tokens, _ in rows], TEXT_INPUT),)).to(self.device)
-        places_Q2 = torch.tensor(read_Q2, device=self.device)
-        features_QD = encode_inputs(self.objective, inputs, places_Q2, made.config.name)
         words_CD, tokens_C = encode_vocabulary(self.objective, made, self.device)
-        logits_QC = self.objective.logits(features_QD, words_CD, made.temperature)
         names = [self.vocabulary.decode([token]).strip() for token in tokens_C.tolist()]
-        answers = iter([_choices(logits_C, names, top) for logits_C in logits_QC])
-        return [[next(answers) for _ in gaps] for _, gaps in rows]
+        answers: list[list[list[Choice]]] = []
+        for start in range(0, len(rows), self.batch_size):
+            some = rows[start : start + self.batch_size]
+            read_Q2 = [(row, 1 + place) for row, (_, gaps) in enumerate(some) for place in gaps]
+            inputs = Sequences(segments=(text_segment([tokens for tokens, _ in some], TEXT_INPUT),)).to(self.device)
+            places_Q2 = torch.tensor(read_Q2, device=self.device)
+            features_QD = encode_inputs(self.objective, inputs, places_Q2, made.config.name)
+            logits_QC = self.objective.logits(features_QD, words_CD, made.temperature)
+            found = iter([_choices(logits_C, names, top) for logits_C in logits_QC])
+            answers += [[next(found) for _ in gaps] for _, gaps in some]
+        return answers
 
     # ------------------------------------------------------------------------------------------------------------
 
@@ -166,8 +186,10 @@ class Predictor:
                 f"task {config.name} has learned to write its names (answer: generate), not to compare with them: ask for captions of it, "
                 f"`caption` with --task {config.name}"
             )
-        if kind == "classification" and not classes:
-            known = self.infos.get(config.name)
+        known = self.infos.get(config.name)
+        if kind == "classification" and classes:
+            self._check_distinct(classes, config.max_text)
+        elif kind == "classification":
             classes = known.classes if known else ()
             if not classes:
                 head = self.objective.head
@@ -175,9 +197,25 @@ class Predictor:
                 raise DatasetError(f"task {config.name}: the class names of its data set are not there: say them{how}")
         about = {"classification": f"{medium}_class", "masked_text": "text"}.get(kind, f"{medium}_caption")
         info = DatasetInfo(kind=about, classes=classes, token_ids=(), splits={})  # type: ignore[arg-type]
-        # Smoothing belongs to training, and other kinds do not allow it with every option. Names are compared, of one view.
-        options = dataclasses.replace(config, kind=kind, label_smoothing=0.0, answer="rank", views=(1, 1))
+        trained_on = known.kind.partition("_")[0] if known else medium
+        # Names are compared, of one view, by the scale that was trained: on clips also where images are asked about.
+        options = dataclasses.replace(
+            as_kind(config, kind, trained_on),
+            answer="rank",
+            views=(1, 1),
+            temperature=trained_temperature(config, trained_on),
+        )
         return make_task(TaskContext(options, info, self.vocabulary, self.pixels, 0, self.data.word_end))
+
+    def _check_distinct(self, classes: Sequence[str], max_text: int) -> None:
+        """Raises DatasetError for names of the user that are one to the model."""
+        for one, other in alike(classes, lambda name: self.vocabulary.encode(name, max_text)):
+            if one == other:
+                raise DatasetError(f"classes (--classes): {one!r} is named twice: name it once")
+            raise DatasetError(
+                f"classes (--classes): {one!r} and {other!r} are one to the model, which sees no letter case and at most "
+                f"max_text={max_text} tokens: leave one out, or name it in other words"
+            )
 
     def _check_head(self, made: Task) -> None:
         """Raises DatasetError for other classes than those that a linear head was trained on, as far as these are known."""
@@ -245,8 +283,8 @@ class Predictor:
 
 def _groups(media: Iterable[Medium], size: int) -> Iterator[list[Medium]]:
     """In their order, images and clips apart, `size` at most."""
-    for _, alike in itertools.groupby(media, key=lambda medium: medium.is_clip):
-        while group := list(itertools.islice(alike, size)):
+    for _, of_one in itertools.groupby(media, key=lambda medium: medium.is_clip):
+        while group := list(itertools.islice(of_one, size)):
             yield group
 
 

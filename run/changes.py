@@ -53,6 +53,9 @@ RULES: tuple[tuple[str, Rule], ...] = (
     ("keep_checkpoints", "free"),
     ("max_skipped_steps", "free"),
     ("check_every", "free"),
+    # Which checkpoint is the best.
+    ("evaluate.keep_best", "told"),
+    ("evaluate.split", "told"),
     ("evaluate.*", "free"),
     ("tracking.*", "free"),
     ("profile*", "free"),
@@ -77,17 +80,22 @@ def check_changes(old: RunConfig, new: RunConfig) -> None:
 def told_changes(old: RunConfig, new: RunConfig, step: int) -> list[str]:
     """Lines about what goes on otherwise than it was; step: that the run goes on from."""
     found = [(key, before, now) for key, before, now in _differences(old, new) if rule_of(key) == "told"]
-    lines = [
-        f"changed: {key} was {before}, now {now}"
-        + (", without effect after the start" if key.startswith("init") else "")
-        for key, before, now in found
-    ]
+    lines = [f"changed: {key} was {before}, now {now}{_effect(key, old)}" for key, before, now in found]
     rates = [run.optimizer.learning_rate(step, run.steps) for run in (old, new)]
     if rates[0] != rates[1]:
         lines.append(
             f"changed: the learning rate goes on from step {step:,} with {rates[1]:.3g}, and not with {rates[0]:.3g}"
         )
     return lines
+
+
+def _effect(key: str, old: RunConfig) -> str:
+    """Of a change, where it is not what one may think."""
+    if key.startswith("init"):
+        return ", without effect after the start"
+    if key.startswith("evaluate.") and old.evaluate.keep_best:
+        return "; the best checkpoint so far stays until another one is found"
+    return ""
 
 
 def _differences(old: RunConfig, new: RunConfig) -> Iterator[tuple[str, str, str]]:

@@ -14,6 +14,7 @@ from typing import Literal
 from data.config import DataConfig
 from data.tasks import check_tasks, kind_of
 from data.tasks.base import WordTask
+from data.tasks.related import trained_temperature
 from evaluation.config import EvaluateConfig
 from model.config import ModelConfig
 from model.tuning.trained import check_tune
@@ -186,6 +187,10 @@ class RunConfig:
             raise ValueError(
                 f"init_step={self.init_step} chooses a checkpoint of a run, from 0 on: name the run with init=RUN"
             )
+        if self.init_only != ("*",) and not self.init:
+            raise ValueError(
+                f"init_only={list(self.init_only)} chooses from what init names, and it names nothing: say init=PLACE, or leave it out"
+            )
         if self.data.vocabulary == "init" and not self.init:
             raise ValueError("data.vocabulary=init needs init, the folder of a run")
         check_tasks(self.data)
@@ -196,6 +201,13 @@ class RunConfig:
             if temperature and temperature not in self.model.temperatures:
                 raise ValueError(
                     f"task {task.name}: temperature={temperature!r} is not among model.temperatures={list(self.model.temperatures)}"
+                )
+            # Of classification the data set tells which of two it is.
+            own = dict.fromkeys(trained_temperature(task, medium) for medium in ("image", "video"))
+            if not own.keys() & set(self.model.temperatures):
+                raise ValueError(
+                    f"task {task.name}: its logit scale is {' or '.join(own)} where nothing else is said, and that is not among "
+                    f"model.temperatures={list(self.model.temperatures)}: choose one with data.tasks.{task.name}.temperature"
                 )
             if task.loss == "sigmoid" and (temperature or "retrieval") not in self.model.logit_biases:
                 raise ValueError(

@@ -1,4 +1,4 @@
-"""The data of a run, and what of it must fit the network: vocabulary and linear head."""
+"""The data of a run, and what of it must fit the network: vocabulary, logit scales and linear head."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.shards import DatasetError, read_info
-from data.stream.source import OpenData, open_data, read_vocabulary
+from data.stream.source import OpenData, Source, open_data, read_vocabulary
 from data.tasks.base import Pixels
 from data.text.vocabulary import Vocabulary
 from model.exchange.export.folder import is_export
@@ -39,6 +39,8 @@ def open_run_data(run: RunConfig) -> OpenData:
     pixels = Pixels(run.model.image_size, run.model.patch)
     data = open_data(run.data, pixels, run.seed, vocabulary_of(run))
     _check_chunks(run, data)
+    for source in data.sources:
+        check_scale(run, source, f"task {source.name}")
     classes, task = run.model.head_classes, run.data.tasks[0]
     if classes:
         if len(data.sources) > 1 or "classification" not in task.kind or task.answer != "rank":
@@ -63,6 +65,16 @@ def _check_chunks(run: RunConfig, data: OpenData) -> None:
                 raise ConfigError(
                     f"model.chunks={run.model.chunks} is more than the {count} {what} of task {source.name}: lower it"
                 )
+
+
+def check_scale(run: RunConfig, source: Source, name: str) -> None:
+    """Raises ConfigError where the network has not the logit scale that a task asks for; name: of who asks."""
+    scale, scales = source.task.temperature, run.model.temperatures
+    if scale not in scales:
+        raise ConfigError(
+            f"{name}: its logit scale {scale!r} is not among model.temperatures={list(scales)}: name one of these, "
+            f"data.tasks.{source.name}.temperature={scales[0]}"
+        )
 
 
 def check_head(run: RunConfig, classes: Sequence[str], name: str) -> None:

@@ -32,6 +32,8 @@ def read_engine_file(config: RunConfig) -> dict[str, Any]:
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,  # torch's AdamW runs on the CPU too and needs no build
         "steps_per_print": 1 << 30,
+        # It would wait for the device before each micro-batch and after each update, for speeds that it never prints then.
+        "timers": {"throughput": {"enabled": False}},
     }
 
 

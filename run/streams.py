@@ -68,6 +68,8 @@ def silence(stream: IO[str]) -> None:
 
 def print_result(line: str) -> None:
     """What the locale's encoding does not have is escaped. Raises OutputError: a result that nobody gets is none."""
+    if sys.stdout is None:
+        raise OutputError("standard output cannot be written: it is closed")
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     try:
         print(line.encode(encoding, "backslashreplace").decode(encoding), flush=True)

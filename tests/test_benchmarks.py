@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 
-from benchmarks import ablation, checkpoints, gpu_step, measuring, moe_layer, recompute, revisions
+from benchmarks import ablation, checkpoints, gpu_step, measuring, moe_layer, recompute, revisions, roofline
 from benchmarks import data as data_benchmark
 from benchmarks import evaluation as evaluation_benchmark
 from benchmarks.batches import batch_of
@@ -243,6 +243,13 @@ def test_step_on_a_device(device):
         skipped = line.startswith("skipped: ")
         assert skipped or float(line.split()[2]) > 0, name
         assert not (skipped and name.startswith(("ours", "torch", "DeepSpeed"))), line
+
+
+def test_attention_is_counted_in_whole_tiles():
+    """Two words cost as 64, 65 keys as 128: 4 * 8 numbers for each pair of the three rows and two heads, at 100 FLOP/s."""
+    counter = roofline.Counter(roofline.Machine(*[100.0] * 8))
+    query, key = torch.zeros(3, 2, 2, 8), torch.zeros(3, 2, 65, 8)
+    assert counter._products("flash_attention", [query, key, key]) == ("attention", 3 * 2 * 64 * 128 * 4 * 8 / 100)
 
 
 def test_flops_of_a_step_leave_out_choices_without_a_slot():

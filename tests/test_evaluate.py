@@ -134,7 +134,9 @@ def test_frames_of_what_has_none(capsys, untrained, words, said):
 @pytest.mark.slow
 def test_probes_of_a_run_and_of_a_suite(capsys, run, world, tmp_path):
     lines = lines_of(evaluated(capsys, run, "--split", "heldout", "--probe", "ridge", "--shots", "2", "--trials", "2"))
-    assert [line["task"] for line in lines] == ["shapes, ridge probe, 2 shots", "clips, ridge probe, 2 shots"]
+    assert [line["task"] for line in lines] == [
+        f"{task}, ridge probe, 2 shots, 2 trials" for task in ("shapes", "clips")
+    ]
     assert all(line["samples"] == 16 and line["training_samples"] == 12 and line["seconds"] > 0 for line in lines)
     kept = json.loads((run / "evaluations" / "heldout_probes_step_00000002.json").read_text())
     assert [row["options"]["probe"] for row in kept["results"]] == ["ridge", "ridge"]
@@ -242,7 +244,7 @@ def test_other_data_and_options_stand_beside_the_run_s_own(capsys, world, tmp_pa
     at_other = f"data.tasks.shapes.path={other}"
     for overrides in ([], [f"data.tasks.shapes.path={moved}"], [at_other, "data.tasks.sentences.mask_rate=0.5"]):
         evaluated(capsys, run, *words, *overrides)
-    (path,) = (run / "evaluations").iterdir()
+    (path,) = (run / "evaluations").glob("*.json")
     few = ", 2 samples at most"
     assert [row["task"] for row in json.loads(path.read_text())["results"]] == [
         f"shapes{few}", f"sentences{few}", f"shapes, other data{few}", f"sentences, mask_rate 0.5{few}",
@@ -319,4 +321,48 @@ def test_what_is_there_is_kept_where_a_task_fails(capsys, untrained, world, tmp_
     assert main(["--run", str(untrained), "--suite", str(suite), "--limit", "5", "--threads", "1"]) == 2
     told = capsys.readouterr()
     assert [line.partition("  ")[0] for line in told.out.splitlines()] == ["task", "shapes, 5 samples at most"]
-    assert told.err == "error: task sentences: no\n"
+    assert told.err == f"error: suite task sentences ({world / 'sentences'}): task sentences: no\n"
+
+
+def test_a_suite_s_data_is_named_and_other_data_stands_beside_the_usual(capsys, untrained, world, tmp_path):
+    suite, other = tmp_path / "films.yaml", shutil.copytree(world / "clips", tmp_path / "other")
+    suite.write_text(f"tasks:\n- {{name: films, kind: classification, path: {world / 'clips'}, split: heldout}}\n")
+    info = json.loads((other / "dataset.json").read_text())
+    (other / "dataset.json").write_text(json.dumps(info | {"classes": info["classes"][::-1]}))
+    words = ["--suite", str(suite), "--limit", "2"]
+    evaluated(capsys, untrained, *words)
+    evaluated(capsys, untrained, *words, f"films.path={other}")
+    kept = json.loads((untrained / "evaluations" / "films_step_00000003.json").read_text())
+    rows = {row["task"]: row for row in kept["results"]}
+    assert list(rows) == ["films, 2 samples at most", "films, other data, 2 samples at most"]
+    assert len({row["asked"] for row in rows.values()}) == 1 and all(row["asked"] for row in rows.values())
+    (shard,) = other.glob("heldout-*.tar")
+    shard.write_bytes(b"no tar".ljust(shard.stat().st_size))
+    error = evaluated(capsys, untrained, *words, f"films.path={other}", expect=2)
+    line, told = error.splitlines()
+    assert line == "with the options of the run's tasks: films as clips"
+    assert told.startswith(f"error: suite task films ({other}): cannot evaluate on ")
+
+
+def test_results_that_cannot_be_kept_are_printed(capsys, world, tmp_path):
+    """Beside a file of another version of this program, which stays."""
+    run = saved_run(tiny_config(world, tmp_path))
+    path = run / "evaluations" / "heldout_step_00000003.json"
+    path.parent.mkdir()
+    path.write_text('{"version": 2}')
+    words = ["--run", str(run), "--threads", "1", "--split", "heldout", "--limit", "2", "--tasks", "shapes"]
+    assert main(words) == 0
+    told = capsys.readouterr()
+    assert lines_of(told.out)[0]["samples"] == 2 and path.read_text() == '{"version": 2}'
+    assert told.err.startswith(f"warning: the results are not kept: {path}: not a kept evaluation of this program")
+
+
+def test_options_of_the_run_that_change_nothing_are_refused(capsys, untrained):
+    for word, said in (
+        (
+            "data.tasks.shapes.split=heldout",
+            "data.tasks.shapes.split changes nothing in an evaluation: name it by --split",
+        ),
+        ("data.workers=2", "data.workers changes nothing in an evaluation: use --workers"),
+    ):
+        assert said in evaluated(capsys, untrained, word, expect=2)

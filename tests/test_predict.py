@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import shutil
@@ -17,7 +18,7 @@ from data.shards import DatasetError, ShardSet, read_info
 from data.stream.source import open_data
 from data.tasks.base import Pixels
 from evaluation import EVALUATORS, Evaluation, captioning
-from predict import main
+from predict import main, parse_arguments
 from prediction import Predictor, load, media_of
 from prediction.index import Index
 from run.config_file import load_config
@@ -165,6 +166,7 @@ def test_the_commands(trained, world, tmp_path, capsys):
         (["classify", "--classes", "one", "--files", "x.png"], "two names at least"),
         (["classify", "--classes", "@/dev/null", "--files", "x.png"], "two names at least"),
         (["classify", "--classes", "cat", "Cat", "--files", "SHARD"], "are one to the model"),
+        (["classify", "--classes", "cat", "cat", "--files", "SHARD"], "classes (--classes): 'cat' is named twice"),
         (["classify", "--classes", "@nothing.txt", "--files", "x.png"], "nothing.txt: No such file"),
         (
             ["caption", "--task", "shapes", "--files", "SHARD"],
@@ -203,6 +205,23 @@ def test_an_index_of_other_weights_is_refused(trained, world, tmp_path, capsys):
     np.savez(index, **parts)
     assert main([*query, "--run", str(other)]) == 2
     assert "no index of `predict.py embed`, or of an older version" in capsys.readouterr().err
+
+
+def test_an_index_of_another_image_side_is_refused(model, tmp_path):
+    """Tuning may leave the text side as it was: a text has the same vector, and those of files mean nothing."""
+    index = Index(["a.png"], np.ones((1, 32), np.float32), np.array([False]))
+    index.write(tmp_path / "i.npz", model, "")
+    assert Index.read(tmp_path / "i.npz", model, "").names == ["a.png"]
+    tuned = dataclasses.replace(model, objective=copy.deepcopy(model.objective))
+    with torch.no_grad():
+        tuned.objective.tower.embedding.patches.weight.neg_()
+    assert torch.equal(tuned.embed_texts(["a picture"]), model.embed_texts(["a picture"]))
+    with pytest.raises(DatasetError, match="made by other weights"):
+        Index.read(tmp_path / "i.npz", tuned, "")
+    with np.load(tmp_path / "i.npz") as content:
+        np.savez(tmp_path / "old.npz", **{name: content[name] for name in content if name != "picture"})
+    with pytest.raises(DatasetError, match=r"of an older version .*picture.*: embed the files again"):
+        Index.read(tmp_path / "old.npz", model, "")
 
 
 def test_texts_are_compared_with_clips_as_the_task_of_clips_does(model, monkeypatch):
@@ -283,8 +302,13 @@ def test_a_table_has_what_json_lines_have(trained, world, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("path", "said"),
-    [("nowhere/t.parquet", "there is no folder"), (".", "is a folder: name a file"), ("t.parquet", "writing it needs pyarrow: EXTRAS=")],
-)  # fmt: skip
+    [
+        ("nowhere/t.parquet", "there is no folder"),
+        (".", "is a folder: name a file"),
+        ("/dev/stdout", "is no plain file"),
+        ("t.parquet", "writing it needs pyarrow: EXTRAS="),
+    ],
+)
 def test_a_table_that_cannot_be_written_is_refused_before_the_work(tmp_path, monkeypatch, capsys, path, said):
     if path == "t.parquet":
         monkeypatch.setitem(sys.modules, "pyarrow", None)
@@ -299,3 +323,24 @@ def test_an_answer_needs_one_place(capsys, words):
     with pytest.raises(SystemExit) as caught:
         main([*words, "--run", "r"])
     assert caught.value.code == 2
+
+
+@pytest.mark.parametrize(
+    "words", [["retrieve", "--files", "x", "--query"], ["classify", "--files", "x", "--classes"], ["fill", "--texts"]]
+)
+def test_texts_that_are_no_utf8_are_refused_before_the_work(capsys, words):
+    """No table could hold them. Names of files are another matter."""
+    with pytest.raises(SystemExit) as caught:
+        main([*words, "a", "caf\udce9", "--run", "r", "--parquet", "t"])
+    assert caught.value.code == 2 and "'caf\\udce9' has bytes that are no UTF-8" in capsys.readouterr().err
+    for files in (["retrieve", "--by-file", "--files", "x", "--query"], ["classify", "--files", "x", "--classes"]):
+        assert parse_arguments([*files, "@caf\udce9", "--run", "r"])
+
+
+def test_without_standard_error_nothing_else_comes_among_the_answers(trained, world, capsys, monkeypatch):
+    """Started with `2>&-`."""
+    monkeypatch.setattr(sys, "stderr", None)
+    files = ["--files", "nothing.png", shard_of(world, "shapes")]
+    assert main(["caption", "--run", str(trained[0]), "--json", *files]) == 1
+    assert len([json.loads(line) for line in capsys.readouterr().out.splitlines()]) == 16
+    assert main(["caption", "--run", "nothing", "--files", "x.png"]) == 2 and not capsys.readouterr().out

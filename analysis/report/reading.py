@@ -227,6 +227,7 @@ def is_sound(row: Any) -> bool:
     """Whether a kept row has what the table shows."""
     try:
         ends = [float(end) for end in row["interval"]]
-        return len(ends) == 2 and all(isinstance(row["metrics"][row[key]], int | float) for key in ("figure", "floor"))
+        figure, floor = (row["metrics"][row[key]] for key in ("figure", "floor"))
+        return len(ends) == 2 and isinstance(figure, int | float) and isinstance(floor, int | float | None)
     except (KeyError, TypeError, ValueError):
         return False

@@ -247,6 +247,8 @@ def events(run: RunFiles) -> Html:
 
 
 def _digits(value: Any) -> str:
+    if value is None:  # what is not defined, as the CIDEr of one shuffled image
+        return "none"
     return (
         f"{value:.4f}"
         if isinstance(value, float) and abs(value) < 100

@@ -48,9 +48,19 @@ def open_plain(path: Path) -> io.FileIO:
     return io.FileIO(path)
 
 
+def check_replaceable(path: Path) -> None:
+    """Raises OSError for what is no plain file, as a pipe, /dev/null, or /dev/stdout wherever that leads: a file would take its place."""
+    folder = f"{os.path.realpath(path.parent)}/"
+    is_stream = folder == "/dev/" or folder.startswith("/proc/")
+    if is_stream or (path.exists() and not path.is_file()):
+        raise OSError(errno.EINVAL, "is no plain file, and one would take its place: name another", str(path))
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[io.BufferedWriter]:
-    """A file that takes the name `path` when the block ends well, and vanishes otherwise. Several processes may do it at once."""
+    """A file that takes the name `path` when the block ends well, and vanishes otherwise. Several processes may do it at once. Raises
+    OSError."""
+    check_replaceable(path)
     unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with unfinished.open("wb") as file:

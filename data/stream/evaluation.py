@@ -13,6 +13,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from data.shards import BadSample
 from data.stream.faults import Fault, fault_of
+from data.stream.order import EpochOrder
 from data.stream.share import Share
 from data.stream.source import Source
 from data.transport import Ahead
@@ -48,12 +49,25 @@ def evaluation_pass(
     """
     if places is None:
         places = np.arange(int(source.order.sizes.sum()))[:limit]
+    if not len(places):
+        return
     dataset = _Pass(source, min(batch_size, len(places)), places, share or Share())
     if not workers:
         yield from dataset
         return
     # As bytes, which go through a pipe: torch would send each tensor through /dev/shm, which is small in containers.
     yield from map(pickle.loads, loader_of(dataset, workers, pickle.dumps))
+
+
+def places_of(source: Source) -> np.ndarray:
+    """Rising places, counted over all shards, of the samples that training on this source has: all, or those that `shots` and `fraction`
+    choose."""
+    order = source.order
+    if isinstance(order, EpochOrder):
+        return np.arange(order.total)
+    starts = np.cumsum(order.sizes) - order.sizes
+    found = (order.locate(position) for position in range(order.total))
+    return np.sort(np.array([starts[shard] + index for shard, index in found], dtype=np.int64))
 
 
 class _Pass(IterableDataset):

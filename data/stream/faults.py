@@ -10,6 +10,7 @@ import numpy as np
 from data.shards import BadSample, BadShard, DatasetError
 from data.shards.files import INFO_FILE
 from data.stream.source import Source
+from data.transport import shown
 
 
 class TooManyFaultsError(DatasetError):
@@ -120,7 +121,7 @@ def losses_of(sources: Sequence[Source], max_fraction: float) -> dict[str, Loss]
         if loss.share > max_fraction:
             raise DatasetError(
                 f"task {source.name}: {loss.text}; more than data.max_bad_fraction={max_fraction:g} allows. "
-                f"`python -m data.inspect lint {source.task.config.path}` lists what is wrong"
+                f"`python -m data.inspect lint {shown(source.task.config.path)}` lists what is wrong"
             )
     return losses
 

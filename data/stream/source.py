@@ -55,8 +55,10 @@ class OpenData:
 
     @property
     def digests(self) -> dict[str, str]:
-        """By task."""
-        return {source.name: source.digest for source in self.sources}
+        """By task, and of a part by `shots` or `fraction` which samples it has: those follow from labels, which the first does not see."""
+        parts = {f"{source.name}, its part": source.order for source in self.sources}
+        chosen = {name: order.digest for name, order in parts.items() if isinstance(order, PartOrder)}
+        return {source.name: source.digest for source in self.sources} | chosen
 
 
 def open_data(

@@ -52,7 +52,7 @@ def _interval(
     if name == "f1":  # 2 TP of 2 TP + FP + FN: a ratio of sums
         yes_N, told_yes_N = labels_N == 1, predicted_N == 1
         evidence_N2 = np.stack([2.0 * (yes_N & told_yes_N), 1.0 * yes_N + told_yes_N], axis=1)
-        return interval(evidence_N2) if evidence_N2.any() else (0.0, 0.0)
+        return interval(evidence_N2)
     if name == "matthews":
         return middle(_matthews(resampled_counts(labels_N, predicted_N)))
     places_RN = resampled_places(len(targets_N))

@@ -14,6 +14,8 @@ ENOUGH = 3
 """People who say the same make an answer wholly right."""
 _NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 _DIGITS = {word: str(number) for number, word in enumerate(_NUMBERS)} | {"none": "0"}
+_SIGNS = ';/[]"{}()=+\\_-><@`,?!'
+"""Punctuation to the common tool. Others stay: 50% and 50 are two answers."""
 _ARTICLES = {"a", "an", "the"}
 _CONTRACTIONS = {
     "n't": "ai are ca could did does do had has have is might must need ought sha should was were wo would",
@@ -32,12 +34,19 @@ _WHOLE = {
 
 
 def normal(answer: str) -> str:
-    """Lower case, number words as digits, no article and no punctuation, apart from the apostrophe, a colon and the point or comma in
-    a number; contractions with their apostrophe ("dont"), by the rule of English. The common tool has a list of them, which may differ in
-    rare ones."""
-    text = re.sub(r"(?<=\d),(?=\d)", "", answer.lower())
-    text = re.sub(r"(?<!\d)\.|\.(?!\d)", "", text)
-    text = re.sub(r"[^\w\s'.:]|_", " ", text)
+    """Lower case, number words as digits, no article and no punctuation; contractions with their apostrophe ("dont"), by the rule of
+    English. The common tool has a list of them, which may differ in rare ones.
+
+    Punctuation is what that tool takes for it: a sign that stands beside a space anywhere in the answer is left out, any other becomes a
+    space, and where a comma stands between digits all are left out. A point stays before a digit alone.
+    """
+    asked = " ".join(answer.lower().split())
+    has_long_number = re.search(r"\d,\d", asked) is not None
+    text = asked
+    for sign in _SIGNS:
+        is_left_out = has_long_number or f" {sign}" in asked or f"{sign} " in asked
+        text = text.replace(sign, "" if is_left_out else " ")
+    text = re.sub(r"\.(?!\d)", "", text)
     words = [_WHOLE.get(word) or _DIGITS.get(word, word) for word in text.split()]
     return " ".join(word for word in words if word not in _ARTICLES)
 

@@ -47,7 +47,12 @@ def features_of(evaluation: Evaluation, batches: Iterator[EvaluationBatch]) -> F
 
 def training_labels(evaluation: Evaluation) -> np.ndarray:
     """Collective. labels_N of all samples of the training split, -1 where it cannot be read. Every rank reads them, by what its machine has
-    kept, and those of the first count, so that all choose the same samples whatever one of them failed to read."""
-    assert evaluation.training is not None
-    own_N = labels_of(evaluation.training.task.context.info, evaluation.training.shards)
-    return evaluation.of_all_ranks(own_N if evaluation.share.index == 0 else np.empty(0, np.int64))[0]
+    kept, and those of the first count, so that all choose the same samples whatever one of them failed to read. Raises DatasetError where
+    too many cannot be read: the part would be drawn from other samples than those of the split."""
+    source = evaluation.training
+    assert source is not None
+    own_N = labels_of(source.task.context.info, source.shards)
+    labels_N = evaluation.of_all_ranks(own_N if evaluation.share.index == 0 else np.empty(0, np.int64))[0]
+    for _ in evaluation.training_passed(source, np.flatnonzero(labels_N < 0), len(labels_N)):
+        pass  # read once more, which says why they cannot be
+    return labels_N

@@ -9,8 +9,9 @@ import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 
 from data.shards import DatasetError
+from data.stream.source import Source
 from data.subset import chosen
-from evaluation.base import Evaluation, Metrics, Result
+from evaluation.base import Evaluation, Metrics, Result, remedy
 from evaluation.classification import class_accuracy
 from evaluation.probes.classifiers import METHODS
 from evaluation.probes.features import features_of, training_labels
@@ -57,14 +58,15 @@ def evaluate(evaluation: Evaluation, probe: Probe) -> Result:
     a trial. details: each trial's accuracy, and its strength (C, penalty or neighbours). Raises DatasetError."""
     source, share = evaluation.training, evaluation.share
     assert source is not None
-    places = probe.parts(training_labels(evaluation)) if probe.is_part else [np.arange(source.order.total)]
+    places = [np.arange(source.order.total)]
+    if probe.is_part:
+        labels_N = training_labels(evaluation)
+        places = probe.parts(labels_N)
+        _check_classes(source, [labels_N[part] for part in places])
     wanted = np.unique(np.concatenate(places))
     training = features_of(evaluation, evaluation.training_passed(source, wanted))
     rows = [np.flatnonzero(np.isin(training.places_N, part)) for part in places]
-    if min(len(np.unique(training.labels_N[row])) for row in rows) < 2:
-        raise DatasetError(
-            f"task {evaluation.source.name}: a probe needs readable training samples of two classes at least"
-        )
+    _check_classes(source, [training.labels_N[row] for row in rows])
     told = features_of(evaluation, evaluation.passed())
     classify = METHODS[probe.method]
     own: dict[int, tuple[np.ndarray, float]] = {}
@@ -78,6 +80,14 @@ def evaluate(evaluation: Evaluation, probe: Probe) -> Result:
     of_all = dict(sorted(item for part in evaluation.of_all_ranks(own) for item in part.items()))
     right_RM = np.stack([predicted_M == told.labels_N for predicted_M, _ in of_all.values()])
     return _result(right_RM, told.labels_N, [strength for _, strength in of_all.values()], evaluation, rows)
+
+
+def _check_classes(source: Source, labels: list[np.ndarray]) -> None:
+    """labels: of the samples of each trial. Raises DatasetError."""
+    if min(len(np.unique(own_N)) for own_N in labels) < 2:
+        raise DatasetError(
+            f"task {source.name}: a probe needs readable training samples of two classes at least; {remedy(source)}"
+        )
 
 
 def _result(

@@ -12,16 +12,17 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from model.embedding import VOCABULARY_MULTIPLE
+from model.objective import Objective
 from parallel.placement import placement_of
 
 State = dict[str, Tensor]
@@ -31,6 +32,10 @@ HEAD_WIDTH = 64
 
 PUBLIC_VOCABULARY = 49411
 """Rows of the public token table; ours is padded."""
+HEADS = "heads"
+"""In the metadata of a file that `to-ours` wrote: rows of QKV are ordered by heads, which no shape tells."""
+MAY_BE_NEW = ("prompts", "spe_bias", "head.", "similarity_weight", "log_scales.", "logit_biases.", ".lora.")
+"""Parts of the names of what a model may have and a file of weights not, as a run's checkpoint (model/tuning/warm_start.py)."""
 
 TEMPERATURES = {
     "img_cls": "image",
@@ -238,12 +243,29 @@ def load_logical(module: nn.Module, tensors: Mapping[str, Tensor], missing_ok: t
             parameter.copy_(placement_of(parameter).take(given[name]))
 
 
-def load_converted(objective: nn.Module, path: Path) -> None:
-    """A file that `to-ours` wrote into a model. Temperatures that the model does not list are left out; parameters of prompt
-    tuning, which public weights lack, start fresh."""
+def load_converted(objective: Objective, path: Path) -> None:
+    """A file that `to-ours` wrote into a model. Temperatures that the model does not list are left out; what public weights lack and
+    tuning adds starts fresh. Raises ConversionError."""
     own = {name for name, _ in objective.named_parameters()}
     tensors = {n: t for n, t in read_state(path).items() if n in own or not n.startswith("log_scales.")}
-    load_logical(objective, tensors, missing_ok=("prompts", "spe_bias", "head.", "similarity_weight"))
+    heads, there = objective.config.heads, heads_in(path)
+    if there not in (None, heads):
+        raise ConversionError(
+            f"{path} holds weights of {there} attention heads, the model has model.heads={heads}: set model.heads={there}"
+        )
+    load_logical(objective, tensors, missing_ok=MAY_BE_NEW)
+
+
+def heads_in(path: Path) -> int | None:
+    """Attention heads of a file that `to-ours` wrote, None where nothing is said. Raises ConversionError."""
+    if path.suffix != ".safetensors":
+        return None
+    try:
+        with safe_open(path, framework="pt") as opened:
+            said = (opened.metadata() or {}).get(HEADS, "")
+    except (OSError, SafetensorError) as error:
+        raise ConversionError(f"{path} cannot be read as weights: {str(error).splitlines()[0]}") from error
+    return int(said) if said.isdecimal() else None
 
 
 def read_state(path: Path) -> State:
@@ -304,6 +326,13 @@ def _rows(name: str, tensor: Tensor, heads: int | None, to_public: bool) -> Tens
     return split.transpose(rows_at, rows_at + 1).flatten(rows_at, rows_at + 2)
 
 
+def _metadata(ours: State, heads: int | None) -> dict[str, str]:
+    """With the heads that `_rows` took, where there is attention."""
+    widths = (tensor.shape[-1] for name, tensor in ours.items() if ".attention.qkv." in name and "weight" in name)
+    width = next(widths, None)
+    return {"format": "pt"} | ({HEADS: str(heads or width // HEAD_WIDTH)} if width else {})
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m model.exchange.public",
@@ -313,21 +342,24 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("direction", choices=["to-ours", "to-public"])
     parser.add_argument("source", type=Path, help=".safetensors, .npz or a torch file of tensors")
     parser.add_argument("target", type=Path, help="the .safetensors file to write")
-    parser.add_argument("--heads", type=int, help=f"attention heads (default: width / {HEAD_WIDTH})")
+    parser.add_argument(
+        "--heads", type=int, help=f"attention heads (default: those of a file of to-ours, else width / {HEAD_WIDTH})"
+    )
     parser.add_argument("--learned", action="store_true", help="take the spatial table, for model.positions=learned")
     options = parser.parse_args(argv)
-    convert: Callable[[State], State] = lambda state: (  # noqa: E731
-        to_ours(state, options.heads, options.learned)
-        if options.direction == "to-ours"
-        else to_public(state, options.heads)
-    )
+    metadata = {"format": "pt"}
     try:
-        state = convert(read_state(options.source))
+        state = read_state(options.source)
+        if options.direction == "to-ours":
+            state = to_ours(state, options.heads, options.learned)
+            metadata = _metadata(state, options.heads)
+        else:
+            state = to_public(state, options.heads or heads_in(options.source))
     except ConversionError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     try:
-        save_file(state, options.target)
+        save_file(state, options.target, metadata)
     except (OSError, SafetensorError) as error:
         print(f"error: {options.target} cannot be written: {error}", file=sys.stderr)
         return 2

@@ -6,7 +6,9 @@ that there are, R rows, S expert ranks.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -53,6 +55,7 @@ class ExpertLinear(nn.Module):
         self.weight = place(nn.Parameter(torch.empty(weight.local_shape)), weight)
         self.bias = place(nn.Parameter(torch.empty(bias.local_shape)), bias)
         self.lora = LowRankUpdate(lora, weight, mesh.tensor) if lora else None
+        self._shared: tuple[Tensor, Tensor] | None = None
 
     def updated_weight(self) -> Tensor:
         """[e, O, I] in fp32, with its low-rank update where there is one."""
@@ -73,7 +76,19 @@ class ExpertLinear(nn.Module):
 
         An expert without rows takes part with none, so its gradient is zero and not missing.
         """
-        return self.linear(x_RI, groups, lowered(self.updated_weight()), lowered(self.bias), scale_R)
+        return self.linear(x_RI, groups, *(self._shared or self._lowered()), scale_R)
+
+    @contextlib.contextmanager
+    def sharing(self) -> Iterator[None]:
+        """Inside, calls of `grouped` share what is made of the whole bank."""
+        self._shared = self._lowered()
+        try:
+            yield
+        finally:
+            self._shared = None
+
+    def _lowered(self) -> tuple[Tensor, Tensor]:
+        return lowered(self.updated_weight()), lowered(self.bias)
 
     def linear(
         self,

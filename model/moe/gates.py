@@ -19,7 +19,7 @@ from model.layout import PassLayout
 from model.moe.report import RoutingReport
 from model.moe.router import AttributeRouter, GroupRouter, ModalityRouter, TaskRouter, weights_of
 from model.moe.use import ExpertUse, unpacked
-from model.noise import Key, derive, each
+from model.noise import WIDEST, Key, derive, each
 from model.reading import BatchError
 from parallel.collectives import Axis, all_gather
 from parallel.kernels import LAYER_NORM_EPS
@@ -68,7 +68,8 @@ def _weights(routers: Sequence[GroupRouter], layout: PassLayout, noise: Key) -> 
     together = (AttributeRouter, ModalityRouter, TaskRouter)
     if any(type(router) is not type(first) or type(router) not in together for router in routers):
         return _one_by_one(routers, layout, noise)
-    if first.config.noise == "jitter":
+    draws = len(routers) * first.config.num_experts
+    if first.config.noise == "jitter" or (noise is not None and draws > WIDEST):
         return _one_by_one(routers, layout, noise)
     if isinstance(first, AttributeRouter):
         x_NCD = exact_linear(layout.attributes_CA.expand(len(routers), -1, -1), _stacked(routers, "embed.weight"))

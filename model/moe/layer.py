@@ -11,6 +11,7 @@ Legend: T tokens, D width, E experts, K choices, C condition groups, S expert ra
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -66,6 +67,16 @@ class Grouped(Protocol):
     def grouped(self, x_RI: Tensor, groups: RowGroups, scale_R: Tensor | None = None) -> Tensor: ...
 
 
+class Pair(Grouped, Protocol):
+    """Two banks, one behind the other."""
+
+    @property
+    def up(self) -> ExpertLinear: ...
+
+    @property
+    def down(self) -> ExpertLinear: ...
+
+
 @dataclasses.dataclass(frozen=True)
 class DispatchDecision:
     """For each part of the tokens the weights of the rows that this rank's experts receive, and the exchange that brings the rows."""
@@ -79,10 +90,13 @@ class DispatchDecision:
         parts = (weights_TK,) if len(plans) == 1 else weights_TK.split([len(plan.firsts_T) for plan in plans])
         return cls(tuple(dispatch_weights(*part) for part in zip(parts, plans, strict=True)), plans, report)
 
-    def apply(self, experts: Grouped, x_TI: Tensor) -> Tensor:
+    def apply(self, experts: ExpertLinear | Pair, x_TI: Tensor) -> Tensor:
         x_TI = lowered(x_TI)
         if len(self.plans) > 1:
-            return there_and_back(x_TI, self.plans, functools.partial(self._computed, experts))
+            with contextlib.ExitStack() as stack:
+                for bank in (experts,) if isinstance(experts, ExpertLinear) else (experts.up, experts.down):
+                    stack.enter_context(bank.sharing())
+                return there_and_back(x_TI, self.plans, functools.partial(self._computed, experts))
         (plan,) = self.plans
         return combine(self._computed(experts, dispatch(x_TI, plan), 0), plan)
 

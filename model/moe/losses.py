@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from model.moe.config import ExpertConfig
+from parallel.precision import exact_linear
 
 
 def auxiliary_losses(
@@ -105,9 +106,17 @@ def _entropy(probs_XE: Tensor) -> Tensor:
     return torch.special.entr(probs_XE.clamp_min(1e-30)).sum(dim=-1)
 
 
+def adds_in_any_order(x: Tensor) -> bool:
+    """Whether `index_add` gives other last bits each time. Tensor ranks decide alike, and must have equal gradients."""
+    return x.is_cuda
+
+
 def _sum_by_group(values_TE: Tensor, group_T: Tensor | None, num_groups: int) -> Tensor:
     if group_T is None:
         return values_TE.sum(dim=0, keepdim=True)
+    if adds_in_any_order(values_TE):
+        is_of_GT = group_T == torch.arange(num_groups, device=group_T.device)[:, None]
+        return exact_linear(is_of_GT.to(values_TE.dtype), values_TE.mT)
     return values_TE.new_zeros(num_groups, values_TE.shape[1]).index_add(0, group_T, values_TE)
 
 

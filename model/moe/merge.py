@@ -14,6 +14,7 @@ N sums for peers, R sums of peers, X numbers of an expert in one bank, Y in all 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -40,6 +41,18 @@ class MergePlan:
     without_own: frozenset[int]
     send_counts: list[int]
     receive_counts: list[int]
+
+    @functools.cached_property
+    def rounds(self) -> list[list[tuple[int, int]]]:
+        """(row, group) of all that arrives: those that come first in their group's sum, then the second ones, and so on."""
+        rounds = list[list[tuple[int, int]]]([[]])
+        before_G = [int(group not in self.without_own) for group in range(self.num_groups)]
+        for row, group in enumerate(self.arrives_R):
+            if before_G[group] == len(rounds):
+                rounds.append([])
+            rounds[before_G[group]].append((row, group))
+            before_G[group] += 1
+        return rounds
 
 
 def plan_merge(has: list[list[list[bool]]], num_groups: int, axis: Axis) -> MergePlan:
@@ -114,74 +127,74 @@ class _Mix(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, plan, count, *gates_and_banks):
-        ctx.plan = plan
-        ctx.save_for_backward(*gates_and_banks)
         gates, banks = gates_and_banks[:count], gates_and_banks[count:]
         sizes = [bank_eX[0].numel() for bank_eX in banks]
         sent_NY = banks[0].new_empty(len(plan.sent_N), sum(sizes))
-        owns = []
-        for gate_SCe, bank_eX, sent_NX in zip(gates, banks, sent_NY.split(sizes, dim=1), strict=True):
+        gates_Ke, owns = [torch.stack(_gates(gate_SCe, plan)) for gate_SCe in gates], []
+        for gate_Ke, bank_eX, sent_NX in zip(gates_Ke, banks, sent_NY.split(sizes, dim=1), strict=True):
             own_GX = bank_eX.new_empty(plan.num_groups, *bank_eX.shape[1:])
-            gate_Ne, gate_Ge = _gates(gate_SCe, plan)
+            gate_Ne, gate_Ge = gate_Ke.split([len(plan.sent_N), plan.num_groups])
             _mix(gate_Ne, bank_eX.flatten(1), sent_NX)
             _mix(gate_Ge, bank_eX.flatten(1), own_GX.flatten(1), skipped=plan.without_own)
             owns.append(own_GX)
+        ctx.plan, ctx.gate_shape = plan, gates[0].shape
+        ctx.save_for_backward(*gates_Ke, *banks)
         return sent_NY, *owns
 
     @staticmethod
     def backward(ctx, dsent_NY, *downs):
         plan, saved = ctx.plan, ctx.saved_tensors
-        gates, banks = saved[: len(downs)], saved[len(downs) :]
+        gates_Ke, banks = saved[: len(downs)], saved[len(downs) :]
         dgates, dbanks = [], []
         parts = dsent_NY.split([bank_eX[0].numel() for bank_eX in banks], dim=1)
-        for gate_SCe, bank_eX, dsent_NX, down_GX in zip(gates, banks, parts, downs, strict=True):
-            gate_Ke = torch.cat(_gates(gate_SCe, plan))
+        for gate_Ke, bank_eX, dsent_NX, down_GX in zip(gates_Ke, banks, parts, downs, strict=True):
             dgate_Ke, dbank_eX = _mix_backward(gate_Ke, bank_eX.flatten(1), dsent_NX, down_GX.flatten(1))
-            dgate_SCe = torch.zeros_like(gate_SCe)
-            sent, own = dgate_Ke.split([len(plan.sent_N), plan.num_groups])
-            dgate_SCe[plan.axis.rank, : plan.num_groups] = own
-            for (rank, group), dgate_e in zip(plan.sent_N, sent, strict=True):
-                dgate_SCe[rank, group] = dgate_e
+            dgate_SCe = gate_Ke.new_zeros(ctx.gate_shape)
+            torch._foreach_copy_(_gates(dgate_SCe, plan), list(dgate_Ke))
             dgates.append(dgate_SCe)
             dbanks.append(dbank_eX.view_as(bank_eX))
         return None, None, *dgates, *dbanks
 
 
 class _Totals(torch.autograd.Function):
-    """Adds what arrived to the own sums, in place."""
+    """Adds what arrived to the own sums, in place; rows of all groups and banks at once, as a launch for each would take longer than the
+    sum."""
 
     @staticmethod
     def forward(ctx, plan, received_RY, *owns):
         ctx.plan = plan
         ctx.mark_dirty(*owns)
-        empty = set(plan.without_own)
-        parts = received_RY.split([own_GX[0].numel() for own_GX in owns], dim=1)
-        for row, group in enumerate(plan.arrives_R):
-            for own_GX, received_RX in zip(owns, parts, strict=True):
-                row_X = received_RX[row].view_as(own_GX[group])
-                if group in empty:
-                    own_GX[group].copy_(row_X)
-                else:
-                    own_GX[group].add_(row_X)
-            empty.discard(group)
+        firsts, *others = plan.rounds
+        if firsts:
+            torch._foreach_copy_(*_both(owns, received_RY, firsts))
+        for summands in others:
+            torch._foreach_add_(*_both(owns, received_RY, summands))
         return owns
 
     @staticmethod
     def backward(ctx, *dtotals):
         arrives_R = ctx.plan.arrives_R
         dreceived_RY = dtotals[0].new_empty(len(arrives_R), sum(dtotal_GX[0].numel() for dtotal_GX in dtotals))
-        parts = dreceived_RY.split([dtotal_GX[0].numel() for dtotal_GX in dtotals], dim=1)
-        for row, group in enumerate(arrives_R):
-            for dtotal_GX, dreceived_RX in zip(dtotals, parts, strict=True):
-                dreceived_RX[row].view_as(dtotal_GX[group]).copy_(dtotal_GX[group])
+        if arrives_R:
+            of_groups, of_rows = _both(dtotals, dreceived_RY, list(enumerate(arrives_R)))
+            torch._foreach_copy_(of_rows, of_groups)
         return None, dreceived_RY, *dtotals
 
 
-def _gates(gate_SCe: Tensor, plan: MergePlan) -> tuple[Tensor, Tensor]:
-    """-> (gates of the sums for peers, gates of this rank's groups)."""
-    own_Ge = gate_SCe[plan.axis.rank, : plan.num_groups]
-    sent = [gate_SCe[rank, group] for rank, group in plan.sent_N]
-    return torch.stack(sent) if sent else own_Ge[:0], own_Ge
+def _both(
+    banks: Sequence[Tensor], rows_RY: Tensor, places: Sequence[tuple[int, int]]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """For each bank [G, ...] and (row, group): the group's part of the bank, and the bank's part of the row."""
+    parts = list(zip(banks, rows_RY.split([bank_GX[0].numel() for bank_GX in banks], dim=1), strict=True))
+    of_groups = [bank_GX[group] for bank_GX, _ in parts for _, group in places]
+    of_rows = [rows_RX[row].view(bank_GX.shape[1:]) for bank_GX, rows_RX in parts for row, _ in places]
+    return of_groups, of_rows
+
+
+def _gates(gate_SCe: Tensor, plan: MergePlan) -> list[Tensor]:
+    """Those of the sums for peers, then those of this rank's groups, [e] each."""
+    own = [(plan.axis.rank, group) for group in range(plan.num_groups)]
+    return [gate_SCe[rank, group] for rank, group in (*plan.sent_N, *own)]
 
 
 def mixes_all(gate: Tensor) -> bool:

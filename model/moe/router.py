@@ -221,7 +221,7 @@ class ContextRouter(TokenRouter):
             score_t = torch.where(seen_t, score_t, -math.inf)
             is_there_BL = sequence.placed(torch.ones_like(score_t)[:, None]).squeeze(-1) > 0
             score_BL = sequence.placed(score_t[:, None]).squeeze(-1).masked_fill(~is_there_BL, -math.inf)
-            context_BD = torch.einsum("bl,bld->bd", score_BL.softmax(dim=1), sequence.placed(x_tD))
+            context_BD = exact_linear(score_BL.softmax(dim=1)[:, None], sequence.placed(x_tD).mT).squeeze(1)
             parts.append(torch.cat([x_tD, context_BD[sequence.row_T]], dim=-1))
         return torch.cat(parts)
 

@@ -37,11 +37,9 @@ def sigmoid_loss(
     best_Q = torch.zeros_like(labels_Q)
     for start in range(0, len(candidates_CW), part):
         part_cW = candidates_CW[start : start + part]
-        left_out_Qc = None
-        if alike_Q2 is not None and alike_C2 is not None:
-            left_out_Qc = (alike_Q2[:, None] == alike_C2[None, start : start + part]).any(dim=2)
+        alike_c2 = None if alike_C2 is None else alike_C2[start : start + part]
         losses, value_Q, place_Q = checkpoint(
-            _part, features_QW, part_cW, labels_Q - start, left_out_Qc, scale, bias, use_reentrant=False
+            _part, features_QW, part_cW, labels_Q - start, alike_Q2, alike_c2, scale, bias, use_reentrant=False
         )
         total = total + losses
         best_Q = torch.where(value_Q > best, place_Q + start, best_Q)
@@ -50,14 +48,22 @@ def sigmoid_loss(
 
 
 def _part(
-    features_QW: Tensor, part_cW: Tensor, places_Q: Tensor, left_out_Qc: Tensor | None, scale: Tensor, bias: Tensor
+    features_QW: Tensor,
+    part_cW: Tensor,
+    places_Q: Tensor,
+    alike_Q2: Tensor | None,
+    alike_c2: Tensor | None,
+    scale: Tensor,
+    bias: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """-> (sum of losses, highest logit of each read-out, its place in the part)."""
+    """-> (sum of losses, highest logit of each read-out, its place in the part). Nothing of [Q, c] comes from outside: what a checkpoint is
+    given is kept for the gradient, and all parts together would be [Q, C]."""
     logits_Qc = scale * features_QW @ part_cW.T + bias
     right_Qc = places_Q[:, None] == torch.arange(len(part_cW), device=places_Q.device)
     losses_Qc = -logsigmoid(torch.where(right_Qc, logits_Qc, -logits_Qc))
-    if left_out_Qc is not None:
-        losses_Qc = losses_Qc.masked_fill(left_out_Qc & ~right_Qc, 0.0)
-        logits_Qc = logits_Qc.masked_fill(left_out_Qc & ~right_Qc, -torch.inf)
+    if alike_Q2 is not None and alike_c2 is not None:
+        left_out_Qc = (alike_Q2[:, None] == alike_c2[None]).any(dim=2) & ~right_Qc
+        losses_Qc = losses_Qc.masked_fill(left_out_Qc, 0.0)
+        logits_Qc = logits_Qc.masked_fill(left_out_Qc, -torch.inf)
     value_Q, place_Q = logits_Qc.detach().max(dim=1)
     return losses_Qc.sum(), value_Q, place_Q

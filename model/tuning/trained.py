@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Collection
 
 from torch import nn
 
@@ -23,6 +24,9 @@ TRAINED: dict[Tune, tuple[str, ...]] = {
 }
 """Names of what each way of tuning trains, outside the routers. Prompt tuning (papers.md 1.10): prompts, the bias of <SPE>,
 LayerNorms, the linear head."""
+SCALES = ("log_scales.*", "logit_biases.*")
+"""What each way trains besides where it is new: of a kind of task, or a loss, that the weights have not learned."""
+PROMPTS = "*prompts"
 
 
 def check_tune(tune: Tune, model: ModelConfig) -> None:
@@ -37,15 +41,25 @@ def check_tune(tune: Tune, model: ModelConfig) -> None:
         raise TuningError(f"optimizer.tune={tune} needs {what}")
 
 
-def choose_trained(module: nn.Module, tune: Tune, frozen: tuple[str, ...] = ()) -> None:
-    """Freeze what is not to be trained (OptimizerConfig). Raises TuningError."""
+def choose_trained(
+    module: nn.Module, tune: Tune, frozen: tuple[str, ...] = (), new: Collection[str] = frozenset()
+) -> None:
+    """Freeze what is not to be trained (OptimizerConfig). new: names of what begins fresh beside weights that were loaded. Raises
+    TuningError, also for new prompts that would stay random."""
     if tune != "all":
         trained = {name for pattern in TRAINED[tune] for name in _matching(module, pattern) if ".router." not in name}
+        trained |= {name for pattern in SCALES for name in fnmatch.filter(new, pattern)}
         for name, parameter in module.named_parameters():
             parameter.requires_grad_(name in trained)
     freeze(module, frozen)
     if not any(parameter.requires_grad for parameter in module.parameters()):
         raise TuningError(f"optimizer.tune={tune} and optimizer.frozen={list(frozen)} leave nothing to train")
+    idle = [name for name in fnmatch.filter(new, PROMPTS) if not module.get_parameter(name).requires_grad]
+    if idle:
+        raise TuningError(
+            f"{idle[0]} begins at random, and optimizer.tune={tune} with optimizer.frozen={list(frozen)} does not train it: leave "
+            "model.prompts out, or use optimizer.tune=prompts"
+        )
 
 
 def freeze(module: nn.Module, patterns: tuple[str, ...]) -> int:

@@ -5,7 +5,6 @@ With process groups every function that opens or restores is collective, and a f
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
 import sys
 from collections.abc import Callable, Iterable
@@ -17,8 +16,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from parallel.checkpoints.fragments import UNREADABLE, CheckpointError, Fragment
-from parallel.checkpoints.manifest import MANIFEST, MAX_MANIFEST_BYTES, Base, StoredFile, parse
-from parallel.checkpoints.saving import published, step_of
+from parallel.checkpoints.manifest import MANIFEST, MAX_MANIFEST_BYTES, Base, Manifest, StoredFile, parse
+from parallel.checkpoints.saving import latest_step, published, step_of
 from parallel.checkpoints.spans import FINAL, Checkpoint, opened
 from parallel.checkpoints.together import on_every_rank, on_first_rank, rank_and_world
 from parallel.placement import Placement, placement_of
@@ -85,10 +84,7 @@ def open_checkpoint(folder: Path, bases: int = MAX_BASES) -> Checkpoint:
     Raises CheckpointError that names the missing or damaged part, on all ranks.
     """
     text = on_first_rank(lambda: _manifest_text(folder / MANIFEST))
-    try:
-        manifest = parse(text)
-    except CheckpointError as error:
-        raise CheckpointError(f"{folder / MANIFEST}: {error}") from error
+    manifest = _manifest(folder, text)
     rank, world = rank_and_world()
     share = sorted(manifest.files.items())[rank::world]
 
@@ -122,11 +118,23 @@ def _base(folder: Path, wanted: Base, bases: int) -> Checkpoint:
 
 
 def newest_state(root: Path) -> dict[str, Any]:
-    """What the newest checkpoint says besides tensors, not verified. Raises CheckpointError."""
-    folders = published(root)
-    if not folders:
-        raise CheckpointError(f"{root} holds no checkpoint")
-    return parse(_manifest_text(folders[0] / MANIFEST)).state
+    """What the checkpoint that was published last says besides tensors, which are not verified; of an older one where its manifest is
+    damaged. Raises CheckpointError if no manifest can be read."""
+    latest, problems = latest_step(root), []
+    # Later ones, which the run went back behind, come last.
+    for folder in sorted(published(root), key=lambda folder: (step_of(folder) > latest, -step_of(folder))):
+        try:
+            return _manifest(folder, _manifest_text(folder / MANIFEST)).state
+        except CheckpointError as error:
+            problems.append(str(error))
+    raise CheckpointError("; ".join(problems) or f"{root} holds no checkpoint")
+
+
+def _manifest(folder: Path, text: bytes) -> Manifest:
+    try:
+        return parse(text)
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder / MANIFEST}: {error}") from error
 
 
 def _manifest_text(path: Path) -> bytes:
@@ -203,21 +211,10 @@ def _pruned_too_fast(root: Path) -> CheckpointError:
 
 
 @torch.no_grad()
-def load_weights(checkpoint: Checkpoint, module: nn.Module, only: tuple[str, ...] = ("*",), kind: str = FINAL) -> None:
-    """Collective. Weights alone (kind: FINAL or "weight") into a module on any layout.
-
-    Names must be the same on both sides, or with `only` those of the module that match a pattern must be in the checkpoint.
-    """
+def load_weights(checkpoint: Checkpoint, module: nn.Module, kind: str = FINAL) -> None:
+    """Collective. Weights alone (kind: FINAL or "weight") into a module on any layout. Names must be the same on both sides."""
     own = dict(module.named_parameters())
-    for pattern in only:
-        if not fnmatch.filter(own, pattern):
-            raise CheckpointError(
-                f"no parameter of the model matches {pattern!r}, which is to be taken from {checkpoint.folder}"
-            )
-    if only != ("*",):
-        own = {name: own[name] for pattern in only for name in fnmatch.filter(own, pattern)}
-    missing = own.keys() - checkpoint.names
-    unknown = checkpoint.names - own.keys() if only == ("*",) else set()
+    missing, unknown = own.keys() - checkpoint.names, checkpoint.names - own.keys()
     if missing or unknown:
         raise CheckpointError(
             f"{checkpoint.folder} is of another model: missing {sorted(missing)[:5]}, unknown {sorted(unknown)[:5]}"

@@ -3,35 +3,56 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
-from data.config import TaskConfig
-from data.shards import read_info
+from data.config import DataConfig, TaskConfig
+from data.shards import DatasetError, read_info
 from data.shards.info import TRAINING_SPLIT
-from data.tasks import WRITTEN
-from data.tasks.base import LABELLED
-from data.transport import is_remote, local_path
+from data.stream.source import Source
+from data.tasks import WRITTEN, kind_of
+from data.tasks.base import LABELLED, WordTask
+from data.tasks.related import as_kind
+from data.transport import is_remote, local_path, shown
+from evaluation.config import EvaluateConfig
+from model.objective import NotFiniteError
 from run.config import RunConfig
+from run.data import check_head, check_scale
 from run.errors import ConfigError
 from run.evaluation.arguments import places_of_suite
-from run.evaluation.suite import as_trained, read_suite
+from run.evaluation.suite import ASKED, as_trained, parse_suite, place_of, read_suite
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A row of the results: its name, and a task of the network on the data that is evaluated."""
+    """A row of the results: its name, and a task of the network on the data that is evaluated. of_suite: its name in a suite, and
+    usual: where its data lies by that; both empty for the run's own tasks."""
 
     name: str
     task: TaskConfig
     templates: str
+    of_suite: str = ""
+    usual: str = ""
+
+    @contextlib.contextmanager
+    def named(self) -> Iterator[None]:
+        """Errors of a suite's task say its name and folder: the task of the run, which they name, has other data."""
+        try:
+            yield
+        except (DatasetError, NotFiniteError) as error:
+            if self.of_suite:
+                error.args = (f"suite task {self.of_suite} ({shown(self.task.path)}): {error}",)
+            raise
 
 
 def entries_of(arguments: argparse.Namespace, run: RunConfig) -> list[Entry]:
     """Raises ConfigError and DatasetError."""
     entries = [_with_options(entry, arguments) for entry in _all_entries(arguments, run)]
     _check_options(entries, arguments)
+    for entry in entries:
+        _check_bounds(entry, run)
     if run.model.head_classes and any(entry.task.answer == "generate" for entry in entries):
         raise ConfigError("--answer generate: this run has a linear head, whose classes have no words to write")
     if arguments.frames != "as-is":
@@ -75,6 +96,23 @@ def _check_options(entries: list[Entry], arguments: argparse.Namespace) -> None:
             raise ConfigError(f"--{name.replace('_', '-')} changes nothing: it is for {what}, not for {others}")
 
 
+def _check_bounds(entry: Entry, run: RunConfig) -> None:
+    """Raises ConfigError where options do not go with the kind or with the network."""
+    task = as_kind(entry.task, entry.task.kind, "")
+    data = dataclasses.replace(run.data, tasks=(task,), vocabulary_sample=0)
+    try:
+        dataclasses.replace(run, data=data, evaluate=EvaluateConfig())
+    except ValueError as error:
+        what = f"suite task {entry.of_suite}" if entry.of_suite else f"task {task.name}"
+        raise ConfigError(f"{what}: {str(error).removeprefix(f'task {task.name}: ')}") from error
+
+
+def check_fits(entry: Entry, source: Source, trained: RunConfig) -> None:
+    """Raises ConfigError where the network cannot compare inputs with the classes of this data."""
+    check_head(trained, source.task.context.info.classes, entry.of_suite or source.name)
+    check_scale(trained, source, entry.of_suite or source.name)
+
+
 def _of_clips(entries: list[Entry], arguments: argparse.Namespace) -> list[Entry]:
     """Those whose frames can be rearranged, under names of their own. Raises ConfigError and DatasetError."""
     kinds = [read_info(entry.task.path).kind for entry in entries]
@@ -109,8 +147,18 @@ def _with_options(entry: Entry, arguments: argparse.Namespace) -> Entry:
 def _all_entries(arguments: argparse.Namespace, run: RunConfig) -> list[Entry]:
     if arguments.suite:
         places = dict(override.split(".path=", 1) for override in places_of_suite(arguments))
-        suite = read_suite(arguments.suite, places, arguments.tasks)
-        return [Entry(task.name, as_trained(task, run.data.tasks), task.templates) for task in suite.tasks]
+        usual = {task.name: place_of(task.path) for task in parse_suite(arguments.suite).tasks}
+        answer = "rank" if arguments.probe else arguments.answer or ""
+        return [
+            Entry(
+                task.name,
+                as_trained(task, run.data.tasks, answer if task.kind in WRITTEN else ""),
+                task.templates,
+                task.name,
+                usual[task.name],
+            )
+            for task in read_suite(arguments.suite, places, arguments.tasks).tasks
+        ]
     by_name = {task.name: task for task in run.data.tasks}
     wanted = arguments.tasks or list(by_name)
     unknown = [name for name in wanted if name not in by_name]
@@ -120,19 +168,49 @@ def _all_entries(arguments: argparse.Namespace, run: RunConfig) -> list[Entry]:
     return [Entry(task.name, task, arguments.templates) for task in tasks]
 
 
-ASKED = (
-    "max_text",
-    "num_frames",
-    "frame_sampling",
-    "frame_stride",
-    "views",
-    "mask_rate",
-    "mask_shares",
-    "temperature",
-    "template",
-    "answer",
-)
-"""Options of a task that change the figures of a network."""
+OF_READING = ("word_end", "cache_dir", "cache_gib", "shuffle_window", "allow_pipe", "max_bad_fraction")
+INSTEAD = {
+    "split": "name it by --split",
+    "shots": "--shots of a --probe",
+    "fraction": "--fraction of a --probe",
+    "shards": "name a folder that has them as data.tasks.NAME.path",
+    "workers": "use --workers",
+}
+"""Options of the data that an evaluation reads, and what to say in place of others."""
+
+
+def check_said(run: RunConfig, trained: RunConfig, uses_training: bool) -> None:
+    """Raises ConfigError where an option of the run that was said anew would change nothing. uses_training: the run's own training split
+    is read, too, from its `shards`."""
+    pairs = [
+        (f"data.tasks.{own.name}.", now, own) for now, own in zip(run.data.tasks, trained.data.tasks, strict=False)
+    ]
+    used = {"path", *ASKED} | ({"shards"} if uses_training else set())
+    of_tasks = [(f"{name}{key}", key) for name, *both in pairs for key in _differing(*both) if key not in used]
+    of_data = [(f"data.{key}", key) for key in _differing(run.data, trained.data) if key not in ("tasks", *OF_READING)]
+    for name, key in [*of_tasks, *of_data]:
+        raise ConfigError(f"{name} changes nothing in an evaluation: {INSTEAD.get(key, 'leave it out')}")
+
+
+def _differing(one: TaskConfig | DataConfig, other: TaskConfig | DataConfig) -> list[str]:
+    return [field.name for field in dataclasses.fields(one) if getattr(one, field.name) != getattr(other, field.name)]
+
+
+def is_other_data(entry: Entry, source: Source, trained: RunConfig, opened: Callable[[TaskConfig], Source]) -> bool:
+    """Whether a place that was said anew holds other data than the usual one; where that is gone it is taken for the same, moved."""
+    own = next((task.path for task in trained.data.tasks if task.name == entry.task.name), entry.task.path)
+    usual = entry.usual or own
+    if _absolute(usual) == _absolute(entry.task.path):
+        return False
+    with contextlib.suppress(DatasetError):
+        return opened(dataclasses.replace(entry.task, path=usual)).digest != source.digest
+    return False
+
+
+def bases_of(entries: list[Entry]) -> str:
+    """One line that says which tasks of the run have lent a suite their options; empty where the names are the same."""
+    parts = [f"{e.of_suite} as {e.task.name}" for e in entries if e.of_suite not in ("", e.task.name)]
+    return f"with the options of the run's tasks: {', '.join(parts)}" if parts else ""
 
 
 def said_anew(entry: Entry, run: RunConfig, trained: RunConfig, is_other_data: bool) -> str:
@@ -142,14 +220,19 @@ def said_anew(entry: Entry, run: RunConfig, trained: RunConfig, is_other_data: b
     parts = ["other data"] if is_other_data else []
     if now and own:
         parts += [f"{key} {getattr(now, key)}" for key in ASKED if getattr(now, key) != getattr(own, key)]
+    if run.data.word_end != trained.data.word_end and issubclass(kind_of(entry.task), WordTask):
+        parts.append(f"word_end {run.data.word_end}")
     return "".join(f", {part}" for part in parts)
 
 
 def training_of(entry: Entry, run: RunConfig) -> TaskConfig:
-    """The training split that an evaluation is compared with: the run's own, where it is of the same data."""
+    """The training split that an evaluation is compared with, read as the evaluated one: the run's own, where it is of the same data."""
     trained = next((task for task in run.data.tasks if task.name == entry.task.name), entry.task)
-    is_same = _absolute(trained.path) == _absolute(entry.task.path)
-    return trained if is_same else dataclasses.replace(entry.task, split=TRAINING_SPLIT)
+    if _absolute(trained.path) != _absolute(entry.task.path):
+        return dataclasses.replace(entry.task, split=TRAINING_SPLIT)
+    return dataclasses.replace(
+        entry.task, split=trained.split, shards=trained.shards, shots=trained.shots, fraction=trained.fraction
+    )
 
 
 def _absolute(path: str) -> str:

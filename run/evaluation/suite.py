@@ -7,14 +7,15 @@ configs/suites/NAME.yaml:
         kind: classification
         path: data_real/cifar10
         split: val                           the default
-        like: ""                             a task of the run whose options it takes; by default one of the same name or kind
+        like: ""                             a task of the run whose options it takes; by default one of the same kind: by name, or medium
         templates: none                      sentences for class names, of classification
-        options: {max_text: 8}               of the task, where they differ
+        options: {max_text: 8}               of the task, where they differ; those of ASKED
         prepare: python -m data.prepare ...  told where the data is missing
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,7 +24,9 @@ from typing import Any
 import pydantic
 
 from data.config import TaskConfig
+from data.shards import DatasetError, read_info
 from data.shards.files import INFO_FILE
+from data.tasks.related import as_kind
 from data.transport import is_remote
 from run.config import neighbours
 from run.errors import ConfigError
@@ -40,6 +43,19 @@ RELATED = {
     "vqa": ("vqa", "captioning"),
 }
 """Kinds of trained tasks whose options serve a kind that the run has not, the nearest first."""
+ASKED = (
+    "max_text",
+    "num_frames",
+    "frame_sampling",
+    "frame_stride",
+    "views",
+    "mask_rate",
+    "mask_shares",
+    "temperature",
+    "template",
+    "answer",
+)
+"""Options of a task that change the figures of a network."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,9 +83,8 @@ class Suite:
     about: str = ""
 
 
-def read_suite(name: str, paths: Mapping[str, str], wanted: Sequence[str] = ()) -> Suite:
-    """A file, or a suite of configs/suites by its name. paths: other places of the data, by task. wanted: names of its tasks, () is all.
-    Raises ConfigError, also where data is missing."""
+def parse_suite(name: str) -> Suite:
+    """A file, or a suite of configs/suites by its name. Raises ConfigError."""
     path = expanded(name) if is_path(name) or name.endswith(".yaml") else SUITES / f"{name}.yaml"
     try:
         raw = typed(Suite, read_yaml(path.read_bytes()))
@@ -82,11 +97,18 @@ def read_suite(name: str, paths: Mapping[str, str], wanted: Sequence[str] = ()) 
         first = error.errors()[0]
         raise ConfigError(f"suite {path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
     names = [task.name for task in suite.tasks]
+    if not names or len(set(names)) < len(names):
+        raise ConfigError(f"suite {path}: names must be unique; it has {', '.join(names)}")
+    return suite
+
+
+def read_suite(name: str, paths: Mapping[str, str], wanted: Sequence[str] = ()) -> Suite:
+    """paths: other places of the data, by task. wanted: names of its tasks, () is all. Raises ConfigError, also where data is missing."""
+    suite = parse_suite(name)
+    names = [task.name for task in suite.tasks]
     unknown = [task for task in (*paths, *wanted) if task not in names]
-    if unknown or not names or len(set(names)) < len(names):
-        raise ConfigError(
-            f"suite {path}: {f'no task {unknown[0]!r}' if unknown else 'names must be unique'}; it has {', '.join(names)}"
-        )
+    if unknown:
+        raise ConfigError(f"suite {suite.name}: no task {unknown[0]!r}; it has {', '.join(names)}")
     chosen = [task for task in suite.tasks if not wanted or task.name in wanted]
     tasks = tuple(dataclasses.replace(task, path=paths.get(task.name, task.path)) for task in chosen)
     for task in tasks:
@@ -98,30 +120,60 @@ def read_suite(name: str, paths: Mapping[str, str], wanted: Sequence[str] = ()) 
     return dataclasses.replace(suite, tasks=tasks)
 
 
-def as_trained(task: SuiteTask, trained: Sequence[TaskConfig]) -> TaskConfig:
-    """The task with the options of one that the run has trained, and its name, which routers may know. Raises ConfigError."""
-    known = [t for t in trained if t.name == task.like] if task.like else list(trained)
-    known.sort(key=lambda t: t.name != task.name)
-    base = next((t for kind in RELATED.get(task.kind, ()) for t in known if t.kind == kind), None)
-    if base is None:
-        there = ", ".join(f"{t.name} ({t.kind})" for t in trained)
-        raise ConfigError(f"suite task {task.name}: no task of the run serves {task.kind!r}; it has {there}")
-    fields = {field.name for field in dataclasses.fields(TaskConfig)}
-    unknown = [key for key in task.options if key not in fields]
+def as_trained(task: SuiteTask, trained: Sequence[TaskConfig], answer: str = "") -> TaskConfig:
+    """The task with the options of one that the run has trained, and its name, which routers may know. answer: said on the command line.
+    Raises ConfigError."""
+    base = _base_of(task, trained)
+    unknown = [key for key in task.options if key not in ASKED]
     if unknown:
-        raise ConfigError(f"suite task {task.name}: there is no option {unknown[0]!r} of tasks")
+        raise ConfigError(
+            f"suite task {task.name}: options: {unknown[0]!r} is none that a suite may set; these are {', '.join(ASKED)}"
+        )
     if task.templates != "none" and task.kind != "classification":
         raise ConfigError(
             f"suite task {task.name}: templates={task.templates} are for classification of pictures and clips, not for {task.kind}: "
             "leave it out"
         )
-    path = task.path if is_remote(task.path) else str(expanded(task.path))
-    options: dict[str, Any] = {"kind": task.kind, "path": path}
-    # What its own kind alone may have.
-    others = {} if base.kind == task.kind else {"answer": "rank", "views": (1, 1)}
-    options |= {"label_smoothing": 0.0, "loss": "softmax"} | others | dict(task.options)
-    whole = dataclasses.asdict(base.whole(task.split))
+    medium = (_medium_of(base.path) or _medium_of(task.path)) if task.kind != base.kind else ""
+    config = as_kind(base.whole(task.split), task.kind, medium)
+    if (answer or task.options.get("answer", config.answer)) == "generate":  # words have a scale of their own
+        config = dataclasses.replace(config, temperature=base.temperature)
     try:
-        return pydantic.TypeAdapter(TaskConfig).validate_python(whole | options)
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"suite task {task.name}: {str(error).splitlines()[-1]}") from error
+        return pydantic.TypeAdapter(TaskConfig).validate_python(
+            dataclasses.asdict(config) | {"path": place_of(task.path)} | dict(task.options)
+        )
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        where = "".join(f"{part}: " for part in first["loc"])
+        said = first["msg"].removeprefix("Value error, ").removeprefix(f"task {base.name}: ")
+        raise ConfigError(f"suite task {task.name}: options: {where}{said}") from error
+
+
+def place_of(path: str) -> str:
+    """A folder with the home folder for a leading ~, or a URL. Raises ConfigError."""
+    return path if is_remote(path) else str(expanded(path))
+
+
+def _base_of(task: SuiteTask, trained: Sequence[TaskConfig]) -> TaskConfig:
+    """Of the nearest kind the task of the same name, or else one of the same medium: clips have other options than pictures. Raises
+    ConfigError."""
+    known = [t for t in trained if t.name == task.like] if task.like else trained
+    by_kind = [[t for t in known if t.kind == kind] for kind in RELATED.get(task.kind, ())]
+    served = next(filter(None, by_kind), [])
+    if not served:
+        there = ", ".join(f"{t.name} ({t.kind})" for t in trained)
+        raise ConfigError(f"suite task {task.name}: no task of the run serves {task.kind!r}; it has {there}")
+    named = [t for t in served if t.name == task.name]
+    if named or len(served) == 1:
+        return (named or served)[0]
+    medium, media = _medium_of(task.path), [_medium_of(t.path) for t in served]
+    # One whose data is gone may be of the same medium, and one of another is not.
+    alike = [t for wanted in (medium, "") for t, found in zip(served, media, strict=True) if found == wanted]
+    return (alike or served)[0] if medium else served[0]
+
+
+def _medium_of(path: str) -> str:
+    """image, video or text; empty where the data set is not there."""
+    with contextlib.suppress(DatasetError):
+        return read_info(place_of(path)).kind.partition("_")[0]
+    return ""

@@ -1,6 +1,6 @@
 """Which checkpoint a run began at, kept in its folder: `run.weights.interpolate` must find that very one again.
 
-init.json  {"checkpoint": "/runs/base/checkpoints/step_00000030", "step": 30, "sha256": of its manifest}
+init.json  {"checkpoint": "/runs/base/checkpoints/step_00000030", "step": 30, "sha256": of its manifest, "only": ["*"]}
 """
 
 from __future__ import annotations
@@ -30,19 +30,21 @@ RECORD = "init.json"
 
 @dataclasses.dataclass(frozen=True)
 class Began:
-    """checkpoint: its folder at that time; sha256: of its manifest."""
+    """checkpoint: its folder at that time; sha256: of its manifest; only: patterns of the names that were taken from there."""
 
     checkpoint: str
     step: int
     sha256: str
+    only: tuple[str, ...] = ("*",)
 
     @classmethod
-    def at(cls, found: Checkpoint) -> Self:
-        return cls(str(found.folder.resolve()), found.step, found.sha256)
+    def at(cls, found: Checkpoint, only: tuple[str, ...] = ("*",)) -> Self:
+        return cls(str(found.folder.resolve()), found.step, found.sha256, only)
 
     @classmethod
-    def of_run(cls, folder: Path, newest: Checkpoint) -> Self | None:
-        """newest: a checkpoint of that run. None where an earlier version has kept nothing. Raises ConfigError."""
+    def of_run(cls, folder: Path, run: RunConfig, newest: Checkpoint) -> Self | None:
+        """run: its configuration, by which `only` is taken where an earlier version has not kept it; newest: a checkpoint of that run. None
+        where such a version has kept nothing. Raises ConfigError."""
         if newest.base is not None:
             return cls.at(newest.base)
         path = folder / RECORD
@@ -50,7 +52,8 @@ class Began:
             return None
         try:
             content = read_json(path.read_bytes())
-            return cls(str(content["checkpoint"]), int(content["step"]), str(content["sha256"]))
+            only = tuple(map(str, content.get("only", run.init_only)))
+            return cls(str(content["checkpoint"]), int(content["step"]), str(content["sha256"]), only)
         except (OSError, TextError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(
                 f"{path} is damaged ({type(error).__name__}: {error}): copy it from a backup, or remove it"
@@ -69,21 +72,24 @@ def keep_beginning(folder: Path, began: Began | None) -> None:
         raise FolderError(f"{error.filename or folder} cannot be written: {error.strerror or error}") from error
 
 
-def beginning_in(base: Path, tuned: Path, run: RunConfig, newest: Checkpoint) -> tuple[Checkpoint, str]:
-    """Of the run folder `base` the checkpoint that the run in `tuned` began at, and a line for people where that is not known for sure.
-    Raises ConfigError if it is not there, CheckpointError."""
-    began = Began.of_run(tuned, newest)
+def beginning_in(
+    base: Path, tuned: Path, run: RunConfig, newest: Checkpoint
+) -> tuple[Checkpoint, tuple[str, ...], str]:
+    """Of the run folder `base` the checkpoint that the run in `tuned` began at, patterns of the names that it took, and a line for people
+    where that is not known for sure. Raises ConfigError if it is not there, CheckpointError."""
+    began = Began.of_run(tuned, run, newest)
     root = base / "checkpoints"
     if began is None:
         found = find_checkpoint(root, run.init_step if isinstance(run.init_step, int) else None)
-        return found, f"{tuned} keeps no record of the checkpoint it began at: step {found.step} of {base} is taken"
+        note = f"{tuned} keeps no record of the checkpoint it began at: step {found.step} of {base} is taken"
+        return found, run.init_only, note
     for folder in published(root):
         try:
             content = (folder / MANIFEST).read_bytes()
         except OSError as error:
             raise CheckpointError(f"{folder / MANIFEST} cannot be read: {error.strerror}") from error
         if hashlib.sha256(content).hexdigest() == began.sha256:
-            return open_checkpoint(folder), ""
+            return open_checkpoint(folder), began.only, ""
     raise ConfigError(
         f"--base {base} does not hold the checkpoint that {tuned} began at ({began.checkpoint}, sha256 {began.sha256[:12]}): name the run "
         "that does"

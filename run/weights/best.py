@@ -18,12 +18,14 @@ LOWER = ("loss", "perplexity", "median_rank")
 
 @dataclasses.dataclass(frozen=True)
 class Best:
-    """step: of the checkpoint with the best value, which is kept; since: evaluations after it. -1 and none before the first evaluation."""
+    """step: of the checkpoint with the best value, which is kept; since: evaluations after it. -1 and none before the first evaluation.
+    figure: SPLIT/TASK/FIGURE that the value is of: another one than is followed where that has changed, until one of its own is found."""
 
     config: EvaluateConfig
     step: int = -1
     value: float | None = None
     since: int = 0
+    figure: str = ""
 
     @classmethod
     def of(cls, config: EvaluateConfig, checkpoint: Checkpoint | None, names: Collection[str]) -> Self:
@@ -34,24 +36,22 @@ class Best:
             known = ", ".join(sorted(name for name in names if name.startswith(f"{task}/")))
             raise ConfigError(f"evaluate.keep_best={config.keep_best!r}: there is no such figure; there are {known}")
         stored = checkpoint.state.get("best") if checkpoint else None
-        if (
-            not config.keep_best
-            or not isinstance(stored, dict)
-            or stored.get("figure") != f"{config.split}/{config.keep_best}"
-        ):
+        if not isinstance(stored, dict) or not isinstance(stored.get("figure"), str):
             return cls(config)
-        return cls(config, int(stored["step"]), float(stored["value"]), int(stored["since"]))
+        figure = stored["figure"]
+        since = int(stored["since"]) if figure == _followed(config) else 0
+        return cls(config, int(stored["step"]), float(stored["value"]), since, figure)
 
     def after(self, step: int, figures: Mapping[str, float], tell: Callable[[str], object]) -> Self:
         """With what an evaluation found at this step."""
-        name = f"{self.config.split}/{self.config.keep_best}"
+        name = _followed(self.config)
         if not self.config.keep_best or not figures:
             return self
-        value = figures[name]
-        is_better = self.value is None or (value < self.value if name.endswith(LOWER) else value > self.value)
+        value, known = figures[name], self.value if self.figure == name else None
+        is_better = known is None or (value < known if name.endswith(LOWER) else value > known)
         if is_better and math.isfinite(value):
             tell(f"best {self.config.keep_best} so far: {value:.4f} at step {step}")
-            return dataclasses.replace(self, step=step, value=value, since=0)
+            return dataclasses.replace(self, step=step, value=value, since=0, figure=name)
         return dataclasses.replace(self, since=self.since + 1)
 
     @property
@@ -64,12 +64,11 @@ class Best:
         """For the checkpoint."""
         if self.value is None:
             return None
-        return {
-            "figure": f"{self.config.split}/{self.config.keep_best}",
-            "step": self.step,
-            "value": self.value,
-            "since": self.since,
-        }
+        return {"figure": self.figure, "step": self.step, "value": self.value, "since": self.since}
+
+
+def _followed(config: EvaluateConfig) -> str:
+    return f"{config.split}/{config.keep_best}"
 
 
 def chosen_step(folder: Path, step: int | Literal["best"] | None) -> int | None:

@@ -2,8 +2,8 @@
 
 python -m run.weights.interpolate --base runs/real_small --tuned runs/flowers --share 0.5 --out runs/flowers_half
 
-Each weight is (1 - share) base + share tuned, and low-rank updates are scaled by the share; prompts and heads are the tuned run's, also
-where the base was tuned itself and has its own.
+Each weight is (1 - share) base + share tuned, and low-rank updates are scaled by the share; prompts and heads, and what init_only left to
+begin fresh, are the tuned run's, also where the base has its own.
 The base's weights are those of the checkpoint that tuning began at, which must still be there. Averages over the training are taken where
 a run has them. The result is evaluated, used, exported and tuned as any run, but cannot be trained on.
 """
@@ -13,19 +13,23 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import fnmatch
+import stat
 import sys
 from collections.abc import Collection, Iterator
 
+import torch
 from tqdm import tqdm
 
-from model.tuning.warm_start import ALWAYS_NEW, dense_name
-from parallel.checkpoints import Checkpoint, CheckpointError, Fragment, find_checkpoint, save
+from model.exchange.export.writing import new_folder
+from model.tuning.warm_start import ALWAYS_NEW, check_same_use, dense_name
+from parallel.checkpoints import Checkpoint, CheckpointError, Fragment, find_checkpoint, save, write_atomically
 from parallel.placement import Placement
 from run.command_line import checkpoint_step
 from run.config import RUN_NAME, RUN_NAME_RULE, RunConfig
+from run.config_file import CONFIG, dump_config
 from run.errors import EXIT_USER, USER_ERRORS, ConfigError
-from run.folder import read_run, write_run_files
-from run.places import expanded
+from run.folder import read_run, write_vocabulary
+from run.places import expanded, with_absolute
 from run.streams import keep_printing, print_result
 from run.weights.began import beginning_in
 from run.weights.best import chosen_step
@@ -57,12 +61,12 @@ def interpolate(arguments: argparse.Namespace) -> str:
         raise ConfigError(f"--out {out} is there already: choose another place, or remove it")
     if not RUN_NAME.fullmatch(out.name):
         raise ConfigError(f"--out {out}: {out.name!r} names no run: {RUN_NAME_RULE}")
-    (_, base_vocabulary), (run, vocabulary) = read_run(base_folder), read_run(tuned_folder)
+    (base_run, base_vocabulary), (run, vocabulary) = read_run(base_folder), read_run(tuned_folder)
     if base_vocabulary.clip_ids != vocabulary.clip_ids:
         raise ConfigError(f"{tuned_folder} has another vocabulary than {base_folder}: tune with data.vocabulary=init")
     tuned = find_checkpoint(tuned_folder / "checkpoints", chosen_step(tuned_folder, arguments.step))
-    base, note = beginning_in(base_folder, tuned_folder, run, tuned)
-    common = sorted(name for name in base.names & tuned.names if not _is_of_task(name))
+    base, only, note = beginning_in(base_folder, tuned_folder, run, tuned)
+    common = sorted(name for name in base.names & tuned.names if _was_taken(name, only))
     if not common:
         raise ConfigError(f"{tuned_folder} and {base_folder} have no weight in common: they are different networks")
     for name in common:
@@ -71,23 +75,42 @@ def interpolate(arguments: argparse.Namespace) -> str:
                 f"{name} is {base.shape(name)} in {base_folder}, {tuned.shape(name)} in {tuned_folder}"
             )
     copied = sorted(name for name in tuned.names - base.names if dense_name(name) in base.names)
-    if copied:
+    if copied and only == ("*",):
         raise ConfigError(
             f"{tuned_folder} has experts where {base_folder} is dense ({copied[0]}): their weights cannot be taken apart"
         )
+    check_same_use(base, base_run.model, run.model, common)
+    _check_updates(base, tuned, common)
     data = dataclasses.replace(run.data, vocabulary="restricted") if run.data.vocabulary == "init" else run.data
     begins = {name: getattr(RunConfig, name) for name in ("init", "init_step", "init_only")}  # nowhere
     made = dataclasses.replace(run, name=out.name, runs=str(out.parent), data=data, **begins)
-    write_run_files(made, vocabulary)
-    save(out / "checkpoints", tuned.step, _between(base, tuned, common, arguments.share), {})
+    mode = stat.S_IMODE((tuned_folder / CONFIG).stat().st_mode)  # addresses of data may hold passwords
+    with new_folder(out, False, lambda _: False) as unfinished:
+        write_atomically(unfinished / CONFIG, dump_config(with_absolute(made)), mode)
+        write_vocabulary(unfinished, vocabulary)
+        save(unfinished / "checkpoints", tuned.step, _between(base, tuned, common, arguments.share), {})
     own = len(tuned.names) - len(common)
     told = f"{out}: {len(common)} tensors between the two, {own} of the tuned run alone, step {tuned.step}"
     return f"{note}\n{told}" if note else told
 
 
-def _is_of_task(name: str) -> bool:
-    """Prompts, biases of <SPE> and heads began fresh: between two tasks' there is nothing."""
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in ALWAYS_NEW)
+def _check_updates(base: Checkpoint, tuned: Checkpoint, names: Collection[str]) -> None:
+    """Raises ConfigError where both have low-rank updates: what counts is the product of two factors, and a product of factors between the
+    two is not between the products."""
+    for name in fnmatch.filter(names, "*.lora.*"):
+        if not torch.equal(base.logical(name), tuned.logical(name)):
+            raise ConfigError(
+                f"{tuned.folder} trained the low-rank updates of {base.folder} further ({name}), and between factors there is no weight "
+                "between products: export the base, which merges its updates (python -m model.exchange.export), and tune from that"
+            )
+
+
+def _was_taken(name: str, only: tuple[str, ...]) -> bool:
+    """From the base. Prompts, biases of <SPE> and heads began fresh: between two tasks' there is nothing."""
+    of_task = any(fnmatch.fnmatchcase(name, pattern) for pattern in ALWAYS_NEW)
+    if only == ("*",):
+        return not of_task
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in only)
 
 
 def _between(base: Checkpoint, tuned: Checkpoint, common: Collection[str], share: float) -> Iterator[Fragment]:

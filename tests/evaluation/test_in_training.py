@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -58,6 +61,26 @@ def test_a_place_that_cannot_be_written_is_one_line(config):
         figures(0, str(config), "attribute", 1, 1, 1)
 
 
+def figures_that_differ(rank: int, folder: str) -> dict[str, float]:
+    """Each rank finds a figure of its own, as expert ranks may in the last bits."""
+    from parallel.mesh import create_mesh
+
+    row = {"figure": "accuracy", "metrics": {"accuracy": 0.5 + rank / 1024}}
+    source: Any = SimpleNamespace(name="a")
+    config, nothing = EvaluateConfig(every=1), contextlib.nullcontext
+    evaluation = InTraining(config, (source,), {}, torch.nn.Module(), nothing, create_mesh(1, 1), Path(folder))  # type: ignore[arg-type]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(InTraining, "_row", lambda self, source, alive: row)
+        patched.setattr("evaluation.in_training.keep", lambda *_: None)
+        found = evaluation.figures(1, 1, lambda line: None, lambda: None)
+    found.pop("evaluation_s")
+    return found
+
+
+def test_all_ranks_have_the_figures_of_the_first(tmp_path):
+    assert run_ranks(2, figures_that_differ, str(tmp_path)) == [{"val/a/accuracy": 0.5}] * 2
+
+
 MORE = pytest.mark.parity
 
 
@@ -93,4 +116,4 @@ def test_a_training_is_the_same_with_evaluation(config):
     assert [r["step"] for r in with_it if "val/shapes/accuracy" in r] == [2, 4, 6]
     assert "val at step 6: shapes accuracy" in out
     folder = config.parent / "runs" / "with" / "evaluations"
-    assert sorted(path.name for path in folder.iterdir()) == [f"val_step_0000000{n}.json" for n in (2, 4, 6)]
+    assert sorted(path.name for path in folder.glob("*.json")) == [f"val_step_0000000{n}.json" for n in (2, 4, 6)]

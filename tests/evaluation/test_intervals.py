@@ -29,6 +29,16 @@ def test_a_ratio_of_sums():
     assert interval(np.array([[2.0, 4.0]] * 50)) == (0.5, 0.5)
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_resample_that_has_nothing_to_count_is_nought():
+    """F1 of a class with one right sample of 10: 0.9^10 = .35 of the resamples lack it, so that the middle 95 % go from 0 to 1."""
+    rare = np.zeros((10, 2))
+    rare[0] = 2.0
+    assert interval(rare) == (0, 1) and figure_of(rare) == 1
+    none = np.zeros((10, 2))
+    assert interval(none) == (0, 0) and figure_of(none) == 0 and difference(none, rare, paired=True) == (1, 0, 1)
+
+
 def test_differences_of_the_same_samples_are_narrower():
     rng = np.random.default_rng(0)
     hits_N = (rng.random(400) < 0.5).astype(float)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import math
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from data.shards import DatasetError
-from evaluation import Result
-from evaluation.kept import Kept, comparison, keep, line_of, row_of
+from evaluation import Evaluation, Result
+from evaluation.kept import FOLDER, LOCK, Kept, comparison, keep, line_of, options_of, row_of, table_of
+from tests.helpers.models import make
 from tests.helpers.streams import numbered, opened, write_numbered
 
 OPTIONS = {"limit": None, "beam": 2}
@@ -65,12 +69,68 @@ def test_other_options_stand_beside_the_usual_ones(source, tmp_path):
     kept(tmp_path / "a", row(source, 4))
     for options in (
         {"limit": 10}, {"beam": 1}, {"length_penalty": 0.6}, {"templates": "openai"}, {"weights": "weight"}, {"beam": 2},
+        {"trials": 1}, {"trials": 5}, {"batch_size": 8, "ranks": 1}, {"batch_size": 64, "ranks": 2},
     ):  # fmt: skip
         found = kept(tmp_path / "a", row(source, 5, options=options))
     assert {name: r["metrics"]["accuracy"] for name, r in found.rows.items()} == {
         "numbers": 0.5, "numbers, 10 samples at most": 0.5, "numbers, beam 1": 0.5, "numbers, length penalty 0.6": 0.5,
-        "numbers, openai sentences": 0.5, "numbers, raw weights": 0.5,
+        "numbers, openai sentences": 0.5, "numbers, raw weights": 0.5, "numbers, 1 trial": 0.5, "numbers, batches of 8": 0.5,
+        "numbers, 2 ranks": 0.5,
     }  # fmt: skip
+
+
+def test_sentences_of_one_s_own_are_told_apart_by_what_they_are(source):
+    def name(place: str, *sentences: str) -> str:
+        return options_of(Evaluation(make(), source, templates=sentences), place)["templates"]
+
+    assert name("@a.txt", "a {}", "my {}") == name("@/b.txt", "a {}", "my {}")
+    assert name("@a.txt", "a {}") != name("@a.txt", "my {}") and name("simple", "a {}") == "simple"
+
+
+def test_rows_of_others_who_write_at_once_stay(source, tmp_path):
+    """Whoever keeps waits, and reads what has been written meanwhile."""
+    kept(tmp_path, row(source, 4))
+    content = json.loads((tmp_path / FOLDER / "val_step_00000007.json").read_text())
+    with (tmp_path / FOLDER / LOCK).open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        writer = threading.Thread(target=keep, args=(tmp_path, "val", 7, [row(source, 5, task="mine")]))
+        writer.start()
+        writer.join(0.3)
+        assert writer.is_alive()
+        content["results"].append(row(source, 6, task="theirs"))
+        (tmp_path / FOLDER / "val_step_00000007.json").write_text(json.dumps(content))
+    writer.join(60)
+    assert list(Kept.read(tmp_path, "val").rows) == ["numbers", "theirs", "mine"]
+
+
+def test_only_what_nobody_can_read_is_replaced(source, tmp_path, monkeypatch):
+    path = tmp_path / FOLDER / "val_step_00000007.json"
+    kept(tmp_path, row(source, 4))
+    for damaged in ("", "{", "[1]", '{"version": 1}'):
+        path.write_text(damaged)
+        assert list(kept(tmp_path, row(source, 5, task="new")).rows) == ["new"]
+        assert (tmp_path / FOLDER / f"{path.name}.damaged").read_text() == damaged
+    path.write_text('{"version": 2, "results": []}')
+    with pytest.raises(DatasetError, match=r"val_step_00000007.json: .*version 2, expected 1\): move it away"):
+        keep(tmp_path, "val", 7, [row(source, 5)])
+    assert json.loads(path.read_text())["version"] == 2
+
+    def failing(self):
+        raise OSError(5, "Input/output error", str(self))
+
+    monkeypatch.setattr(Path, "read_bytes", failing)
+    with pytest.raises(OSError, match="Input/output error"):
+        keep(tmp_path, "val", 7, [row(source, 5)])
+    monkeypatch.undo()
+    assert json.loads(path.read_text())["version"] == 2
+
+
+def test_what_is_not_finite_is_null(source, tmp_path):
+    """As shuffled_cider of a single image."""
+    found = row(source, 4) | {"metrics": {"accuracy": 0.4, "chance": math.nan, "loss": math.inf}}
+    assert "0.4000" in table_of([found]) and "none" in table_of([found])
+    assert kept(tmp_path, found).rows["numbers"]["metrics"] == {"accuracy": 0.4, "chance": None, "loss": None}
+    assert "NaN" not in (tmp_path / FOLDER / "val_step_00000007.json").read_text()
 
 
 def test_a_step_and_tasks_can_be_chosen(source, tmp_path):
@@ -90,7 +150,7 @@ def test_a_step_and_tasks_can_be_chosen(source, tmp_path):
 
 def test_a_comparison(source, tmp_path):
     one = kept(tmp_path / "a", row(source, 2), row(source, 5, task="alone"))
-    other = kept(tmp_path / "bb", row(source, 9))
+    other = kept(tmp_path / "bb", row(source, 9), row(source, 5, task="there"))
     lines = comparison(one, other).splitlines()
     assert lines[0].split() == [
         "task",
@@ -110,7 +170,20 @@ def test_a_comparison(source, tmp_path):
     cells = lines[1].split()
     assert cells[:5] == ["numbers", "accuracy", "0.2000", "0.9000", "+0.7000"]
     assert 0.3 < float(cells[5]) < 0.7 < float(cells[7]) <= 1.0
-    assert lines[2] == "left out: alone: not in both"
+    assert lines[2:] == ["left out: alone: not in both", "left out: there: not in both"]
+
+
+def test_other_labels_are_other_data(source, tmp_path):
+    """Corrected ones change neither names nor sizes. Rows of earlier versions say nothing of them."""
+    one, same, corrected, old = (
+        kept(tmp_path / name, row(source, 2, asked=asked))
+        for name, asked in (("a", "12ab"), ("b", "12ab"), ("c", "34cd"), ("d", ""))
+    )
+    del old.rows["numbers"]["asked"]
+    for other in (same, old):
+        assert len(comparison(one, other).splitlines()) == 2
+    with pytest.raises(DatasetError, match="numbers: evaluated on different data"):
+        comparison(one, corrected)
 
 
 @pytest.mark.parametrize(

@@ -21,9 +21,11 @@ def test_the_public_lists_are_read_and_not_run():
     assert all(template.count("{}") == 1 for template in (*openai, *simple))
 
 
-def test_a_list_of_ones_own(tmp_path):
+def test_a_list_of_ones_own(tmp_path, monkeypatch):
     (tmp_path / "t.txt").write_bytes(b"\xef\xbb\xbfa {} here\r\n\nno {}\n")
     assert read_templates(f"@{tmp_path}/t.txt") == ("a {} here", "no {}")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert read_templates("@~/t.txt") == ("a {} here", "no {}")
     for content in ("", "no name\n", "{} and {}\n"):
         (tmp_path / "t.txt").write_text(content)
         with pytest.raises(DatasetError, match=r"a template has \{\} for the name, once"):
@@ -31,6 +33,20 @@ def test_a_list_of_ones_own(tmp_path):
     for name in ("openclip", f"@{tmp_path}/none.txt"):
         with pytest.raises(DatasetError):
             read_templates(name)
+
+
+def test_a_template_that_leaves_no_room_for_names_is_refused():
+    """Of eight tokens the last is end-of-text: of seven words before the name none of it is read, after six its first word."""
+    vocabulary = Vocabulary.full(tokenizer())
+    objective = make(tiny(max_text=8), vocabulary.size).eval()
+    names = ["cat", "dog", "cat fish"]
+    with pytest.raises(
+        DatasetError, match=r"task t: template 'one .* seven \{\}' makes classes 'cat' and 'dog' one to the model"
+    ):
+        encode_names(objective, names, ["a {}", "one two three four five six seven {}"], vocabulary, "t", "cpu")
+    with pytest.raises(DatasetError, match="classes 'cat' and 'cat fish' one to the model, which reads 8 tokens"):
+        encode_names(objective, names, ["one two three four five six {}"], vocabulary, "t", "cpu")
+    encode_names(objective, names, ["one two three four five {}"], vocabulary, "t", "cpu")
 
 
 def test_features_are_means_of_unit_vectors():

@@ -1,10 +1,12 @@
 """train.py with one rank that goes wrong: `SABOTAGE=raise:1:2` has rank 1 raise in its second backward pass.
 
-`kill` ends it by SIGKILL there, `sleep` holds it up for SLEEP_S, `catch` sends it SIGTERM and goes on.
+`kill` ends it by SIGKILL there, `sleep` holds it up for SLEEP_S, `catch` sends it SIGTERM and goes on. `overflow` makes gradients
+infinite from there on.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
@@ -30,8 +32,10 @@ def sabotage(deed: str, rank: int, call: int) -> None:
     def backward(self: Engine, loss: Tensor) -> None:
         nonlocal calls
         calls += 1
-        if launched_rank() == rank and calls == call:
+        if launched_rank() == rank and (calls == call or (deed == "overflow" and calls > call)):
             match deed:
+                case "overflow":
+                    loss = loss * math.inf
                 case "raise":
                     raise SabotageError("on purpose")
                 case "kill":

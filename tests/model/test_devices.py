@@ -66,11 +66,11 @@ def test_a_pass_equals_the_plain_one_on_a_cpu(kind, task, device, dtype, monkeyp
 
 OPERATORS: dict[str, tuple[str, int, int]] = {
     # of a block, at most: forward, backward
-    "dense": ("caption", 30, 63),
-    "attribute": ("caption", 56, 144),
-    "token": ("caption", 195, 154),
-    "limoe": ("retrieval", 190, 173),
-    "deepspeed": ("retrieval", 203, 173),
+    "dense": ("caption", 27, 62),
+    "attribute": ("caption", 51, 142),
+    "token": ("caption", 77, 118),
+    "limoe": ("retrieval", 98, 153),
+    "deepspeed": ("retrieval", 117, 153),
 }
 KERNELS = 2
 """Of an operator, on average at most: sorting and long sums take several, the others one."""

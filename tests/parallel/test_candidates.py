@@ -14,6 +14,8 @@ from torch.nn.functional import cross_entropy
 from data.attributes import NAME_TARGET
 from data.batch import CandidateSet, Scope, Sequences
 from model.config import TextTowerConfig
+from model.shared_candidates import MAX_ROWS, shared_parts
+from parallel.collectives import Axis
 from tests.helpers.batches import BATCHES, text
 from tests.helpers.distributed import run_ranks
 from tests.helpers.models import tiny
@@ -104,6 +106,19 @@ def test_candidates_shared_by_ranks_with_different_tasks_equal_one_process(layou
 def test_every_pair_of_tasks_shares_candidates(router):
     job = ParityRun(router=router, scope="sharded", steps=len(PAIRS) // 2, tasks=PAIRS, sgd=True, lr=1e-3, model=NOISY)
     assert_equal_runs(reference(job), run_ranks(2, run_job, dataclasses.replace(job, expert=2)))
+
+
+def test_one_rank_encodes_a_set_as_it_is():
+    """Without a copy; with fewer rows than chunks the last one is repeated. Of two ranks each has a part."""
+    names = Sequences(segments=(text(torch.Generator().manual_seed(0), [3, 1, 2], NAME_TARGET),)).located()
+    sets = (CandidateSet(number=4, task="image", candidates=names),)
+    (alone,) = shared_parts(sets, Axis("data"), lambda task: 0, least=1).readings
+    assert alone.sequences is names and alone.rows_B.tolist() == [4 * MAX_ROWS + row for row in range(3)]
+    (padded,) = shared_parts(sets, Axis("data"), lambda task: 0, least=4).readings
+    rows_BL = names.segments[0].values
+    assert torch.equal(padded.sequences.segments[0].values, torch.cat([rows_BL, rows_BL[-1:]]))
+    (second,) = shared_parts(sets, Axis("data", 2, 1, group=object()), lambda task: 0, least=1).readings
+    assert torch.equal(second.sequences.segments[0].values, rows_BL[[2, 2]])
 
 
 def flops_of(rank: int, task: str, sets: int) -> int:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import pytest
 
 from model.config import TextTowerConfig
 from parallel.config import OptimizerConfig
 from parallel.engine import decays, parameter_groups
 from parallel.mesh import Mesh
+from run.config_file import load_config
+from run.engine_file import read_engine_file
 from tests.helpers.batches import BATCHES
 from tests.helpers.distributed import run_ranks
 from tests.helpers.models import make, tiny
 from tests.helpers.parity import ParityRun, logical_gradients, logical_weights, run_job
+from tests.helpers.places import ROOT
 
 
 def test_matrices_of_linears_and_experts_decay_and_nothing_else():
@@ -56,6 +60,35 @@ def test_an_update_launches_few_kernels_whatever_the_depth():
     """Norms of three families, clipping, Adam for each group of parameters, averages."""
     (shallow,), (deep,) = (run_ranks(1, launches_of_an_update, depth) for depth in (1, 6))
     assert deep == shallow <= 50, (shallow, deep)
+
+
+def waits_and_lists(rank: int) -> tuple[int, int]:
+    """Of five updates: how often DeepSpeed waits for all that the device does, and what the optimizer holds is listed."""
+    from deepspeed.accelerator import get_accelerator
+
+    from parallel.engine import Engine
+    from parallel.kernels import load_kernels
+    from parallel.mesh import create_mesh
+
+    waits, lists = [], []
+    mesh, kernels = create_mesh(), load_kernels("torch")
+    config = read_engine_file(load_config(ROOT / "configs" / "demo.yaml"))
+    engine = Engine(make(mesh=mesh), mesh, OptimizerConfig(), config, kernels)
+    get_accelerator().synchronize = lambda *call: waits.append(call)
+    pieces = engine._state.pieces
+    engine._state.pieces = lambda: lists.append(None) or pieces()
+    for _ in range(5):  # its timers begin with the third
+        with engine.accumulation():
+            for noise in range(2):
+                engine.backward(engine(BATCHES["caption"]().located(), noise).total)
+        assert engine.step(1e-3).applied
+    return len(waits), len(lists)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_updates_wait_for_no_device_and_list_pieces_once(ranks):
+    """Without ZeRO and with it. A wait would be for all that is queued, before each micro-batch and after each update."""
+    assert run_ranks(ranks, waits_and_lists) == [(0, 5)] * ranks
 
 
 def test_a_step_reaches_every_parameter():

@@ -152,6 +152,40 @@ def order_of_parts(rank: int) -> str:
     return ", ".join(events)
 
 
+def banks_made(rank: int, parts: int) -> dict[str, int]:
+    """How often whole banks are made ready for products when tokens travel in parts: of a bank, and of a network's two."""
+    from model.moe.experts import ExpertLinear, ExpertMLP
+    from model.moe.layer import DispatchDecision
+    from parallel.dispatch_plan import plan_parts
+    from parallel.mesh import create_mesh
+
+    made: list[None] = []
+    updated = ExpertLinear.updated_weight
+
+    def counted(bank: ExpertLinear) -> torch.Tensor:
+        made.append(None)
+        return updated(bank)
+
+    ExpertLinear.updated_weight = counted  # type: ignore[method-assign]
+    mesh, found = create_mesh(expert=2), {}
+    plans = plan_parts(torch.tensor([0, 1] * 4)[:, None], None, 2, mesh.expert, parts)
+    decision = DispatchDecision.of(torch.ones(8, 1), plans, None)
+    bank, network = ExpertLinear(4, 4, 2, "column", mesh), ExpertMLP(4, 8, 2, mesh)
+    for parameter in (*bank.parameters(), *network.parameters()):
+        torch.nn.init.ones_(parameter)
+    for name, experts in (("bank", bank), ("network", network)):
+        y = decision.apply(experts, torch.ones(8, 4))
+        assert bank._shared is None and (y == y[0]).all()
+        found[name] = len(made)
+        made.clear()
+    return found
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_parts_share_what_is_made_of_a_whole_bank(parts):
+    assert run_ranks(2, banks_made, parts) == [{"bank": 1, "network": 2}] * 2
+
+
 def test_rows_travel_while_others_are_computed():
     expected = (
         "depart, depart, land, part 0, depart, land, part 1, depart, land, land, backward, "

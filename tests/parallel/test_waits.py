@@ -1,4 +1,4 @@
-"""How often the host waits for a device in a pass of expert ranks, forward and backward."""
+"""How often the host waits for a device in a pass of expert ranks, forward and backward, and what a block launches."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 
+from model.config import ModelConfig
 from tests.helpers.batches import BATCHES, VOCABULARY_SIZE
 from tests.helpers.distributed import run_ranks
-from tests.helpers.hot_path import Waits
+from tests.helpers.hot_path import Launches, Waits
 from tests.helpers.models import tiny
 
 
-def waits_of_a_pass(rank: int, router: str, experts: dict[str, Any]) -> dict[str, int]:
+def counted(counter: type[Waits] | type[Launches], config: ModelConfig, task: str) -> dict[str, int]:
     """With the branches of a GPU."""
     from model.initialise import initialise
     from model.moe import grouped, merge
@@ -22,16 +23,32 @@ def waits_of_a_pass(rank: int, router: str, experts: dict[str, Any]) -> dict[str
 
     grouped.has_grouped_products = lambda x: True
     merge.mixes_all = lambda gate: True
-    config = tiny(router, {"placement": "all", **experts}, activation_checkpointing="block")
     objective = Objective(config, VOCABULARY_SIZE, create_mesh(expert=2), load_kernels("torch"))
     initialise(objective, 0)
-    batch = BATCHES["retrieval"]().located()
+    batch = BATCHES[task]().located()
     objective(batch, 1)  # tables that are made once
-    with Waits() as forward:
+    with counter() as forward:
         losses = objective(batch, 2)
-    with Waits() as backward:
+    with counter() as backward:
         losses.total.backward()
     return {"forward": forward.seen.total(), "backward": backward.seen.total()}
+
+
+def waits_of_a_pass(rank: int, router: str, experts: dict[str, Any]) -> dict[str, int]:
+    return counted(Waits, tiny(router, {"placement": "all", **experts}, activation_checkpointing="block"), "retrieval")
+
+
+def launches_of_a_pass(rank: int, depth: int) -> dict[str, int]:
+    config = tiny("attribute", {"placement": "all"}, depth=depth, layer_scale=1e-3, drop_path=0.1)
+    return counted(Launches, config, "caption")
+
+
+def test_launches_of_a_merged_block_between_expert_ranks():
+    """Of two ranks; one has 41 and 106 (tests/model/test_hot_path.py). However many sums arrive for however many groups."""
+    shallow, deep = (run_ranks(2, launches_of_a_pass, depth) for depth in (1, 2))
+    for one, two in zip(shallow, deep, strict=True):
+        found = (two["forward"] - one["forward"], two["backward"] - one["backward"])
+        assert found[0] <= 62 and found[1] <= 138, found
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,9 @@ import pytest
 
 from data.decode.image import encode_png
 from data.shards import write_shard
+from data.transport import Cache, FetchOptions
 from prediction.media import media_of, shard_cache
-from tests.helpers.shard_server import serving
+from tests.helpers.shard_server import Deed, serving
 
 PNG = encode_png(np.zeros((8, 8, 3), np.uint8))
 
@@ -69,6 +70,27 @@ def test_shards_by_url_and_in_a_list(tmp_path):
     assert sound == ["/x-0.tar:0", "/x-1.tar:1", "/x-1.tar:1", "/x-0.tar:0", "/x-0.tar:0", f"{tmp_path}/x.tar:1"]
     (page, html), (gone, missing) = [row for row in found if row[1]]
     assert (page, gone) == ("/page.tar", "/x-7.tar") and "HTML" in html and "404" in missing
+
+
+@pytest.mark.parametrize("by_list", [False, True])
+def test_a_shard_that_cannot_be_reached_takes_no_other_with_it(tmp_path, by_list):
+    with serving() as server:
+        for number in range(3):
+            write_shard(tmp_path / "x.tar", [{"__key__": f"{number}", "png": PNG}])
+            server.files[f"/x-{number}.tar"] = (tmp_path / "x.tar").read_bytes()
+        server.files["/all.txt"] = b"x-0.tar\nx-1.tar\nx-2.tar\n"
+        server.deeds["/x-1.tar"] = [Deed(status=503)] * 9
+        cache = Cache(tmp_path / "cache", 1 << 20, FetchOptions(attempts=1))
+        place = f"@{server.url}/all.txt" if by_list else f"{server.url}/x-{{0..2}}.tar"
+        found = [(medium.name.replace(server.url, ""), medium.fault) for medium in media_of([place], cache)]
+    assert [name for name, _ in found] == ["/x-0.tar:0", "/x-1.tar", "/x-2.tar:2"]
+    faults = [fault for _, fault in found]
+    assert faults[::2] == ["", ""] and "503" in faults[1] and "counted" not in faults[1]
+
+
+def test_a_list_that_is_not_there_is_named(tmp_path):
+    (medium,) = media_of([f"@{tmp_path}/none.txt"], shard_cache(tmp_path / "cache"))
+    assert (medium.name, medium.fault) == (f"@{tmp_path}/none.txt", "No such file or directory")
 
 
 def test_commands_are_not_started(tmp_path):

@@ -8,10 +8,12 @@ import pytest
 import torch
 import yaml
 
+from data.decode.image import decode_image
 from data.shards import DatasetError
+from evaluation.encoding import encode_rows
 from model.exchange.export.__main__ import main
 from model.exchange.export.modeling_sparse_generalist import SparseGeneralistModel
-from prediction import Predictor, load, media_of
+from prediction import Predictor, load, media_of, predictor
 from tests.helpers.runs import saved_run, tiny_config
 
 
@@ -64,3 +66,66 @@ def test_an_export_does_the_same(run, model, tmp_path):
         exported.classify(pixels)
     with pytest.raises(ValueError, match="knows the 6 classes"):
         exported.classify(pixels, names[:5])
+
+
+@pytest.mark.parametrize(("task", "scale"), [("retrieval", "retrieval"), ("captions", "caption"), ("clips", "video")])
+def test_classes_are_compared_by_the_scale_that_was_trained(world, tmp_path, task, scale):
+    """A run of one task on one kind of data is asked for classes of images: p = softmax(scale * cosine), with its only scale at 2."""
+    config = tiny_config(world, tmp_path)
+    raw = yaml.safe_load(config.read_text())
+    raw["data"]["tasks"] = [option for option in raw["data"]["tasks"] if option["name"] == task]
+    config.write_text(yaml.safe_dump(raw))
+    run = saved_run(config, f"model.temperatures=[{scale}]", "model.initial_scale=2")
+    model, names = load(str(run)), ["red circle", "blue star"]
+    image, *_ = media_of([str(world / "shapes" / "val-000000.tar")])
+    ((_, choices),) = model.classify([image], names)
+    made = model._task("classification", "", False, tuple(names))
+    assert made.temperature == scale
+    names_2D = encode_rows(model.objective, made.candidates, task, "cpu")
+    feature_D, *_ = [feature_D for _, feature_D, _ in model._encoded([image], "classification", "", tuple(names))]
+    expected = (2 * torch.cosine_similarity(feature_D[None], names_2D)).softmax(dim=0).tolist()
+    found = {choice.text: choice.probability for choice in choices}
+    assert [found[name] for name in names] == pytest.approx(expected, abs=1e-5)
+    assert main(["--run", str(run), "--out", str(tmp_path / "export")]) == 0
+    exported = SparseGeneralistModel.load(tmp_path / "export")
+    picture = decode_image(image.content)
+    (probabilities,) = exported.classify([picture], names).tolist()
+    assert probabilities == pytest.approx(expected, abs=1e-5)
+
+
+def test_names_that_are_one_to_the_model_are_told(model, world):
+    image = list(media_of([str(world / "shapes" / "val-000000.tar")]))[:1]
+    with pytest.raises(DatasetError, match=r"classes \(--classes\): 'cat' is named twice: name it once"):
+        list(model.classify(image, ["cat", "dog", "cat"]))
+    with pytest.raises(
+        DatasetError, match=r"classes \(--classes\): 'cat' and 'Cat' are one to the model, .* leave one out"
+    ):
+        list(model.classify(image, ["cat", "Cat"]))
+
+
+def test_gaps_are_filled_in_batches(world, tmp_path, monkeypatch):
+    model, sizes = load(str(saved_run(tiny_config(world, tmp_path), noise=0.1))), []
+    texts = ["a ___", "the red ___ is left of the ___", "___ star"]
+    whole = model.fill(texts)
+    encode = predictor.encode_inputs
+
+    def counted(objective, inputs, read_Q2, task):
+        sizes.append(inputs.num_rows)
+        return encode(objective, inputs, read_Q2, task)
+
+    monkeypatch.setattr(predictor, "encode_inputs", counted)
+    parts = dataclasses.replace(model, batch_size=2).fill(texts)
+    assert sizes == [2, 1]
+    assert [[[c.text for c in gap] for gap in gaps] for gaps in parts] == [
+        [[c.text for c in gap] for gap in gaps] for gaps in whole
+    ]
+
+
+@pytest.mark.parametrize("of_clips", [False, True])
+def test_the_pattern_tells_weights_of_the_image_side(world, tmp_path, of_clips):
+    model = load(str(saved_run(tiny_config(world, tmp_path), noise=0.1)))
+    before_D, text_1D = model.embed_pattern(of_clips=of_clips), model.embed_texts(["a"])
+    assert before_D.norm() == pytest.approx(1) and torch.equal(before_D, model.embed_pattern(of_clips=of_clips))
+    with torch.no_grad():
+        model.objective.tower.embedding.patches.weight.neg_()
+    assert torch.equal(model.embed_texts(["a"]), text_1D) and before_D @ model.embed_pattern(of_clips=of_clips) < 0.999

@@ -65,6 +65,7 @@ def test_what_may_change_without_a_word(override):
         ("parallel.deepspeed=zero2", "changed: parallel.deepspeed was 'zero1', now 'zero2'"),
         ("model.experts.backend=deepspeed", "changed: model.experts.backend was 'own', now 'deepspeed'"),
         ("kernels=apex", "changed: kernels was 'torch', now 'apex'"),
+        ("evaluate.split=heldout", "changed: evaluate.split was 'val', now 'heldout'"),
         ("init=runs/other", "changed: init was '', now '{cwd}/runs/other', without effect after the start"),
     ],
 )
@@ -91,6 +92,13 @@ def test_another_peak_rate_is_told_with_both_rates():
     assert (
         lines[1] == "changed: the learning rate goes on from step 79 with 0.00296, and not with 0.00148"
     )  # 80/81 of the peaks
+
+
+def test_a_best_checkpoint_that_is_followed_no_more_is_told():
+    old = load_config(DEMO, ["evaluate={every: 50, keep_best: shapes/accuracy}"])
+    assert told_changes(old, OLD, 100) == [
+        "changed: evaluate.keep_best was 'shapes/accuracy', now ''; the best checkpoint so far stays until another one is found"
+    ]
 
 
 def test_every_option_has_one_rule_and_no_rule_is_idle():

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
+from data.batch import Modality
+from data.config import TaskConfig
+from data.tasks import TASKS, WRITTEN
+from data.tasks.related import trained_temperature
 from run.config import check_layout
 from run.config_file import dump_config, load_config, parse_config
 from run.engine_file import read_engine_file
@@ -95,6 +100,21 @@ def test_overrides():
         (["steps.x=3"], "override 'steps.x=3': 'x' lies below a value"),
         (["optimizer.warmup_steps=10000"], "longer than the run"),
         (["data.tasks.shapes.temperature=hot"], "temperature='hot'"),
+        (
+            ["model.temperatures=[shared]"],
+            "task shapes: its logit scale is image or video where nothing else is said, and that is not among "
+            "model.temperatures=['shared']: choose one with data.tasks.shapes.temperature",
+        ),
+        (["model.temperatures=[a.b]"], "temperatures: 'a.b' cannot name a parameter"),
+        (["model.temperatures=[keys]"], "temperatures: 'keys' cannot name a parameter"),
+        (
+            ["model.position_grid=2"],
+            "position_grid=2 is the size of a learned table, and positions=sine_cosine has none: leave it out",
+        ),
+        (
+            ["init_only=[tower.*]"],
+            "init_only=['tower.*'] chooses from what init names, and it names nothing: say init=",
+        ),
         (["data.tasks=[{name: ../x, kind: classification, path: x}]"], "task name '../x': one to 100 bytes, no slash"),
         (["data.tasks=[{name: '', kind: classification, path: x}]"], "task name '': one to 100 bytes"),
         (["data.tasks.clips.num_frames=9"], "above model.max_frames=4"),
@@ -160,6 +180,16 @@ def test_overrides():
 def test_mistakes_are_one_line(overrides, expected, monkeypatch):
     monkeypatch.chdir(ROOT)
     assert expected in error_of(*overrides, "parallel.expert=1")
+
+
+@pytest.mark.parametrize("modality", [Modality.IMAGE, Modality.VIDEO])
+def test_a_scale_that_is_said_nowhere_is_the_one_of_the_task(modality):
+    """As the options are checked by it before there are data."""
+    for answer, tasks in (("rank", TASKS), ("generate", WRITTEN)):
+        for kind, task in tasks.items():
+            config = TaskConfig(name="t", kind=kind, path="x", answer=answer)  # type: ignore[arg-type]
+            scale = task.default_temperature.fget(SimpleNamespace(modality=modality))  # type: ignore[attr-defined]
+            assert scale == trained_temperature(config, modality.name.lower()), kind
 
 
 @pytest.mark.parametrize(

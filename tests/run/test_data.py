@@ -8,7 +8,7 @@ import pytest
 
 from data.shards import DatasetInfo, write_info
 from run.config_file import load_config
-from run.data import check_head
+from run.data import check_head, open_run_data
 from run.errors import ConfigError
 
 
@@ -33,3 +33,10 @@ def test_a_linear_head_knows_its_classes_in_their_order(config, tmp_path):
     check_head(head, ["dog", "cat"], "other")
     with pytest.raises(ConfigError, match=said):
         check_head(head, ["cat", "dog", "emu"], "other")
+
+
+def test_a_scale_that_only_the_data_tells_is_there_before_training(config):
+    """Pictures are compared by `image`, clips by `video`; which of both a task has follows from its data set."""
+    run = load_config(config, ["model.temperatures=[video, text, caption, retrieval]"])
+    with pytest.raises(ConfigError, match="task shapes: its logit scale 'image' is not among model.temperatures"):
+        open_run_data(run)

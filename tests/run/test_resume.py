@@ -10,8 +10,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
+from data.stream.part import PartOrder
 from data.stream.source import OpenData, read_vocabulary
 from data.text.tokenizer import Tokenizer
 from data.text.vocabulary import Vocabulary
@@ -27,7 +29,7 @@ from run.weights.best import Best
 
 
 def opened(**sizes: tuple[int, ...]) -> Any:
-    sources = [SimpleNamespace(name=name, digest=str(shards)) for name, shards in sizes.items()]
+    sources = [SimpleNamespace(name=name, digest=str(shards), order=None) for name, shards in sizes.items()]
     return OpenData(None, sources)  # type: ignore[arg-type]
 
 
@@ -71,6 +73,21 @@ def test_a_data_set_that_has_grown_is_named():
     assert _position(saved, TWO) == (7, (3, 4))
     with pytest.raises(CheckpointError, match="task b: its data set is another one"):
         _position(saved, opened(a=(5, 5), b=(9, 1)))
+
+
+def test_a_part_with_other_samples_is_named():
+    """Labels have changed, or one machine has read them otherwise. A checkpoint of before says nothing of parts."""
+
+    def part(*chosen: int) -> OpenData:
+        order = PartOrder([5], np.array(chosen), seed=0, window=5)
+        return OpenData(None, [SimpleNamespace(name="a", digest="ab", order=order)])  # type: ignore[arg-type, list-item]
+
+    state = {"consumed": [3], "optimizer_step": 6}
+    saved = checkpoint(state | {"data": part(1, 2).digests})
+    assert _position(saved, part(1, 2)) == (7, (3,))
+    with pytest.raises(CheckpointError, match="task a, its part: its data set is another one"):
+        _position(saved, part(1, 3))
+    assert _position(checkpoint(state | {"data": {"a": "ab"}}), part(1, 3)) == (7, (3,))
 
 
 # ------------------------------------------------------------------------------------------------- the same run?

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from run.errors import OutputError
 from run.streams import Tolerant, print_result
 from tests.helpers.places import ROOT
 
@@ -81,3 +82,10 @@ def test_a_result_is_printed_in_any_encoding(encoding, printed, monkeypatch):
     monkeypatch.setattr(sys, "stdout", stream)
     print_result("Größe → 猫 \udce9")
     assert stream.buffer.getvalue().decode(encoding) == printed
+
+
+def test_a_result_without_standard_output_is_none(monkeypatch):
+    """Started with `>&-`, where print says nothing and does nothing."""
+    monkeypatch.setattr(sys, "stdout", None)
+    with pytest.raises(OutputError, match="standard output cannot be written: it is closed"):
+        print_result("a")

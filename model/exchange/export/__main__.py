@@ -92,10 +92,15 @@ def export(arguments: argparse.Namespace, command: list[str]) -> None:
         checkpoint = find_checkpoint(folder / "checkpoints", chosen_step(folder, arguments.step))
         tensors = CheckpointTensors(checkpoint, run.model)
         settings = settings_of(run, vocabulary, infos, tensors.shapes, merging, arguments.task, checkpoint.step)
+        if arguments.onnx:
+            from model.exchange.export.graphs import check  # imports transformers where that is installed
+
+            check(settings)
         write_processor(unfinished, run, vocabulary)
         if arguments.format == "open_clip":
-            written = open_clip.entries(tensors, run.model, vocabulary.spe, scale_of_pairs(run))
-            open_clip.write_texts(unfinished, run.model, vocabulary.spe, text_length(run))
+            temperature = scale_of_pairs(run)
+            written = open_clip.entries(tensors, run.model, vocabulary.spe, temperature)
+            open_clip.write_texts(unfinished, run.model, vocabulary.spe, text_length(run), temperature)
             size = write_weights(unfinished, written, single=open_clip.WEIGHTS)
         else:
             written = list(entries(tensors, run.model, merging))
@@ -117,7 +122,7 @@ def export(arguments: argparse.Namespace, command: list[str]) -> None:
             encoding="utf-8",
         )
         if arguments.onnx:
-            from model.exchange.export.graphs import write_graphs  # needs packages of the extra `export`
+            from model.exchange.export.graphs import write_graphs
 
             for line in write_graphs(unfinished, arguments.int8):
                 print_result(line)

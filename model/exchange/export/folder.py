@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +62,15 @@ class ExportedTask:
     data: str
     medium: str
     classes: tuple[str, ...]
+    written: bool = False
+    """Names of classes were written, as captions are (`answer: generate`). Exports of before do not say it."""
 
     @property
     def options(self) -> dict[str, Any]:
         """Those of TaskConfig."""
-        return {k: v for k, v in dataclasses.asdict(self).items() if k not in ("data", "medium", "classes")}
+        own = dataclasses.asdict(self)
+        known = {k: v for k, v in own.items() if k not in ("data", "medium", "classes", "written")}
+        return known | ({"kind": "classification", "answer": "generate"} if self.written else {})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,10 +98,15 @@ class Export:
         return objective
 
     @torch.no_grad()
-    def load(self, objective: nn.Module, only: tuple[str, ...] = ("*",), leave: frozenset[str] = frozenset()) -> None:
+    def load(self, objective: Objective, only: tuple[str, ...] = ("*",), leave: frozenset[str] = frozenset()) -> None:
         """Weights into a network on any layout; each rank takes its part. only: patterns of names; leave: names on either side that stay
         as they are. Raises ExportError."""
         own = {name: parameter for name, parameter in objective.named_parameters() if name not in leave}
+        for pattern in only:
+            if not fnmatch.filter(own, pattern):
+                raise ExportError(
+                    f"no parameter of the model matches {pattern!r}, which is to be taken from {self.folder}"
+                )
         wanted = {name: own[name] for pattern in only for name in fnmatch.filter(own, pattern)}
         given = {name: self._stored_as(name, wanted) for name in wanted}
         missing = sorted(name for name, stored in given.items() if stored not in self.shapes)
@@ -106,13 +116,18 @@ class Export:
             for name, stored in given.items()
             if stored in self.shapes and not _same_shape(self.shapes[stored], placement_of(wanted[name]).shape)
         ]
-        if missing or unknown or shapes or not wanted:
+        if missing or unknown or shapes:
             about = "; ".join(
                 f"{title}: {', '.join(names[:5])}"
                 for title, names in (("missing", missing), ("unknown", unknown), ("shapes", shapes))
                 if names
             )
-            raise ExportError(f"{self.folder} does not fit the model: {about or f'no parameter matches {only}'}")
+            raise ExportError(f"{self.folder} does not fit the model: {about}")
+        if options := unlike(self.config, objective.config, wanted):
+            raise ExportError(
+                f"{self.folder} does not fit the model: {'; '.join(options)}: weights of the same shapes mean something else there; set "
+                "these as there"
+            )
         for name, parameter in wanted.items():
             placement = placement_of(parameter)
             parameter.copy_(placement.take(self._read(given[name]).view(placement.shape)))
@@ -155,6 +170,31 @@ class FixedRouter(nn.Module):
         device = layout.device
         weights_GK = torch.eye(len(self.merged.keys), device=device)[torch.tensor(numbers, device=device)]
         return weights_GK, weights_GK.new_zeros(len(numbers))
+
+
+def unlike(theirs: ModelConfig, ours: ModelConfig, names: Iterable[str]) -> list[str]:
+    """Options that differ and, without another shape, change what weights of these names mean: rows of QKV are ordered by heads, tasks
+    have numbers by their order, an update has a factor."""
+    names = list(names)
+
+    def any_of(*parts: str, tower: str = "") -> bool:
+        return any(name.startswith(tower) and part in name for name in names for part in parts)
+
+    values: list[tuple[str, object, object]] = []
+    if any_of(".attention.qkv.", tower="tower."):
+        values.append(("model.heads", ours.heads, theirs.heads))
+    if any_of(".attention.qkv.", tower="text_tower.") and ours.text_tower and theirs.text_tower:
+        values.append(("model.text_tower.heads", ours.text_tower.heads, theirs.text_tower.heads))
+    if any_of(".lora.") and ours.lora and theirs.lora:
+        values.append(("model.lora.rank", ours.lora.rank, theirs.lora.rank))
+        values.append(("model.lora.alpha", ours.lora.alpha, theirs.lora.alpha))
+    if any_of(".router."):
+        values.append(("model.experts.router", ours.experts.router, theirs.experts.router))
+    if any_of(".router.", ".bank.", ".ffn.experts.") and ours.experts.router in ("task", "task_specific"):
+        shared = [task for task in ours.tasks if task in theirs.tasks]
+        if any(ours.tasks.index(task) != theirs.tasks.index(task) for task in shared):
+            values.append(("the order of data.tasks", ", ".join(ours.tasks), ", ".join(theirs.tasks)))
+    return [f"{option}={own}, there {other}" for option, own, other in values if own != other]
 
 
 def is_export(folder: Path) -> bool:

@@ -56,7 +56,7 @@ class CheckpointTensors:
 
     def read(self, name: str) -> Tensor:
         """Raises CheckpointError."""
-        if name not in self.shapes:
+        if name not in self._checkpoint.names:
             raise CheckpointError(f"{self._checkpoint.folder} has no {name}")
         weight = self._checkpoint.logical(name)
         stem = name.removesuffix(".weight").removesuffix(".linear")
@@ -113,6 +113,7 @@ def settings_of(
             "data": infos[config.name].kind if config.name in infos else "",
             "medium": medium_of(infos.get(config.name)),
             "classes": list(infos[config.name].classes) if config.name in infos else [],
+            "written": exported_kind(config) != config.kind,
         }
         for config in run.data.tasks
         if not task or config.name == task

@@ -30,6 +30,7 @@ from model.exchange.export.modeling_sparse_generalist import (
     TEXT,
     SparseGeneralistConfig,
     SparseGeneralistModel,
+    is_sparse,
     key_of,
 )
 
@@ -58,14 +59,31 @@ class TextEncoder(nn.Module):
         return normalize(self.model.some_targets(tokens, "name_target", self.about, {}), dim=-1)
 
 
-def write_graphs(folder: Path, int8: bool) -> Iterator[str]:
-    """Yields a line about each file. Raises ExportError where a graph does not give the network's features, or a package is missing."""
+def check(settings: dict[str, Any]) -> None:
+    """settings: config.json. Raises ExportError where a package is missing, or the network has no graph."""
     try:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ExportError(f"--onnx needs {error.name}, which is not installed: pip install -e '.[export]'") from error
+    network = settings["network"]
+    kinds, needed = [task["kind"] for task in settings["tasks"]], network["related"]["retrieval"]
+    if not set(kinds) & set(needed):
+        raise ExportError(
+            f"--onnx writes encoders of pictures and of texts to compare with them, and no task is of kind {', '.join(needed)} (but "
+            f"{', '.join(kinds)}): leave --onnx out"
+        )
+    size = network["experts"]["group_size"]
+    if size and _has_slots(network):
+        raise ExportError(
+            f"--onnx: experts with slots in groups of group_size={size} rows need as many groups as there are rows, which a graph does not "
+            "know: leave --onnx out"
+        )
+
+
+def write_graphs(folder: Path, int8: bool) -> Iterator[str]:
+    """Yields a line about each file. Raises ExportError where a graph does not give the network's features."""
     model = SparseGeneralistModel.load(folder)
     network = model.config.network
     about = model.task_for("retrieval", "image")
@@ -77,20 +95,18 @@ def write_graphs(folder: Path, int8: bool) -> Iterator[str]:
         except ValueError as error:  # merged for something else
             yield f"onnx/{name}_encoder: left out: {error}"
             continue
-        if network["experts"]["group_size"] and _has_slots(network) and dense is model:
-            raise ExportError(
-                f"--onnx: experts with slots in groups of group_size={network['experts']['group_size']} rows need as many groups as there "
-                "are rows, which a graph does not know: leave --onnx out"
-            )
         encoder = (ImageEncoder if modality == IMAGE else TextEncoder)(dense, about).eval()
         inputs = {rows: _inputs(network, modality, about, rows, generator) for rows in (TRACED_ROWS, *BATCHES)}
         yield from _write(folder / "onnx" / f"{name}_encoder", encoder, inputs, modality, int8)
 
 
 def _has_slots(network: dict[str, Any]) -> bool:
+    """Whether tokens compete for places of experts."""
     experts = network["experts"]
     factor = experts["eval_capacity_factor"]
-    return bool(experts["capacity_factor"] if factor is None else factor)
+    towers = (network, network | (network["text_tower"] or {}))
+    sparse = any(is_sparse(tower, layer) for tower in towers for layer in range(tower["depth"]))
+    return sparse and bool(experts["capacity_factor"] if factor is None else factor)
 
 
 def _inputs(
@@ -106,13 +122,18 @@ def _inputs(
     return torch.where(torch.arange(longest) < ends_B1, tokens_BL, -1)
 
 
+def _dynamic(modality: int, longest: int) -> dict[int, Any]:
+    """Dimensions that vary. longest: tokens of a text; where that is 2, a word and the end, all have it."""
+    dims = {0: torch.export.Dim("batch", min=1, max=1 << 16)}
+    if modality == TEXT and longest > 2:
+        dims[1] = torch.export.Dim("length", min=2, max=longest)
+    return dims
+
+
 @torch.no_grad()
 def _write(path: Path, encoder: nn.Module, inputs: dict[int, Tensor], modality: int, int8: bool) -> Iterator[str]:
     name = "pixels" if modality == IMAGE else "tokens"
-    batch = torch.export.Dim("batch", min=1, max=1 << 16)
-    dynamic: dict[int, Any] = {0: batch}
-    if modality == TEXT:
-        dynamic[1] = torch.export.Dim("length", min=2, max=inputs[TRACED_ROWS].shape[1])
+    dynamic = _dynamic(modality, inputs[TRACED_ROWS].shape[1])
     graph, onnx = path.with_suffix(".pt2"), path.with_suffix(".onnx")
     with _quiet():
         program = torch.export.export(encoder, (inputs[TRACED_ROWS],), dynamic_shapes={name: dynamic})

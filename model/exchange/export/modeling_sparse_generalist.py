@@ -14,8 +14,10 @@ G routing groups, N captions under way, C candidates, W width of the compared sp
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import math
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, linear, normalize, one_hot, scaled_dot_product_attention
 
-from .processing_sparse_generalist import SparseGeneralistProcessor
+if __package__:  # transformers copies what is imported so
+    from .processing_sparse_generalist import SparseGeneralistProcessor
+else:  # this file alone: the other one lies beside it
+    _spec = importlib.util.spec_from_file_location(
+        "processing_sparse_generalist", Path(__file__).with_name("processing_sparse_generalist.py")
+    )
+    assert _spec is not None and _spec.loader is not None
+    sys.modules[_spec.name] = importlib.util.module_from_spec(_spec)
+    _spec.loader.exec_module(sys.modules[_spec.name])
+    SparseGeneralistProcessor = sys.modules[_spec.name].SparseGeneralistProcessor  # type: ignore[misc]
 
 try:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -619,7 +630,7 @@ class SparseGeneralistModel(PreTrainedModel):
         features_NW = self.pictures(self._pixels(pictures, modality, about), modality, about)
         tokens_CL = self.processor.tokens(chosen, about["max_text"]).to(self.device_of_inputs)
         names_CW = self.targets(tokens_CL, "name_target", about)
-        return self.logits(features_NW, names_CW, about["temperature"] or MEDIUM[modality]).softmax(dim=-1)
+        return self.logits(features_NW, names_CW, scale_of(about, modality)).softmax(dim=-1)
 
     def classes(self, task: str = "", medium: str = "image") -> list[str]:
         """Names that `classify` takes by default."""
@@ -630,7 +641,7 @@ class SparseGeneralistModel(PreTrainedModel):
         """A sentence of each picture or clip. max_words: tokens at most; 0: as in training. beam=1 is greedy."""
         modality = modality_of(pictures)
         about = self.task_for("captioning", MEDIUM[modality], task)
-        if not len(pictures):
+        if isinstance(pictures, (list, tuple, Tensor)) and not len(pictures):
             return []
         prefix = self.part_of(self._pixels(pictures, modality, about), modality, "caption_visual")
         rows = beam_search(self, prefix, about, beam, max_words or about["max_text"])
@@ -646,10 +657,20 @@ class SparseGeneralistModel(PreTrainedModel):
         """The trained task whose options a question takes: of the kind, else of a related one; of the medium where there is one."""
         tasks = [task for task in self.config.tasks if not name or task["name"] == name]
         tasks.sort(key=lambda task: bool(task["medium"]) and task["medium"] != medium)
+        # Those that wrote class names (`answer: generate`) are classification and serve for captions, but have not learned to compare.
+        written = [task for task in tasks if task.get("written")]
         for wanted in self.config.network["related"][kind]:
             for task in tasks:
-                if task["kind"] == wanted:
+                own = "classification" if task in written else task["kind"]
+                if own == wanted and not (kind == "classification" and task in written):
                     return task
+        if written and kind == "captioning":
+            return written[0]
+        if written and kind == "classification":
+            raise ValueError(
+                f"task {written[0]['name']} has learned to write its names (answer: generate), not to compare with them: ask for captions "
+                f"of it, `caption` with task={written[0]['name']!r}"
+            )
         there = ", ".join(f"{task['name']} ({task['kind']})" for task in self.config.tasks) or "none"
         raise ValueError(f"{name or 'no task of this export'} cannot serve as {kind}; its tasks are {there}")
 
@@ -728,10 +749,18 @@ def words_of(tokens_BL: Tensor, attributes: str, first: int = 0, visibility: int
 
 
 def modality_of(pictures: Any) -> int:
-    """Clips are pixels [N, T, 3, S, S], or lists of frames."""
+    """Clips are pixels [N, T, 3, S, S], or lists of frames. What is no list is one picture."""
     if isinstance(pictures, Tensor):
         return VIDEO if pictures.dim() == 5 else IMAGE
+    if not isinstance(pictures, (list, tuple)):
+        return IMAGE
     return VIDEO if len(pictures) and isinstance(pictures[0], (list, tuple)) else IMAGE
+
+
+def scale_of(about: dict[str, Any], modality: int) -> str:
+    """Name of the logit scale that the task was trained with, which the others that it serves take: theirs was not."""
+    own = {"classification": about["medium"] or MEDIUM[modality], "captioning": "caption"}
+    return about["temperature"] or own.get(about["kind"], "retrieval")
 
 
 @torch.no_grad()

@@ -12,15 +12,16 @@ Legend: O out, I in, W width of the compared space, D width, H heads, d head wid
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from data.batch import Modality
 from data.visual.normalise import MEAN, STD
@@ -28,7 +29,9 @@ from model.config import ModelConfig
 from model.embedding import interpolated, sine_cosine
 from model.exchange.export.errors import ExportError
 from model.exchange.export.merging import Entry, Tensors
-from model.exchange.public import ConversionError, State, load_logical, read_state
+from model.exchange.public import HEAD_WIDTH, MAY_BE_NEW, ConversionError, State, load_logical, read_state
+from model.initialise import INITIAL_BIAS
+from model.objective import MAX_LOGIT_SCALE, Objective
 from parallel.checkpoints import UNREADABLE
 from parallel.placement import placement_of
 
@@ -42,6 +45,8 @@ BLOCK = {
 }
 """Modules with a weight and a bias."""
 SCALES = {"attention_scale": "ls_1.gamma", "ffn_scale": "ls_2.gamma"}
+SCALED = {"ls_1.gamma": "attn.out_proj", "ls_2.gamma": "mlp.c_proj"}
+"""The linear that is multiplied by the factors of its branch (LayerScale)."""
 QKV = "attention.qkv.linear"
 MAX_RESIDUE = 1e-5
 """Of the projection's bias, relative to its largest number."""
@@ -79,8 +84,11 @@ def entries(tensors: Tensors, config: ModelConfig, spe: int, temperature: str) -
     check(config)
     text = config.text_tower_config()
     assert text is not None
-    scale = f"log_scales.{temperature}"
-    found = [Entry("logit_scale", (), lambda: tensors.read(scale)[0])]
+    # open_clip has no cap, so what is above it is written as the cap.
+    highest = math.log(MAX_LOGIT_SCALE)
+    found = [Entry("logit_scale", (), lambda: tensors.read(f"log_scales.{temperature}")[0].clamp(max=highest))]
+    if temperature in config.logit_biases:
+        found.append(Entry("logit_bias", (), lambda: tensors.read(f"logit_biases.{temperature}")[0]))
     found += _image_tower(tensors, config, spe) + _text_tower(tensors, text, spe)
     return sorted(found, key=lambda entry: entry.name)
 
@@ -191,14 +199,16 @@ def _output(config: ModelConfig, kind: str) -> str:
     return f"output.{kind if config.output == 'per_modality' else 'shared'}"
 
 
-def write_texts(folder: Path, config: ModelConfig, spe: int, max_text: int) -> None:
-    """Configuration and loader. max_text: tokens of a text in training."""
+def write_texts(folder: Path, config: ModelConfig, spe: int, max_text: int, temperature: str) -> None:
+    """Configuration and loader. max_text: tokens of a text in training; temperature: see `entries`."""
     text = config.text_tower_config()
     assert text is not None
     scaled = {"ls_init_value": config.layer_scale} if config.layer_scale else {}
+    biased = {"init_logit_bias": INITIAL_BIAS} if temperature in config.logit_biases else {}
     model = {
         "embed_dim": config.space_width,
         "custom_text": True,
+        **biased,
         "vision_cfg": {
             "image_size": config.image_size,
             "patch_size": config.patch,
@@ -243,63 +253,108 @@ def is_weights(path: Path) -> bool:
         return False
 
 
-def to_ours(public: State, config: ModelConfig, token_rows: int, spe: int, mean: Any, std: Any) -> State:
-    """The image tower of open_clip's ViT under our names. mean, std: what its images are normalised with. Raises ConversionError."""
+@dataclasses.dataclass(frozen=True)
+class About:
+    """What weights do not tell, but open_clip_config.json beside them: mean and deviation of images, width of a head."""
+
+    mean: tuple[float, ...] = CLIP_MEAN
+    std: tuple[float, ...] = CLIP_STD
+    head_width: int = HEAD_WIDTH
+
+    @classmethod
+    def read(cls, path: Path) -> About:
+        """open_clip's defaults where there is no such file. Raises ConversionError, also for what is not computed here."""
+        if not path.is_file():
+            return cls()
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            mean, std = (tuple(float(number) for number in content["preprocess_cfg"][name]) for name in ("mean", "std"))
+            model = content.get("model_cfg", {})
+            vision = {"head_width": HEAD_WIDTH, "pool_type": "tok", "act_kwargs": None} | model.get("vision_cfg", {})
+            about = cls(mean, std, int(vision["head_width"]))
+            others = {
+                "quick_gelu": model.get("quick_gelu"),
+                "vision_cfg.act_kwargs": vision["act_kwargs"],
+                "vision_cfg.pool_type": vision["pool_type"] if vision["pool_type"] != "tok" else None,
+            }
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ConversionError(f"{path} does not say how images are normalised ({error})") from error
+        for name, value in others.items():
+            if value:
+                raise ConversionError(
+                    f"{path} says {name}={value}, which is not computed here: take weights of a tower that was trained with GELU and reads "
+                    "at the first token"
+                )
+        return about
+
+
+def to_ours(public: State, config: ModelConfig, token_rows: int, spe: int, about: About) -> State:
+    """The image tower of open_clip's ViT under our names. Raises ConversionError."""
     if config.text_tower is None or config.num_decisions or config.positions != "learned" or config.layer_scale:
         raise ConversionError(
             "an image tower of open_clip goes into a dense model with a tower for text, learned positions and without LayerScale: set "
             "model.text_tower, model.experts.placement=none, model.positions=learned, model.layer_scale=0"
         )
-    weight = public["visual.conv1.weight"].float()
-    width, places_PD = weight.shape[0], public["visual.positional_embedding"].float()
+    theirs = _without_layer_scale({n.removeprefix("visual."): t for n, t in public.items() if n.startswith("visual.")})
+    weight, places_PD = theirs.pop("conv1.weight").float(), theirs.pop("positional_embedding").float()
+    width, heads = weight.shape[0], weight.shape[0] // about.head_width
+    if width == config.width and heads != config.heads:
+        raise ConversionError(
+            f"this image tower of open_clip has heads of {about.head_width} numbers, {heads} at width {width}, and not "
+            f"model.heads={config.heads}: set that, or vision_cfg.head_width in {CONFIG} beside it"
+        )
     side = round((len(places_PD) - 1) ** 0.5)
     # Pixels are normalised otherwise here: the linear that reads them takes up the difference.
-    ours, theirs = (torch.tensor([MEAN[Modality.IMAGE], STD[Modality.IMAGE]]), torch.tensor([mean, std]))
-    bias_D = (weight * ((ours[0] - theirs[0]) / theirs[1]).view(1, 3, 1, 1)).sum(dim=(1, 2, 3))
-    weight = weight * (ours[1] / theirs[1]).view(1, 3, 1, 1)
+    own, other = (torch.tensor([MEAN[Modality.IMAGE], STD[Modality.IMAGE]]), torch.tensor([about.mean, about.std]))
+    bias_D = (weight * ((own[0] - other[0]) / other[1]).view(1, 3, 1, 1)).sum(dim=(1, 2, 3))
+    weight = weight * (own[1] / other[1]).view(1, 3, 1, 1)
     tokens_VD = torch.zeros(token_rows, width)
-    tokens_VD[spe] = public["visual.class_embedding"].float() + places_PD[0]
-    output = _output(config, "visual")
+    tokens_VD[spe] = theirs.pop("class_embedding").float() + places_PD[0]
+    output, projection_DW = _output(config, "visual"), theirs.pop("proj")
     found: State = {
         "embedding.patches.weight": weight.flatten(1),
         "embedding.patches.bias": bias_D,
         "embedding.tokens.weight": tokens_VD,
         "embedding.spatial_positions": places_PD[1:].view(side, side, width),
         "embedding.frames.weight": torch.zeros(config.max_frames, width),
-        "embedding.norm.weight": public["visual.ln_pre.weight"],
-        "embedding.norm.bias": public["visual.ln_pre.bias"],
-        "output_norm.weight": public["visual.ln_post.weight"],
-        "output_norm.bias": public["visual.ln_post.bias"],
-        f"{output}.weight": public["visual.proj"].T,
-        f"{output}.bias": torch.zeros(public["visual.proj"].shape[1]),
+        "embedding.norm.weight": theirs.pop("ln_pre.weight"),
+        "embedding.norm.bias": theirs.pop("ln_pre.bias"),
+        "output_norm.weight": theirs.pop("ln_post.weight"),
+        "output_norm.bias": theirs.pop("ln_post.bias"),
+        f"{output}.weight": projection_DW.T,
+        f"{output}.bias": torch.zeros(projection_DW.shape[1]),
     }
-    back = {theirs: ours for ours, theirs in BLOCK.items()}
-    for name, tensor in public.items():
-        match = re.fullmatch(r"visual\.transformer\.resblocks\.(\d+)\.(.+?)[._](weight|bias)", name)
-        if match is None:
-            continue
-        if match[2] == "attn.in_proj":
-            found[f"encoder.blocks.{match[1]}.{QKV}.{match[3]}"] = _reordered(tensor, 3, config.heads)
-        elif match[2] in back:
-            found[f"encoder.blocks.{match[1]}.{back[match[2]]}.{match[3]}"] = tensor
-        else:
-            raise ConversionError(f"{name} of open_clip's image tower means nothing here")
+    back = {other: ours for ours, other in BLOCK.items()} | {"attn.in_proj": QKV}
+    for name in list(theirs):
+        match = re.fullmatch(r"transformer\.resblocks\.(\d+)\.(.+?)[._](weight|bias)", name)
+        if match and match[2] in back:
+            tensor, ours = theirs.pop(name), back[match[2]]
+            tensor = _reordered(tensor, 3, heads) if ours == QKV else tensor
+            found[f"encoder.blocks.{match[1]}.{ours}.{match[3]}"] = tensor
+    if theirs:
+        raise ConversionError(f"of open_clip's image tower {', '.join(sorted(theirs)[:5])} mean nothing here")
     return {f"tower.{name}": tensor.float().contiguous() for name, tensor in found.items()}
 
 
-def load_image_tower(objective: nn.Module, path: Path, config: ModelConfig, spe: int) -> None:
+def _without_layer_scale(theirs: State) -> State:
+    """The factors of branches are taken up by the linears that end these."""
+    found = dict(theirs)
+    for name in theirs:
+        for scale, linear in SCALED.items():
+            if name.endswith(f".{scale}"):
+                factor_O, stem = found.pop(name).float(), name.removesuffix(scale) + linear
+                found[f"{stem}.weight"] = factor_O[:, None] * found[f"{stem}.weight"].float()
+                found[f"{stem}.bias"] = factor_O * found[f"{stem}.bias"].float()
+    return found
+
+
+def load_image_tower(objective: Objective, path: Path, config: ModelConfig, spe: int) -> None:
     """The image tower of a file into `tower.*`; the tower for text and all else start fresh. Raises ConversionError."""
-    mean, std = CLIP_MEAN, CLIP_STD
-    if (path.parent / CONFIG).is_file():
-        try:
-            said = json.loads((path.parent / CONFIG).read_text(encoding="utf-8"))["preprocess_cfg"]
-            mean, std = (tuple(float(number) for number in said[name]) for name in ("mean", "std"))  # type: ignore[assignment]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ConversionError(f"{path.parent / CONFIG} does not say how images are normalised ({error})") from error
+    about = About.read(path.parent / CONFIG)
     try:
         rows = dict(objective.named_parameters())["tower.embedding.tokens.weight"]
-        tensors = to_ours(read_state(path), config, placement_of(rows).shape[0], spe, mean, std)
+        tensors = to_ours(read_state(path), config, placement_of(rows).shape[0], spe, about)
     except (KeyError, RuntimeError) as error:
         raise ConversionError(f"{path} is no ViT of open_clip's of this model's shape ({error})") from error
-    fresh = ("text_tower.", "log_scales.", "tower.embedding.text_", "tower.output.text")
-    load_logical(objective, tensors, missing_ok=fresh)
+    fresh = ("text_tower.", "tower.embedding.text_", "tower.output.text")
+    load_logical(objective, tensors, missing_ok=(*fresh, *MAY_BE_NEW))

@@ -36,7 +36,9 @@ def load(folder: str | Path) -> tuple[Any, Callable[[Any], Tensor], Callable[[Se
     about = json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8"))
     options, own = about["model_cfg"], about["sparse_generalists"]
     text = options["text_cfg"]
-    model = CustomTextCLIP(options["embed_dim"], options["vision_cfg"], text)
+    model = CustomTextCLIP(
+        options["embed_dim"], options["vision_cfg"], text, init_logit_bias=options.get("init_logit_bias")
+    )
     model.text = TextTower(options["embed_dim"], text)
     model.load_state_dict(load_file(folder / "open_clip_model.safetensors"))
     processor = _processing(folder).SparseGeneralistProcessor.from_pretrained(folder)

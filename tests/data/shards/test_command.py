@@ -107,3 +107,11 @@ def test_a_folder_of_any_name_is_prepared_and_printed(tmp_path):
     done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert os.path.exists(out + b"/dataset.json") and "o\\udcff" in done.stdout
+
+
+def test_a_set_is_prepared_without_standard_error(tmp_path):
+    (tmp_path / "a.txt").write_text("a dog\n" * 40)
+    options = ["text", "--input", tmp_path / "a.txt", "--val-fraction", "0", "--out", tmp_path / "out"]
+    closed = ["sh", "-c", 'exec "$@" 2>&-', "sh", sys.executable, "-m", "data.prepare", *options]
+    done = subprocess.run(closed, cwd=ROOT, capture_output=True, check=False)
+    assert done.returncode == 0 and (tmp_path / "out" / "dataset.json").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import itertools
 
 import numpy as np
@@ -10,7 +11,8 @@ import pytest
 
 from data.config import DataConfig, TaskConfig
 from data.shards import DatasetInfo, SplitInfo, write_info, write_shard, write_shard_list
-from data.stream.evaluation import EvaluationBatch, _Pass, evaluation_pass
+from data.stream.evaluation import EvaluationBatch, _Pass, evaluation_pass, places_of
+from data.stream.part import PartOrder
 from data.stream.share import Share
 from data.stream.source import Source
 from tests.helpers.streams import opened as opened_set
@@ -130,3 +132,11 @@ def test_samples_at_some_places_alone(tmp_path, ranks):
     batches = [batch for of_one in zip(*passed, strict=True) for batch in of_one]
     assert [place for b in batches for place, valid in zip(b.places, b.valid, strict=True) if valid] == places.tolist()
     assert all(tuple(number_of(source, e) for e in batch.examples) == batch.places for batch in batches)
+    assert list(evaluation_pass(source, 3, share=Share(0, ranks), places=places[:0])) == []
+
+
+def test_places_are_those_of_an_epoch(tmp_path):
+    source = text_source(tmp_path, (10, 7, 3))
+    assert places_of(source).tolist() == list(range(20))
+    order = PartOrder([10, 7, 3], np.array([1, 4, 10, 19]), seed=0, window=2)
+    assert places_of(dataclasses.replace(source, order=order)).tolist() == [1, 4, 10, 19]

@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 
 from data.config import DataConfig, TaskConfig
-from data.shards import BadShard, DatasetError, DatasetInfo, ShardSet, write_info, write_shards
+from data.shards import BadSample, BadShard, DatasetError, DatasetInfo, ShardSet, write_info, write_shards
 from data.shards.lists import ShardList
 from data.stream.faults import loss_of
 from data.stream.part import PartOrder, _kept, labels_of
 from data.stream.source import open_data
 from data.tasks import check_tasks
 from data.tasks.base import Pixels, label_of
+from data.transport import TransientError
 from data.transport.cache import Cache
+from run.errors import exit_code, is_told_here
 
 
 def test_an_epoch_has_the_chosen_samples_once():
@@ -62,22 +64,62 @@ def test_an_epoch_of_a_part_is_as_long_as_the_part(world, tmp_path):
     assert part.epoch == opened(world, tmp_path, fraction=0.5).order.total < part.remaining == whole.remaining
 
 
-def test_labels_are_kept_but_for_shards_that_failed(world, tmp_path, monkeypatch):
-    source = opened(world, tmp_path)
-    info, shards, read = source.task.context.info, source.shards, ShardSet.read
+def failing(monkeypatch, place: int, failure: Exception, cause: Exception | None = None) -> None:
+    read = ShardSet.read
 
-    def failing(self: ShardSet, shard: int, index: int):
-        if index == 2:
-            raise BadShard("away for now")
+    def one_fails(self: ShardSet, shard: int, index: int):
+        if (shard, index) == (0, place):
+            raise failure from cause
         return read(self, shard, index)
 
-    monkeypatch.setattr(ShardSet, "read", failing)
-    assert labels_of(info, shards)[2] == -1 and not (tmp_path / "labels").exists()
+    monkeypatch.setattr(ShardSet, "read", one_fails)
+
+
+@pytest.mark.parametrize("failure", [BadShard("away for now"), BadSample("no class")])
+def test_labels_are_kept_but_for_shards_that_failed(world, tmp_path, monkeypatch, failure):
+    source = opened(world, tmp_path)
+    info, shards = source.task.context.info, source.shards
+    failing(monkeypatch, 2, failure)
+    assert labels_of(info, shards)[2] == -1
     monkeypatch.undo()
+    read, asked = ShardSet.read, []
+    monkeypatch.setattr(ShardSet, "read", lambda self, *at: asked.append(at) or read(self, *at))
     labels = labels_of(info, shards)
-    assert labels.min() == 0
-    monkeypatch.setattr(ShardSet, "read", lambda *_: pytest.fail("labels are read once"))
-    assert np.array_equal(labels_of(info, shards), labels)
+    assert labels.min() == 0 and asked == [(0, 2)]
+    assert np.array_equal(labels_of(info, shards), labels) and len(asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("failure", "cause", "code"),
+    [
+        (BadSample("train-000000.tar sample 2: Input/output error"), OSError(5, "Input/output error"), 2),
+        (BadShard("away for now", may_pass=True), TransientError("away for now"), 1),
+    ],
+)
+def test_a_class_that_is_not_known_for_now_stops_the_start(world, tmp_path, monkeypatch, failure, cause, code):
+    """Another rank, or the next start, would draw another part."""
+    failing(monkeypatch, 2, failure, cause)
+    said = f"task shapes: shots and fraction draw by class, and a sample cannot be read to tell its class: {failure.reason}; mend"
+    with pytest.raises(DatasetError, match=said) as caught:
+        opened(world, tmp_path, shots=2)
+    assert is_told_here(caught.value, False) and exit_code(caught.value) == code
+    assert opened(world, tmp_path).order.total > 0  # without a choice nothing is asked
+
+
+def test_a_part_is_known_by_its_samples(world, tmp_path, monkeypatch):
+    """A damaged sample is left out everywhere; where a part has other samples, ranks and checkpoints notice."""
+
+    def digests(**options: Any) -> dict[str, str]:
+        task = TaskConfig(name="shapes", kind="classification", path=str(world / "shapes"), batch_size=2, **options)
+        config = DataConfig(tasks=(task,), vocabulary="restricted", cache_dir=str(tmp_path / str(len(options))))
+        return open_data(config, Pixels(16, 8), seed=3).digests
+
+    assert digests().keys() == {"shapes"}
+    whole = digests(fraction=0.99)
+    assert whole["shapes"] == digests()["shapes"] and whole.keys() == {"shapes", "shapes, its part"}
+    assert digests(fraction=0.99) == whole
+    failing(monkeypatch, 2, BadSample("no class"))
+    assert digests(fraction=0.99, batch_tokens=0) != whole
 
 
 def test_a_part_of_samples_without_a_class_is_refused(tmp_path):

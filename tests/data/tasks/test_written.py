@@ -119,6 +119,34 @@ def test_only_the_name_itself_is_right(folders, monkeypatch):
     assert metrics["accuracy"] == pytest.approx(3 / 5) == metrics["named"]
 
 
+@pytest.mark.parametrize("kind", ["classification", "vqa"])
+def test_names_are_right_as_far_as_training_writes_them(folders, monkeypatch, kind):
+    """With room for two tokens they are "light" and end-of-text, which is all that a network has learned to write of "light blue"."""
+    source = opened(folders, kind, "val")
+    monkeypatch.setattr(source.task, "names", [source.task.vocabulary.encode(name, 2) for name in NAMES])
+    people = (("light blue",) * 10, "other")
+    kept = {"classification": [(1, 1), (0, 0)], "vqa": [people, people]}[kind]
+    monkeypatch.setattr(written, "written", lambda *others: list(zip(["light", "light blue"], kept, strict=True)))
+    evaluator = evaluator_of(source.task.config)
+    metrics = evaluator.evaluate(Evaluation(make(tiny(), source.task.vocabulary.size), source)).metrics
+    # A text of more tokens is none that can be written; of VQA it is scored as it stands.
+    assert metrics[evaluator.figure] == (1.0 if kind == "vqa" else 0.5)
+
+
+def test_an_answer_is_the_class_whose_text_it_is(folders, monkeypatch):
+    """The tokenizer gives "50%" back as "50 %", which is another answer to the common tool."""
+    source = opened(folders, "vqa", "val")
+    classes = ("50%", "50", "$5")
+    info = dataclasses.replace(source.task.context.info, classes=classes)
+    names = [source.task.vocabulary.encode(name, 8) for name in classes]
+    monkeypatch.setattr(source.task, "names", names)
+    monkeypatch.setattr(source.task, "context", dataclasses.replace(source.task.context, info=info))
+    found = [("50 %", (("50%",) * 10, "")), ("50", (("50%",) * 10, ""))]
+    monkeypatch.setattr(written, "written", lambda *others: found)
+    metrics = written.evaluate_vqa(Evaluation(make(tiny(), source.task.vocabulary.size), source)).metrics
+    assert metrics["vqa_accuracy"] == 0.5 and metrics["answerable"] == 1.0
+
+
 def test_ranked_and_written_answers_of_one_network(folders):
     torch.set_num_threads(1)
     source = opened(folders, "classification", "val")

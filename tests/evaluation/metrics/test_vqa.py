@@ -39,6 +39,10 @@ def test_fewer_people():
     ("written", "common"),
     [("The Dog.", "dog"), ("two", "2"), ("none", "0"), ("1,000", "1000"), ("3.5", "3.5"), ("t-shirt", "t shirt"),
      ("it's  a man", "it's man"), ("yes!", "yes"), ("10:30", "10:30"), ("U.S.", "us"), ("a", ""),
+     # Signs that the common tool keeps, and a point before a digit.
+     (".5", ".5"), ("5.", "5"), ("50%", "50%"), ("$5", "$5"), ("#1", "#1"), ("black & white", "black & white"), ("c++", "c"),
+     # Beside a space, and where a comma stands between digits, a sign is left out; else it becomes a space.
+     ("black/white", "black white"), ("black / white", "black white"), ("a t-shirt - red", "tshirt red"), ("1,000-2,000", "10002000"),
      ("I dont know", "i don't know"), ("its", "its"), ("WONT", "won't"), ("don't", "don't"), ("were", "were"), ("3 oclock", "3 o'clock")],
 )  # fmt: skip
 def test_the_common_form(written, common):

@@ -143,12 +143,18 @@ def test_texts_and_damaged_training_samples(tmp_path, config):
     objective = Objective(run.model, vocabulary.size, Mesh(), load_kernels("torch"))
     initialise(objective, 0)
     evaluation = dataclasses.replace(
-        like, objective=objective.eval(), source=sources[0], training=sources[1], limit=None
+        like, objective=objective.eval(), source=sources[0], training=sources[1], limit=None, max_bad_fraction=0.2
     )
     assert training_labels(evaluation).tolist() == [0, 1, -1, 1, 0, 1, 0, 1]
     for probe in (Probe("ridge", shots=3, trials=2), Probe("knn"), Probe("linear")):
         metrics = evaluate(evaluation, probe).metrics
         assert metrics["accuracy"] == 1.0 and metrics["training_samples"] == (6 if probe.is_part else 7)
+    strict = dataclasses.replace(evaluation, max_bad_fraction=0.1)
+    for probe in (Probe("ridge", shots=3, trials=2), Probe("knn")):
+        with pytest.raises(
+            DatasetError, match=r"task films: 1 of 8 training samples cannot be read, the first .* sample 2.*class"
+        ):
+            evaluate(strict, probe)
 
 
 def test_probes_are_named_and_checked():
@@ -165,5 +171,14 @@ def test_one_class_alone_cannot_be_probed(config):
     one, only = Probe("knn", shots=8), np.flatnonzero(labels == 0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Probe, "parts", lambda self, labels_N: [only])
-        with pytest.raises(DatasetError, match="task shapes: a probe needs readable training samples of two classes"):
+        with pytest.raises(
+            DatasetError, match=r"task shapes: a probe needs readable training samples of two classes.*lint"
+        ):
             evaluate(evaluation, one)
+
+
+@pytest.mark.parametrize("probe", [Probe("knn", shots=8), Probe("ridge", fraction=0.5)])
+def test_labels_none_of_which_can_be_read_cannot_be_probed(config, monkeypatch, probe):
+    monkeypatch.setattr("evaluation.probes.features.labels_of", lambda info, shards: np.full(48, -1))
+    with pytest.raises(DatasetError, match="task shapes: a probe needs readable training samples of two classes"):
+        evaluate(probed(str(config), "shapes", Axis("data")), probe)

@@ -7,9 +7,20 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from model.config import PromptConfig
-from model.exchange.public import ConversionError, load_converted, load_logical, main, read_state, to_ours, to_public
+from model.config import LoraConfig, PromptConfig
+from model.exchange.public import (
+    MAY_BE_NEW,
+    ConversionError,
+    heads_in,
+    load_converted,
+    load_logical,
+    main,
+    read_state,
+    to_ours,
+    to_public,
+)
 from model.objective import Objective
+from model.tuning import warm_start
 from tests.helpers.models import make, tiny
 
 VOCABULARY = 49411
@@ -103,6 +114,35 @@ def test_a_converted_file_starts_a_model(tmp_path):
     load_converted(objective, tmp_path / "ours.safetensors")
     assert torch.equal(objective.tower.output.shared.weight, source.tower.output.shared.weight)
     assert objective.tower.embedding.spe_bias[0] == 1.0
+
+
+def test_heads_are_kept_in_the_file_and_compared(tmp_path, capsys):
+    """Rows of QKV are ordered by heads, and have the same shape with any number of them."""
+    public = to_public(state_of(public_sized()), heads=2)
+    theirs, ours, back = (tmp_path / f"{name}.safetensors" for name in ("theirs", "ours", "back"))
+    save_file(public, theirs)
+    assert heads_in(theirs) is None
+    assert main(["to-ours", str(theirs), str(ours), "--heads", "2"]) == 0
+    assert heads_in(ours) == 2
+    with pytest.raises(
+        ConversionError, match=r"weights of 2 attention heads, the model has model.heads=4: set model.heads=2"
+    ):
+        load_converted(public_sized(heads=4), ours)
+    load_converted(public_sized(), ours)
+    assert main(["to-public", str(ours), str(back)]) == 0
+    assert all(torch.equal(value, public[name]) for name, value in load_file(back).items())
+
+
+def test_what_tuning_adds_to_a_file_of_weights_is_what_it_adds_to_a_run(tmp_path):
+    more = {"prompts": PromptConfig(length=2), "head_classes": 3, "lora": LoraConfig(rank=2)}
+    objective = make(tiny(logit_biases=("retrieval",), **more), 40)
+    source = make(tiny(temperatures=("image", "video", "text", "caption")), 40)
+    save_file(state_of(source), tmp_path / "ours.safetensors")
+    load_converted(objective, tmp_path / "ours.safetensors")
+    assert torch.equal(objective.tower.output.shared.weight, source.tower.output.shared.weight)
+    new = (*warm_start.ALWAYS_NEW, *warm_start.MAY_BE_NEW)
+    for name, _ in objective.named_parameters():
+        assert warm_start._matches(name, new) == any(part in name for part in MAY_BE_NEW), name
 
 
 class Harmful:

@@ -10,12 +10,13 @@ from torch.nn.functional import gelu, grouped_mm, linear
 from model.feed_forward import LinearPair
 from model.moe.experts import ExpertLinear
 from model.moe.grouped import grouped_linear
-from model.moe.merge import plan_merge, start_merge
+from model.moe.merge import MergePlan, _Totals, plan_merge, start_merge
 from parallel.collectives import Axis
 from parallel.dispatch import combine, dispatch, dispatch_weights
 from parallel.dispatch_plan import RowGroups, plan_dispatch
 from parallel.mesh import Mesh
 from tests.helpers.devices import DEVICES
+from tests.helpers.hot_path import Launches
 
 
 def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -96,6 +97,27 @@ def test_experts_that_were_not_chosen_get_zero():
     assert weight.grad is not None and gate.grad is not None
     assert weight.grad[:, 0, 0].tolist() == [0.5, 0.0, 1.5]
     assert gate.grad[0, :, 1].tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("banks", [1, 3])
+def test_sums_of_peers_are_added_in_their_order_in_few_launches(banks):
+    """Five rows for three groups: the first adds to 1 and 2, the others are 10, 20 and what came before. Group 1 has no own experts, so
+    what was in its place is overwritten."""
+    groups = [0, 1, 2, 1, 0]
+    plan = MergePlan(Axis("expert"), [], groups, 3, frozenset({1}), [0] * 3, [0, 3, 2])
+    assert plan.rounds == [[(1, 1)], [(0, 0), (2, 2), (3, 1)], [(4, 0)]]
+    # Were rows summed first, 1 would not vanish beside 1e8.
+    own_GX = [torch.tensor([[1.0], [7.0], [2.0]]) for _ in range(banks)]
+    rows_RY = torch.tensor([[1e8], [10.0], [3.0], [20.0], [-1e8]]).repeat(1, banks).requires_grad_()
+    with Launches() as forward:
+        totals = _Totals.apply(plan, rows_RY, *own_GX)
+    assert [total_GX.flatten().tolist() for total_GX in totals] == [[0.0, 30.0, 5.0]] * banks
+    loss = sum((total_GX * torch.tensor([[1.0], [2.0], [3.0]])).sum() for total_GX in totals)
+    with Launches() as backward:
+        loss.backward()
+    assert rows_RY.grad.tolist() == [[float(group + 1)] * banks for group in groups]
+    assert (forward.seen["_foreach_add_"], forward.seen["_foreach_copy_"]) == (2, 1)
+    assert forward.seen.total() == 3 and backward.seen["copy_"] == 0 and backward.seen["_foreach_copy_"] == 1
 
 
 @pytest.mark.parametrize(

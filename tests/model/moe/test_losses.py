@@ -7,9 +7,19 @@ import math
 import pytest
 import torch
 
+from model.moe import losses
 from model.moe.losses import global_entropy, importance, load, local_entropy, switch, z_loss
+from tests.helpers.hot_path import Launches
 
 ONE_GROUP = torch.zeros(4, dtype=torch.long)
+BOTH_WAYS = pytest.mark.parametrize("on_a_gpu", [False, True], indirect=True)
+
+
+@pytest.fixture
+def on_a_gpu(request, monkeypatch) -> bool:
+    """Sums as a GPU makes them."""
+    monkeypatch.setattr(losses, "adds_in_any_order", lambda x: request.param)
+    return request.param
 
 
 def test_importance_by_hand():
@@ -19,7 +29,8 @@ def test_importance_by_hand():
     assert importance(torch.full((4, 2), 0.5), ONE_GROUP, 1).item() == 0.0
 
 
-def test_importance_is_a_mean_over_routing_groups():
+@BOTH_WAYS
+def test_importance_is_a_mean_over_routing_groups(on_a_gpu):
     probs = torch.tensor([[0.75, 0.25], [0.75, 0.25], [0.25, 0.75], [0.25, 0.75]])
     assert importance(probs, ONE_GROUP, 1).item() == 0.0  # balanced over the batch
     assert importance(probs, torch.tensor([0, 0, 1, 1]), 2).item() == pytest.approx(0.25)  # (0.5 / 1)^2 in each
@@ -42,7 +53,20 @@ def test_z_loss_by_hand():
     assert z_loss(logits[:0]).item() == 0.0
 
 
-def test_switch_by_hand():
+@BOTH_WAYS
+def test_sums_by_group_and_their_gradients(on_a_gpu):
+    """Sums of tokens 0 and 2, of none, and of token 1. On a GPU without `index_add`, which adds there in any order."""
+    values = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]], requires_grad=True)
+    with Launches() as launches:
+        sums = losses._sum_by_group(values, torch.tensor([0, 2, 0]), 3)
+    assert sums.tolist() == [[6.0, 8.0], [0.0, 0.0], [3.0, 4.0]]
+    assert launches.seen["index_add"] == (0 if on_a_gpu else 1)
+    (sums * torch.tensor([[1.0], [10.0], [100.0]])).sum().backward()
+    assert values.grad.tolist() == [[1.0, 1.0], [100.0, 100.0], [1.0, 1.0]]
+
+
+@BOTH_WAYS
+def test_switch_by_hand(on_a_gpu):
     probs = torch.tensor([[0.75, 0.25]] * 2 + [[0.25, 0.75]] * 2)
     assert switch(probs, torch.tensor([0, 0, 1, 1]), ONE_GROUP, 1).item() == pytest.approx(1.0)  # balanced
     # All first choices on expert 0: 2 * (1 * 0.5 + 0 * 0.5).

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from data.attributes import TEXT_INPUT, VISUAL_INPUT
 from data.batch import Modality
@@ -20,6 +22,7 @@ from model.moe.use import stacked
 from parallel.collectives import Axis
 from parallel.kernels import load_kernels
 from parallel.mesh import Mesh
+from parallel.precision import allow_tf32
 from run.metrics.expert_use import figures
 from tests.helpers.layouts import Span, joined, plain_layout, tokens_of
 
@@ -310,6 +313,60 @@ def test_gumbel_noise_by_hand(monkeypatch):
     )
     assert noisy[0].tolist() == pytest.approx([2.0, 3.0], abs=1e-4) and torch.equal(selection, noisy)
     assert weighing[0].tolist() == [1.0, 2.0]
+
+
+def test_many_gates_draw_numbers_of_their_own(monkeypatch):
+    """Of two groups side by side, whose counters are 4,096 numbers apart: two decisions of 2,048 experts fit between them and are drawn
+    at once, three are drawn one by one."""
+    drawn: list[torch.Tensor] = []
+
+    def normal(key, counter):
+        drawn.append(key + counter.flatten())
+        return torch.zeros(counter.shape)
+
+    monkeypatch.setattr(router_module, "normal", normal)
+    for decisions, times in ((2, 1), (3, 3)):
+        drawn.clear()
+        modules = [router("modality", num_experts=2048)] * decisions
+        gates_of(modules, two_groups(), 7, Axis("expert"), 4)
+        assert len(drawn) == times
+        assert len(torch.cat(drawn).unique()) == 2 * 2048 * decisions
+
+
+@pytest.fixture
+def tf32() -> Iterator[None]:
+    before = torch.backends.cuda.matmul.fp32_precision
+    allow_tf32()
+    yield
+    torch.backends.cuda.matmul.fp32_precision = before
+
+
+class Products(TorchDispatchMode):
+    """seen: in which numbers a GPU would multiply matrices of fp32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func._schema.name.split("::")[1] in ("mm", "addmm", "bmm", "baddbmm"):
+            self.seen.append(torch.backends.cuda.matmul.fp32_precision)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("name", "pooling", "products"),
+    [("token", "mean", 1), ("context", "mean", 2), ("context", "attention", 3), ("attribute", "mean", 2)],
+)
+def test_products_of_routers_are_fp32_where_others_may_be_tf32(name, pooling, products, tf32):
+    """Forward and backward, of the gate, the pooling and its query, or the bits of attributes."""
+    module = router(name, pooling=pooling)
+    x, layout = states(6).requires_grad_(), full(2, 3)
+    with Products() as forward:
+        weights = module(x, layout, None).weights_TK if name in TOKEN_ROUTERS else module(layout, None)[0]
+    with Products() as backward:
+        weights.square().sum().backward()
+    assert forward.seen == ["ieee"] * products and set(backward.seen) == {"ieee"}
 
 
 @pytest.mark.parametrize("noise", [None, 7])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 
 import pytest
@@ -31,6 +32,16 @@ def test_parts_give_the_loss_and_the_gradient_of_the_whole():
 
     for whole, parts in zip(of(7), of(2), strict=True):
         assert torch.allclose(whole, parts, atol=1e-6)
+
+
+def test_nothing_that_grows_with_all_pairs_is_kept_for_the_gradient():
+    """Five read-outs and parts of three candidates."""
+    q, alike_Q2 = torch.eye(5, requires_grad=True), torch.arange(10).view(5, 2)
+    c, alike_C2 = torch.ones(6, 5), torch.arange(12).view(6, 2)
+    loss, _ = sigmoid_loss(q, c, torch.arange(5), torch.tensor(2.0), torch.tensor(-1.0), alike_Q2, alike_C2, 3)
+    assert not [x for x in gc.get_objects() if type(x) is torch.Tensor and x.shape == (5, 3)]
+    loss.backward()
+    assert q.grad is not None
 
 
 def test_pairs_that_are_alike_do_not_count():

@@ -56,3 +56,24 @@ def test_a_pattern_without_a_match_is_an_error():
 def test_nothing_to_train_is_an_error():
     with pytest.raises(TuningError, match=r"optimizer.tune=all and optimizer.frozen=\['\*'\] leave nothing to train"):
         choose_trained(make(), "all", ("*",))
+
+
+def test_scales_and_biases_that_are_new_are_trained_besides():
+    """Those of a kind of task, or a loss, that the loaded weights have not learned."""
+    objective = make(tiny(head_classes=3, temperatures=("image", "text", "retrieval"), logit_biases=("retrieval",)))
+    new = ("log_scales.text", "logit_biases.retrieval", "tower.embedding.text_type")
+    choose_trained(objective, "head", new=new)
+    trained = {name for name, parameter in objective.named_parameters() if parameter.requires_grad}
+    assert trained == {"head.weight", "head.bias", "similarity_weight", *new[:2]}
+    choose_trained(objective, "head", ("logit_biases.*",), new)
+    assert not objective.logit_biases["retrieval"].requires_grad and objective.log_scales["text"].requires_grad
+
+
+def test_new_prompts_that_would_stay_random_are_refused():
+    objective = make(tiny(prompts=PromptConfig(length=2), head_classes=3))
+    new = ("tower.encoder.blocks.0.prompts",)
+    choose_trained(objective, "prompts", new=new)
+    choose_trained(objective, "head")  # they were loaded
+    said = r"blocks.0.prompts begins at random, and optimizer.tune=head with optimizer.frozen=\[\] does not train it: leave model.prompts"
+    with pytest.raises(TuningError, match=said):
+        choose_trained(objective, "head", new=new)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from model.config import LoraConfig, ModelConfig, PromptConfig
+from model.exchange.export.errors import ExportError
 from model.objective import Objective
-from model.tuning.warm_start import WarmStart, warm_start
+from model.tuning.warm_start import WarmStart, take_only, warm_start, warm_start_from_export
 from parallel.checkpoints import CheckpointError, Fragment, open_checkpoint, save
 from parallel.placement import placement_of
 from tests.helpers.batches import BATCHES, VOCABULARY_SIZE
@@ -31,10 +34,11 @@ def saved(objective: Objective, folder: Path) -> Path:
 
 
 def started(
-    config: ModelConfig, folder: Path, ids: tuple[int, ...] = IDS, seed: int = 1
+    config: ModelConfig, folder: Path, ids: tuple[int, ...] = IDS, seed: int = 1, theirs: ModelConfig | None = None
 ) -> tuple[Objective, WarmStart]:
+    """theirs: options of the network in the folder, where they matter."""
     objective = make(config, vocabulary_size=len(ids), seed=seed)
-    return objective, warm_start(objective, open_checkpoint(folder), IDS, ids)
+    return objective, warm_start(objective, open_checkpoint(folder), theirs or config, IDS, ids)
 
 
 def test_prompts_and_heads_are_new_and_all_else_is_taken(tmp_path):
@@ -96,7 +100,7 @@ def upcycled(rank: int, folder: str, expert: int, tensor: int) -> float:
     initialise(objective, 1)
     ids = (*IDS[5:-1], 900, IDS[-1])
     objective_ids = (*ids, *range(1000, 1000 + VOCABULARY_SIZE - len(ids)))
-    warm_start(objective, open_checkpoint(Path(folder)), IDS, objective_ids)
+    warm_start(objective, open_checkpoint(Path(folder)), tiny(), IDS, objective_ids)
     return objective.eval()(BATCHES["image"](0)).loss.item()
 
 
@@ -120,3 +124,75 @@ def test_another_network_is_refused(tmp_path, options, message):
     folder = saved(make(tiny()), tmp_path)
     with pytest.raises(CheckpointError, match=message):
         started(dataclasses.replace(tiny(), **options), folder)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "option"),
+    [
+        ({}, {"heads": 4}, "model.heads=4, there 2"),
+        ({"lora": LoraConfig(rank=2, alpha=4.0)}, {"lora": LoraConfig(rank=2)}, "model.lora.alpha=16.0, there 4.0"),
+    ],
+)
+def test_what_no_shape_tells_is_refused(tmp_path, theirs, ours, option):
+    """Rows of QKV are ordered by heads, and an update has a factor."""
+    folder = saved(make(tiny(**theirs)), tmp_path)
+    with pytest.raises(CheckpointError, match=f"is of another model: {option}: weights of the same shapes"):
+        started(tiny(**ours), folder, theirs=tiny(**theirs))
+    started(tiny(**theirs), folder)
+
+
+def test_numbers_of_tasks_are_those_of_the_other_run(tmp_path):
+    theirs = tiny("task")
+    folder = saved(make(theirs), tmp_path)
+    with pytest.raises(CheckpointError, match=r"the order of data\.tasks="):
+        started(dataclasses.replace(theirs, tasks=theirs.tasks[::-1]), folder, theirs=theirs)
+
+
+def test_chosen_parameters_alone_and_tokens_by_what_they_mean(tmp_path):
+    """The tables have 64 rows on both sides, whatever stands in them."""
+    other, ids = make(tiny()), (*IDS[5:-1], 900, IDS[-1])
+    checkpoint = open_checkpoint(saved(other, tmp_path))
+    own, fresh = (make(tiny(), vocabulary_size=len(ids), seed=1) for _ in range(2))
+    only = ("*.tokens.weight", "tower.embedding.patches.*")
+    start = take_only(own, checkpoint, only, tiny(), IDS, ids)
+    there, before = dict(other.named_parameters()), dict(fresh.named_parameters())
+    assert start.as_it_is == ("tower.embedding.patches.bias", "tower.embedding.patches.weight")
+    assert start.tokens == (len(ids) - 1, len(ids))
+    for name, parameter in own.named_parameters():
+        if name == "tower.embedding.tokens.weight":
+            assert torch.equal(parameter[: len(ids) - 2], there[name][5 : len(IDS) - 1])
+            assert torch.equal(parameter[len(ids) - 2], before[name][len(ids) - 2])
+        else:
+            assert torch.equal(parameter, (there if name in start.as_it_is else before)[name])
+            assert (name in start.new) == (name not in start.as_it_is)
+
+
+@pytest.mark.parametrize(
+    ("only", "options", "message"),
+    [
+        (("tower.*", "wieght"), {}, "no parameter of the model matches 'wieght', which is to be taken from"),
+        (("head.*",), {"head_classes": 3}, "of another model: it has no head.bias, head.weight"),
+        (("*.ffn.*",), {"ffn": 64}, "leave out options of `model`"),
+        (("*.attention.*",), {"heads": 4}, "model.heads=4, there 2"),
+    ],
+)
+def test_chosen_parameters_that_do_not_fit_are_refused(tmp_path, only, options, message):
+    checkpoint = open_checkpoint(saved(make(tiny()), tmp_path))
+    own = make(tiny(**options))
+    with pytest.raises(CheckpointError, match=message):
+        take_only(own, checkpoint, only, tiny(), IDS, IDS)
+    take_only(own, checkpoint, ("tower.embedding.*",), tiny(), IDS, IDS)  # which none of these options is about
+
+
+def test_a_larger_image_and_a_learned_table(tmp_path):
+    """Two patches a side, then four: the message names what makes it fit."""
+    theirs = tiny(positions="learned")
+    folder, larger = saved(make(theirs), tmp_path), dataclasses.replace(theirs, image_size=32)
+    remedy = r"set model.position_grid=2, which keeps the table, and model.position_scale=0.5, which spreads it"
+    with pytest.raises(CheckpointError, match=remedy):
+        started(larger, folder)
+    shapes = {name: placement_of(p).shape for name, p in make(theirs).named_parameters()}
+    export: Any = SimpleNamespace(folder=tmp_path, shapes=shapes, load=lambda *_, **__: pytest.fail("it does not fit"))
+    with pytest.raises(ExportError, match=remedy):
+        warm_start_from_export(make(larger), export)
+    started(dataclasses.replace(larger, position_grid=2, position_scale=0.5), folder)

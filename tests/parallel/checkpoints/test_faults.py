@@ -24,6 +24,7 @@ from parallel.checkpoints import (
     find_checkpoint,
     load_found,
     newest,
+    newest_state,
     published,
     restore,
     save,
@@ -339,6 +340,21 @@ def test_the_newest_is_never_pruned_in_favour_of_a_damaged_later_one(tmp_path):
     assert newest(tmp_path)[0].step == 9  # type: ignore[union-attr]
     save(tmp_path, 11, [filled(11.0)], {}, keep=1)
     assert [p.name for p in published(tmp_path)] == ["step_00000011"]
+
+
+def test_a_state_is_of_the_last_one_whose_manifest_can_be_read(tmp_path):
+    for step in (3, 6, 9):
+        save(tmp_path, step, [filled(float(step))], {"of": step}, keep=3)
+    (tmp_path / "step_00000009" / "manifest.json").write_text("{")
+    assert newest_state(tmp_path) == {"of": 6}
+    save(tmp_path, 7, [filled(7.0)], {"of": 7}, keep=3)
+    save(tmp_path, 9, [filled(9.0)], {"of": 9}, keep=3)
+    save(tmp_path, 8, [filled(8.0)], {"of": 8}, keep=3)  # the run went back behind 9
+    assert newest_state(tmp_path) == {"of": 8}
+    for folder in published(tmp_path):
+        (folder / "manifest.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"step_00000008/manifest.json: .*; .*step_00000009/manifest.json: "):
+        newest_state(tmp_path)
 
 
 # -- beside the training ---------------------------------------------------------------------------------------------

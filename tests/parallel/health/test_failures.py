@@ -88,3 +88,10 @@ def test_an_only_rank_fails_as_any_program_does(config: Path):
     assert code == 1 and out.rstrip().endswith("SabotageError: on purpose")
     assert json.loads((config.parent / "runs" / "tiny" / "errors" / "rank_00000.json").read_text())["step"] == 2
     assert os.listdir(config.parent / "runs" / "tiny" / "health") == []
+
+
+def test_fp16_ends_when_its_scale_has_nowhere_to_go(config: Path):
+    """It looks for one below 2^16 and halves it 16 times, whatever `max_skipped_steps` says; at 1 the run is told to have diverged."""
+    options = ("parallel.precision=fp16", "max_skipped_steps=2", "steps=20", "save_every=20")
+    code, out, _ = sabotaged(config, "overflow:0:1", *options, ranks=1)
+    assert code == 2 and "step 16: no finite gradient 16 times in a row" in out, out

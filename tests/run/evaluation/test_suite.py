@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from data.config import TaskConfig
+from data.shards import DatasetInfo, write_info
 from evaluation import EVALUATORS
 from run.errors import ConfigError
 from run.evaluation.suite import RELATED, SUITES, SuiteTask, as_trained, read_suite
@@ -91,11 +92,18 @@ def test_options_are_those_of_the_nearest_trained_task():
     assert of(path="https://host/x").path == "https://host/x"
     by_pairs = as_trained(SuiteTask(name="a", kind="classification", path="/data"), TRAINED[2:])
     assert (by_pairs.kind, by_pairs.name, by_pairs.temperature) == ("classification", "pairs", "pairs")
+    by_names = as_trained(SuiteTask(name="a", kind="retrieval", path="/data"), TRAINED[:1])
+    assert (by_names.kind, by_names.name) == ("retrieval", "shapes")
     for changes, said in (
         ({"kind": "captioning"}, "no task of the run serves 'captioning'; it has shapes"),
         ({"like": "nobody"}, "no task of the run serves"),
-        ({"options": {"max_txt": 3}}, "suite task a: "),
-        ({"options": {"max_text": 1}}, "suite task a: "),
+        (
+            {"options": {"max_txt": 3}},
+            "suite task a: options: 'max_txt' is none that a suite may set; these are max_text, ",
+        ),
+        *(({"options": {key: 1}}, f"options: '{key}' is none") for key in ("shots", "fraction", "path", "batch_size")),
+        ({"options": {"max_text": 1}}, "suite task a: options: need batch_size >= 1, .*max_text >= 2"),
+        ({"options": {"num_frames": "many"}}, "suite task a: options: num_frames: Input should be a valid integer"),
         (
             {"kind": "retrieval", "templates": "openai"},
             "suite task a: templates=openai are for classification of pictures and clips, not for retrieval: leave it",
@@ -104,6 +112,50 @@ def test_options_are_those_of_the_nearest_trained_task():
         with pytest.raises(ConfigError, match=said) as caught:
             of(**changes)
         assert "\n" not in str(caught.value)
+
+
+def described(folder, kind: str) -> str:
+    folder.mkdir()
+    write_info(folder, DatasetInfo(kind=kind, classes=("a", "b"), token_ids=(), splits={}))  # type: ignore[arg-type]
+    return str(folder)
+
+
+def test_of_several_tasks_the_one_of_the_same_name_or_medium_serves(tmp_path):
+    """imagenet and kinetics700 are trained, kinetics400 is asked: frames of a clip are those of clips."""
+    pictures, clips = (described(tmp_path / kind, kind) for kind in ("image_class", "video_class"))
+    imagenet, kinetics = (
+        TaskConfig(name=name, kind="classification", path=path, num_frames=frames)
+        for name, path, frames in (("imagenet", pictures, 4), ("kinetics700", clips, 8))
+    )
+    moved = TaskConfig(name="moved", kind="classification", path=str(tmp_path / "gone"))
+
+    def base(trained, name="kinetics400", path=clips) -> tuple[str, int]:
+        found = as_trained(SuiteTask(name=name, kind="classification", path=path), trained)
+        return found.name, found.num_frames
+
+    assert base((imagenet, kinetics)) == ("kinetics700", 8) and base((imagenet, kinetics), "imagenet") == (
+        "imagenet",
+        4,
+    )
+    assert base((kinetics, imagenet), "cars", pictures) == ("imagenet", 4)
+    assert base((imagenet, moved))[0] == "moved" and base((moved, imagenet, kinetics))[0] == "kinetics700"
+    assert base((imagenet, kinetics), path="/not/there")[0] == "imagenet"
+
+
+def test_another_kind_takes_the_scale_that_was_trained(tmp_path):
+    """And not the one of its own kind, which never was."""
+    pictures = described(tmp_path / "pictures", "image_class")
+    names = TaskConfig(name="names", kind="classification", path=pictures)
+    pairs = TaskConfig(name="pairs", kind="retrieval", path="gone")
+
+    def scale(kind: str, base: TaskConfig, answer: str = "", **options) -> str:
+        asked = SuiteTask(name="a", kind=kind, path=pictures, options=options)
+        return as_trained(asked, (base,), answer).temperature
+
+    assert scale("classification", pairs) == "retrieval" and scale("retrieval", names) == "image"
+    assert scale("classification", names) == "" and scale("classification", pairs, temperature="own") == "own"
+    # Words have their own.
+    assert scale("classification", pairs, "generate") == "" and scale("classification", pairs, answer="generate") == ""
 
 
 @pytest.mark.parametrize("path", sorted(SUITES.glob("*.yaml")), ids=lambda path: path.stem)

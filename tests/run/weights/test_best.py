@@ -50,7 +50,23 @@ def test_it_goes_on_after_a_resume():
     best, _ = followed(CONFIG, "a/accuracy", [0.5, 0.4])
     found: Any = SimpleNamespace(state={"best": best.state})
     assert Best.of(CONFIG, found, NAMES) == best
-    assert Best.of(EvaluateConfig(every=10, keep_best="b/loss"), found, NAMES).step == -1
+
+
+@pytest.mark.parametrize("options", [{}, {"keep_best": "b/loss"}, {"keep_best": "a/accuracy", "split": "test"}])
+def test_where_it_is_followed_no_more_it_stays_until_another_is_found(options):
+    best, lines = followed(CONFIG, "a/accuracy", [0.5, 0.4])
+    found: Any = SimpleNamespace(state={"best": best.state})
+    config = EvaluateConfig(every=10, **options)
+    other = Best.of(config, found, NAMES)
+    assert (other.step, other.since) == (10, 0)
+    assert other.state == {"figure": "val/a/accuracy", "step": 10, "value": 0.5, "since": 0}
+    figure = f"{config.split}/{config.keep_best or 'a/accuracy'}"
+    after = other.after(30, {figure: 0.1}, lines.append)
+    if not options:
+        assert after == other
+        assert Best.of(CONFIG, SimpleNamespace(state={"best": after.state}), NAMES).value == 0.5  # type: ignore[arg-type]
+    else:
+        assert (after.step, after.value, after.figure) == (30, 0.1, figure)
 
 
 @pytest.mark.parametrize("figure", ["a/acuracy", "a", "a/"])
@@ -70,7 +86,7 @@ def test_options_that_need_others(options):
 
 def test_its_checkpoint_stays_and_is_found(tmp_path):
     fragments = [Fragment("w", Placement((2,)), 0, True, {"weight": torch.zeros(2)})]
-    best = Best(CONFIG, 2, 0.5)
+    best = Best(CONFIG, 2, 0.5, figure="val/a/accuracy")
     for step in range(1, 6):
         state = {"best": best.state} if step >= 2 else {}
         save(tmp_path / "checkpoints", step, fragments, state, keep=2, spared=2)

@@ -14,7 +14,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
 
+from model.config import LoraConfig
+from model.tuning.warm_start import WarmStart
 from parallel.checkpoints import CheckpointError, newest, open_checkpoint
 from run.config_file import load_config
 from run.data import open_run_data
@@ -22,10 +25,10 @@ from run.errors import ConfigError
 from run.folder import read_run
 from run.resume import Resume
 from run.weights.initial import initial_weights
-from tests.helpers.models import make
+from tests.helpers.models import make, tiny
 from tests.helpers.places import ROOT
 from tests.helpers.runs import environment, losses, records, train
-from tests.run.test_resume import TWO, checkpoint
+from tests.run.test_resume import checkpoint
 
 
 def tuning(config: Path, **changes: Any) -> Path:
@@ -110,16 +113,19 @@ def test_initial_weights_are_taken_once(config, monkeypatch):
     asked: list[Any] = []
     monkeypatch.setattr("run.weights.initial.initialise", lambda objective, seed: asked.append(seed))
     monkeypatch.setattr("run.weights.initial.load_converted", lambda objective, path: asked.append(path))
+    monkeypatch.setattr("run.weights.initial._names_in", lambda path: frozenset())
+    found_step = SimpleNamespace(folder=Path("runs/a/checkpoints"), step=2, sha256="ab")
     monkeypatch.setattr(
         "run.weights.initial.with_found",
-        lambda root, step, use: (asked.append((root, step)), (SimpleNamespace(folder=root, step=2, sha256="ab"), None))[
-            1
-        ],
+        lambda root, step, use: (asked.append((root, step)), (found_step, WarmStart((), (), (), ())))[1],
     )
+    network = SimpleNamespace(model=None), SimpleNamespace(clip_ids=())
+    monkeypatch.setattr("run.weights.initial.read_run", lambda folder: network)
 
     def initialise(overrides: list[str], found: Any = None) -> list[Any]:
         asked.clear()
-        initial_weights(Resume(load_config(config, overrides), TWO, found, 0, (0, 0), ()), make())
+        data: Any = SimpleNamespace(vocabulary=SimpleNamespace(clip_ids=()))
+        initial_weights(Resume(load_config(config, overrides), data, found, 0, (0, 0), ()), make())
         return list(asked)
 
     assert initialise(["seed=5"]) == [5]
@@ -127,9 +133,11 @@ def test_initial_weights_are_taken_once(config, monkeypatch):
     assert initialise(["init=runs/a", "init_only=[tower.*]"]) == [0, (Path("runs/a/checkpoints"), None)]
     record = load_config(config).folder / "init.json"
     assert json.loads(record.read_text()) == {
-        "checkpoint": str(Path("runs/a/checkpoints").resolve()), "step": 2, "sha256": "ab",
+        "checkpoint": str(Path("runs/a/checkpoints").resolve()), "step": 2, "sha256": "ab", "only": ["tower.*"],
     }  # fmt: skip
-    assert initialise(["init=runs/a"], checkpoint({})) == [0] and record.is_file()
+    stored = checkpoint({})
+    stored.names, stored.manifest.tensors = {"a"}, {"a": SimpleNamespace(kinds=("weight", "exp_avg"))}
+    assert initialise(["init=runs/a"], stored) == [0] and record.is_file()
     assert initialise([]) == [0] and not record.is_file()
     with pytest.raises(
         ConfigError, match=r"init_step=4 chooses among a run's checkpoints; init=a\.safetensors is no run"
@@ -142,6 +150,46 @@ def test_initial_weights_are_taken_once(config, monkeypatch):
     for told, step in (("newest", None), ("7", 7), ("best", 3)):
         taken = initialise(["init=runs/a", "init_only=[tower.*]", f"init_step={told}"])
         assert taken == [0, (Path("runs/a/checkpoints"), step)]
+
+
+def test_what_is_new_and_what_of_it_is_trained(config, monkeypatch):
+    """A logit scale that the base lacks is trained, also after a resume, which sees it by its moments; what stays as it began is told."""
+    new = ("log_scales.text", "tower.embedding.text_type")
+    found: Any = SimpleNamespace(folder=Path("runs/a/checkpoints/step_00000002"), step=2, sha256="ab")
+    monkeypatch.setattr(
+        "run.weights.initial.with_found", lambda root, step, use: (found, WarmStart(("a",), (), new, ()))
+    )
+    monkeypatch.setattr("run.weights.initial.chosen_step", lambda folder, step: None)
+    monkeypatch.setattr("run.weights.initial.read_run", lambda folder: (SimpleNamespace(model=None), data.vocabulary))
+    data: Any = SimpleNamespace(vocabulary=SimpleNamespace(clip_ids=()))
+    run = load_config(config, ["init=runs/a", "optimizer.tune=lora", "model.lora={rank: 1}"])
+    objective = make(tiny(lora=LoraConfig(rank=1)))
+    initial = initial_weights(Resume(run, data, None, 0, (), ()), objective)
+    assert initial.notes[-1] == "new and not trained: 1 other"
+    trained = {name for name, parameter in objective.named_parameters() if parameter.requires_grad}
+    assert "log_scales.text" in trained and "log_scales.image" not in trained
+
+    stored = checkpoint({})
+    kinds = {
+        name: ("weight", "exp_avg") if name in trained else ("weight",) for name, _ in objective.named_parameters()
+    }
+    stored.names, stored.manifest.tensors = set(kinds), {name: SimpleNamespace(kinds=of) for name, of in kinds.items()}
+    again = make(tiny(lora=LoraConfig(rank=1)))
+    initial_weights(Resume(run, data, stored, 2, (), ()), again)
+    assert {name for name, parameter in again.named_parameters() if parameter.requires_grad} == trained
+
+
+def test_what_a_file_of_weights_lacks_is_new(config, tmp_path):
+    weights = {name: parameter.detach() for name, parameter in make(tiny()).named_parameters()}
+    save_file(
+        {name: tensor for name, tensor in weights.items() if name != "log_scales.text"}, tmp_path / "a.safetensors"
+    )
+    overrides = [f"init={tmp_path / 'a.safetensors'}", "optimizer.tune=lora", "model.lora={rank: 1}"]
+    objective = make(tiny(lora=LoraConfig(rank=1)))
+    resume = Resume(load_config(config, overrides), None, None, 0, (), ())  # type: ignore[arg-type]
+    new = initial_weights(resume, objective).new
+    assert "log_scales.text" in new and all(name == "log_scales.text" or ".lora." in name for name in new)
+    assert objective.log_scales["text"].requires_grad and not objective.log_scales["image"].requires_grad
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from model.config import PromptConfig
-from parallel.checkpoints import Base, Fragment, open_checkpoint, save
+from parallel.checkpoints import Base, CheckpointError, Fragment, open_checkpoint, save
 from parallel.placement import Placement
 from run.config import RunConfig
 from run.config_file import load_config
@@ -99,6 +101,61 @@ def test_heads_and_prompts_are_the_tuned_run_s_where_the_base_has_its_own(config
     assert main(["--base", str(base), "--tuned", str(tuned), "--share", "0.5", "--out", str(out)]) == 0
     found = open_checkpoint(out / "checkpoints" / "step_00000007")
     assert {name: found.logical(name).tolist() for name in found.names} == {"a": [2.0], **own}
+
+
+@pytest.mark.parametrize("kept_only", [True, False])
+def test_what_began_fresh_stays_whole(config, kept_only):
+    """By what the start has noted; by the options of a run of before, which noted the checkpoint alone."""
+    run = load_config(config)
+    base = kept(run, "base", {"a": [0.0], "head.bias": [0.0], "b": [4.0]})
+    only = ("a", "head.*")
+    tuned = kept(
+        dataclasses.replace(run, init=str(base), init_only=("*",) if kept_only else only),
+        "tuned",
+        {"a": [8.0], "head.bias": [2.0], "b": [8.0]},
+    )
+    keep_beginning(tuned, Began.at(open_checkpoint(base / "checkpoints" / "step_00000007"), only))
+    if not kept_only:
+        record = json.loads((tuned / "init.json").read_text())
+        del record["only"]
+        (tuned / "init.json").write_text(json.dumps(record))
+    out = base.parent / "half"
+    assert main(["--base", str(base), "--tuned", str(tuned), "--out", str(out)]) == 0
+    found = open_checkpoint(out / "checkpoints" / "step_00000007")
+    assert {name: found.logical(name).item() for name in found.names} == {"a": 4.0, "head.bias": 1.0, "b": 8.0}
+
+
+def test_updates_of_both_are_refused(config, capsys):
+    """Between 1 x 1 and 3 x 3 lies 5, and 2 x 2 is 4."""
+    run = load_config(config)
+    base = kept(run, "base", {"a": [0.0], "a.lora.up": [1.0], "a.lora.down": [1.0]})
+    out = base.parent / "half"
+    tuned = kept(run, "tuned", {"a": [0.0], "a.lora.up": [3.0], "a.lora.down": [3.0]})
+    assert main(["--base", str(base), "--tuned", str(tuned), "--out", str(out)]) == 2
+    told = capsys.readouterr().err
+    assert "trained the low-rank updates of" in told and "export the base, which merges its updates" in told
+    same = kept(run, "same", {"a": [4.0], "a.lora.up": [1.0], "a.lora.down": [1.0]})
+    assert main(["--base", str(base), "--tuned", str(same), "--out", str(out)]) == 0
+    assert open_checkpoint(out / "checkpoints" / "step_00000007").logical("a").item() == 2.0
+
+
+def test_a_failure_half_way_leaves_nothing(config, capsys, monkeypatch):
+    run = load_config(config)
+    base, tuned = kept(run, "base", {"a": [0.0]}), kept(run, "tuned", {"a": [4.0]})
+    (tuned / "config.yaml").chmod(0o600)
+    out = base.parent / "half"
+    command = ["--base", str(base), "--tuned", str(tuned), "--out", str(out)]
+    before = set(base.parent.iterdir())
+
+    def full(*_: Any) -> None:
+        raise CheckpointError("No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("run.weights.interpolate.save", full)
+        assert main(command) == 2
+    assert "No space left" in capsys.readouterr().err and set(base.parent.iterdir()) == before
+    assert main(command) == 0
+    assert read_run(out)[0].folder == out and (out / "config.yaml").stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import shutil
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -12,10 +14,13 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from data.shards import DatasetError
+from model.config import LoraConfig, TextTowerConfig
 from model.exchange.export.__main__ import main
 from model.exchange.export.errors import ExportError
-from model.exchange.export.folder import open_export
+from model.exchange.export.folder import open_export, unlike
 from model.exchange.export.from_run import rows_of_data
+from model.exchange.export.modeling_sparse_generalist import SparseGeneralistModel
 from model.initialise import initialise
 from model.objective import Objective
 from model.tuning.warm_start import warm_start_from_export
@@ -28,6 +33,7 @@ from run.data import open_run_data
 from run.folder import read_run
 from run.resume import Resume
 from run.weights.initial import initial_weights
+from tests.helpers.models import tiny
 from tests.helpers.runs import saved_run, tiny_config
 
 
@@ -184,6 +190,66 @@ def test_a_run_takes_a_part_of_an_export(made):
         assert torch.equal(parameter, (theirs if ".attention." in name else ours)[name])
 
 
+def test_a_pattern_that_takes_nothing_is_told(made):
+    _, config, out = made
+    run = load_config(config, [f"init={out}", "init_only=['*.attention.*', 'towr.*']"])
+    exported = open_export(out)
+    objective = Objective(run.model, exported.vocabulary_size, Mesh(), load_kernels("torch"))
+    with pytest.raises(ExportError, match=r"no parameter of the model matches 'towr\.\*'"):
+        initial_weights(Resume(run, open_run_data(run), None, 0, (), ()), objective)
+
+
+def test_weights_that_mean_something_else_are_refused(made):
+    """Of another number of heads all shapes are the same."""
+    _, config, out = made
+    exported = open_export(out)
+    run = load_config(config, [f"init={out}", "model.heads=4"])
+    objective = Objective(run.model, exported.vocabulary_size, Mesh(), load_kernels("torch"))
+    with pytest.raises(ExportError, match=r"does not fit the model: model\.heads=4, there 2: "):
+        exported.load(objective)
+    exported.load(objective, ("*.ffn.*",))  # no row of theirs is ordered by heads
+
+
+QKV, BANK, GATE = (
+    f"tower.encoder.blocks.0.{name}.weight" for name in ("attention.qkv.linear", "ffn.up.bank", "ffn_path.router.gate")
+)
+
+
+@pytest.mark.parametrize(
+    ("there", "here", "names", "said"),
+    [
+        (tiny(), tiny(heads=4), [QKV], ["model.heads=4, there 2"]),
+        (tiny(), tiny(heads=4), ["text_" + QKV, BANK, GATE], []),
+        (
+            tiny(text_tower=TextTowerConfig(width=16, depth=2, heads=2, ffn=32)),
+            tiny(text_tower=TextTowerConfig(width=16, depth=2, heads=4, ffn=32)),
+            [QKV, "text_" + QKV],
+            ["model.text_tower.heads=4, there 2"],
+        ),
+        (
+            tiny(lora=LoraConfig(rank=2, alpha=4)),
+            tiny(lora=LoraConfig(rank=2)),
+            ["tower.encoder.blocks.0.ffn.up.lora.up"],
+            ["model.lora.alpha=16.0, there 4"],
+        ),
+        (tiny(lora=LoraConfig(rank=2, alpha=4)), tiny(lora=LoraConfig(rank=2)), [QKV], []),
+        (
+            tiny("task", tasks=("a", "b")),
+            tiny("task", tasks=("b", "a")),
+            [GATE],
+            ["the order of data.tasks=b, a, there a, b"],
+        ),
+        (tiny("task", tasks=("a", "b")), tiny("task", tasks=("a", "c")), [GATE], []),
+        (tiny("attribute", tasks=("a", "b")), tiny("attribute", tasks=("b", "a")), [GATE], []),
+        (tiny("task", tasks=("a",)), tiny("task_specific", tasks=("a",)), [BANK], []),
+        (tiny("modality"), tiny("task"), [GATE], ["model.experts.router=task, there modality"]),
+    ],
+)
+def test_options_that_no_shape_tells(there, here, names, said):
+    assert unlike(there, here, names) == said
+    assert unlike(here, here, names) == []
+
+
 @pytest.mark.parametrize(
     ("option", "told"),
     [
@@ -250,3 +316,49 @@ def test_written_names_are_captions_in_an_export(world, tmp_path):
     theirs, ours = load_export(str(out)), load(str(run))
     media = list(shard)[:4]
     assert [text for _, text in theirs.caption(media)] == [text for _, text in ours.caption(media)]
+    for predictor in (theirs, ours):
+        with pytest.raises(DatasetError, match="task shapes has learned to write its names"):
+            list(predictor.classify(media, ["red circle", "blue star"]))
+    with pytest.raises(ValueError, match=r"task shapes has learned to write its names .* with task='shapes'"):
+        SparseGeneralistModel.load(out).classify(
+            torch.zeros(1, 3, 32, 32, dtype=torch.uint8), ["red circle", "blue star"]
+        )
+
+
+def test_the_task_of_a_question_is_that_of_the_run():
+    """Those that wrote class names come after those that wrote captions, and count as classification where features are asked for."""
+    tasks = [
+        {"name": "names", "kind": "captioning", "written": True, "medium": "image"},
+        {"name": "captions", "kind": "captioning", "written": False, "medium": "image"},
+    ]
+    related = {
+        "classification": ["classification", "retrieval", "captioning"],
+        "retrieval": ["retrieval", "classification", "captioning"],
+        "captioning": ["captioning"],
+    }
+
+    def chosen(kind: str, *there: dict) -> str:
+        model = SimpleNamespace(config=SimpleNamespace(tasks=there, network={"related": related}))
+        return SparseGeneralistModel.task_for(model, kind, "image")["name"]  # type: ignore[arg-type]
+
+    assert [chosen(kind, *tasks) for kind in ("captioning", "classification", "retrieval")] == [
+        "captions",
+        "captions",
+        "names",
+    ]
+    assert chosen("captioning", tasks[0]) == "names"
+    with pytest.raises(ValueError, match="task names has learned to write"):
+        chosen("classification", tasks[0])
+
+
+def test_its_code_is_loaded_without_transformers(made, monkeypatch):
+    out = made[2]
+    monkeypatch.syspath_prepend(str(out))
+    for name in ("modeling_sparse_generalist", "processing_sparse_generalist"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    module = importlib.import_module("modeling_sparse_generalist")
+    monkeypatch.setitem(sys.modules, "modeling_sparse_generalist", module)  # and away again
+    assert module.__file__ == str(out / "modeling_sparse_generalist.py") and module.__package__ == ""
+    texts = ["a red circle"]
+    expected = SparseGeneralistModel.load(out).encode_text(texts)
+    assert torch.equal(module.SparseGeneralistModel.load(out).encode_text(texts), expected)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
 import torch
+import yaml
 
+from model.exchange.export import graphs
 from model.exchange.export.__main__ import main
-from model.exchange.export.modeling_sparse_generalist import SparseGeneralistModel
+from model.exchange.export.modeling_sparse_generalist import IMAGE, TEXT, SparseGeneralistModel
 from tests.helpers.runs import saved_run, tiny_config
 
 LIMOE = "model.experts={preset: limoe, num_experts: 2}"
@@ -49,6 +52,45 @@ def test_groups_with_slots_have_no_graph(world, tmp_path, capsys):
     assert main(["--run", str(run), "--out", str(tmp_path / "e"), "--onnx"]) == 2
     assert "group_size=2 rows need as many groups as there are rows" in capsys.readouterr().err
     assert not (tmp_path / "e").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "refused"),
+    [
+        ([], True),
+        (["model.experts.placement=none"], False),
+        (["model.experts.eval_capacity_factor=0.0"], False),
+    ],
+)
+def test_groups_matter_where_tokens_compete_for_experts(world, tmp_path, options, refused):
+    pytest.importorskip("onnxscript", reason="the extra `export` is not installed")
+    grouped = "model.experts={router: token, capacity_factor: 1.0, group_size: 2, num_experts: 2}"
+    run = saved_run(tiny_config(world, tmp_path), grouped, *options)
+    assert main(["--run", str(run), "--out", str(tmp_path / "e")]) == 0
+    settings = json.loads((tmp_path / "e" / "config.json").read_text(encoding="utf-8"))
+    if refused:
+        with pytest.raises(graphs.ExportError, match="group_size=2"):
+            graphs.check(settings)
+    else:
+        graphs.check(settings)
+
+
+def test_a_run_of_texts_has_no_encoders_to_compare(world, tmp_path, capsys):
+    pytest.importorskip("onnxscript", reason="the extra `export` is not installed")
+    config = tiny_config(world, tmp_path)
+    raw = yaml.safe_load(config.read_text())
+    raw["data"]["tasks"] = [task for task in raw["data"]["tasks"] if task["name"] == "sentences"]
+    config.write_text(yaml.safe_dump(raw))
+    assert main(["--run", str(saved_run(config)), "--out", str(tmp_path / "e"), "--onnx"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: --onnx writes encoders") and "(but masked_text): leave --onnx out" in error
+    assert not (tmp_path / "e").exists()
+
+
+@pytest.mark.parametrize(("modality", "longest", "vary"), [(IMAGE, 3, [0]), (TEXT, 3, [0, 1]), (TEXT, 2, [0])])
+def test_dimensions_that_vary(modality, longest, vary):
+    """Of texts of one word and the end the length does not."""
+    assert list(graphs._dynamic(modality, longest)) == vary
 
 
 def test_without_its_packages_it_is_one_line(world, tmp_path, capsys, monkeypatch):

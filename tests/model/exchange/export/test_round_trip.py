@@ -100,6 +100,13 @@ def test_captions_and_classes_are_those_of_the_run(runs, world, kind):
         )
 
 
+def test_one_picture_needs_no_list(runs, world):
+    theirs = SparseGeneralistModel.load(runs("dense")[1])
+    picture, names = pictures_of(world)[0], ["red circle", "blue star"]
+    assert torch.equal(theirs.classify(picture, names), theirs.classify([picture], names))
+    assert theirs.caption(picture, max_words=2) == theirs.caption([picture], max_words=2)
+
+
 @pytest.mark.parametrize("kind", ["attribute", "limoe", "two_towers"])
 def test_predict_gives_the_same_with_either(runs, world, kind):
     run, out = runs(kind)
