@@ -4,7 +4,8 @@
 
 The real step (forward, backward, AdamW) runs at full size on fake tensors, which have shapes and dtypes and no values; every operator is
 counted with its FLOPs and bytes, as the branches of a GPU have it. Time on the GPU is the sum over operators of the longer of products and
-memory; the host's is a time for each launch; the longer of both counts. One rank that holds all experts. Assumptions are options.
+memory; the host's is a time for each launch; the longer of both counts. One rank that holds all experts. Assumptions are options, but for
+the tiles of attention.
 """
 
 from __future__ import annotations

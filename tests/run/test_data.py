@@ -38,5 +38,5 @@ def test_a_linear_head_knows_its_classes_in_their_order(config, tmp_path):
 def test_a_scale_that_only_the_data_tells_is_there_before_training(config):
     """Pictures are compared by `image`, clips by `video`; which of both a task has follows from its data set."""
     run = load_config(config, ["model.temperatures=[video, text, caption, retrieval]"])
-    with pytest.raises(ConfigError, match="task shapes: its logit scale 'image' is not among model.temperatures"):
+    with pytest.raises(ConfigError, match="its logit scale 'image' is not among"):
         open_run_data(run)
