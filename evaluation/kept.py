@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from data.json_numbers import with_null
 from data.shards import DatasetError
 from data.stream.source import Source
 from evaluation.base import Evaluation, Result
@@ -147,7 +148,7 @@ def keep(run: Path, split: str, step: int, rows: Sequence[Row]) -> None:
             os.replace(path, path.with_name(f"{path.name}.damaged"))
         known |= {row["task"]: row for row in rows}
         content = {"version": VERSION, "split": split, "step": step, "results": list(known.values())}
-        write_atomically(path, json.dumps(_with_null(content), ensure_ascii=False, allow_nan=False) + "\n")
+        write_atomically(path, json.dumps(with_null(content), ensure_ascii=False, allow_nan=False) + "\n")
 
 
 @contextlib.contextmanager
@@ -157,15 +158,6 @@ def _only_writer(folder: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):  # some network file systems have no locks
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
-
-
-def _with_null(value: Any) -> Any:
-    """JSON has no word for what is not finite."""
-    if isinstance(value, dict):
-        return {key: _with_null(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_with_null(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def table_of(rows: Sequence[Row]) -> str:

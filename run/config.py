@@ -110,7 +110,8 @@ class RunConfig:
     save_async         a save copies what the rank owns to host memory and a thread writes it while training goes on; needs
                        12 bytes of host memory (16 with optimizer.ema) for each parameter that a rank owns, until they are written
     keep_checkpoints   older checkpoints are removed
-    max_skipped_steps  consecutive updates that may be skipped for non-finite gradients; in fp16 a run ends only once its loss scale is down to 1
+    max_skipped_steps  consecutive updates that may be skipped for non-finite gradients; in fp16 the run
+                       ends only once its loss scale is down to 1
     check_every        steps between two checks that copies of parameters and batches are equal on the ranks that share them;
                        0 = never
     threads            CPU threads of a rank; 0 leaves the choice to OMP_NUM_THREADS and torch

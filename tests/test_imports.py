@@ -72,6 +72,7 @@ DATA_ALLOWED = {
     "data.token_layout": {"data.attributes", "data.movable"},
     "data.batch": {"data.attributes", "data.movable", "data.token_layout"},
     "data.config": set(),
+    "data.json_numbers": set(),
     "data.seeding": set(),
     "data.subset": {"data.seeding"},
     "data.transport": set(),

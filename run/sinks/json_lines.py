@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
+from data.json_numbers import with_null
 from parallel.checkpoints import write_atomically
 from parallel.health.claim import FolderError
 from run.metrics.meter import Record
@@ -40,16 +40,7 @@ def write_line(file: IO[str], record: Record) -> None:
 
 
 def json_line(record: Record) -> str:
-    return json.dumps(_with_null(record), allow_nan=False)
-
-
-def _with_null(value: Any) -> Any:
-    """JSON has no word for what is not finite."""
-    if isinstance(value, dict):
-        return {key: _with_null(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_with_null(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return json.dumps(with_null(record), allow_nan=False)
 
 
 def _step_of(line: str) -> float:
