@@ -64,7 +64,7 @@ def test_after_a_kill_it_is_free_at_once(holder, tmp_path):
     holder.wait()
     start = time.monotonic()
     FolderClaim(tmp_path).release()
-    assert time.monotonic() - start < 1 and not list(tmp_path.iterdir())
+    assert time.monotonic() - start < 5 and not list(tmp_path.iterdir())
 
 
 def test_another_process_under_the_number_of_the_killed_one_does_not_count(tmp_path):
