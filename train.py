@@ -6,6 +6,7 @@ configuration or data cannot be used, 85 stopped by a signal after saving.
 
 from __future__ import annotations
 
+import functools
 import sys
 
 import torch
@@ -37,12 +38,12 @@ from run.errors import EXIT_STOPPED, USER_ERRORS, DivergedError, exit_code, is_t
 from run.folder import write_run_files
 from run.ledger import FaultLedger
 from run.library_log import keep_library_messages
+from run.log_point import LogPoint
 from run.metrics.efficiency import Efficiency
-from run.metrics.meter import Meter, Record, has_diverged
+from run.metrics.meter import Meter, has_diverged
 from run.resume import Resume, earlier_start
 from run.sinks.sinks import Sinks
 from run.streams import keep_printing
-from run.weights.best import Best
 from run.weights.initial import initial_weights
 
 REMEDY = "lower optimizer.lr or look at the data"
@@ -83,17 +84,20 @@ def train(run: RunConfig, guard: RankGuard) -> int:
         write_run_files(run, data.vocabulary)
         print(*start_lines(resume, initial, schedule, objective, mesh, lost), legend(run), sep="\n", flush=True)
 
-    evaluation = InTraining.open(run.evaluate, run.data, data, objective, engine.averaged, mesh, run.folder)
-    best = Best.of(run.evaluate, resume.checkpoint, evaluation.names)
+    evaluation = InTraining.open(run.evaluate, run.data, data, objective, engine.averaged, mesh, run.folder, run.steps)
+    last = LogPoint.of(run.evaluate, resume.checkpoint, evaluation.names)
     ledger = FaultLedger(run.folder, launched_rank(), run.data.max_bad_fraction, lost)
-    sinks = Sinks(run, step, mesh.is_first)
+    sinks = Sinks(run, step, mesh.is_first, last.is_owed)
     saver = Saver(run.folder / "checkpoints", run.keep_checkpoints, run.save_async, sinks.tell, initial.base)
     micro_batches = run.micro_batches // mesh.data.size
     efficiency = Efficiency.open(run, objective, engine, expected(run, mesh), watchdog.phase, sinks.tell)
     meter, phase = Meter(lost, run.model, mesh, efficiency, run.tracking.alarm_steps), efficiency.phase
-    stopping, record = best.has_stalled, Record()
+    if last.is_owed:  # the run was stopped before the evaluation of this step
+        last = last.next(step, lambda _: last.record, evaluation, sinks, stop, watchdog.phase)
+        if not last.is_owed:
+            saver.save(step, engine.fragments(), resume.state(consumed, engine, last.state), last.best.step)
 
-    while step < run.steps and not stopping:
+    while step < run.steps and not last.stops:
         checking = run.check_every > 0 and step % run.check_every == 0
         with engine.accumulation():
             for _ in range(micro_batches):
@@ -119,31 +123,27 @@ def train(run: RunConfig, guard: RankGuard) -> int:
             sinks.close(diverged=True)
             raise DivergedError(f"step {step}: no finite gradient {meter.skipped_in_a_row} times in a row; {REMEDY}")
         phase("report")
-        stopping, writing = any_rank((stop.requested, saver.is_writing), mesh)
-        if step % run.log_every == 0 or step == run.steps or stopping:
-            phase("evaluate")
-            figures = evaluation.figures(step, run.steps, sinks.at(step), lambda: phase("evaluate"))
-            phase("report")
-            best = best.after(step, figures, sinks.at(step))
-            stopping |= best.has_stalled
-            record = meter.record(step, run.steps, consumed, figures.get("evaluation_s", 0.0)) | figures
-            sinks.write(record)
+        asked, writing = any_rank((stop.requested, saver.is_writing), mesh)
+        if step % run.log_every == 0 or step == run.steps or asked:
+            record = functools.partial(meter.record, step, run.steps, consumed)
+            last = last.next(step, record, evaluation, sinks, stop, phase)
         phase("save")
         if not writing:
             saver.publish()
-        if step % run.save_every == 0 or step in (run.steps, best.step) or stopping:
-            saver.save(step, engine.fragments(), resume.state(consumed, engine, best), best.step)
+        if step % run.save_every == 0 or step in (run.steps, last.best.step) or last.stops:
+            saver.save(step, engine.fragments(), resume.state(consumed, engine, last.state), last.best.step)
     saver.publish()
     stop.leave()
     phase("end")
-    diverged = has_diverged(record, meter.skipped_in_a_row, engine.loss_scale)
+    diverged = has_diverged(last.record, meter.skipped_in_a_row, engine.loss_scale)
     sinks.close(diverged)
     if diverged:
         raise DivergedError(f"step {step}: the run has ended with a loss or a gradient that is not finite; {REMEDY}")
+    is_early = last.is_owed or (last.stops and step < run.steps and not last.best.has_stalled)
     if mesh.is_first:
-        print(end_line(run, step, best), flush=True)
+        print(end_line(run, step, last.best, is_early), flush=True)
     destroy_mesh()
-    return EXIT_STOPPED if stopping and step < run.steps and not best.has_stalled else 0
+    return EXIT_STOPPED if is_early else 0
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -20,6 +20,8 @@ from run.places import expanded
 from run.sinks.json_lines import json_line
 
 FOLDER = "analysis"
+LISTS = ("tasks", "layers", "linears", "over", "decisions", "compare")
+"""Options of one command or another that take several words."""
 
 
 def parser_of(description: str | None) -> argparse.ArgumentParser:
@@ -51,7 +53,7 @@ def run_command(
     try:
         check_launch()
         arguments = parser.parse_args(argv)
-        split_overrides(arguments)
+        split_overrides(arguments, *(name for name in LISTS if hasattr(arguments, name)))
         if (
             is_first_on_machine() and (expanded(arguments.run) / CONFIG).is_file()
         ):  # if not, the command says what is wrong

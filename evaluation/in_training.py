@@ -2,7 +2,8 @@
 
 Ranks that hold parts of the same network (tensor ranks, and ranks that share out experts) take the same samples, so that they make the same
 passes; the others share the samples. Figures are those of one process. Nothing of the training changes: no random numbers are drawn,
-and no gradient is made.
+and no gradient is made. A run that is asked to stop does not finish it: between two tasks, where all ranks are at one place, it is put
+off to the next start.
 """
 
 from __future__ import annotations
@@ -24,13 +25,25 @@ from evaluation.table import evaluator_of, figures_of
 from model.objective import Objective
 from parallel.checkpoints.together import on_first_rank
 from parallel.health.claim import FolderError
+from parallel.health.stop_signal import any_rank
 from parallel.mesh import Mesh
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """figures: `SPLIT/TASK/METRIC` of every task and evaluation_s, the same on all ranks; none where no evaluation was due. seconds:
+    those that it took. is_asked: some rank had been asked to stop when it ended. is_put_off: it was due, and was given up for that."""
+
+    figures: dict[str, float] = dataclasses.field(default_factory=dict)
+    seconds: float = 0.0
+    is_asked: bool = False
+    is_put_off: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class InTraining:
     """sources: the split of each task that is evaluated; training: all tasks' training splits; averaged: within it the network has the
-    weights that are evaluated."""
+    weights that are evaluated; steps: of the run."""
 
     config: EvaluateConfig
     sources: tuple[Source, ...]
@@ -39,6 +52,7 @@ class InTraining:
     averaged: Callable[[], contextlib.AbstractContextManager[None]]
     mesh: Mesh
     folder: Path
+    steps: int
     max_bad_fraction: float = DataConfig.max_bad_fraction
     word_counts: dict[str, Counter[int]] = dataclasses.field(default_factory=dict)
 
@@ -52,6 +66,7 @@ class InTraining:
         averaged: Callable[[], contextlib.AbstractContextManager[None]],
         mesh: Mesh,
         folder: Path,
+        steps: int,
     ) -> Self:
         """Raises DatasetError, also where a part of a split is missing."""
         chosen = [task for task in data.tasks if config.every and (not config.tasks or task.name in config.tasks)]
@@ -63,30 +78,39 @@ class InTraining:
         for source in sources:
             check_complete(source)
         by_name = {source.name: source for source in training.sources}
-        return cls(config, tuple(sources), by_name, objective, averaged, mesh, folder, data.max_bad_fraction)
+        return cls(config, tuple(sources), by_name, objective, averaged, mesh, folder, steps, data.max_bad_fraction)
 
     @property
     def names(self) -> list[str]:
         """`TASK/METRIC` of all figures, before there are any."""
         return [f"{source.name}/{name}" for source in self.sources for name in figures_of(source)]
 
-    def figures(
-        self, step: int, steps: int, tell: Callable[[str], object], alive: Callable[[], object]
-    ) -> dict[str, float]:
-        """Collective. `SPLIT/TASK/METRIC` of every task, the same on all ranks, and evaluation_s; nothing where no evaluation is due. tell:
-        gets a line with the main figures; alive: called after each batch. Raises DamagedDataError, StoreGoneError, and FolderError where
-        the run's folder cannot be written."""
-        if not self.config.is_due(step, steps):
-            return {}
+    def found(
+        self,
+        step: int,
+        tell: Callable[[str], object],
+        alive: Callable[[], object],
+        is_asked: Callable[[], bool] = lambda: False,
+    ) -> Found:
+        """Collective. tell: gets a line with the main figures; alive: called after each batch; is_asked: is this rank to stop? Raises
+        DamagedDataError, StoreGoneError, and FolderError where the run's folder cannot be written."""
+        if not self.config.is_due(step, self.steps):
+            return Found(is_asked=any_rank((is_asked(),), self.mesh)[0])
         start = time.perf_counter()
         rows: dict[str, Row] = {}
         self.objective.eval()
         with self.averaged():
             for source in self.sources:
+                if any_rank((is_asked(),), self.mesh)[0]:
+                    break
                 rows[source.name] = self._row(source, alive)
         self.objective.train()
+        seconds = time.perf_counter() - start
+        if len(rows) < len(self.sources):
+            tell(f"asked to stop: the evaluation of step {step:,} is put off to the next start")
+            return Found(seconds=seconds, is_asked=True, is_put_off=True)
         parts = [f"{task} {row['figure']} {row['metrics'][row['figure']]:.3f}" for task, row in rows.items()]
-        tell(f"{self.config.split} at step {step}: {', '.join(parts)} ({time.perf_counter() - start:.1f} s)")
+        tell(f"{self.config.split} at step {step}: {', '.join(parts)} ({seconds:.1f} s)")
         if self.mesh.is_first:
             try:
                 keep(self.folder, self.config.split, step, list(rows.values()))
@@ -101,7 +125,9 @@ class InTraining:
             for name, value in row["metrics"].items()
         }
         # Expert ranks sum in orders of their own, so last bits may differ, and all must find the same best step.
-        return on_first_rank(lambda: figures) | {"evaluation_s": time.perf_counter() - start}
+        figures = on_first_rank(lambda: figures)
+        seconds = time.perf_counter() - start
+        return Found(figures | {"evaluation_s": seconds}, seconds, any_rank((is_asked(),), self.mesh)[0])
 
     def _row(self, source: Source, alive: Callable[[], object]) -> Row:
         start, config = time.perf_counter(), self.config

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from pathlib import Path
 from typing import Literal
 
 
@@ -36,11 +37,18 @@ def parse_arguments(argv: list[str], description: str = "") -> argparse.Namespac
     return arguments
 
 
-def split_overrides(arguments: argparse.Namespace) -> None:
-    """--tasks takes every word behind it: those that are key=value go to the overrides."""
-    words = arguments.tasks or []
-    arguments.overrides += [word for word in words if "=" in word]
-    arguments.tasks = list(dict.fromkeys(word for word in words if "=" not in word))
+def split_overrides(arguments: argparse.Namespace, *names: str) -> None:
+    """Options with a list take every word behind them: those that are key=value, and no folder, go to the overrides."""
+    for name in names:
+        words = getattr(arguments, name) or []
+        overrides = [word for word in words if _is_override(word)]
+        arguments.overrides += overrides
+        setattr(arguments, name, list(dict.fromkeys(word for word in words if word not in overrides)))
+
+
+def _is_override(word: str) -> bool:
+    key, is_one, _ = word.partition("=")
+    return bool(is_one) and "/" not in key and not Path(word).exists()
 
 
 def checkpoint_step(text: str) -> int | Literal["best"]:

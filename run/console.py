@@ -124,13 +124,13 @@ class Console:
             self._bar.close()
 
 
-def end_line(run: RunConfig, step: int, best: Best) -> str:
+def end_line(run: RunConfig, step: int, best: Best, is_early: bool) -> str:
     if best.has_stalled:
         return (
             f"stopped at step {step:,}: no better {run.evaluate.keep_best} in {best.since} evaluations than at step {best.step:,}; next: "
             f"python evaluate.py --run {run.folder} --step best"
         )
-    if step < run.steps:
+    if is_early:
         return f"stopped at step {step:,} and saved; start the same command again to continue"
     bad = (
         "; what of the data was bad stands in ledger_rank_*.jsonl there"

@@ -17,7 +17,6 @@ from run.config import RunConfig
 from run.config_file import dump_config
 from run.errors import ConfigError
 from run.folder import CONFIG, read_run
-from run.weights.best import Best
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,15 +52,15 @@ class Resume:
         if self.checkpoint is not None:
             engine.restore(self.checkpoint)
 
-    def state(self, consumed: tuple[int, ...], engine: Engine, best: Best) -> dict[str, Any]:
-        """What a checkpoint says besides tensors."""
+    def state(self, consumed: tuple[int, ...], engine: Engine, last: dict[str, Any]) -> dict[str, Any]:
+        """What a checkpoint says besides tensors. last: of the log point."""
         return {
             "consumed": consumed,
             "optimizer_step": engine.optimizer_step,
             "loss_scale": engine.loss_scale,
             "good_updates": engine.good_updates,
             "data": self.data.digests,
-            "best": best.state,
+            **last,
         }
 
 

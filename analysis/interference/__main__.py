@@ -141,7 +141,13 @@ def main(argv: list[str] | None = None) -> int:
         "--pairs", type=at_least_two, default=8, metavar="N", help="of an example of a contrastive task (default: 8)"
     )
     parser.add_argument("--layers", nargs="+", default=[], metavar="N", help="from 0, or all (default: three of them)")
-    parser.add_argument("--linears", nargs="+", choices=LINEARS, default=[LINEARS[0]], help="(default: ffn.down)")
+    parser.add_argument(
+        "--linears",
+        nargs="+",
+        default=[LINEARS[0]],
+        metavar="NAME",
+        help=f"of {', '.join(LINEARS)} (default: ffn.down)",
+    )
     parser.add_argument(
         "--threshold",
         type=finite,

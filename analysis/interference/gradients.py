@@ -46,11 +46,14 @@ class Weight:
 
 
 def weights_of(run: OpenRun, layers: Sequence[int], linears: Sequence[str]) -> list[Weight]:
-    """In the order of the layers; those of a text tower besides. Raises ConfigError where a layer is not there."""
+    """In the order of the layers; those of a text tower besides. Raises ConfigError where a layer or a linear is not there."""
     depth = run.config.model.depth
     for layer in layers:
         if layer >= depth:
             raise ConfigError(f"--layers {layer}: {run.folder} has the layers 0 to {depth - 1}")
+    for linear in linears:
+        if linear not in LINEARS:
+            raise ConfigError(f"--linears {linear}: there are {', '.join(LINEARS)}")
     found = []
     for name, parameter in run.objective.named_parameters():
         place = PLACE.match(name)

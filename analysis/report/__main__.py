@@ -58,7 +58,10 @@ def write(folders: Sequence[Path], out: Path, follow: int) -> bool:
     has_ended = all(run.has_ended for run in runs)
     page = page_of(runs, 0 if has_ended else follow)
     try:
-        write_atomically(out, page)
+        if out.exists() and not out.is_file():  # a pipe or device, which nothing may replace
+            out.write_text(page, encoding="utf-8")
+        else:
+            write_atomically(out.resolve(), page)
     except OSError as error:
         raise OutputError(f"{out}: {error.strerror}") from error
     return has_ended

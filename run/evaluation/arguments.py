@@ -88,7 +88,7 @@ def parse_arguments(argv: list[str], description: str = "") -> argparse.Namespac
         help="options of the data: data.tasks.shapes.path=/new/place where it was moved",
     )
     arguments = parser.parse_args(argv)
-    split_overrides(arguments)
+    split_overrides(arguments, "tasks")
     _check_use(parser, arguments)
     if not arguments.probe and (arguments.shots or arguments.fraction != 1):
         parser.error("--shots and --fraction are those of a --probe")

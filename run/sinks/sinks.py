@@ -21,9 +21,11 @@ from run.sinks.tracking import Wandb, wanted_mode
 class Sinks:
     """All sinks on the first rank, none on the others."""
 
-    def __init__(self, config: RunConfig, start_step: int, is_first: bool) -> None:
-        """start_step: records after it, of a start that ended badly, are dropped. Raises ConfigError."""
-        self._config, self._step = config, start_step
+    def __init__(self, config: RunConfig, start_step: int, is_first: bool, is_owed: bool = False) -> None:
+        """start_step: records after it, of a start that ended badly, are dropped. is_owed: that of the step itself is still to come.
+        Raises ConfigError."""
+        told = start_step - is_owed
+        self._config, self._step = config, told
         self._events = Events(config.folder)
         self._sinks: list[Sink] = []
         self._tables: dict[str, JsonLines] = {}
@@ -33,11 +35,11 @@ class Sinks:
         if self._console is not None:
             self._sinks = [
                 self._console,
-                JsonLines(config.folder / "metrics.jsonl", start_step),
-                *_views(config, start_step),
+                JsonLines(config.folder / "metrics.jsonl", told),
+                *_views(config, told),
             ]
             if config.model.num_decisions:
-                self._tables["expert_use"] = JsonLines(config.folder / "expert_use.jsonl", start_step)
+                self._tables["expert_use"] = JsonLines(config.folder / "expert_use.jsonl", told)
             start = f"continues at step {start_step:,}" if start_step else "starts"
             self._events.write("resume" if start_step else "start", start_step, start, **environment(config.parallel))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,9 +15,10 @@ import torch
 from data.stream.source import open_data
 from data.tasks.base import Pixels
 from evaluation.config import EvaluateConfig
-from evaluation.in_training import InTraining
+from evaluation.in_training import Found, InTraining
 from model.initialise import initialise
 from model.objective import Objective
+from parallel.checkpoints import newest_state
 from parallel.health.claim import FolderError
 from parallel.kernels import load_kernels
 from parallel.mesh import Mesh
@@ -45,12 +47,13 @@ def figures(rank: int, config: str, router: str, tensor: int, expert: int, ranks
     options = EvaluateConfig(every=2, split="heldout", limit=LIMIT, batch_size=4, beam=2)
     folder = run.folder / f"{tensor}_{expert}"
     folder.mkdir(parents=True, exist_ok=True)
-    evaluation = InTraining.open(options, run.data, data, objective, contextlib.nullcontext, mesh, folder)
-    assert evaluation.figures(1, 5, print, lambda: None) == {}
+    evaluation = InTraining.open(options, run.data, data, objective, contextlib.nullcontext, mesh, folder, 5)
+    assert evaluation.found(1, print, lambda: None) == Found()
     told: list[str] = []
-    found = evaluation.figures(2, 5, told.append, lambda: None)
-    assert objective.training and "heldout at step 2: shapes accuracy 0." in told[0] and found.pop("evaluation_s") > 0
-    return found
+    found = evaluation.found(2, told.append, lambda: None)
+    assert objective.training and "heldout at step 2: shapes accuracy 0." in told[0]
+    assert found.figures.pop("evaluation_s") == found.seconds > 0 and not found.is_asked and not found.is_put_off
+    return found.figures
 
 
 def test_a_place_that_cannot_be_written_is_one_line(config):
@@ -61,24 +64,43 @@ def test_a_place_that_cannot_be_written_is_one_line(config):
         figures(0, str(config), "attribute", 1, 1, 1)
 
 
-def figures_that_differ(rank: int, folder: str) -> dict[str, float]:
-    """Each rank finds a figure of its own, as expert ranks may in the last bits."""
+def found_by(
+    rank: int, folder: str, asked: tuple[int, int] | None = None, step: int = 2
+) -> tuple[dict[str, float], bool, bool, list[str]]:
+    """Of tasks a and b at step 2. Each rank finds a figure of its own, as expert ranks may in the last bits. asked: a rank that is to stop
+    from so many tasks on."""
     from parallel.mesh import create_mesh
 
     row = {"figure": "accuracy", "metrics": {"accuracy": 0.5 + rank / 1024}}
-    source: Any = SimpleNamespace(name="a")
-    config, nothing = EvaluateConfig(every=1), contextlib.nullcontext
-    evaluation = InTraining(config, (source,), {}, torch.nn.Module(), nothing, create_mesh(1, 1), Path(folder))  # type: ignore[arg-type]
+    sources: Any = [SimpleNamespace(name=name) for name in "ab"]
+    config, nothing = EvaluateConfig(every=2), contextlib.nullcontext
+    objective: Any = torch.nn.Module()
+    evaluation = InTraining(config, tuple(sources), {}, objective, nothing, create_mesh(1, 1), Path(folder), 8)
+    done, told = list[str](), list[str]()
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(InTraining, "_row", lambda self, source, alive: row)
+        patched.setattr(InTraining, "_row", lambda self, source, alive: done.append(source.name) or row)
         patched.setattr("evaluation.in_training.keep", lambda *_: None)
-        found = evaluation.figures(1, 1, lambda line: None, lambda: None)
-    found.pop("evaluation_s")
-    return found
+        is_asked = (lambda: (rank, len(done)) >= asked) if asked and asked[0] == rank else (lambda: False)
+        found = evaluation.found(step, told.append, lambda: None, is_asked)
+    assert objective.training
+    return (
+        {name: value for name, value in found.figures.items() if name != "evaluation_s"},
+        found.is_asked,
+        found.is_put_off,
+        done,
+    )
 
 
 def test_all_ranks_have_the_figures_of_the_first(tmp_path):
-    assert run_ranks(2, figures_that_differ, str(tmp_path)) == [{"val/a/accuracy": 0.5}] * 2
+    figures = {"val/a/accuracy": 0.5, "val/b/accuracy": 0.5}
+    assert run_ranks(2, found_by, str(tmp_path)) == [(figures, False, False, ["a", "b"])] * 2
+
+
+def test_an_evaluation_is_put_off_between_two_tasks(tmp_path):
+    assert run_ranks(2, found_by, str(tmp_path), (1, 1)) == [({}, True, True, ["a"])] * 2
+    figures, *rest = run_ranks(2, found_by, str(tmp_path), (1, 2))[0]
+    assert len(figures) == 2 and rest == [True, False, ["a", "b"]]
+    assert run_ranks(2, found_by, str(tmp_path), (1, 0), 3) == [({}, True, False, [])] * 2
 
 
 MORE = pytest.mark.parity
@@ -117,3 +139,28 @@ def test_a_training_is_the_same_with_evaluation(config):
     assert "val at step 6: shapes accuracy" in out
     folder = config.parent / "runs" / "with" / "evaluations"
     assert sorted(path.name for path in folder.glob("*.json")) == [f"val_step_0000000{n}.json" for n in (2, 4, 6)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("call", [2, 11])
+def test_a_stop_in_an_evaluation_puts_it_off_to_the_next_start(config, call):
+    """In the first evaluation and in the last one, which all steps are done before. Each has five tasks."""
+    options = ("steps=6", "save_every=6", "evaluate={every: 2, limit: 8, keep_best: shapes/accuracy}")
+    train(config, "name=undisturbed", *options, ranks=2)
+    step = 2 * math.ceil(call / 5)
+    out = train(config, *options, ranks=2, expect=85, sabotage=f"ask:1:{call}")
+    assert f"asked to stop: the evaluation of step {step} is put off to the next start" in out
+    assert f"stopped at step {step} and saved" in out
+    assert [record["step"] for record in records(config)] == list(range(1, step))
+    out = train(config, *options, ranks=2)
+    assert f"val at step {step}: shapes accuracy" in out and "finished at step 6" in out
+
+    def figures(name: str) -> list[dict[str, float]]:
+        kinds = ("loss/", "grad_norm", "val/", "lr")
+        return [
+            {k: v for k, v in record.items() if k == "step" or k.startswith(kinds)} for record in records(config, name)
+        ]
+
+    assert figures("tiny") == figures("undisturbed") and len(figures("tiny")) == 6
+    state = [newest_state(config.parent / "runs" / name / "checkpoints") for name in ("tiny", "undisturbed")]
+    assert state[0] == state[1] and "owed" not in state[0]

@@ -98,12 +98,25 @@ def command(config: Path, *overrides: str, ranks: int = 1, launched: bool = Fals
 
 
 def train(
-    config: Path, *overrides: str, ranks: int = 1, expect: int = 0, launched: bool = False, device: str = "cuda"
+    config: Path,
+    *overrides: str,
+    ranks: int = 1,
+    expect: int = 0,
+    launched: bool = False,
+    device: str = "cuda",
+    sabotage: str = "",
 ) -> str:
+    """sabotage: what goes wrong, and where (tests/helpers/sabotage.py)."""
+    words, variables = command(config, *overrides, ranks=ranks, launched=launched), environment(device)
+    if sabotage:
+        words = [
+            str(ROOT / "tests" / "helpers" / "sabotage.py") if word.endswith("train.py") else word for word in words
+        ]
+        variables |= {"SABOTAGE": sabotage, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        command(config, *overrides, ranks=ranks, launched=launched),
+        words,
         cwd=ROOT,
-        env=environment(device),
+        env=variables,
         capture_output=True,
         text=True,
         timeout=240,

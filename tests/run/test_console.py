@@ -85,15 +85,17 @@ def test_on_a_terminal_one_line_is_redrawn(config, capsys, monkeypatch):
     assert "saved step_00000003" in out
 
 
-@pytest.mark.parametrize(("step", "said"), [(6, "finished at step 6; next: python evaluate.py --run"), (4, "stopped")])
+@pytest.mark.parametrize(
+    ("step", "said"), [(6, "finished at step 6; next: python evaluate.py --run"), (4, "stopped"), (6, "stopped")]
+)
 def test_the_end_says_what_to_do_next(config, step, said):
     run = load_config(config)
-    assert end_line(run, step, Best(run.evaluate)).startswith(said)
+    assert end_line(run, step, Best(run.evaluate), said == "stopped").startswith(said)
 
 
 def test_the_end_says_why_it_came_early(config):
     run = load_config(config, ["evaluate={every: 1, keep_best: shapes/accuracy, patience: 2}"])
-    line = end_line(run, 5, Best(run.evaluate, step=3, value=0.5, since=2))
+    line = end_line(run, 5, Best(run.evaluate, step=3, value=0.5, since=2), False)
     assert line.startswith(
         "stopped at step 5: no better shapes/accuracy in 2 evaluations than at step 3"
     ) and line.endswith("--step best")

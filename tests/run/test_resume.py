@@ -24,6 +24,7 @@ from run.changes import told_changes
 from run.config_file import load_config
 from run.errors import ConfigError
 from run.folder import read_run, write_run_files
+from run.log_point import LogPoint
 from run.resume import Resume, _position, earlier_start
 from run.weights.best import Best
 
@@ -69,7 +70,7 @@ def test_a_data_set_that_has_grown_is_named():
     """The order of its samples is another one, so a position says nothing."""
     engine: Any = SimpleNamespace(optimizer_step=6, loss_scale=1.0, good_updates=0)
     resume = Resume(None, TWO, None, 0, (0, 0), ())  # type: ignore[arg-type]
-    saved = checkpoint(json.loads(json.dumps(resume.state((3, 4), engine, Best(EvaluateConfig())))))
+    saved = checkpoint(json.loads(json.dumps(resume.state((3, 4), engine, LogPoint(Best(EvaluateConfig())).state))))
     assert _position(saved, TWO) == (7, (3, 4))
     with pytest.raises(CheckpointError, match="task b: its data set is another one"):
         _position(saved, opened(a=(5, 5), b=(9, 1)))

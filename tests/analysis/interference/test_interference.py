@@ -81,6 +81,8 @@ def test_a_gradient_is_that_of_the_tasks_loss(runs):
     """By differences of the loss, along the gradient of one weight."""
     opened = open_run(parser_of("").parse_args(["--run", runs["token"]]), without_auxiliary=True)
     (weight,) = weights_of(opened, [1], ["ffn.down"])
+    with pytest.raises(ConfigError, match=r"--linears ffn: there are ffn\.down, ffn\.up, attention"):
+        weights_of(opened, [1], ["ffn"])
     only_these_learn(opened, [weight])
     examples = Examples.of(opened, pairs=3, seed=0)
     step = 0.01

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import threading
 
 import pytest
 
@@ -26,6 +28,16 @@ def test_mistakes_are_told_in_a_line(made, tmp_path, capsys):
     assert "No such file" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         report.main(["--run", str(made["dense"]), "--follow", "0"])
+
+
+def test_a_pipe_gets_the_page_and_stays(made, tmp_path):
+    pipe, read = tmp_path / "pipe", list[str]()
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: read.append(pipe.read_text(encoding="utf-8")), daemon=True)
+    reader.start()
+    assert report.main(["--run", str(made["dense"]), "--out", str(pipe)]) == 0
+    reader.join(30)
+    assert read[0].rstrip().endswith("</html>") and pipe.is_fifo()
 
 
 def test_a_run_is_followed_to_its_end(made, tmp_path, monkeypatch):
