@@ -62,7 +62,7 @@ def train(run: RunConfig, guard: RankGuard) -> int:
         torch.set_num_threads(run.threads)
     stop = StopSignal()
     if launched_rank() == 0:
-        print(f"loading DeepSpeed and megatron-core, then {launched_world_size()} rank(s) meet", flush=True)
+        print(f"loading DeepSpeed, then {launched_world_size()} rank(s) meet", flush=True)
     mesh = create_mesh(run.parallel.tensor, run.parallel.expert, run.parallel.timeout_s, run.parallel.sequence)
     watchdog = guard.start(run.folder, run.parallel.stall_s)
     keep_library_messages(run.folder, launched_rank())

@@ -22,7 +22,7 @@ from parallel.checkpoints import Checkpoint, Fragment, restore
 from parallel.config import OptimizerConfig
 from parallel.kernels import Kernels
 from parallel.launch import local_rank_of
-from parallel.mesh import MegatronUnit, Mesh
+from parallel.mesh import Mesh, ModelParallelUnit
 from parallel.norms import GradientNorms, clip_gradients, gradient_norms
 from parallel.optimizer_state import (
     OptimizerState,
@@ -85,7 +85,7 @@ class Engine:
                     **for_ranks(deepspeed_config, mesh.data.size),
                     "gradient_clipping": 0.0,
                 },  # without a word it clips at 1
-                mpu=MegatronUnit(),
+                mpu=ModelParallelUnit(mesh.tensor, mesh.data),
                 dist_init_required=False,
             )
         self._is_partitioned = self._engine.zero_optimization_stage() > 0

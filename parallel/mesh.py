@@ -1,6 +1,6 @@
 """The grid of ranks: world = tensor x data, and expert parallelism divides the data ranks.
 
-The only place that creates process groups: tensor and data groups through megatron-core, expert groups through
+The only place that creates process groups: tensor and data groups through megatron-core where tensors are cut, expert groups through
 DeepSpeed (so that its gradient rules find them). A `Mesh` is handed to constructors; there is no global mesh of ours.
 """
 
@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import datetime
 import os
+import sys
 import warnings
 from typing import Any
 
@@ -55,34 +56,27 @@ class Mesh:
         return f"ep_size_{self.expert.size}"
 
 
-class MegatronUnit:
-    """The model-parallel unit that DeepSpeed asks about ranks, answered from megatron-core's parallel state.
+class ModelParallelUnit:
+    """What DeepSpeed asks about ranks, as it would ask megatron-core's parallel state: `mpu` in its words.
 
     It offers nothing of sequence parallelism on purpose: DeepSpeed would take the mere presence of those methods as a wish.
     """
 
-    def __init__(self) -> None:
-        from megatron.core import parallel_state
-
-        self._state = parallel_state
+    def __init__(self, tensor: Axis, data: Axis) -> None:
+        self._tensor, self._data = tensor, data
 
     def get_model_parallel_world_size(self) -> int:
-        return self._state.get_tensor_model_parallel_world_size()
+        return self._tensor.size
 
     def get_model_parallel_rank(self) -> int:
-        return self._state.get_tensor_model_parallel_rank()
+        return self._tensor.rank
 
     def get_model_parallel_group(self) -> Any:
-        return self._state.get_tensor_model_parallel_group()
+        return self._tensor.group
 
-    def get_tensor_model_parallel_world_size(self) -> int:
-        return self._state.get_tensor_model_parallel_world_size()
-
-    def get_tensor_model_parallel_rank(self) -> int:
-        return self._state.get_tensor_model_parallel_rank()
-
-    def get_tensor_model_parallel_group(self) -> Any:
-        return self._state.get_tensor_model_parallel_group()
+    get_tensor_model_parallel_world_size = get_model_parallel_world_size
+    get_tensor_model_parallel_rank = get_model_parallel_rank
+    get_tensor_model_parallel_group = get_model_parallel_group
 
     def get_pipeline_model_parallel_world_size(self) -> int:
         return 1
@@ -91,18 +85,18 @@ class MegatronUnit:
         return 0
 
     def get_data_parallel_world_size(self) -> int:
-        return self._state.get_data_parallel_world_size()
+        return self._data.size
 
     def get_data_parallel_rank(self) -> int:
-        return self._state.get_data_parallel_rank()
+        return self._data.rank
 
     def get_data_parallel_group(self) -> Any:
-        return self._state.get_data_parallel_group()
+        return self._data.group
 
     def get_data_parallel_group_ranks(self) -> list[int]:
         import torch.distributed as dist
 
-        return dist.get_process_group_ranks(self._state.get_data_parallel_group())
+        return dist.get_process_group_ranks(self._data.group)
 
 
 def create_mesh(tensor: int = 1, expert: int = 1, timeout_s: float = 1800.0, sequence: bool = False) -> Mesh:
@@ -122,10 +116,9 @@ def create_mesh(tensor: int = 1, expert: int = 1, timeout_s: float = 1800.0, seq
     os.environ.setdefault("WORLD_SIZE", "1")
 
     tell_accelerator(torch.cuda.is_available())
-    with warnings.catch_warnings(action="ignore"):  # megatron-core reports every optional library that it did not find
+    with warnings.catch_warnings(action="ignore"):
         import deepspeed
         from deepspeed.utils import groups
-        from megatron.core import parallel_state
 
     timeout = datetime.timedelta(seconds=timeout_s)
     cuda = torch.cuda.is_available()
@@ -147,11 +140,12 @@ def create_mesh(tensor: int = 1, expert: int = 1, timeout_s: float = 1800.0, seq
     # ranks are on one machine, and leaves them behind when it ends.
     with replaced_variable("LOCAL_SIZE", None), contextlib.redirect_stdout(None):  # it prints that it has built an op
         deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", verbose=False)
-    parallel_state.initialize_model_parallel(tensor_model_parallel_size=tensor)
-
-    tensor_axis = _axis(TENSOR_AXIS, parallel_state.get_tensor_model_parallel_group(), timeout, device)
-    data_axis = _axis("data", parallel_state.get_data_parallel_group(), timeout, device)
-    groups.mpu = MegatronUnit()
+    tensor_group, data_group = _tensor_and_data_groups(tensor)
+    tensor_axis, data_axis = (
+        _axis(TENSOR_AXIS, tensor_group, timeout, device),
+        _axis("data", data_group, timeout, device),
+    )
+    groups.mpu = ModelParallelUnit(tensor_axis, data_axis)
     groups._create_expert_data_and_model_parallel(expert, mpu=groups.mpu)
     name = f"ep_size_{expert}"
     # A rank outside of the group made last does not wait for its members: were it done before them, the store would be gone.
@@ -166,13 +160,26 @@ def create_mesh(tensor: int = 1, expert: int = 1, timeout_s: float = 1800.0, seq
     )
 
 
+def _tensor_and_data_groups(tensor: int) -> tuple[Any, Any]:
+    """megatron-core's, where it has something to cut. To load it takes longer than to load torch and DeepSpeed."""
+    import torch.distributed as dist
+
+    if tensor == 1:
+        alone = dist.new_group([dist.get_rank()], use_local_synchronization=True)
+        return alone, dist.new_group(list(range(dist.get_world_size())))
+    with warnings.catch_warnings(action="ignore"):  # it reports every optional library that it did not find
+        from megatron.core import parallel_state
+    parallel_state.initialize_model_parallel(tensor_model_parallel_size=tensor)
+    return parallel_state.get_tensor_model_parallel_group(), parallel_state.get_data_parallel_group()
+
+
 def destroy_mesh() -> None:
     """Leave the process groups, so that the launcher sees a clean end."""
     import torch.distributed as dist
-    from megatron.core import parallel_state
 
     if dist.is_initialized():
-        parallel_state.destroy_model_parallel()
+        if state := sys.modules.get("megatron.core.parallel_state"):
+            state.destroy_model_parallel()
         dist.destroy_process_group()
 
 
