@@ -28,14 +28,13 @@ def evaluate(evaluation: Evaluation) -> Result:
     ignores the image can reach; bleu1 to bleu4 and rouge_l in [0, 1], over the whole split; exact: share of captions with the words of
     one of the references.
 
-    References are scored as the tokenizer gives them back, since no caption can be nearer: words are then those of the reference
-    itself but for what the tokenizer cannot keep (spaces between the letters of scripts with combining marks, for one).
+    References are scored as they were written, as the field does. `exact` alone takes them as the tokenizer gives them back, since no
+    caption can be nearer.
     """
-    vocabulary = evaluation.source.task.vocabulary
-    captions, texts = generate(evaluation)
-    references = [[vocabulary.copied(text) for text in of_sample] for of_sample in texts]
+    copied = evaluation.source.task.vocabulary.copied
+    captions, references = generate(evaluation)
     shifted = references[1:] + references[:1]
-    exact = [_key(c) in map(_key, refs) for c, refs in zip(captions, references, strict=True)]
+    exact = [_key(c) in (_key(copied(r)) for r in refs) for c, refs in zip(captions, references, strict=True)]
     words, reference_words = [words_of(c) for c in captions], [[words_of(r) for r in refs] for refs in references]
     by_image = cider_d_by_image(captions, references)
     metrics = {

@@ -1,8 +1,8 @@
 """What a word is: to metrics, to masks, and whether a text has any.
 
 The tokenizer cuts text into pieces and drops the white space between them: "28" becomes "2 8", "it's" becomes "it 's", "light-up"
-becomes "light - up". Metrics must not see the difference between a text and its copy through the tokenizer, so `joined` undoes
-what can be undone and `words_of` begins with it, for captions and references alike.
+becomes "light - up". `joined` undoes what can be undone where pieces become a text; what somebody wrote is taken as it stands, as
+"5 x 7" and "gate 2 3" are not "5x7" and "23".
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 import regex
 
 from data.text.tokenizer import START_OF_TEXT, Tokenizer, cleaned
+from data.text.treebank import ABBREVIATIONS, treebank_words
 
 # Scripts written without spaces between words, and the signs that they share. Each letter is a word of its own, as the field's
 # character-wise scores have it: cutting into words would need a dictionary for each language.
@@ -40,6 +41,7 @@ JOINS = tuple(
         (r"(?<=[\p{L}\p{N}]) ([-/_]) (?=[\p{L}\p{N}])", r"\1"),  # light - up
         (rf"(?<=\p{{L}}) (?={_SUFFIX})", ""),  # it 's
         (r"\b([cdjlmnot]|ma|qu) ' (?=\p{L})", r"\1'"),  # o ' clock
+        (rf"({ABBREVIATIONS}|(?<![\p{{L}}\p{{N}}'])(?:no(?= \. \p{{N}})|[a-z])) \.(?!\S)", r"\1."),  # mr .
     )
 )
 INITIALS = regex.compile(r"(?<![\p{L}\p{N}])\p{L}(?: \. \p{L}(?!\p{L}))+(?: \.)?")  # u . s .
@@ -54,22 +56,6 @@ _FOLDS = tuple(
         (r"\p{Cf}+", ""),
     )
 )
-_LETTERS = r"[\p{L}\p{N}][\p{L}\p{M}\p{N}]*"
-_WORD = regex.compile(
-    rf"""(?<![\p{{L}}\p{{N}}])\p{{L}}(?:\.\p{{L}}(?!\p{{L}}))+\.?   # u.s.
-       | {_LETTERS}(?:(?:[-/_]|(?<=\p{{L}})'(?=\p{{L}})|(?<=\p{{N}})[.,:](?=\p{{N}})){_LETTERS})*
-       | [^\s\p{{P}}\p{{C}}\p{{Z}}\p{{M}}`\u2800] | [\#%&@*]                # signs that stand for words: $, + and emoji""",
-    regex.VERBOSE,
-)
-_CONTRACTED = regex.compile(r"(.+)(n't|'(?:s|re|ve|m|ll|d))")
-_TWO_WORDS = {
-    "cannot": ("can", "not"),
-    "gimme": ("gim", "me"),
-    "gonna": ("gon", "na"),
-    "gotta": ("got", "ta"),
-    "lemme": ("lem", "me"),
-    "wanna": ("wan", "na"),
-}
 
 
 def has_word(text: str) -> bool:
@@ -96,15 +82,11 @@ def words_of(text: str) -> list[str]:
 @functools.lru_cache(1 << 16)
 def _words_of(text: str) -> tuple[str, ...]:
     words: list[str] = []
-    text = joined(cleaned(text))
+    text = cleaned(text)
     for pattern, replacement in _FOLDS:
         text = pattern.sub(replacement, text)
-    for word in _WORD.findall(text):
-        if word in _TWO_WORDS:
-            words += _TWO_WORDS[word]
-        elif match := _CONTRACTED.fullmatch(word):
-            words += match.groups()
-        elif _UNSPACED_LETTER.search(word):
+    for word in treebank_words(text):
+        if _UNSPACED_LETTER.search(word):
             words += [part for part in _PARTS.findall(word) if part[0].isalnum()]
         else:
             words.append(word)
