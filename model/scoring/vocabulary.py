@@ -34,7 +34,7 @@ def vocabulary_loss(
     count = len(candidates_CW)
     features_QW, mine_cW, scale, start, axis = parted(features_QW, candidates_CW, scale, axis)
     mine_c = None if log_weights_C is None else log_weights_C[start : start + len(mine_cW)]
-    rows = max(1, most // len(mine_cW))
+    rows = max(1, most // -(-count // axis.size))  # of the largest part, so that all ranks cut the same chunks
     found: tuple[Tensor, Tensor] = _Chunked.apply(
         features_QW, mine_cW, scale, labels_Q, mine_c, smoothing, (start, count, axis), rows
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 
 import numpy as np
@@ -49,15 +50,18 @@ def launches_of_an_update(rank: int, depth: int) -> int:
     config = {"train_micro_batch_size_per_gpu": 1, "zero_allow_untested_optimizer": True}
     engine = Engine(objective, mesh, OptimizerConfig(ema=0.9), config, kernels)
     for _ in range(2):  # the first makes moments and averages
-        with engine.accumulation():
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(engine.accumulation())
             engine.backward(engine(BATCHES["caption"]().located(), 1).total)
-        with Launches() as launches:
-            assert engine.step(1e-3).applied
+            with Launches() as launches:
+                stack.close()
+                assert engine.step(1e-3).applied
     return launches.launches
 
 
 def test_an_update_launches_few_kernels_whatever_the_depth():
-    """Norms of three families, clipping, Adam for each group of parameters, averages."""
+    """What sums gradients up at the end of backward passes, norms of three families, clipping, Adam for each group of parameters,
+    averages."""
     (shallow,), (deep,) = (run_ranks(1, launches_of_an_update, depth) for depth in (1, 6))
     assert deep == shallow <= 50, (shallow, deep)
 
