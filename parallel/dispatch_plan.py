@@ -29,19 +29,20 @@ Blocks = tuple[tuple[int, int, int], ...]
 class RowGroups:
     """Which rows belong to which expert: those of expert e end before row ends_e[e], int32, and begin where the last one's end. Rows that
     follow, up to `rows`, are of none: their results are of no use, but must be finite. expert_R: of each row, those that follow counted to
-    the last expert. is_all: none follow."""
+    the last expert. is_all: none follow. each: the rows of every expert, where all have as many."""
 
     ends_e: Tensor
     rows: int
     expert_R: Tensor
     is_all: bool
+    each: int | None = None
 
     @classmethod
     def equal(cls, experts: int, rows: int, device: torch.device) -> RowGroups:
         """So many rows of each."""
         numbers_e = torch.arange(experts, device=device)
         expert_R = numbers_e[:, None].expand(-1, rows).flatten()
-        return cls((numbers_e + 1).mul_(rows).to(torch.int32), experts * rows, expert_R, is_all=True)
+        return cls((numbers_e + 1).mul_(rows).to(torch.int32), experts * rows, expert_R, is_all=True, each=rows)
 
     @functools.cached_property
     def covering_ends_e(self) -> Tensor:
@@ -50,9 +51,16 @@ class RowGroups:
 
     @functools.cached_property
     def blocks(self) -> Blocks:
-        """On the host: a device is waited for."""
-        ends = self.ends_e.tolist()
+        """On the host: a device is waited for where experts have rows in numbers of their own."""
+        if self.each is None:
+            ends = self.ends_e.tolist() if self.rows else [0] * len(self.ends_e)
+        else:
+            ends = [self.each * (index + 1) for index in range(len(self.ends_e))]
         return tuple((start, end, index) for index, (start, end) in enumerate(itertools.pairwise([0, *ends])))
+
+    @functools.cached_property
+    def is_empty_e(self) -> Tensor:
+        return self.covering_ends_e.diff(prepend=self.ends_e.new_zeros(1)) == 0
 
     @functools.cached_property
     def is_of_eR(self) -> Tensor:

@@ -114,7 +114,9 @@ class Engine:
                 if parameter.requires_grad and parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
             sum_gradients(filter(has_partial_gradient, self._names), self.mesh.tensor)
-        if not self._is_partitioned and self.mesh.data.size > 1:  # DeepSpeed would copy all gradients there and back for one rank
+        if (
+            not self._is_partitioned and self.mesh.data.size > 1
+        ):  # DeepSpeed would copy all gradients there and back for one rank
             engine.allreduce_gradients()
 
     def backward(self, loss: Tensor) -> None:

@@ -25,7 +25,7 @@ def grouped_linear(
     if scale_R is not None and weight_COI.shape[1] <= weight_COI.shape[2]:
         scaled_RO: Tensor = _ScaledRows.apply(grouped_linear(x_RI, groups, weight_COI, bias_CO), scale_R)
         return scaled_RO
-    if isinstance(groups, RowGroups) and has_grouped_products(x_RI) and _is_aligned(weight_COI):
+    if isinstance(groups, RowGroups) and groups.rows and has_grouped_products(x_RI) and _is_aligned(weight_COI):
         y_RO: Tensor = _GroupedProducts.apply(groups, x_RI, weight_COI, bias_CO, scale_R)
         return y_RO
     blocks = groups.blocks if isinstance(groups, RowGroups) else groups
@@ -37,6 +37,11 @@ def has_grouped_products(x: Tensor) -> bool:
     """Where torch has a kernel for them: of bf16 on Hopper and Blackwell. On other GPUs it asks the device in each product where groups
     end, and blocks ask once a decision. On a CPU the products are as fast one by one, and the bias joins them."""
     return x.is_cuda and x.dtype == torch.bfloat16 and torch.cuda.get_device_capability(x.device)[0] in (9, 10)
+
+
+def leaves_gradients_unwritten(x: Tensor) -> bool:
+    """Whether the gradient of a weight without rows is what lay in memory: on Blackwell, not on Hopper (pytorch issue 172439)."""
+    return x.is_cuda and torch.cuda.get_device_capability(x.device)[0] >= 10
 
 
 def _is_aligned(weight_COI: Tensor) -> bool:
@@ -103,6 +108,8 @@ class _GroupedProducts(torch.autograd.Function):
         dy_scaled_RO = dy_RO if scale_R1 is None else dy_RO * scale_R1
         if wants_weight:
             dweight_COI = grouped_mm(dy_scaled_RO.t(), x_RI, offs=ends_e)
+            if leaves_gradients_unwritten(x_RI):
+                dweight_COI = dweight_COI.masked_fill_(ctx.groups.is_empty_e[:, None, None], 0)
         if wants_bias:
             dbias_CO = ctx.groups.is_of_eR.to(dy_RO.dtype) @ dy_scaled_RO
         if dx_RI is not None and scale_R1 is not None:

@@ -39,7 +39,16 @@ def sigmoid_loss(
         part_cW = candidates_CW[start : start + part]
         alike_c2 = None if alike_C2 is None else alike_C2[start : start + part]
         losses, value_Q, place_Q = checkpoint(
-            _part, features_QW, part_cW, labels_Q - start, alike_Q2, alike_c2, scale, bias, use_reentrant=False
+            _part,
+            features_QW,
+            part_cW,
+            labels_Q - start,
+            alike_Q2,
+            alike_c2,
+            scale,
+            bias,
+            use_reentrant=False,
+            preserve_rng_state=False,
         )
         total = total + losses
         best_Q = torch.where(value_Q > best, place_Q + start, best_Q)

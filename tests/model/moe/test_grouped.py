@@ -177,6 +177,41 @@ def test_widths_that_the_kernel_cannot_read_are_multiplied_one_by_one(out, group
     )
 
 
+def test_a_weight_without_rows_gets_zero_where_its_product_writes_nothing(monkeypatch):
+    """As on Blackwell, where its gradient is what lay in memory."""
+
+    def unwritten(rows, *args, offs):
+        out = grouped_mm(rows, *args, offs=offs)
+        if out.dim() == 3:
+            out[offs.diff(prepend=offs.new_zeros(1)) == 0] = torch.nan
+        return out
+
+    monkeypatch.setattr("model.moe.grouped.has_grouped_products", lambda x: True)
+    monkeypatch.setattr("model.moe.grouped.leaves_gradients_unwritten", lambda x: True)
+    monkeypatch.setattr("model.moe.grouped.grouped_mm", unwritten)
+    weight = drawn(3, 8, 16).detach().float().requires_grad_()
+    groups = RowGroups(torch.tensor([0, 4, 4], dtype=torch.int32), 4, torch.tensor([1, 1, 1, 1]), is_all=True)
+    grouped_linear(torch.ones(4, 16), groups, weight, None).sum().backward()
+    assert weight.grad is not None and not weight.grad[[0, 2]].any() and (weight.grad[1] == 4).all()
+
+
+def test_without_rows_nothing_is_asked_of_a_kernel(monkeypatch):
+    """torch's takes no matrix of a width of zero."""
+    monkeypatch.setattr("model.moe.grouped.has_grouped_products", lambda x: True)
+    monkeypatch.setattr("model.moe.grouped.grouped_mm", None)
+    weight = drawn(2, 8, 16).detach().requires_grad_()
+    groups = RowGroups(
+        torch.zeros(2, dtype=torch.int32, device="meta"), 0, torch.zeros(0, dtype=torch.int64), is_all=True
+    )
+    y = grouped_linear(torch.zeros(0, 16, dtype=torch.float64), groups, weight, None)
+    y.sum().backward()
+    assert y.shape == (0, 8) and weight.grad is not None and not weight.grad.any()
+
+
+def test_equal_groups_are_known_on_the_host():
+    assert RowGroups.equal(2, 3, torch.device("meta")).blocks == ((0, 3, 0), (3, 6, 1))
+
+
 @pytest.mark.parametrize("out", [16, 64])
 def test_gradients_of_gate_weights_do_not_overflow_in_fp16(out):
     """fp16 has no 90,000, which is one product of 300 x 300."""
