@@ -100,12 +100,23 @@ def test_candidates_shared_by_ranks_with_different_tasks_equal_one_process(layou
     assert_equal_runs(reference(job), run_ranks(ranks, run_job, dataclasses.replace(job, **options)))
 
 
+EVERY_PAIR = [("expert 2", router) for router in ("attribute", "task", "token", "context")]
+EVERY_PAIR += [(layout, router) for layout in MIXED if layout != "expert 2" for router in ("attribute", "token")]
+
+
 @pytest.mark.parametrize(
-    "router", ["attribute", *(pytest.param(r, marks=pytest.mark.parity) for r in ("task", "token", "context"))]
+    ("layout", "router"),
+    [pytest.param(*point, marks=[] if point == EVERY_PAIR[0] else pytest.mark.parity) for point in EVERY_PAIR],
 )
-def test_every_pair_of_tasks_shares_candidates(router):
-    job = ParityRun(router=router, scope="sharded", steps=len(PAIRS) // 2, tasks=PAIRS, sgd=True, lr=1e-3, model=NOISY)
-    assert_equal_runs(reference(job), run_ranks(2, run_job, dataclasses.replace(job, expert=2)))
+def test_every_pair_of_tasks_shares_candidates(layout, router):
+    """All ordered pairs: one a step on two data ranks, two on four."""
+    ranks, options = MIXED[layout]
+    micro_batches = ranks // options.get("tensor", 1)
+    job = ParityRun(
+        router=router, scope="sharded", micro_batches=micro_batches, steps=len(PAIRS) // micro_batches, tasks=PAIRS, sgd=True, lr=1e-3,
+        model=NOISY,
+    )  # fmt: skip
+    assert_equal_runs(reference(job), run_ranks(ranks, run_job, dataclasses.replace(job, **options)))
 
 
 def test_one_rank_encodes_a_set_as_it_is():
