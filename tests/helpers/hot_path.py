@@ -22,12 +22,13 @@ NO_KERNEL = {
 READ = {
     (Tensor, "tolist"), (Tensor, "item"), (Tensor, "__bool__"), (Tensor, "__int__"), (Tensor, "__float__"), (Tensor, "__index__"),
     (Tensor, "nonzero"), (torch, "nonzero"), (Tensor, "cpu"), (Tensor, "numpy"), (Tensor, "bincount"), (torch, "bincount"),
-    (Tensor, "masked_select"), (torch, "masked_select"),
+    (Tensor, "masked_select"), (torch, "masked_select"), (Tensor, "argwhere"), (torch, "argwhere"), (Tensor, "equal"), (torch, "equal"),
+    (Tensor, "allclose"), (torch, "allclose"), (Tensor, "unique"), (torch, "unique"), (torch, "unique_consecutive"),
 }  # fmt: skip
 """What needs a value or a size that only the device knows."""
 SOMETIMES = {
     (torch, "tensor"), (Tensor, "new_tensor"), (Tensor, "__getitem__"), (Tensor, "__setitem__"), (Tensor, "repeat_interleave"),
-    (torch, "repeat_interleave"),
+    (torch, "repeat_interleave"), (torch, "as_tensor"), (torch, "where"),
 }  # fmt: skip
 """What may wait, by what it is given."""
 
@@ -80,6 +81,10 @@ def _kind(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     """Of a wait; empty where there is none."""
     if name == "tensor":
         return "a tensor of numbers of the host"
+    if name == "as_tensor":
+        return "" if isinstance(args[0], Tensor) else "a tensor of numbers of the host"
+    if name == "where":
+        return "where" if len(args) == 1 and not kwargs else ""
     if name in ("__getitem__", "__setitem__"):
         index = args[1] if isinstance(args[1], tuple) else (args[1],)
         if any(isinstance(part, Tensor) and part.dtype == torch.bool for part in index):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 
@@ -66,15 +67,17 @@ def test_an_update_launches_few_kernels_whatever_the_depth():
     assert deep == shallow <= 50, (shallow, deep)
 
 
-def waits_and_lists(rank: int) -> tuple[int, int]:
-    """Of five updates: how often DeepSpeed waits for all that the device does, and what the optimizer holds is listed."""
+def waits_and_lists(rank: int) -> tuple[int, int, dict[str, int]]:
+    """Of five updates: how often DeepSpeed waits for all that the device does, what the optimizer holds is listed, and a value of the
+    device is asked for."""
     from deepspeed.accelerator import get_accelerator
 
     from parallel.engine import Engine
     from parallel.kernels import load_kernels
     from parallel.mesh import create_mesh
+    from tests.helpers.hot_path import Waits
 
-    waits, lists = [], []
+    waits, lists, asked = [], [], collections.Counter[str]()
     mesh, kernels = create_mesh(), load_kernels("torch")
     config = read_engine_file(load_config(ROOT / "configs" / "demo.yaml"))
     engine = Engine(make(mesh=mesh), mesh, OptimizerConfig(), config, kernels)
@@ -82,17 +85,23 @@ def waits_and_lists(rank: int) -> tuple[int, int]:
     pieces = engine._state.pieces
     engine._state.pieces = lambda: lists.append(None) or pieces()
     for _ in range(5):  # its timers begin with the third
-        with engine.accumulation():
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(engine.accumulation())
             for noise in range(2):
                 engine.backward(engine(BATCHES["caption"]().located(), noise).total)
-        assert engine.step(1e-3).applied
-    return len(waits), len(lists)
+            with Waits() as of_update:
+                stack.close()
+                assert engine.step(1e-3).applied
+        asked += of_update.seen
+    return len(waits), len(lists), dict(asked)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_updates_wait_for_no_device_and_list_pieces_once(ranks):
-    """Without ZeRO and with it. A wait would be for all that is queued, before each micro-batch and after each update."""
-    assert run_ranks(ranks, waits_and_lists) == [(0, 5)] * ranks
+    """Without ZeRO and with it. A wait would be for all that is queued, before each micro-batch and after each update. The norm that
+    gradients are clipped by is asked for once an update; ZeRO finds out by itself whether they are finite."""
+    of_zero = {"bool": 5, "a tensor of numbers of the host": 10} if ranks > 1 else {}
+    assert run_ranks(ranks, waits_and_lists) == [(0, 5, {"tolist": 5} | of_zero)] * ranks
 
 
 def test_a_step_reaches_every_parameter():
