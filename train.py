@@ -9,8 +9,6 @@ from __future__ import annotations
 import functools
 import sys
 
-import torch
-
 from data.stream.faults import losses_of
 from data.stream.share import Share
 from data.stream.training import schedule_of, training_stream
@@ -44,6 +42,7 @@ from run.metrics.meter import Meter, has_diverged
 from run.resume import Resume, earlier_start
 from run.sinks.sinks import Sinks
 from run.streams import keep_printing
+from run.threads import choose_threads
 from run.weights.initial import initial_weights
 
 REMEDY = "lower optimizer.lr or look at the data"
@@ -58,8 +57,6 @@ def train(run: RunConfig, guard: RankGuard) -> int:
     lost = losses_of(data.sources, run.data.max_bad_fraction)
     earlier = earlier_start(run, data.vocabulary)
     check_build_lock()
-    if run.threads:
-        torch.set_num_threads(run.threads)
     stop = StopSignal()
     if launched_rank() == 0:
         print(f"loading DeepSpeed, then {launched_world_size()} rank(s) meet", flush=True)
@@ -97,6 +94,8 @@ def train(run: RunConfig, guard: RankGuard) -> int:
         if not last.is_owed:
             saver.save(step, engine.fragments(), resume.state(consumed, engine, last.state), last.best.step)
 
+    if step < run.steps:
+        stream = choose_threads(run, stream, engine, mesh, launched_ranks_here(), sinks.tell)
     while step < run.steps and not last.stops:
         checking = run.check_every > 0 and step % run.check_every == 0
         with engine.accumulation():

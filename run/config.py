@@ -114,7 +114,7 @@ class RunConfig:
                        ends only once its loss scale is down to 1
     check_every        steps between two checks that copies of parameters and batches are equal on the ranks that share them;
                        0 = never
-    threads            CPU threads of a rank; 0 leaves the choice to OMP_NUM_THREADS and torch
+    threads            CPU threads of a rank; 0: as OMP_NUM_THREADS says, else as a first pass is fastest with, kept for later starts
     profile            steps to look at closely; none: no profile
     """
 

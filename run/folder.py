@@ -1,6 +1,6 @@
 """The files of a run folder that are not metrics: the resolved configuration and the vocabulary.
 
-runs/<name>/ config.yaml  vocabulary.json  metrics.jsonl  ledger_rank_*.jsonl  in_use.json
+runs/<name>/ config.yaml  vocabulary.json  threads.json  metrics.jsonl  ledger_rank_*.jsonl  in_use.json
             wandb_run.json  wandb/  checkpoints/  evaluations/  logs/  health/  errors/
 """
 
