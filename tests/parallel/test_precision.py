@@ -17,6 +17,7 @@ from parallel.launch import PreflightError
 from parallel.mesh import Mesh
 from parallel.precision import FIRST_SCALE, GROWS_AFTER, LossScale, computing, dtype_of, exact_linear
 from tests.helpers.batches import BATCHES, VOCABULARY_SIZE
+from tests.helpers.devices import take_branches_of_a_gpu
 from tests.helpers.models import tiny
 
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "_grouped_mm", "matmul", "linear")
@@ -64,11 +65,14 @@ def test_only_products_of_attributes_pass_for_such():
     assert not reads_attributes("addmm", {8, WIDTH})  # eight rows of a linear
 
 
+@pytest.mark.parametrize("branches", ["cpu", "gpu"])
 @pytest.mark.parametrize("kind", SPARSE)
 @pytest.mark.parametrize("task", ["caption", "retrieval"])
-def test_audit_of_a_bf16_pass(kind, task):
+def test_audit_of_a_bf16_pass(kind, task, branches, monkeypatch):
     """Forward and backward: every product is bf16 but those of routers and scores; whatever sums exponentials or squares is fp32, and
     so are weights and gradients."""
+    if branches == "gpu":
+        take_branches_of_a_gpu(monkeypatch)
     router, experts = SPARSE[kind]
     experts = experts if kind == "none" else {**experts, "num_experts": EXPERTS}
     config = tiny(
@@ -83,6 +87,8 @@ def test_audit_of_a_bf16_pass(kind, task):
     products = [seen for seen in audit.seen if seen[0] in PRODUCTS]
     low = [(name, sizes) for name, dtypes, sizes in products if dtypes == {torch.bfloat16}]
     other = [seen for seen in products if seen[1] != {torch.bfloat16}]
+    if kind in ("token", "deepspeed"):
+        assert ("_grouped_mm" in {name for name, _ in low}) == (branches == "gpu")
     assert len(low) >= 3 * 4 * config.depth  # four linears a block, forward and two products backward
     for name, dtypes, sizes in other:
         is_exact = sizes & {EXPERTS, SPACE} or reads_attributes(name, sizes)
