@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import textwrap
 from collections.abc import Mapping
@@ -14,9 +13,9 @@ from data.stream.schedule import Schedule
 from data.tasks import kind_of
 from model.objective import Objective
 from parallel.mesh import Mesh
-from parallel.placement import placement_of
 from run.config import RunConfig
 from run.metrics.meter import Record
+from run.parameters import told_parameters
 from run.resume import Resume
 from run.weights.best import Best
 from run.weights.initial import Initial
@@ -34,6 +33,7 @@ def start_lines(
     run, checkpoint = resume.run, resume.checkpoint
     start = f"continues at step {resume.step:,} from {checkpoint.folder}" if checkpoint else "starts"
     ranks = mesh.data.size * mesh.tensor.size
+    parameters, *families = told_parameters(objective)
     lines = [
         *resume.notes,
         *initial.notes,
@@ -42,7 +42,8 @@ def start_lines(
         f"run {run.folder} {start}; {run.steps:,} steps in all",
         f"  ranks       {ranks} ({mesh.device.partition(':')[0]}): data {mesh.data.size}, tensor {mesh.tensor.size}, "
         f"experts over {mesh.expert.size}; DeepSpeed settings {run.parallel.deepspeed}",
-        f"  parameters  {_parameters(objective)}; vocabulary of {resume.data.vocabulary.size:,} tokens",
+        f"  parameters  {parameters}; vocabulary of {resume.data.vocabulary.size:,} tokens",
+        *(f"  {'':<10}  {line}" for line in families),
         f"  step        {run.micro_batches} micro-batches, {run.micro_batches // mesh.data.size} on each data rank",
     ]
     width = max(10, *(len(source.name) for source in resume.data.sources))
@@ -63,15 +64,6 @@ def _beside_random(run: RunConfig) -> list[str]:
     if tune == "all" or run.init:
         return []
     return [f"optimizer.tune={tune} trains beside frozen weights that are random: init=RUN takes those of a run"]
-
-
-def _parameters(objective: Objective) -> str:
-    """Logical parameters of all ranks together, and how many of them are trained."""
-    sizes = [(math.prod(placement_of(p).shape), p.requires_grad) for p in objective.parameters()]
-    total, trained = sum(size for size, _ in sizes), sum(size for size, trains in sizes if trains)
-    here = sum(parameter.numel() for parameter in objective.parameters())
-    part = f" ({here:,} on this rank)" if here != total else ""
-    return f"{total:,}{part}, {'all' if trained == total else f'{trained:,}'} trained"
 
 
 def legend(run: RunConfig) -> str:

@@ -51,7 +51,8 @@ def test_the_start_says_what_is_trained_on_what(config):
     # Weights of the demo: 5, 3, 1, 1, 1.5 of 11.5.
     assert "shapes      classification, 48 samples, 4 per micro-batch, 43% of the micro-batches" in page
     assert "              about 5 of 53 samples (0.012 MB) are lost: a.tar: cut off" in page
-    assert len(lines) == 6 + 5 + 1
+    assert "              frozen: embeddings " in page and "              trained: experts " in page
+    assert len(lines) == 6 + 2 + 5 + 1
 
 
 def test_the_legend_names_tasks_whose_loss_has_two_directions(config):

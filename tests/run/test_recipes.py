@@ -42,7 +42,7 @@ def test_every_recipe_takes_its_shape_from_the_base(tmp_path, path):
 
 
 def test_there_are_the_papers_recipes():
-    assert len([path for path in FILES if path.parent.name == "papers"]) == 23
+    assert len([path for path in FILES if path.parent.name == "papers"]) == 25
 
 
 def test_a_base_that_is_gone_is_named():
