@@ -40,7 +40,7 @@ def found(rank: int, run: str, *words: str) -> dict:
     return content
 
 
-@pytest.mark.parametrize("router", ["attribute", "token"])
+@pytest.mark.parametrize("router", [pytest.param("attribute", marks=pytest.mark.parity), "token"])
 @pytest.mark.parametrize("words", [("--expert", "2"), ("--tensor", "2"), ("--expert", "1")])
 def test_two_ranks_count_what_one_does(runs, router, words):
     alone = found(0, runs[router])

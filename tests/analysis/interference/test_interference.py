@@ -54,7 +54,7 @@ def measured(rank: int, run: str, *words: str) -> dict:
     return content
 
 
-@pytest.mark.parametrize("router", ["attribute", "token"])
+@pytest.mark.parametrize("router", ["attribute", pytest.param("token", marks=pytest.mark.parity)])
 @pytest.mark.parametrize(
     ("ranks", "words"),
     [
