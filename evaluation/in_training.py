@@ -14,13 +14,13 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from data.config import DataConfig
 from data.stream.source import OpenData, Source, open_data
 from evaluation.base import Evaluation, check_complete
 from evaluation.config import EvaluateConfig
-from evaluation.kept import Row, asked_of, keep, options_of, row_of
+from evaluation.kept import Row, asked_of, keep, measured_of, options_of, row_of
 from evaluation.table import evaluator_of, figures_of
 from model.objective import Objective
 from parallel.checkpoints.together import on_first_rank
@@ -32,12 +32,14 @@ from parallel.mesh import Mesh
 @dataclasses.dataclass(frozen=True)
 class Found:
     """figures: `SPLIT/TASK/METRIC` of every task and evaluation_s, the same on all ranks; none where no evaluation was due. seconds:
-    those that it took. is_asked: some rank had been asked to stop when it ended. is_put_off: it was due, and was given up for that."""
+    those that it took. is_asked: some rank had been asked to stop when it ended. is_put_off: it was due, and was given up for that.
+    measured: of each task the data and options, without which figures are not comparable."""
 
     figures: dict[str, float] = dataclasses.field(default_factory=dict)
     seconds: float = 0.0
     is_asked: bool = False
     is_put_off: bool = False
+    measured: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +129,9 @@ class InTraining:
         # Expert ranks sum in orders of their own, so last bits may differ, and all must find the same best step.
         figures = on_first_rank(lambda: figures)
         seconds = time.perf_counter() - start
-        return Found(figures | {"evaluation_s": seconds}, seconds, any_rank((is_asked(),), self.mesh)[0])
+        is_stopped = any_rank((is_asked(),), self.mesh)[0]
+        measured = {task: measured_of(row) for task, row in rows.items()}
+        return Found(figures | {"evaluation_s": seconds}, seconds, is_stopped, measured=measured)
 
     def _row(self, source: Source, alive: Callable[[], object]) -> Row:
         start, config = time.perf_counter(), self.config

@@ -122,6 +122,11 @@ def row_of(
     }
 
 
+def measured_of(row: Row) -> dict[str, Any]:
+    """What figures must have in common to be compared: the data, what is asked of it, and the options."""
+    return {"data": row["digest"], "asked": row["asked"], **row["options"]}
+
+
 def line_of(row: Row, split: str, step: int) -> Row:
     """What is printed of it: one flat line, numbers rounded."""
     head = {"task": row["task"], "kind": row["kind"], "split": split, "step": step}

@@ -71,7 +71,7 @@ def found_by(
     from so many tasks on."""
     from parallel.mesh import create_mesh
 
-    row = {"figure": "accuracy", "metrics": {"accuracy": 0.5 + rank / 1024}}
+    row = {"figure": "accuracy", "metrics": {"accuracy": 0.5 + rank / 1024}, "digest": "d", "asked": "", "options": {}}
     sources: Any = [SimpleNamespace(name=name) for name in "ab"]
     config, nothing = EvaluateConfig(every=2), contextlib.nullcontext
     objective: Any = torch.nn.Module()
