@@ -26,7 +26,7 @@ from data.shards import DatasetError
 from data.stream.source import Source, open_data
 from data.tasks.base import Pixels
 from evaluation import Evaluation, Result, check_complete, evaluator_of, probes
-from evaluation.kept import Kept, Row, asked_of, batches_of, comparison, keep, line_of, options_of, row_of, table_of
+from evaluation.kept import Kept, Row, asked_of, comparison, keep, line_of, of_every_kind, options_of, row_of, table_of
 from evaluation.templates import read_templates
 from model.objective import Objective
 from parallel.checkpoints import load_found
@@ -158,7 +158,7 @@ def _evaluated(
             "training": evaluation.training.digest,
             "frames": arguments.frames,
         }
-        options |= batches_of(evaluation) | others
+        options |= of_every_kind(evaluation) | others
         return probes.evaluate(evaluation, probe), options, probes.FIGURE, probes.FLOOR
     evaluator = evaluator_of(entry.task)
     options = options_of(evaluation, entry.templates) | others

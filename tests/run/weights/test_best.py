@@ -77,8 +77,14 @@ def test_figures_of_another_evaluation_are_no_measure():
     best = Best.of(CONFIG, None, NAMES).after(10, {"val/a/accuracy": 0.5}, lines.append, few)
     best = best.after(20, {"val/a/accuracy": 0.4}, lines.append, few)
     found: Any = SimpleNamespace(state=json.loads(json.dumps({"best": best.state})))
-    same, other = (Best.of(CONFIG, found, NAMES).after(30, {"val/a/accuracy": 0.3}, lines.append, m) for m in (few, whole))
-    assert (same.step, same.value, same.since) == (10, 0.5, 2) and (other.step, other.value, other.since) == (30, 0.3, 0)
+    same, other = (
+        Best.of(CONFIG, found, NAMES).after(30, {"val/a/accuracy": 0.3}, lines.append, m) for m in (few, whole)
+    )
+    assert (same.step, same.value, same.since) == (10, 0.5, 2) and (other.step, other.value, other.since) == (
+        30,
+        0.3,
+        0,
+    )
     assert lines[1:] == [
         "best a/accuracy begins anew, as it is another evaluation: limit was 2, now None",
         "best a/accuracy so far: 0.3000 at step 30",
