@@ -15,7 +15,7 @@ class EvaluateConfig:
     every       steps between two, a multiple of log_every; after the last step there is one, too. 0 = none
     split       of the data sets
     tasks       names of those that are evaluated; () = all
-    limit       samples of each task at most; 0 = all
+    limit       samples of each task at most, spread over the split; 0 = all
     batch_size  samples of a pass
     beam        hypotheses of a caption; 1 is greedy
     keep_best   TASK/FIGURE, for instance shapes/accuracy: the checkpoint where it was best stays besides the newest ones
