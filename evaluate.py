@@ -46,6 +46,7 @@ from run.evaluation.entries import (
     said_anew,
     training_of,
 )
+from run.evaluation.together import together
 from run.folder import read_run
 from run.places import expanded
 from run.sinks.json_lines import json_line
@@ -94,43 +95,45 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
     rows: list[Row] = []
     not_kept = ""
-    try:
-        for entry, source, training, said in zip(entries, sources, trainings, anew, strict=True):
-            start = time.perf_counter()
-            evaluation = Evaluation(
-                objective=objective,
-                source=source,
-                training=training,
-                device=ranks.device,
-                batch_size=arguments.batch_size,
-                limit=arguments.limit,
-                beam=arguments.beam,
-                length_penalty=arguments.length_penalty,
-                ranks=ranks.data,
-                workers=arguments.workers,
-                templates=templates[entry.templates],
-                max_bad_fraction=run.data.max_bad_fraction,
-            )
-            with entry.named():
-                result, options, figure, floor = _evaluated(evaluation, probe, arguments, entry)
-            asked = asked_of(evaluation)
-            name = f"{entry.name}{said}, {probe.name}" if probe else entry.name + said
-            seconds = round(time.perf_counter() - start, 2)
-            rows.append(row_of(source, result, options, figure, floor, seconds, name, asked))
-            if not ranks.is_first:
-                continue
-            try:
-                keep(folder, kept_name(arguments), checkpoint.step, rows)
-            except (OSError, DatasetError) as error:
-                why = f"{error.filename or folder}: {error.strerror}" if isinstance(error, OSError) else str(error)
-                not_kept = f"warning: the results are not kept: {why}"
-            if not arguments.suite:
-                print_result(json_line(line_of(rows[-1], arguments.split, checkpoint.step)))
-    finally:  # what a failing task leaves of those before it
-        if ranks.is_first and arguments.suite and rows:
-            print_result(table_of(rows))
-        if not_kept:
-            print(not_kept, file=sys.stderr)
+    with together(folder, run.parallel.stall_s) as alive:
+        try:
+            for entry, source, training, said in zip(entries, sources, trainings, anew, strict=True):
+                start = time.perf_counter()
+                evaluation = Evaluation(
+                    objective=objective,
+                    source=source,
+                    training=training,
+                    device=ranks.device,
+                    batch_size=arguments.batch_size,
+                    limit=arguments.limit,
+                    beam=arguments.beam,
+                    length_penalty=arguments.length_penalty,
+                    ranks=ranks.data,
+                    workers=arguments.workers,
+                    templates=templates[entry.templates],
+                    alive=alive,
+                    max_bad_fraction=run.data.max_bad_fraction,
+                )
+                with entry.named():
+                    result, options, figure, floor = _evaluated(evaluation, probe, arguments, entry)
+                asked = asked_of(evaluation)
+                name = f"{entry.name}{said}, {probe.name}" if probe else entry.name + said
+                seconds = round(time.perf_counter() - start, 2)
+                rows.append(row_of(source, result, options, figure, floor, seconds, name, asked))
+                if not ranks.is_first:
+                    continue
+                try:
+                    keep(folder, kept_name(arguments), checkpoint.step, rows)
+                except (OSError, DatasetError) as error:
+                    why = f"{error.filename or folder}: {error.strerror}" if isinstance(error, OSError) else str(error)
+                    not_kept = f"warning: the results are not kept: {why}"
+                if not arguments.suite:
+                    print_result(json_line(line_of(rows[-1], arguments.split, checkpoint.step)))
+        finally:  # what a failing task leaves of those before it
+            if ranks.is_first and arguments.suite and rows:
+                print_result(table_of(rows))
+            if not_kept:
+                print(not_kept, file=sys.stderr)
     if launched_world_size() > 1:
         destroy_mesh()
 
