@@ -19,8 +19,9 @@ LOWER = ("loss", "perplexity", "median_rank")
 @dataclasses.dataclass(frozen=True)
 class Best:
     """step: of the checkpoint with the best value, which is kept; since: evaluations after it. -1 and none before the first evaluation.
-    figure: SPLIT/TASK/FIGURE that the value is of: another one than is followed where that has changed, until one of its own is found.
-    measured: data and options of that evaluation, none where an earlier version found it; of others the value is no measure."""
+    figure: SPLIT/TASK/FIGURE, or SUITE/TASK/FIGURE, that the value is of: another one than is followed where that has changed, until one
+    of its own is found. measured: data and options of that evaluation, none where an earlier version found it; of others the value is
+    no measure."""
 
     config: EvaluateConfig
     step: int = -1
@@ -84,7 +85,7 @@ class Best:
 
 
 def _followed(config: EvaluateConfig) -> str:
-    return f"{config.split}/{config.keep_best}"
+    return f"{config.title}/{config.keep_best}"
 
 
 def chosen_step(folder: Path, step: int | Literal["best"] | None) -> int | None:
