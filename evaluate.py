@@ -127,7 +127,10 @@ def evaluate(arguments: argparse.Namespace) -> None:
                 except (OSError, DatasetError) as error:
                     why = f"{error.filename or folder}: {error.strerror}" if isinstance(error, OSError) else str(error)
                     not_kept = f"warning: the results are not kept: {why}"
-                if not arguments.suite:
+                if arguments.suite:  # the table comes at the end
+                    value = f"{figure} {result.metrics[figure]:.4f} ({seconds:.1f} s)"
+                    print(f"{len(rows)} of {len(entries)}: {rows[-1]['task']} {value}", file=sys.stderr)
+                else:
                     print_result(json_line(line_of(rows[-1], arguments.split, checkpoint.step)))
         finally:  # what a failing task leaves of those before it
             if ranks.is_first and arguments.suite and rows:

@@ -190,7 +190,7 @@ def test_names_are_ranked_and_written_by_one_run(capsys, run):
 @pytest.mark.parametrize(
     "words",
     [["--probe", "knn", "--views", "3x1"], ["--answer", "generate", "--views", "3x1"], ["--answer", "generate", "--templates", "simple"],
-     ["--answer", "speak"], ["--views", "3"], ["--suite", "small", "--split", "test"], ["--suite", "small", "--templates", "simple"],
+     ["--answer", "speak"], ["--views", "3"], ["--suite", "small", "--split", "test"],
      ["--probe", "knn", "--templates", "simple"], ["--probe", "knn", "--beam", "1"], ["--probe", "knn", "--trials", "2"]],
 )  # fmt: skip
 def test_ways_that_do_not_go_together(capsys, words):

@@ -78,7 +78,7 @@ def _is_written(task: TaskConfig) -> bool:
 
 
 USED_BY: tuple[tuple[str, object, Callable[[TaskConfig], bool], str], ...] = (
-    ("templates", "none", _is_ranked, "classification whose names are ranked"),
+    ("templates", None, _is_ranked, "classification whose names are ranked"),
     ("views", None, _is_ranked, "classification whose names are ranked"),
     ("answer", None, lambda task: task.kind in WRITTEN, " and ".join(WRITTEN)),
     ("beam", 2, _is_written, "what is written"),
@@ -140,7 +140,7 @@ def _with_options(entry: Entry, arguments: argparse.Namespace) -> Entry:
     if views and task.kind == "classification":
         name = f"{name}, {views[0]}x{views[1]} views" if arguments.views else name
         task = dataclasses.replace(task, views=views)
-    templates = entry.templates if _is_ranked(task) else "none"
+    templates = (arguments.templates or entry.templates) if _is_ranked(task) else "none"
     return dataclasses.replace(entry, name=name, task=task, templates=templates)
 
 
@@ -155,7 +155,7 @@ def _all_entries(arguments: argparse.Namespace, run: RunConfig) -> list[Entry]:
     if unknown:
         raise ConfigError(f"{arguments.run} has no task {unknown[0]!r}; its tasks are {', '.join(by_name)}")
     tasks = [by_name[name].whole(arguments.split) for name in wanted]
-    return [Entry(task.name, task, arguments.templates) for task in tasks]
+    return [Entry(task.name, task, "none") for task in tasks]
 
 
 def entries_of_suite(

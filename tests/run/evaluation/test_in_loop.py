@@ -49,10 +49,13 @@ def rows_of(path: Path) -> dict[str, dict[str, Any]]:
     return {row["task"]: {key: value for key, value in row.items() if key != "seconds"} for row in rows}
 
 
-def test_a_suite_in_the_loop_gives_the_figures_of_evaluate(world, tmp_path):
+def test_a_suite_in_the_loop_gives_the_figures_of_evaluate(world, tmp_path, capsys):
     config, suite = tiny_config(world, tmp_path), suite_of(world, tmp_path)
     folder = saved_run(config, noise=0.1)
     assert main(["--run", str(folder), "--suite", str(suite), "--limit", "6", "--threads", "1"]) == 0
+    out, err = capsys.readouterr()
+    assert [line.split(": ")[0] for line in err.splitlines()[1:]] == [f"{n} of 4" for n in (1, 2, 3, 4)]
+    assert "2 of 4: held out, 6 samples at most, simple sentences accuracy 0." in err and out.startswith("task ")
     path = folder / "evaluations" / "own_step_00000003.json"
     alone = rows_of(path)
     path.unlink()
