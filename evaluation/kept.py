@@ -178,7 +178,7 @@ def keep(run: Path, split: str, step: int, rows: Sequence[Row]) -> None:
 def _name_beside(row: Row, rows: Sequence[Row]) -> str:
     """Of a row that is there: where one of the same name follows that was made with other options, as where a suite has been edited, what
     these were is part of it."""
-    new = next((new["options"] for new in rows if new["task"] == row["task"]), {})
+    new: Mapping[str, Any] = next((new["options"] for new in rows if new["task"] == row["task"]), {})
     return row["task"] + "".join(f", {key} {row['options'][key]}" for key in differing(row["options"], new))
 
 

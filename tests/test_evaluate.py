@@ -321,7 +321,9 @@ def test_what_is_there_is_kept_where_a_task_fails(capsys, untrained, world, tmp_
     assert main(["--run", str(untrained), "--suite", str(suite), "--limit", "5", "--threads", "1"]) == 2
     told = capsys.readouterr()
     assert [line.partition("  ")[0] for line in told.out.splitlines()] == ["task", "shapes, 5 samples at most"]
-    assert told.err == f"error: suite task sentences ({world / 'sentences'}): task sentences: no\n"
+    done, error = told.err.splitlines()
+    assert done.startswith("1 of 2: shapes, 5 samples at most accuracy 0.")
+    assert error == f"error: suite task sentences ({world / 'sentences'}): task sentences: no"
 
 
 def test_a_suite_s_data_is_named_and_other_data_stands_beside_the_usual(capsys, untrained, world, tmp_path):

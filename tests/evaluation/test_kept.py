@@ -103,7 +103,7 @@ def test_networks_that_read_otherwise_are_compared_and_it_is_said(source, tmp_pa
         kept(tmp_path / name, row(source, 2, {"max_text": n}, kind="masked_text")) for name, n in (("d", 8), ("e", 9))
     ]
     with pytest.raises(DatasetError, match="different options"):
-        comparison(*masks)
+        comparison(masks[0], masks[1])
 
 
 def test_how_samples_are_read_is_kept(source):

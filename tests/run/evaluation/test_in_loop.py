@@ -30,9 +30,14 @@ from tests.helpers.runs import saved_run, tiny_config
 def suite_of(world: Path, folder: Path) -> Path:
     """Other splits, options and sentences than the run's; one of the run's tasks lends two their options."""
     path, shapes = folder / "own.yaml", str(world / "shapes")
-    films = {"name": "films", "path": str(world / "clips"), "split": "heldout", "options": {"num_frames": 2}}
+    films: dict[str, Any] = {
+        "name": "films",
+        "path": str(world / "clips"),
+        "split": "heldout",
+        "options": {"num_frames": 2},
+    }
     unseen = {"name": "held out", "path": shapes, "split": "heldout", "templates": "simple"}
-    named = [films, unseen, {"name": "seen", "path": shapes, "prepare": "make shapes"}]
+    named: list[dict[str, Any]] = [films, unseen, {"name": "seen", "path": shapes, "prepare": "make shapes"}]
     texts = {"name": "texts", "kind": "masked_text", "path": str(world / "sentences"), "split": "heldout"}
     path.write_text(yaml.safe_dump({"tasks": [*({"kind": "classification"} | task for task in named), texts]}))
     return path
