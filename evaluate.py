@@ -26,7 +26,7 @@ from data.shards import DatasetError
 from data.stream.source import Source, open_data
 from data.tasks.base import Pixels
 from evaluation import Evaluation, Result, check_complete, evaluator_of, probes
-from evaluation.kept import Kept, Row, asked_of, batches_of, comparison, keep, line_of, options_of, row_of, table_of
+from evaluation.kept import Kept, Row, asked_of, comparison, keep, line_of, of_every_kind, options_of, row_of, table_of
 from evaluation.templates import read_templates
 from model.objective import Objective
 from parallel.checkpoints import load_found
@@ -46,6 +46,7 @@ from run.evaluation.entries import (
     said_anew,
     training_of,
 )
+from run.evaluation.together import together
 from run.folder import read_run
 from run.places import expanded
 from run.sinks.json_lines import json_line
@@ -94,43 +95,48 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
     rows: list[Row] = []
     not_kept = ""
-    try:
-        for entry, source, training, said in zip(entries, sources, trainings, anew, strict=True):
-            start = time.perf_counter()
-            evaluation = Evaluation(
-                objective=objective,
-                source=source,
-                training=training,
-                device=ranks.device,
-                batch_size=arguments.batch_size,
-                limit=arguments.limit,
-                beam=arguments.beam,
-                length_penalty=arguments.length_penalty,
-                ranks=ranks.data,
-                workers=arguments.workers,
-                templates=templates[entry.templates],
-                max_bad_fraction=run.data.max_bad_fraction,
-            )
-            with entry.named():
-                result, options, figure, floor = _evaluated(evaluation, probe, arguments, entry)
-            asked = asked_of(evaluation)
-            name = f"{entry.name}{said}, {probe.name}" if probe else entry.name + said
-            seconds = round(time.perf_counter() - start, 2)
-            rows.append(row_of(source, result, options, figure, floor, seconds, name, asked))
-            if not ranks.is_first:
-                continue
-            try:
-                keep(folder, kept_name(arguments), checkpoint.step, rows)
-            except (OSError, DatasetError) as error:
-                why = f"{error.filename or folder}: {error.strerror}" if isinstance(error, OSError) else str(error)
-                not_kept = f"warning: the results are not kept: {why}"
-            if not arguments.suite:
-                print_result(json_line(line_of(rows[-1], arguments.split, checkpoint.step)))
-    finally:  # what a failing task leaves of those before it
-        if ranks.is_first and arguments.suite and rows:
-            print_result(table_of(rows))
-        if not_kept:
-            print(not_kept, file=sys.stderr)
+    with together(folder, run.parallel.stall_s) as alive:
+        try:
+            for entry, source, training, said in zip(entries, sources, trainings, anew, strict=True):
+                start = time.perf_counter()
+                evaluation = Evaluation(
+                    objective=objective,
+                    source=source,
+                    training=training,
+                    device=ranks.device,
+                    batch_size=arguments.batch_size,
+                    limit=arguments.limit,
+                    beam=arguments.beam,
+                    length_penalty=arguments.length_penalty,
+                    ranks=ranks.data,
+                    workers=arguments.workers,
+                    templates=templates[entry.templates],
+                    alive=alive,
+                    max_bad_fraction=run.data.max_bad_fraction,
+                )
+                with entry.named():
+                    result, options, figure, floor = _evaluated(evaluation, probe, arguments, entry)
+                asked = asked_of(evaluation)
+                name = f"{entry.name}{said}, {probe.name}" if probe else entry.name + said
+                seconds = round(time.perf_counter() - start, 2)
+                rows.append(row_of(source, result, options, figure, floor, seconds, name, asked))
+                if not ranks.is_first:
+                    continue
+                try:
+                    keep(folder, kept_name(arguments), checkpoint.step, rows)
+                except (OSError, DatasetError) as error:
+                    why = f"{error.filename or folder}: {error.strerror}" if isinstance(error, OSError) else str(error)
+                    not_kept = f"warning: the results are not kept: {why}"
+                if arguments.suite:  # the table comes at the end
+                    value = f"{figure} {result.metrics[figure]:.4f} ({seconds:.1f} s)"
+                    print(f"{len(rows)} of {len(entries)}: {rows[-1]['task']} {value}", file=sys.stderr)
+                else:
+                    print_result(json_line(line_of(rows[-1], arguments.split, checkpoint.step)))
+        finally:  # what a failing task leaves of those before it
+            if ranks.is_first and arguments.suite and rows:
+                print_result(table_of(rows))
+            if not_kept:
+                print(not_kept, file=sys.stderr)
     if launched_world_size() > 1:
         destroy_mesh()
 
@@ -158,7 +164,7 @@ def _evaluated(
             "training": evaluation.training.digest,
             "frames": arguments.frames,
         }
-        options |= batches_of(evaluation) | others
+        options |= of_every_kind(evaluation) | others
         return probes.evaluate(evaluation, probe), options, probes.FIGURE, probes.FLOOR
     evaluator = evaluator_of(entry.task)
     options = options_of(evaluation, entry.templates) | others

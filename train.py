@@ -13,7 +13,6 @@ from data.stream.faults import losses_of
 from data.stream.share import Share
 from data.stream.training import schedule_of, training_stream
 from data.workers.loader import worker_count
-from evaluation.in_training import InTraining
 from model.noise import keys_of
 from model.objective import Objective
 from parallel.checkpoints import Saver
@@ -33,6 +32,7 @@ from run.console import end_line, legend, start_lines
 from run.data import open_run_data
 from run.engine_file import read_engine_file
 from run.errors import EXIT_STOPPED, USER_ERRORS, DivergedError, exit_code, is_told_here
+from run.evaluation.in_loop import evaluation_of
 from run.folder import write_run_files
 from run.ledger import FaultLedger
 from run.library_log import keep_library_messages
@@ -81,7 +81,7 @@ def train(run: RunConfig, guard: RankGuard) -> int:
         write_run_files(run, data.vocabulary)
         print(*start_lines(resume, initial, schedule, objective, mesh, lost), legend(run), sep="\n", flush=True)
 
-    evaluation = InTraining.open(run.evaluate, run.data, data, objective, engine.averaged, mesh, run.folder, run.steps)
+    evaluation = evaluation_of(run, data, objective, engine.averaged, mesh)
     last = LogPoint.of(run.evaluate, resume.checkpoint, evaluation.names)
     ledger = FaultLedger(run.folder, launched_rank(), run.data.max_bad_fraction, lost)
     sinks = Sinks(run, step, mesh.is_first, last.is_owed)

@@ -18,8 +18,8 @@ TOP = 5
 
 @torch.no_grad()
 def evaluate(evaluation: Evaluation) -> Result:
-    """accuracy (top 1) and top5_accuracy in [0, 1]; mean_class_accuracy: the mean over classes that the split has; chance is
-    1 / classes; and the metrics that dataset.json names."""
+    """accuracy (top 1) and top5_accuracy in [0, 1]; mean_class_accuracy: the mean over classes that the split has; majority: always
+    the most frequent class of the split; chance: 1 / classes; and the metrics that dataset.json names."""
     objective, task = evaluation.objective, evaluation.source.task
     name, device = evaluation.source.name, evaluation.device
     if evaluation.templates:
@@ -54,12 +54,18 @@ def evaluate(evaluation: Evaluation) -> Result:
         "accuracy": float(first_N.mean()),
         "top5_accuracy": float(among_N.mean()),
         "mean_class_accuracy": sum(by_class.values()) / len(by_class),
+        "majority": majority(labels_N),
         "chance": 1 / num_classes,
         **agreed.figures,
         "samples": len(labels_N),
     }
     evidence_N2 = np.stack([first_N, np.ones_like(first_N)], axis=1)
     return Result(metrics, evidence_N2, {"class_accuracy": by_class}, agreed.intervals)
+
+
+def majority(labels_N: np.ndarray) -> float:
+    """The accuracy of always telling the most frequent class."""
+    return float(np.unique(labels_N, return_counts=True)[1].max() / len(labels_N))
 
 
 def class_accuracy(right_N: np.ndarray, labels_N: np.ndarray, classes: Sequence[str]) -> dict[str, float]:

@@ -12,16 +12,17 @@ import contextlib
 import dataclasses
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
-from data.config import DataConfig
+from data.config import DataConfig, TaskConfig
 from data.stream.source import OpenData, Source, open_data
 from evaluation.base import Evaluation, check_complete
 from evaluation.config import EvaluateConfig
-from evaluation.kept import Row, asked_of, keep, options_of, row_of
+from evaluation.kept import Row, asked_of, keep, measured_of, options_of, row_of
 from evaluation.table import evaluator_of, figures_of
+from evaluation.templates import read_templates
 from model.objective import Objective
 from parallel.checkpoints.together import on_first_rank
 from parallel.health.claim import FolderError
@@ -31,30 +32,51 @@ from parallel.mesh import Mesh
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """figures: `SPLIT/TASK/METRIC` of every task and evaluation_s, the same on all ranks; none where no evaluation was due. seconds:
-    those that it took. is_asked: some rank had been asked to stop when it ended. is_put_off: it was due, and was given up for that."""
+    """figures: `SPLIT/TASK/METRIC`, or `SUITE/TASK/METRIC`, of every task and evaluation_s, the same on all ranks; none where no evaluation
+    was due. seconds: those that it took. is_asked: some rank had been asked to stop when it ended. is_put_off: it was due, and was given
+    up for that. measured: of each task the data and options, without which figures are not comparable."""
 
     figures: dict[str, float] = dataclasses.field(default_factory=dict)
     seconds: float = 0.0
     is_asked: bool = False
     is_put_off: bool = False
+    measured: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """A row of the results: its name, the task on what is evaluated and on its training split, and the name of sentences for classes."""
+
+    name: str
+    task: TaskConfig
+    training: TaskConfig
+    templates: str = "none"
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluated:
+    """The same, opened. training: where its kind is compared with it."""
+
+    name: str
+    source: Source
+    training: Source | None = None
+    templates: str = "none"
+    sentences: tuple[str, ...] = ()
+    word_counts: dict[str, Counter[int]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
 class InTraining:
-    """sources: the split of each task that is evaluated; training: all tasks' training splits; averaged: within it the network has the
-    weights that are evaluated; steps: of the run."""
+    """averaged: within it the network has the weights that are evaluated; steps: of the run."""
 
     config: EvaluateConfig
-    sources: tuple[Source, ...]
-    training: dict[str, Source]
+    evaluated: tuple[Evaluated, ...]
     objective: Objective
     averaged: Callable[[], contextlib.AbstractContextManager[None]]
     mesh: Mesh
     folder: Path
     steps: int
     max_bad_fraction: float = DataConfig.max_bad_fraction
-    word_counts: dict[str, Counter[int]] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def open(
@@ -67,23 +89,31 @@ class InTraining:
         mesh: Mesh,
         folder: Path,
         steps: int,
+        suite: Sequence[Asked] | None = None,
     ) -> Self:
-        """Raises DatasetError, also where a part of a split is missing."""
-        chosen = [task for task in data.tasks if config.every and (not config.tasks or task.name in config.tasks)]
-        sources: list[Source] = []
-        if chosen:
-            tasks = tuple(task.whole(config.split) for task in chosen)
-            pixels = training.sources[0].task.context.pixels
-            sources = open_data(dataclasses.replace(data, tasks=tasks), pixels, 0, training.vocabulary).sources
-        for source in sources:
+        """suite: its tasks, in place of the run's own. Raises DatasetError, also where a part of a split is missing."""
+        chosen = [task for task in data.tasks if not config.tasks or task.name in config.tasks]
+        own = [Asked(task.name, task.whole(config.split), task) for task in chosen]
+        pixels = training.sources[0].task.context.pixels
+
+        def opened(task: TaskConfig) -> Source:
+            return open_data(dataclasses.replace(data, tasks=(task,)), pixels, 0, training.vocabulary).sources[0]
+
+        def evaluated(asked: Asked) -> Evaluated:
+            source, other = opened(asked.task), None
             check_complete(source)
-        by_name = {source.name: source for source in training.sources}
-        return cls(config, tuple(sources), by_name, objective, averaged, mesh, folder, steps, data.max_bad_fraction)
+            if evaluator_of(asked.task).needs_training:
+                same = [known for known in training.sources if known.task.config == asked.training]
+                other = same[0] if same else opened(asked.training)
+            return Evaluated(asked.name, source, other, asked.templates, read_templates(asked.templates))
+
+        found = tuple(map(evaluated, own if suite is None else suite)) if config.every else ()
+        return cls(config, found, objective, averaged, mesh, folder, steps, data.max_bad_fraction)
 
     @property
     def names(self) -> list[str]:
         """`TASK/METRIC` of all figures, before there are any."""
-        return [f"{source.name}/{name}" for source in self.sources for name in figures_of(source)]
+        return [f"{evaluated.name}/{name}" for evaluated in self.evaluated for name in figures_of(evaluated.source)]
 
     def found(
         self,
@@ -100,52 +130,55 @@ class InTraining:
         rows: dict[str, Row] = {}
         self.objective.eval()
         with self.averaged():
-            for source in self.sources:
+            for evaluated in self.evaluated:
                 if any_rank((is_asked(),), self.mesh)[0]:
                     break
-                rows[source.name] = self._row(source, alive)
+                rows[evaluated.name] = self._row(evaluated, alive)
         self.objective.train()
         seconds = time.perf_counter() - start
-        if len(rows) < len(self.sources):
+        if len(rows) < len(self.evaluated):
             tell(f"asked to stop: the evaluation of step {step:,} is put off to the next start")
             return Found(seconds=seconds, is_asked=True, is_put_off=True)
         parts = [f"{task} {row['figure']} {row['metrics'][row['figure']]:.3f}" for task, row in rows.items()]
-        tell(f"{self.config.split} at step {step}: {', '.join(parts)} ({seconds:.1f} s)")
+        tell(f"{self.config.title} at step {step}: {', '.join(parts)} ({seconds:.1f} s)")
         if self.mesh.is_first:
             try:
-                keep(self.folder, self.config.split, step, list(rows.values()))
+                keep(self.folder, self.config.title, step, list(rows.values()))
             except OSError as error:
                 raise FolderError(
                     f"{self.folder}: the evaluation of step {step:,} cannot be kept: {error.strerror}; mend that and start the same "
                     "command again"
                 ) from error
         figures = {
-            f"{self.config.split}/{task}/{name}": float(value)
+            f"{self.config.title}/{task}/{name}": float(value)
             for task, row in rows.items()
             for name, value in row["metrics"].items()
         }
         # Expert ranks sum in orders of their own, so last bits may differ, and all must find the same best step.
         figures = on_first_rank(lambda: figures)
         seconds = time.perf_counter() - start
-        return Found(figures | {"evaluation_s": seconds}, seconds, any_rank((is_asked(),), self.mesh)[0])
+        is_stopped = any_rank((is_asked(),), self.mesh)[0]
+        measured = {task: measured_of(row) for task, row in rows.items()}
+        return Found(figures | {"evaluation_s": seconds}, seconds, is_stopped, measured=measured)
 
-    def _row(self, source: Source, alive: Callable[[], object]) -> Row:
-        start, config = time.perf_counter(), self.config
+    def _row(self, evaluated: Evaluated, alive: Callable[[], object]) -> Row:
+        start, config, source = time.perf_counter(), self.config, evaluated.source
         evaluator = evaluator_of(source.task.config)
         evaluation = Evaluation(
             objective=self.objective,
             source=source,
-            training=self.training[source.name] if evaluator.needs_training else None,
+            training=evaluated.training,
             device=self.mesh.device,
             batch_size=config.batch_size,
             limit=config.limit or None,
             beam=config.beam,
             ranks=self.mesh.expert_data,
+            templates=evaluated.sentences,
             alive=alive,
             max_bad_fraction=self.max_bad_fraction,
-            word_counts=self.word_counts,
+            word_counts=evaluated.word_counts,
         )
         result = evaluator.evaluate(evaluation)
         seconds = round(time.perf_counter() - start, 2)
-        options, asked = options_of(evaluation), asked_of(evaluation)
-        return row_of(source, result, options, evaluator.figure, evaluator.floor, seconds, asked=asked)
+        options, asked = options_of(evaluation, evaluated.templates), asked_of(evaluation)
+        return row_of(source, result, options, evaluator.figure, evaluator.floor, seconds, evaluated.name, asked)

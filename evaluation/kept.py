@@ -38,6 +38,9 @@ UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 Row = dict[str, Any]
 
 
+READ = {"max_text", "temperature", "template", "num_frames", "frame_sampling", "frame_stride"}
+"""Options that say how a network reads samples. They belong to it, so networks that read the same ones otherwise are compared, and it is
+said; of masked text they say which words are asked for."""
 BEAM, TRIALS, BATCH_SIZE = 2, 5, 64
 """The usual numbers of hypotheses of what is written, of parts that a probe is fitted to, and of samples in a batch."""
 
@@ -59,7 +62,21 @@ def options_of(evaluation: Evaluation, templates: str = "none") -> dict[str, Any
         options |= {"templates": templates, "views": list(config.views)}
     options |= {} if config.answer == "rank" else {"answer": config.answer}
     frames = evaluation.source.task.context.frames
-    return options | batches_of(evaluation) | ({} if frames == "as-is" else {"frames": frames})
+    return options | of_every_kind(evaluation) | ({} if frames == "as-is" else {"frames": frames})
+
+
+def of_every_kind(evaluation: Evaluation) -> dict[str, Any]:
+    """Options that change the figures of any kind of task."""
+    return reading_of(evaluation) | batches_of(evaluation)
+
+
+def reading_of(evaluation: Evaluation) -> dict[str, Any]:
+    """How the network reads a sample, and the name of its logit scale. Rows of earlier versions do not say it."""
+    task = evaluation.source.task
+    names = ["max_text", "temperature"]
+    names += ["template"] if task.config.kind in ("text_classification", "vqa") else []
+    names += ["num_frames", "frame_sampling", "frame_stride"] if task.context.info.kind.startswith("video") else []
+    return {name: getattr(task.config, name) for name in names}
 
 
 def batches_of(evaluation: Evaluation) -> dict[str, int]:
@@ -122,6 +139,11 @@ def row_of(
     }
 
 
+def measured_of(row: Row) -> dict[str, Any]:
+    """What figures must have in common to be compared: the data, what is asked of it, and the options."""
+    return {"data": row["digest"], "asked": row["asked"], **row["options"]}
+
+
 def line_of(row: Row, split: str, step: int) -> Row:
     """What is printed of it: one flat line, numbers rounded."""
     head = {"task": row["task"], "kind": row["kind"], "split": split, "step": step}
@@ -140,6 +162,7 @@ def keep(run: Path, split: str, step: int, rows: Sequence[Row]) -> None:
         known: dict[str, Row] = {}
         try:
             known = Kept.parsed(path).rows
+            known = {_name_beside(row, rows): row for row in known.values()}
         except DatasetError:
             raise
         except FileNotFoundError:
@@ -147,8 +170,21 @@ def keep(run: Path, split: str, step: int, rows: Sequence[Row]) -> None:
         except UNREADABLE:
             os.replace(path, path.with_name(f"{path.name}.damaged"))
         known |= {row["task"]: row for row in rows}
-        content = {"version": VERSION, "split": split, "step": step, "results": list(known.values())}
+        results = [row | {"task": name} for name, row in known.items()]
+        content = {"version": VERSION, "split": split, "step": step, "results": results}
         write_atomically(path, json.dumps(with_null(content), ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _name_beside(row: Row, rows: Sequence[Row]) -> str:
+    """Of a row that is there: where one of the same name follows that was made with other options, as where a suite has been edited, what
+    these were is part of it."""
+    new: Mapping[str, Any] = next((new["options"] for new in rows if new["task"] == row["task"]), {})
+    return row["task"] + "".join(f", {key} {row['options'][key]}" for key in differing(row["options"], new))
+
+
+def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Names of options that both have, with different values."""
+    return [key for key in one if key in other and one[key] != other[key]]
 
 
 @contextlib.contextmanager
@@ -243,7 +279,7 @@ def comparison(one: Kept, other: Kept, tasks: Sequence[str] = ()) -> str:
     DatasetError if none can be compared."""
     titles = (f"{one.name} step {one.step}", f"{other.name} step {other.step}")
     table = [("task", "figure", *titles, "difference", "95 % of it")]
-    left_out = []
+    left_out, notes = [], []
     for task in {**one.rows, **other.rows}:
         if tasks and not any(task == name or task.startswith(f"{name}, ") for name in tasks):
             continue
@@ -254,12 +290,16 @@ def comparison(one: Kept, other: Kept, tasks: Sequence[str] = ()) -> str:
         if mine["digest"] != theirs["digest"]:
             left_out.append(f"{task}: evaluated on different data")
             continue
-        if mine["options"] != theirs["options"]:
+        unlike = differing(mine["options"], theirs["options"])
+        read = [key for key in unlike if key in READ and mine["kind"] != "masked_text"]
+        if len(unlike) > len(read) or {*mine["options"]} - READ != {*theirs["options"]} - READ:
             left_out.append(f"{task}: evaluated with different options, {mine['options']} and {theirs['options']}")
             continue
         if mine.get("asked") and theirs.get("asked") and mine["asked"] != theirs["asked"]:
             left_out.append(f"{task}: evaluated on different data (other labels, captions or answers)")
             continue
+        said = [f"{key} is {mine['options'][key]} and {theirs['options'][key]}" for key in read]
+        notes += [f"{task}: {', '.join(said)}"] if said else []
         pair = [np.array(row["evidence"], dtype=np.float64) for row in (mine, theirs)]
         value, low, high = difference(pair[0], pair[1], paired=True)
         figures = [_number(row["metrics"][mine["figure"]]) for row in (mine, theirs)]
@@ -267,4 +307,4 @@ def comparison(one: Kept, other: Kept, tasks: Sequence[str] = ()) -> str:
     if len(table) == 1:
         reason = "; ".join(left_out) or f"{one.name} has {', '.join(one.rows) or 'no results'}"
         raise DatasetError(f"nothing to compare; {reason}")
-    return "\n".join([_aligned(table), *(f"left out: {reason}" for reason in left_out)])
+    return "\n".join([_aligned(table), *notes, *(f"left out: {reason}" for reason in left_out)])

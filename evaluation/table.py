@@ -23,28 +23,28 @@ class Evaluator:
     needs_training: bool = False
 
 
-RANKED = ("top5_accuracy", "mean_class_accuracy", "samples")
+RANKED = ("top5_accuracy", "mean_class_accuracy", "chance", "samples")
 TEXTS = ("loss", "perplexity", "unigram_loss", "unigram_entropy", "chance", "tokens", "spelled_tokens")
 CAPTIONS = ("bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "exact", "samples")
 RECALLS = (
     *("image_to_text_r5", "image_to_text_r10", "image_to_text_median_rank", "text_to_image_r1", "text_to_image_r5"),
     *("text_to_image_r10", "text_to_image_median_rank", "text_to_image_chance", "images", "texts"),
 )
-NAMED = ("named", "mean_class_accuracy", "samples")
+NAMED = ("named", "mean_class_accuracy", "chance", "samples")
 ANSWERS = ("answerable", "samples")
 """Other metrics of evaluators."""
 
 EVALUATORS: dict[str, Evaluator] = {
-    "classification": Evaluator(classification.evaluate, "accuracy", "chance", RANKED),
-    "text_classification": Evaluator(classification.evaluate, "accuracy", "chance", RANKED),
+    "classification": Evaluator(classification.evaluate, "accuracy", "majority", RANKED),
+    "text_classification": Evaluator(classification.evaluate, "accuracy", "majority", RANKED),
     "masked_text": Evaluator(masked_text.evaluate, "accuracy", "majority", TEXTS, needs_training=True),
     "captioning": Evaluator(captioning.evaluate, "cider", "shuffled_cider", CAPTIONS),
     "retrieval": Evaluator(retrieval.evaluate, "image_to_text_r1", "image_to_text_chance", RECALLS),
     "vqa": Evaluator(vqa.evaluate, "vqa_accuracy", "majority", ANSWERS),
 }
 WRITTEN: dict[str, Evaluator] = {
-    "classification": Evaluator(written.evaluate, "accuracy", "chance", NAMED),
-    "text_classification": Evaluator(written.evaluate, "accuracy", "chance", NAMED),
+    "classification": Evaluator(written.evaluate, "accuracy", "majority", NAMED),
+    "text_classification": Evaluator(written.evaluate, "accuracy", "majority", NAMED),
     "vqa": Evaluator(written.evaluate_vqa, "vqa_accuracy", "majority", ANSWERS),
 }
 """The same kinds with `answer: generate`."""

@@ -12,7 +12,7 @@ import torch
 from data.tasks.base import Task
 from evaluation.base import Evaluation, Metrics, Result
 from evaluation.captioning import written
-from evaluation.classification import class_accuracy
+from evaluation.classification import class_accuracy, majority
 from evaluation.metrics.agreement import agreement
 from evaluation.vqa import result_of
 
@@ -21,8 +21,8 @@ NO_CLASS = -1
 
 @torch.no_grad()
 def evaluate(evaluation: Evaluation) -> Result:
-    """accuracy in [0, 1]; named: share of texts that are the name of any class; mean_class_accuracy; chance: 1 / classes; and the metrics
-    that dataset.json names, of scores the step that was written."""
+    """accuracy in [0, 1]; named: share of texts that are the name of any class; mean_class_accuracy; majority: always the most frequent
+    class of the split; chance: 1 / classes; and the metrics that dataset.json names, of scores the step that was written."""
     task = evaluation.source.task
     info = task.context.info
     found = written(evaluation, task.longest_name, lambda e: (e.label, getattr(e, "score", e.label)))  # type: ignore[attr-defined]
@@ -36,6 +36,7 @@ def evaluate(evaluation: Evaluation) -> Result:
         "accuracy": float(right_N.mean()),
         "named": float((told_N != NO_CLASS).mean()),
         "mean_class_accuracy": sum(by_class.values()) / len(by_class),
+        "majority": majority(labels_N),
         "chance": 1 / len(info.classes),
         **agreed.figures,
         "samples": len(found),

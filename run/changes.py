@@ -56,6 +56,7 @@ RULES: tuple[tuple[str, Rule], ...] = (
     # Which checkpoint is the best.
     ("evaluate.keep_best", "told"),
     ("evaluate.split", "told"),
+    ("evaluate.suite", "told"),
     ("evaluate.*", "free"),
     ("tracking.*", "free"),
     ("profile*", "free"),

@@ -156,7 +156,7 @@ class RunConfig:
         if self.evaluate.every % self.log_every:
             raise ValueError(f"evaluate.every={self.evaluate.every}: must be a multiple of log_every={self.log_every}")
         unknown = [name for name in self.evaluate.tasks if name not in {task.name for task in self.data.tasks}]
-        if unknown:
+        if unknown and not self.evaluate.suite:
             raise ValueError(f"evaluate.tasks: there is no task {unknown[0]!r}")
         if self.attention == "packed" and self.parallel.precision == "fp32":
             raise ValueError(
@@ -181,7 +181,7 @@ class RunConfig:
             )
         followed = self.evaluate.keep_best.partition("/")[0]
         evaluated = self.evaluate.tasks or tuple(task.name for task in self.data.tasks)
-        if followed and followed not in evaluated:
+        if followed and followed not in evaluated and not self.evaluate.suite:
             raise ValueError(f"evaluate.keep_best={self.evaluate.keep_best!r}: evaluated are {', '.join(evaluated)}")
         check_tune(self.optimizer.tune, self.model)
         if self.init_step != "newest" and (not self.init or (self.init_step != "best" and self.init_step < 0)):

@@ -67,7 +67,7 @@ class LogPoint:
         phase("evaluate")
         found = evaluation.found(step, sinks.at(step), lambda: phase("evaluate"), lambda: stop.requested)
         phase("report")
-        best = self.best.after(step, found.figures, sinks.at(step))
+        best = self.best.after(step, found.figures, sinks.at(step), found.measured)
         figures = record(found.seconds) | found.figures
         if not found.is_put_off:
             sinks.write(figures)

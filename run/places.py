@@ -48,16 +48,18 @@ def _mapped(run: RunConfig, change: Callable[[str], str], change_cache: Callable
         dataclasses.replace(task, path=place(task.path), shards=tuple(map(place, task.shards)))
         for task in run.data.tasks
     )
-    engine = run.parallel.deepspeed
+    engine, suite = run.parallel.deepspeed, run.evaluate.suite
+    is_file = is_path(suite) or suite.endswith(".yaml")
     return dataclasses.replace(
         run,
         runs=place(run.runs),
         init=place(run.init),
+        evaluate=dataclasses.replace(run.evaluate, suite=place(suite) if is_file else suite),
         data=dataclasses.replace(run.data, tasks=tasks, cache_dir=change_cache(run.data.cache_dir)),
         parallel=dataclasses.replace(run.parallel, deepspeed=place(engine) if is_path(engine) else engine),
     )
 
 
 def is_path(engine: str) -> bool:
-    """Whether `parallel.deepspeed` names a file, and not one of this program's own settings."""
+    """Whether `parallel.deepspeed` or a suite names a file, and not one of this program's own settings."""
     return "/" in engine or engine.endswith(".json")

@@ -47,7 +47,7 @@ class RoutedSample:
 
 @torch.no_grad()
 def samples_of(run: OpenRun, source: Source, count: int) -> list[RoutedSample]:
-    """The first samples of the split, routed as one batch."""
+    """Samples that are spread over the split, routed as one batch."""
     passed = next(evaluation_pass(source, count, count))
     examples = list(itertools.compress(passed.examples, passed.valid))
     if not examples:

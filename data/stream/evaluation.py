@@ -41,14 +41,14 @@ def evaluation_pass(
 ) -> Iterator[EvaluationBatch]:
     """This rank's part of every sample once, in order, without augmentation. Bad ones are reported and left out.
 
-    places: of the samples that are wanted, counted over all shards, in place of all of them or the first `limit`.
+    places: of the samples that are wanted, rising and counted over all shards, in place of all of them or of `limit` (`spread`).
 
     Batch k of rank r is batch k * ranks + r of the whole: samples [n * batch_size, (n + 1) * batch_size). Every rank gets the same
     number of batches; where the samples end, they begin anew and are not valid. So the batches are those of a single rank, whose
     last one is filled up as well. A batch is never larger than all samples together.
     """
     if places is None:
-        places = np.arange(int(source.order.sizes.sum()))[:limit]
+        places = spread(int(source.order.sizes.sum()), limit)
     if not len(places):
         return
     dataset = _Pass(source, min(batch_size, len(places)), places, share or Share())
@@ -57,6 +57,15 @@ def evaluation_pass(
         return
     # As bytes, which go through a pipe: torch would send each tensor through /dev/shm, which is small in containers.
     yield from map(pickle.loads, loader_of(dataset, workers, pickle.dumps))
+
+
+def spread(total: int, limit: int | None) -> np.ndarray:
+    """Rising places of `limit` of so many samples, of all where None: one of each of as many equal parts, drawn, so that neither samples
+    sorted by class nor classes that take turns leave one out. The same for every run and on every layout."""
+    if limit is None or limit >= total:
+        return np.arange(total)
+    ends = np.arange(limit + 1) * total // limit
+    return np.random.default_rng(0).integers(ends[:-1], ends[1:])
 
 
 def places_of(source: Source) -> np.ndarray:
@@ -73,6 +82,8 @@ def places_of(source: Source) -> np.ndarray:
 class _Pass(IterableDataset):
     def __init__(self, source: Source, batch_size: int, places: np.ndarray, share: Share) -> None:
         self.source, self.batch_size, self.places, self.share = source, batch_size, places, share
+        self.ends = np.cumsum(source.order.sizes)
+        self.shards, self.firsts = np.unique(np.searchsorted(self.ends, places, side="right"), return_index=True)
 
     def __iter__(self) -> Iterator[EvaluationBatch]:
         worker = get_worker_info()
@@ -81,20 +92,20 @@ class _Pass(IterableDataset):
     def part(self, worker: int, workers: int) -> Iterator[EvaluationBatch]:
         """What one worker process builds."""
         batches = -(-len(self.places) // self.batch_size)
-        ends = np.cumsum(self.source.order.sizes)
         with contextlib.closing(Ahead()) as ahead:
             for number in range(worker, -(-batches // self.share.count), workers):
-                yield self._batch(number * self.share.count + self.share.index, ends, ahead)
+                yield self._batch(number * self.share.count + self.share.index, ahead)
 
-    def _batch(self, number: int, ends: np.ndarray, ahead: Ahead) -> EvaluationBatch:
+    def _batch(self, number: int, ahead: Ahead) -> EvaluationBatch:
         examples, valid, places, faults = [], [], [], []
         source, total = self.source, len(self.places)
         for sample in range(number * self.batch_size, (number + 1) * self.batch_size):
             place = int(self.places[sample % total])
-            shard = int(np.searchsorted(ends, place, side="right"))
-            index = place - int(ends[shard] - source.order.sizes[shard])
-            if source.shards.is_remote and index == 0:
-                following = range(shard + 1, min(shard + 3, len(ends)))
+            shard = int(np.searchsorted(self.ends, place, side="right"))
+            index = place - int(self.ends[shard] - source.order.sizes[shard])
+            number_of_shard = int(np.searchsorted(self.shards, shard))
+            if source.shards.is_remote and sample == self.firsts[number_of_shard]:
+                following = self.shards[number_of_shard + 1 : number_of_shard + 3].tolist()
                 ahead.want([functools.partial(source.shards.fetch, other) for other in following])
             try:
                 examples.append(source.task.example(source.shards.read(shard, index), None))

@@ -12,11 +12,11 @@ from data.shards import DatasetError
 from data.stream.source import Source
 from data.subset import chosen
 from evaluation.base import Evaluation, Metrics, Result, remedy
-from evaluation.classification import class_accuracy
+from evaluation.classification import class_accuracy, majority
 from evaluation.probes.classifiers import METHODS
 from evaluation.probes.features import features_of, training_labels
 
-FIGURE, FLOOR = "accuracy", "chance"
+FIGURE, FLOOR = "accuracy", "majority"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +54,9 @@ class Probe:
 
 
 def evaluate(evaluation: Evaluation, probe: Probe) -> Result:
-    """accuracy in [0, 1], the mean of the trials, and accuracy_std of them; mean_class_accuracy; chance: 1 / classes; training_samples of
-    a trial. details: each trial's accuracy, and its strength (C, penalty or neighbours). Raises DatasetError."""
+    """accuracy in [0, 1], the mean of the trials, and accuracy_std of them; mean_class_accuracy; majority: always the most frequent
+    class of the evaluated samples; chance: 1 / classes; training_samples of a trial. details: each trial's accuracy, and its strength (C,
+    penalty or neighbours). Raises DatasetError."""
     source, share = evaluation.training, evaluation.share
     assert source is not None
     places = [np.arange(source.order.total)]
@@ -100,6 +101,7 @@ def _result(
     metrics: Metrics = {
         "accuracy": float(right_M.mean()),
         "mean_class_accuracy": sum(by_class.values()) / len(by_class),
+        "majority": majority(labels_M),
         "chance": 1 / len(classes),
         "accuracy_std": float(by_trial.std()),
         "trials": len(by_trial),

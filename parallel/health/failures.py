@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, Self
@@ -59,11 +60,16 @@ class RankGuard:
     """Context manager around the training of one rank; inert until `start`, as errors before that are every rank's own.
 
     An error of `user_errors` is noted for the other ranks and passes through. Any other ends the process with exit code 1
-    after the report; where there is only one rank, it is noted and passes through too.
+    after the report; where there is only one rank, it is noted and passes through too. Ranks that leave because of a user error of another
+    do so with its exit code, where `exit_code` says that.
     """
 
-    def __init__(self, user_errors: tuple[type[Exception], ...] = ()) -> None:
-        self.user_errors = user_errors
+    def __init__(
+        self,
+        user_errors: tuple[type[Exception], ...] = (),
+        exit_code: Callable[[Exception], int] = lambda error: EXIT_FAILURE,
+    ) -> None:
+        self.user_errors, self.exit_code = user_errors, exit_code
         self.watchdog: Watchdog | None = None
         self._peers: list[Peer] = []
         self._processes: dict[int, psutil.Process | None] = {}
@@ -117,7 +123,7 @@ class RankGuard:
         if first is not None and first["rank"] == self.errors.rank:
             self._let_others_go()
             self._end(self._traceback(error))
-        self._end(self._consequence(first, error))
+        self._end(self._consequence(first, error), first)
 
     def _leave(self) -> None:
         if self.watchdog is not None:
@@ -139,6 +145,7 @@ class RankGuard:
                 "time": time.time(),
                 "in_consequence": lost,
                 "gone": self._names_of_gone(),
+                "exit_code": self.exit_code(error) if isinstance(error, self.user_errors) else EXIT_FAILURE,
                 "error": "" if error is None else _first_line(error),
                 "traceback": "" if error is None else "".join(traceback.format_exception(error)),
             }
@@ -178,7 +185,7 @@ class RankGuard:
             first = self._first(wait_for_one=False)
             if first is None:
                 self._note(None, lost=True)  # ranks on other machines cannot see which process is gone
-            self._end(self._consequence(first, None))
+            self._end(self._consequence(first, None), first)
 
     def _first(self, wait_for_one: bool) -> Note | None:
         """The note of the first failure that no other one explains; None if there is none."""
@@ -228,8 +235,8 @@ class RankGuard:
             f"{self.errors.folder}"
         )
 
-    def _end(self, text: str) -> NoReturn:
-        """Without Python's clean-up, which can wait for groups whose other ends are gone."""
+    def _end(self, text: str, first: Note | None = None) -> NoReturn:
+        """With the exit code of the first failure. Without Python's clean-up, which can wait for groups whose other ends are gone."""
         with contextlib.suppress(Exception):
             sys.stdout.flush()
             print(text, file=sys.stderr, flush=True)
@@ -237,7 +244,7 @@ class RankGuard:
         self.watchdog.notes.remove()
         if self._claim is not None:
             self._claim.release()
-        os._exit(EXIT_FAILURE)
+        os._exit(first.get("exit_code", EXIT_FAILURE) if first else EXIT_FAILURE)
 
 
 def is_lost_connection(error: BaseException) -> bool:

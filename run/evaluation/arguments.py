@@ -40,14 +40,13 @@ def parse_arguments(argv: list[str], description: str = "") -> argparse.Namespac
         help="final: averages over the training where the run keeps them (optimizer.ema), the default; weight: never",
     )
     parser.add_argument("--tasks", nargs="+", help="names of tasks (default: all of the run or suite)")
-    parser.add_argument("--limit", type=positive, help="samples of each task at most")
+    parser.add_argument("--limit", type=positive, help="samples of each task at most, spread over the split")
     parser.add_argument("--batch-size", type=positive, default=64)
     parser.add_argument("--beam", type=positive, default=2, help="hypotheses of a caption; 1 is greedy (default: 2)")
     parser.add_argument(
         "--templates",
-        default="none",
         metavar="NAME",
-        help="sentences for class names: none, openai, simple, @FILE (default: none)",
+        help="sentences for class names: none, openai, simple, @FILE (default: those of the suite, or none)",
     )
     parser.add_argument(
         "--probe",
@@ -92,14 +91,14 @@ def parse_arguments(argv: list[str], description: str = "") -> argparse.Namespac
     _check_use(parser, arguments)
     if not arguments.probe and (arguments.shots or arguments.fraction != 1):
         parser.error("--shots and --fraction are those of a --probe")
-    if arguments.answer == "generate" and (arguments.probe or arguments.views or arguments.templates != "none"):
+    if arguments.answer == "generate" and (arguments.probe or arguments.views or arguments.templates):
         parser.error("--answer generate compares with nothing: leave --probe, --views and --templates out")
     return arguments
 
 
 COMPARED = {"compare", "split", "suite", "step", "probe", "tasks", "local_rank"}
 UNUSED = {
-    "suite": {"split": "a suite names the split of each task", "templates": "a suite names the sentences of each task"},
+    "suite": {"split": "a suite names the split of each task"},
     "probe": {
         "views": "features are those of one view",
         "templates": "no names are compared",

@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from data.config import DataConfig, TaskConfig
 from data.shards import DatasetError, read_info
@@ -52,7 +52,7 @@ def entries_of(arguments: argparse.Namespace, run: RunConfig) -> list[Entry]:
     entries = [_with_options(entry, arguments) for entry in _all_entries(arguments, run)]
     _check_options(entries, arguments)
     for entry in entries:
-        _check_bounds(entry, run)
+        check_bounds(entry, run)
     if run.model.head_classes and any(entry.task.answer == "generate" for entry in entries):
         raise ConfigError("--answer generate: this run has a linear head, whose classes have no words to write")
     if arguments.frames != "as-is":
@@ -78,7 +78,7 @@ def _is_written(task: TaskConfig) -> bool:
 
 
 USED_BY: tuple[tuple[str, object, Callable[[TaskConfig], bool], str], ...] = (
-    ("templates", "none", _is_ranked, "classification whose names are ranked"),
+    ("templates", None, _is_ranked, "classification whose names are ranked"),
     ("views", None, _is_ranked, "classification whose names are ranked"),
     ("answer", None, lambda task: task.kind in WRITTEN, " and ".join(WRITTEN)),
     ("beam", 2, _is_written, "what is written"),
@@ -96,7 +96,7 @@ def _check_options(entries: list[Entry], arguments: argparse.Namespace) -> None:
             raise ConfigError(f"--{name.replace('_', '-')} changes nothing: it is for {what}, not for {others}")
 
 
-def _check_bounds(entry: Entry, run: RunConfig) -> None:
+def check_bounds(entry: Entry, run: RunConfig) -> None:
     """Raises ConfigError where options do not go with the kind or with the network."""
     task = as_kind(entry.task, entry.task.kind, "")
     data = dataclasses.replace(run.data, tasks=(task,), vocabulary_sample=0)
@@ -140,32 +140,36 @@ def _with_options(entry: Entry, arguments: argparse.Namespace) -> Entry:
     if views and task.kind == "classification":
         name = f"{name}, {views[0]}x{views[1]} views" if arguments.views else name
         task = dataclasses.replace(task, views=views)
-    templates = entry.templates if _is_ranked(task) else "none"
+    templates = (arguments.templates or entry.templates) if _is_ranked(task) else "none"
     return dataclasses.replace(entry, name=name, task=task, templates=templates)
 
 
 def _all_entries(arguments: argparse.Namespace, run: RunConfig) -> list[Entry]:
     if arguments.suite:
         places = dict(override.split(".path=", 1) for override in places_of_suite(arguments))
-        usual = {task.name: place_of(task.path) for task in parse_suite(arguments.suite).tasks}
         answer = "rank" if arguments.probe else arguments.answer or ""
-        return [
-            Entry(
-                task.name,
-                as_trained(task, run.data.tasks, answer if task.kind in WRITTEN else ""),
-                task.templates,
-                task.name,
-                usual[task.name],
-            )
-            for task in read_suite(arguments.suite, places, arguments.tasks).tasks
-        ]
+        return entries_of_suite(arguments.suite, places, arguments.tasks or (), run, answer)
     by_name = {task.name: task for task in run.data.tasks}
     wanted = arguments.tasks or list(by_name)
     unknown = [name for name in wanted if name not in by_name]
     if unknown:
         raise ConfigError(f"{arguments.run} has no task {unknown[0]!r}; its tasks are {', '.join(by_name)}")
     tasks = [by_name[name].whole(arguments.split) for name in wanted]
-    return [Entry(task.name, task, arguments.templates) for task in tasks]
+    return [Entry(task.name, task, "none") for task in tasks]
+
+
+def entries_of_suite(
+    suite: str, places: Mapping[str, str], wanted: Sequence[str], run: RunConfig, answer: str = ""
+) -> list[Entry]:
+    """places: of its data, where they were said anew; answer: of tasks that may be written. Raises ConfigError, also where data is
+    missing."""
+    usual = {task.name: place_of(task.path) for task in parse_suite(suite).tasks}
+    entries = []
+    for asked in read_suite(suite, places, wanted).tasks:
+        task = as_trained(asked, run.data.tasks, answer if asked.kind in WRITTEN else "")
+        templates = asked.templates if _is_ranked(task) else "none"
+        entries.append(Entry(asked.name, task, templates, asked.name, usual[asked.name]))
+    return entries
 
 
 OF_READING = ("word_end", "cache_dir", "cache_gib", "shuffle_window", "allow_pipe", "max_bad_fraction")

@@ -19,13 +19,16 @@ LOWER = ("loss", "perplexity", "median_rank")
 @dataclasses.dataclass(frozen=True)
 class Best:
     """step: of the checkpoint with the best value, which is kept; since: evaluations after it. -1 and none before the first evaluation.
-    figure: SPLIT/TASK/FIGURE that the value is of: another one than is followed where that has changed, until one of its own is found."""
+    figure: SPLIT/TASK/FIGURE, or SUITE/TASK/FIGURE, that the value is of: another one than is followed where that has changed, until one
+    of its own is found. measured: data and options of that evaluation, none where an earlier version found it; of others the value is
+    no measure."""
 
     config: EvaluateConfig
     step: int = -1
     value: float | None = None
     since: int = 0
     figure: str = ""
+    measured: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(cls, config: EvaluateConfig, checkpoint: Checkpoint | None, names: Collection[str]) -> Self:
@@ -40,18 +43,31 @@ class Best:
             return cls(config)
         figure = stored["figure"]
         since = int(stored["since"]) if figure == _followed(config) else 0
-        return cls(config, int(stored["step"]), float(stored["value"]), since, figure)
+        measured = stored.get("measured") or {}
+        return cls(config, int(stored["step"]), float(stored["value"]), since, figure, measured)
 
-    def after(self, step: int, figures: Mapping[str, float], tell: Callable[[str], object]) -> Self:
-        """With what an evaluation found at this step."""
+    def after(
+        self,
+        step: int,
+        figures: Mapping[str, float],
+        tell: Callable[[str], object],
+        measured: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> Self:
+        """With what an evaluation found at this step. measured: by task, see the class."""
         name = _followed(self.config)
         if not self.config.keep_best or not figures:
             return self
         value, known = figures[name], self.value if self.figure == name else None
+        now = (measured or {}).get(self.config.keep_best.partition("/")[0], {})
+        changed = [key for key in {**self.measured, **now} if self.measured.get(key) != now.get(key)]
+        if known is not None and self.measured and now and changed:
+            parts = [f"{key} was {self.measured.get(key)}, now {now.get(key)}" for key in changed]
+            tell(f"best {self.config.keep_best} begins anew, as it is another evaluation: {', '.join(parts)}")
+            known = None
         is_better = known is None or (value < known if name.endswith(LOWER) else value > known)
         if is_better and math.isfinite(value):
             tell(f"best {self.config.keep_best} so far: {value:.4f} at step {step}")
-            return dataclasses.replace(self, step=step, value=value, since=0, figure=name)
+            return dataclasses.replace(self, step=step, value=value, since=0, figure=name, measured=now)
         return dataclasses.replace(self, since=self.since + 1)
 
     @property
@@ -64,11 +80,12 @@ class Best:
         """For the checkpoint."""
         if self.value is None:
             return None
-        return {"figure": self.figure, "step": self.step, "value": self.value, "since": self.since}
+        state = {"figure": self.figure, "step": self.step, "value": self.value, "since": self.since}
+        return state | ({"measured": dict(self.measured)} if self.measured else {})
 
 
 def _followed(config: EvaluateConfig) -> str:
-    return f"{config.split}/{config.keep_best}"
+    return f"{config.title}/{config.keep_best}"
 
 
 def chosen_step(folder: Path, step: int | Literal["best"] | None) -> int | None:

@@ -71,14 +71,14 @@ def found_by(
     from so many tasks on."""
     from parallel.mesh import create_mesh
 
-    row = {"figure": "accuracy", "metrics": {"accuracy": 0.5 + rank / 1024}}
-    sources: Any = [SimpleNamespace(name=name) for name in "ab"]
+    row = {"figure": "accuracy", "metrics": {"accuracy": 0.5 + rank / 1024}, "digest": "d", "asked": "", "options": {}}
+    evaluated: Any = tuple(SimpleNamespace(name=name) for name in "ab")
     config, nothing = EvaluateConfig(every=2), contextlib.nullcontext
     objective: Any = torch.nn.Module()
-    evaluation = InTraining(config, tuple(sources), {}, objective, nothing, create_mesh(1, 1), Path(folder), 8)
+    evaluation = InTraining(config, evaluated, objective, nothing, create_mesh(1, 1), Path(folder), 8)
     done, told = list[str](), list[str]()
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(InTraining, "_row", lambda self, source, alive: done.append(source.name) or row)
+        patched.setattr(InTraining, "_row", lambda self, one, alive: done.append(one.name) or row)
         patched.setattr("evaluation.in_training.keep", lambda *_: None)
         is_asked = (lambda: (rank, len(done)) >= asked) if asked and asked[0] == rank else (lambda: False)
         found = evaluation.found(step, told.append, lambda: None, is_asked)

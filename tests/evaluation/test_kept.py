@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import json
 import math
 import threading
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from data.shards import DatasetError
 from evaluation import Evaluation, Result
-from evaluation.kept import FOLDER, LOCK, Kept, comparison, keep, line_of, options_of, row_of, table_of
+from evaluation.kept import FOLDER, LOCK, Kept, comparison, keep, line_of, options_of, reading_of, row_of, table_of
 from tests.helpers.models import make
 from tests.helpers.streams import numbered, opened, write_numbered
 
@@ -77,6 +80,43 @@ def test_other_options_stand_beside_the_usual_ones(source, tmp_path):
         "numbers, openai sentences": 0.5, "numbers, raw weights": 0.5, "numbers, 1 trial": 0.5, "numbers, batches of 8": 0.5,
         "numbers, 2 ranks": 0.5,
     }  # fmt: skip
+
+
+def test_a_row_of_an_edited_suite_stays_beside_the_new_one(source, tmp_path):
+    kept(tmp_path, row(source, 4, {"limit": None, "num_frames": 4}))
+    for right in (5, 6):
+        found = kept(tmp_path, row(source, right, {"limit": None, "num_frames": 16}))
+    assert {name: r["metrics"]["accuracy"] for name, r in found.rows.items()} == {
+        "numbers, num_frames 4": 0.4, "numbers": 0.6,
+    }  # fmt: skip
+
+
+def test_networks_that_read_otherwise_are_compared_and_it_is_said(source, tmp_path):
+    """Rows of earlier versions do not say how they read."""
+    one, other, old = (
+        kept(tmp_path / name, row(source, right, {"limit": None} | read))
+        for name, right, read in (("a", 2, {"num_frames": 4}), ("b", 9, {"num_frames": 16}), ("c", 9, {}))
+    )
+    assert comparison(one, other).splitlines()[2:] == ["numbers: num_frames is 4 and 16"]
+    assert len(comparison(one, old).splitlines()) == 2
+    masks = [
+        kept(tmp_path / name, row(source, 2, {"max_text": n}, kind="masked_text")) for name, n in (("d", 8), ("e", 9))
+    ]
+    with pytest.raises(DatasetError, match="different options"):
+        comparison(masks[0], masks[1])
+
+
+def test_how_samples_are_read_is_kept(source):
+    read = {"max_text": 4, "temperature": ""}
+    assert options_of(Evaluation(make(), source)) == {"limit": None, "templates": "none", "views": [1, 1]} | read
+    for kind, more in (
+        ("video_class", {"num_frames": 4, "frame_sampling": "segment", "frame_stride": 0.0}), ("text_class", {}),
+    ):  # fmt: skip
+        task: Any = SimpleNamespace(config=source.task.config, context=SimpleNamespace(info=SimpleNamespace(kind=kind)))
+        other: Any = SimpleNamespace(source=SimpleNamespace(task=task))
+        assert reading_of(other) == read | more
+        task.config = dataclasses.replace(task.config, kind="text_classification")
+        assert reading_of(other) == read | {"template": "{text} <spe>"} | more
 
 
 def test_sentences_of_one_s_own_are_told_apart_by_what_they_are(source):

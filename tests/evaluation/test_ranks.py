@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 
@@ -21,7 +22,7 @@ from parallel.kernels import load_kernels
 from parallel.mesh import Mesh
 from run.config_file import load_config
 from tests.helpers.distributed import run_ranks
-from tests.helpers.runs import LAUNCHER, ROOT, environment, train
+from tests.helpers.runs import LAUNCHER, ROOT, environment, saved_run, tiny_config, train
 
 LIMIT = 13  # in batches of four: three and one sample, so that on three ranks two batches are nothing but filling
 
@@ -76,3 +77,24 @@ def test_the_launcher_gives_the_figures_of_one_process(config):
 
     alone = evaluated(sys.executable)
     assert len(alone) == 5 and evaluated(LAUNCHER, "--num_gpus=2", "--master_port=29871") == alone
+
+
+@pytest.mark.slow
+def test_a_damaged_sample_ends_all_ranks_with_its_code_and_a_line(world, tmp_path):
+    """The second half of the shard is no archive any more, so the second rank alone meets it in its first batch."""
+    own = shutil.copytree(world / "shapes", tmp_path / "own")
+    run = saved_run(tiny_config(world, tmp_path), f"data.tasks.shapes.path={own}")
+    (shard,) = own.glob("heldout-*.tar")
+    content = shard.read_bytes()
+    shard.write_bytes(content[: len(content) // 2] + bytes(255 - byte for byte in content[len(content) // 2 :]))
+    words = ["--run", str(run), "--split", "heldout", "--tasks", "shapes", "--batch-size", "8", "--threads", "1"]
+    done = subprocess.run(
+        [str(LAUNCHER), "-q", "--num_gpus=2", "--master_port=29873", str(ROOT / "evaluate.py"), *words],
+        cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=500, check=False,
+    )  # fmt: skip
+    told = done.stdout + done.stderr
+    assert done.returncode == 2 and "Traceback" not in told, told
+    assert told.count("error: cannot evaluate on damaged data: task shapes") == 1
+    assert (
+        "stopped: rank 1 failed first" in told or "rank 0 stopped" not in told
+    )  # the launcher may have ended it before

@@ -11,10 +11,11 @@ import pytest
 
 from data.config import DataConfig, TaskConfig
 from data.shards import DatasetInfo, SplitInfo, write_info, write_shard, write_shard_list
-from data.stream.evaluation import EvaluationBatch, _Pass, evaluation_pass, places_of
+from data.stream.evaluation import EvaluationBatch, _Pass, evaluation_pass, places_of, spread
 from data.stream.part import PartOrder
 from data.stream.share import Share
 from data.stream.source import Source
+from data.transport import Ahead
 from tests.helpers.streams import opened as opened_set
 from tests.helpers.streams import tokenizer
 
@@ -123,6 +124,25 @@ def test_a_batch_is_not_larger_than_the_data(tmp_path):
     assert batch.valid == (True,) * 3
     (batch,) = evaluation_pass(source, 64, limit=2)
     assert len(batch.examples) == 2
+
+
+def test_a_limit_is_spread_over_the_split(tmp_path):
+    """Sorted by class, and with classes that take turns: of 1,000 samples 100 have all of ten classes, some ten of each."""
+    places = spread(1000, 100)
+    assert places.tolist() == spread(1000, 100).tolist() and (places // 10).tolist() == list(range(100))
+    assert np.bincount(places // 100).tolist() == [10] * 10 and min(np.bincount(places % 10)) > 2
+    assert spread(3, 7).tolist() == spread(3, None).tolist() == [0, 1, 2]
+    source = text_source(tmp_path, (10, 7, 3))
+    of_two = [b.places for rank in range(2) for b in evaluation_pass(source, 2, 8, Share(rank, 2))]
+    assert sorted(place for batch in of_two for place in batch) == spread(20, 8).tolist()
+
+
+def test_a_shard_without_wanted_samples_is_not_fetched(tmp_path, monkeypatch):
+    source, wanted = text_source(tmp_path, (10, 7, 3, 5)), list[int]()
+    monkeypatch.setattr(type(source.shards), "is_remote", property(lambda self: True))
+    monkeypatch.setattr(Ahead, "want", lambda self, calls: wanted.extend(call.args[0] for call in calls))
+    list(evaluation_pass(source, 2, places=np.array([1, 2, 17, 19, 20])))
+    assert wanted == [2, 3, 3]
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

@@ -63,6 +63,7 @@ def test_two_ranks_give_the_figures_of_one(config):
     metrics, evidence = alone[0]
     assert metrics["samples"] == len(evidence) == 13 and metrics["trials"] == 3
     assert metrics["training_samples"] == 12 and metrics["chance"] == pytest.approx(1 / 6)
+    assert metrics["chance"] <= metrics["majority"] < 1
     assert alone[1][0]["training_samples"] == 48 and alone[1][0]["trials"] == 1
     assert metrics["accuracy"] == pytest.approx(np.mean([right for right, _ in evidence]))
     for found in run_ranks(2, figures, str(config), 2):

@@ -27,6 +27,7 @@ from run.evaluation.entries import (
     said_anew,
     training_of,
 )
+from run.evaluation.suite import parse_suite
 from tests.helpers.runs import tiny_config
 
 
@@ -158,3 +159,15 @@ def test_a_scale_that_the_network_has_not_is_one_line(run):
     )
     with pytest.raises(ConfigError, match=r"^shapes: its logit scale 'image' is not among .*shapes.temperature=video"):
         check_fits(entry, source, bare)
+
+
+def test_sentences_of_the_command_line_hold_for_a_suite_s_classes(run, world, tmp_path):
+    tasks = f"- {{name: shapes, kind: classification, path: {world / 'shapes'}, templates: openai}}\n"
+    tasks += f"- {{name: pairs, kind: retrieval, path: {world / 'pairs'}}}"
+    for words, expected in (([], "openai"), (["--templates", "simple"], "simple"), (["--templates", "none"], "none")):
+        assert [e.templates for e in of_suite(run, tmp_path, tasks, *words)] == [expected, "none"]
+
+
+def test_suites_of_imagenet_have_clip_s_sentences():
+    for name in ("imagenet", "imagenet_variants"):
+        assert {task.templates for task in parse_suite(name).tasks} == {"openai"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from types import SimpleNamespace
 from typing import Any
@@ -67,6 +68,29 @@ def test_where_it_is_followed_no_more_it_stays_until_another_is_found(options):
         assert Best.of(CONFIG, SimpleNamespace(state={"best": after.state}), NAMES).value == 0.5  # type: ignore[arg-type]
     else:
         assert (after.step, after.value, after.figure) == (30, 0.1, figure)
+
+
+def test_figures_of_another_evaluation_are_no_measure():
+    """Half of the first two samples right says nothing of a third of all."""
+    lines: list[str] = []
+    few, whole = ({"a": {"data": "d", "limit": limit, "views": [1, 1]}} for limit in (2, None))
+    best = Best.of(CONFIG, None, NAMES).after(10, {"val/a/accuracy": 0.5}, lines.append, few)
+    best = best.after(20, {"val/a/accuracy": 0.4}, lines.append, few)
+    found: Any = SimpleNamespace(state=json.loads(json.dumps({"best": best.state})))
+    same, other = (
+        Best.of(CONFIG, found, NAMES).after(30, {"val/a/accuracy": 0.3}, lines.append, m) for m in (few, whole)
+    )
+    assert (same.step, same.value, same.since) == (10, 0.5, 2) and (other.step, other.value, other.since) == (
+        30,
+        0.3,
+        0,
+    )
+    assert lines[1:] == [
+        "best a/accuracy begins anew, as it is another evaluation: limit was 2, now None",
+        "best a/accuracy so far: 0.3000 at step 30",
+    ]
+    old: Any = SimpleNamespace(state={"best": {key: value for key, value in best.state.items() if key != "measured"}})  # type: ignore[union-attr]
+    assert Best.of(CONFIG, old, NAMES).after(30, {"val/a/accuracy": 0.3}, lines.append, whole).step == 10
 
 
 @pytest.mark.parametrize("figure", ["a/acuracy", "a", "a/"])
