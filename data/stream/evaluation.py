@@ -18,6 +18,7 @@ from data.stream.share import Share
 from data.stream.source import Source
 from data.transport import Ahead
 from data.workers.loader import loader_of
+from data.workers.to_device import ahead
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,11 +53,15 @@ def evaluation_pass(
     if not len(places):
         return
     dataset = _Pass(source, min(batch_size, len(places)), places, share or Share())
-    if not workers:
-        yield from dataset
+    if not workers:  # a thread decodes the next batch while this one is computed
+        yield from ahead(iter(dataset), _same, _same, depth=1)
         return
     # As bytes, which go through a pipe: torch would send each tensor through /dev/shm, which is small in containers.
     yield from map(pickle.loads, loader_of(dataset, workers, pickle.dumps))
+
+
+def _same(batch: EvaluationBatch) -> EvaluationBatch:
+    return batch
 
 
 def spread(total: int, limit: int | None) -> np.ndarray:
