@@ -44,7 +44,9 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     files = argparse.ArgumentParser(add_help=False)
-    files.add_argument("--files", nargs="+", default=[], metavar="PLACE", help="files, folders, patterns, shards")
+    files.add_argument(
+        "--files", nargs="+", action="extend", default=[], metavar="PLACE", help="files, folders, patterns, shards"
+    )
     files.add_argument("--cache-dir", type=Path, metavar="FOLDER", help=f"of remote shards (default: {CACHE_DIR})")
     common = argparse.ArgumentParser(add_help=False)
     which = common.add_mutually_exclusive_group(required=True)
@@ -66,6 +68,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     classify.add_argument(
         "--classes",
         nargs="+",
+        action="extend",
         default=[],
         metavar="NAME",
         help="names, or @FILE with one per line (default: those of the task)",
@@ -79,14 +82,16 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         help="the files that fit a text or a file best",
         description="Finds the files by faiss where it is installed, and by numpy elsewhere, with the same answers.",
     )
-    retrieve.add_argument("--query", nargs="+", required=True, help="texts, or with --by-file images and clips")
+    retrieve.add_argument(
+        "--query", nargs="+", action="extend", required=True, help="texts, or with --by-file images and clips"
+    )
     retrieve.add_argument("--by-file", action="store_true", help="queries are files")
     retrieve.add_argument("--index", type=Path, help="what `embed` wrote, in place of --files")
     retrieve.add_argument("--top", type=positive, default=5, help="so many files of each query (default: 5)")
     embed = commands.add_parser("embed", parents=[common, files], help="a vector of each file, as an index")
     embed.add_argument("--out", type=Path, help="index to write (.npz)")
     fill = commands.add_parser("fill", parents=[common], help="words in place of ___")
-    fill.add_argument("--texts", nargs="+", required=True, metavar="TEXT")
+    fill.add_argument("--texts", nargs="+", action="extend", required=True, metavar="TEXT")
     fill.add_argument("--top", type=positive, default=3, help="so many words of each gap (default: 3)")
     arguments = parser.parse_args(argv)
     if arguments.model and arguments.step is not None:
@@ -105,7 +110,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
 def _texts(arguments: argparse.Namespace) -> list[str]:
     """What of the command line the model is to read; names of files may have any bytes."""
     if arguments.command == "classify":
-        return [] if _is_list(arguments.classes) else arguments.classes
+        return [word for word in arguments.classes if not _is_list(word, arguments.classes)]
     if arguments.command == "retrieve":
         return [] if arguments.by_file else arguments.query
     return arguments.texts if arguments.command == "fill" else []
@@ -211,24 +216,31 @@ def _embedded(model: Predictor, arguments: argparse.Namespace, places: list[str]
     return Index(list(names), torch.stack(vectors).numpy(), np.array(clips))
 
 
-def _is_list(words: list[str]) -> bool:
-    return len(words) == 1 and words[0].startswith("@")
+def _is_list(word: str, words: list[str]) -> bool:
+    """Whether a word is @FILE: the only one, or one of a file that is there."""
+    return word.startswith("@") and (len(words) == 1 or expanded(word[1:]).is_file())
 
 
 def _names(words: list[str]) -> list[str]:
     """Raises DatasetError."""
-    if _is_list(words):
-        place = words[0][1:]
-        try:
-            lines = text_of(expanded(place).read_bytes(), place).splitlines()
-        except OSError as error:
-            raise DatasetError(f"{place}: {error.strerror}") from error
-        except NotText as error:
-            raise DatasetError(str(error)) from error
-        words = [line.strip() for line in lines if line.strip()] or [""]
+    found = []
+    for word in words:
+        found += _lines(word[1:]) if _is_list(word, words) else [word]
+    words = found if found or not words else [""]
     if len(words) == 1:
         raise DatasetError("--classes: give two names at least, or @FILE with one per line")
     return words
+
+
+def _lines(place: str) -> list[str]:
+    """Of a file, without empty ones. Raises DatasetError."""
+    try:
+        lines = text_of(expanded(place).read_bytes(), place).splitlines()
+    except OSError as error:
+        raise DatasetError(f"{place}: {error.strerror}") from error
+    except NotText as error:
+        raise DatasetError(str(error)) from error
+    return [line.strip() for line in lines if line.strip()]
 
 
 def main(argv: list[str] | None = None) -> int:
