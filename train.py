@@ -78,7 +78,7 @@ def train(run: RunConfig, guard: RankGuard) -> int:
     engine = Engine(objective, mesh, run.optimizer, deepspeed_config, kernels, run.parallel.precision)
     resume.restore(engine)
     if mesh.is_first:
-        write_run_files(run, data.vocabulary)
+        write_run_files(run, data.vocabulary, data.infos)
         print(*start_lines(resume, initial, schedule, objective, mesh, lost), legend(run), sep="\n", flush=True)
 
     evaluation = evaluation_of(run, data, objective, engine.averaged, mesh)

@@ -29,7 +29,9 @@ def parser_of(description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", required=True, metavar="FOLDER", help="a run")
     parser.add_argument("--step", type=checkpoint_step, metavar="N|best", help="of a checkpoint; by default the newest")
-    parser.add_argument("--tasks", nargs="+", default=[], metavar="NAME", help="by default all tasks of the run")
+    parser.add_argument(
+        "--tasks", nargs="+", action="extend", default=[], metavar="NAME", help="by default all tasks of the run"
+    )
     parser.add_argument(
         "--tensor", type=positive, default=1, metavar="N", help="cut the network over so many ranks (parallel.tensor)"
     )

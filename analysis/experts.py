@@ -166,7 +166,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--split", default="val", help="of the data sets (default: val)")
     parser.add_argument("--limit", type=positive, metavar="N", help="samples of each task at most")
     parser.add_argument("--batch-size", type=positive, default=32, metavar="N", help="slots are shared within a batch")
-    parser.add_argument("--compare", nargs="+", default=[], metavar="RUN", help="runs that were looked at before")
+    parser.add_argument(
+        "--compare", nargs="+", action="extend", default=[], metavar="RUN", help="runs that were looked at before"
+    )
     return run_command(experts, parser, sys.argv[1:] if argv is None else argv)
 
 

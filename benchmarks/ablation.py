@@ -31,6 +31,7 @@ from model.objective import Objective
 from parallel.engine import parameter_groups
 from parallel.kernels import load_kernels
 from parallel.mesh import Mesh
+from run.command_line import Several
 from run.config import RunConfig
 from run.config_file import load_config
 
@@ -133,7 +134,7 @@ def _mean(values: list[float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/ablation.yaml", help="run configuration (default: %(default)s)")
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--variants", nargs="+", action=Several, choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--limit", type=int, default=256, help="held-out samples of each task")

@@ -23,6 +23,7 @@ import torch.multiprocessing as mp
 from benchmarks.moe_layer import free_port
 from parallel.checkpoints import Fragment, Saver, newest, restore
 from parallel.placement import EXPERT_AXIS, TENSOR_AXIS, Cut, Placement
+from run.command_line import Several
 
 CASES = ("save", "save, asynchronous", "restore", "restore, cut by columns")
 KINDS = ("weight", "exp_avg", "exp_avg_sq")
@@ -101,7 +102,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--width", type=int, default=368)
-    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--ranks", type=int, nargs="+", action=Several, default=[1, 2])
     parser.add_argument("--folder", help="where to write (default: the system's temporary folder)")
     options = parser.parse_args()
     context = mp.get_context("spawn")

@@ -45,6 +45,7 @@ from data.tasks.base import Pixels, Task
 from data.tasks.members import IMAGE_KEYS, VIDEO_KEYS
 from data.workers.loader import worker_context
 from data.workers.processes import keep_freed_memory
+from run.command_line import Several
 
 WAYS = ("read", "webdataset", "ours", "decode")
 SHARDS, CHUNK = 4, 1 << 20
@@ -229,7 +230,7 @@ def table(name: str, source: Source, workers: int, rounds: list[dict[str, tuple[
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder with photos and clips; default: made ones")
-    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--workers", type=int, nargs="+", action=Several, default=[1, 2])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--images", type=int, default=480, help="samples of the set of images")
     parser.add_argument("--clips", type=int, default=60, help="samples of the set of clips")

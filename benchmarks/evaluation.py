@@ -40,6 +40,7 @@ from model.initialise import initialise
 from model.objective import Objective
 from parallel.kernels import load_kernels
 from parallel.mesh import Mesh
+from run.command_line import Several
 
 CLASSES = ("red", "blue", "green", "yellow", "orange", "purple", "pink", "white", "black", "grey")
 
@@ -197,7 +198,7 @@ def main() -> None:
     }  # fmt: skip
     for name, value in defaults.items():
         parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--parts", nargs="+", default=["classification", "captions", "retrieval"])
+    parser.add_argument("--parts", nargs="+", action=Several, default=["classification", "captions", "retrieval"])
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     size = Size(options.width, options.depth, options.side, options.rounds)

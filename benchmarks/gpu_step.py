@@ -35,6 +35,7 @@ from parallel.kernels import load_kernels
 from parallel.mesh import Mesh, create_mesh, destroy_mesh
 from parallel.precision import dtype_of
 from plan.tasks import TaskLoad, shares_of, task_loads, vocabulary_size_of, word_candidates_of
+from run.command_line import Several
 from run.config import RunConfig
 from run.config_file import load_config
 from run.engine_file import read_engine_file
@@ -157,8 +158,12 @@ def share(flops_per_s: float, peak: float) -> str:
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--presets", nargs="+", default=["uni_perceiver_moe_base", "limoe_b16"], metavar="NAME")
-    parser.add_argument("--task", nargs="+", default=[], metavar="NAME", help="these alone (all whose shapes differ)")
+    parser.add_argument(
+        "--presets", nargs="+", action=Several, default=["uni_perceiver_moe_base", "limoe_b16"], metavar="NAME"
+    )
+    parser.add_argument(
+        "--task", nargs="+", action="extend", default=[], metavar="NAME", help="these alone (all whose shapes differ)"
+    )
     parser.add_argument("--steps", type=int, default=10, help=f"that count, after {WARM_UP} others (%(default)s)")
     parser.add_argument("--compile", choices=["auto", "passes", "none"], default="auto", help="as the run's option")
     parser.add_argument(
@@ -167,7 +172,9 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--recompute", choices=["none", "selective", "block"], help="in place of the preset's own")
     parser.add_argument("--experts", type=int, default=0, help="of a layer, in place of the preset's own")
     parser.add_argument("--scale", type=float, default=1.0, help="factor of the batch sizes (%(default)s)")
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="further options of the run")
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="further options of the run"
+    )
     parser.add_argument("--device", choices=["auto", "cpu"], default="auto", help="cpu: leave the GPU alone")
     parser.add_argument("--predict", action=argparse.BooleanOptionalAction, default=True, help="by the roofline")
     parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True, help="other programs' blocks")

@@ -33,6 +33,7 @@ from model.layout import PassLayout, SequenceLayout
 from model.moe.config import ExpertConfig
 from parallel.kernels import load_kernels
 from parallel.mesh import Mesh, create_mesh, destroy_mesh
+from run.command_line import Several
 
 TOP_1 = {"router": "token", "top_k": 1, "capacity_factor": 1.0, "noise": "none"}
 DENSE, DEEPSPEED = "dense", "DeepSpeed MoE, FFN, top-1, capacity 1"
@@ -191,9 +192,14 @@ def main() -> None:
     for name, value in defaults.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument(
-        "--rows", type=int, nargs="+", default=[16], help="rows per rank; several for a sweep over tokens"
+        "--rows",
+        type=int,
+        nargs="+",
+        action=Several,
+        default=[16],
+        help="rows per rank; several for a sweep over tokens",
     )
-    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--ranks", type=int, nargs="+", action=Several, default=[1, 2])
     options = parser.parse_args()
     size = Size(options.width, options.heads, options.ffn, options.length)
     print(

@@ -33,6 +33,7 @@ from parallel.kernels import load_kernels
 from parallel.mesh import Mesh
 from parallel.precision import computing
 from plan.tasks import shares_of, task_loads, vocabulary_size_of, word_candidates_of
+from run.command_line import Several
 from run.config_file import load_config
 
 VIEWS = {
@@ -212,7 +213,7 @@ def machine_of(options: argparse.Namespace) -> Machine:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--presets", nargs="+", default=["uni_perceiver_moe_base"], metavar="NAME")
+    parser.add_argument("--presets", nargs="+", action=Several, default=["uni_perceiver_moe_base"], metavar="NAME")
     parser.add_argument("--recompute", choices=["none", "selective", "block"], help="in place of the preset's own")
     parser.add_argument("--compile", choices=["passes", "none"], default="passes", help="as the run's option")
     add_rates(parser)

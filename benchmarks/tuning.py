@@ -20,6 +20,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from run.command_line import Several
+
 ROOT = Path(__file__).parents[1]
 RECIPES = ROOT / "configs" / "recipes" / "small"
 
@@ -106,8 +108,8 @@ def _cell(row: dict[str, Any] | None) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bases", nargs="+", required=True, metavar="NAME=RUN", help="trained runs")
-    parser.add_argument("--sets", nargs="+", choices=SETS, default=SETS)
+    parser.add_argument("--bases", nargs="+", action="extend", required=True, metavar="NAME=RUN", help="trained runs")
+    parser.add_argument("--sets", nargs="+", action=Several, choices=SETS, default=SETS)
     parser.add_argument(
         "--data", type=Path, default=Path("data_real"), help="folder of the prepared data sets (default: data_real)"
     )

@@ -88,6 +88,7 @@ def _schemas(arrow: Any) -> dict[str, Any]:
 
     return {
         "classify": arrow.schema([("file", text), ("classes", found("class", "probability"))]),
+        "answer": arrow.schema([("file", text), ("question", text), ("answers", found("answer", "probability"))]),
         "caption": arrow.schema([("file", text), ("caption", text)]),
         "embed": arrow.schema([("file", text), ("vector", arrow.list_(arrow.float32()))]),
         "retrieve": arrow.schema([("query", text), ("files", found("file", "similarity"))]),

@@ -1,42 +1,46 @@
-"""A run's newest weights, or an exported folder, ready to use. The run's data need not be there."""
+"""A run's weights, or an exported folder, ready to use. The run's data need not be there."""
 
 from __future__ import annotations
 
-import contextlib
+from typing import Literal
 
 import pydantic
 import torch
 
 from data.config import DataConfig, TaskConfig
-from data.shards import DatasetError, DatasetInfo, read_info
+from data.shards import DatasetInfo
 from data.tasks.base import Pixels
-from data.transport import is_remote
 from model.exchange.export.errors import ExportError
+from model.exchange.export.folder import CONFIG as EXPORTED
 from model.exchange.export.folder import open_export
 from model.objective import Objective
 from parallel.checkpoints import load_found
 from parallel.kernels import load_kernels
 from parallel.mesh import Mesh
 from prediction.predictor import Predictor
-from run.folder import VOCABULARY, read_run, read_vocabulary_file
+from run.errors import ConfigError
+from run.folder import VOCABULARY, infos_of, is_run, read_run, read_vocabulary_file
 from run.places import expanded
+from run.weights.best import chosen_step
 
 
-def load(run: str, step: int | None = None, device: str = "", batch_size: int = 32) -> Predictor:
-    """run: its folder; step: of a checkpoint, by default the newest; device: where it computes, by default CUDA where there is one. Raises
-    ConfigError, CheckpointError."""
+def load(run: str, step: int | Literal["best"] | None = None, device: str = "", batch_size: int = 32) -> Predictor:
+    """run: its folder, or that of an export; step: of a run's checkpoint, or `best` (evaluate.keep_best), by default the newest; device:
+    where it computes, by default CUDA where there is one. Raises ConfigError, CheckpointError, ExportError."""
     folder = expanded(run)
+    if (folder / EXPORTED).is_file() and not is_run(folder):
+        if step is not None:
+            raise ConfigError(
+                f"step {step} chooses among the checkpoints of a run: the export {folder} has one, leave it out"
+            )
+        return load_export(run, device, batch_size)
     config, vocabulary = read_run(folder)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     objective = Objective(config.model, vocabulary.size, Mesh(), load_kernels("torch"))
-    checkpoint = load_found(folder / "checkpoints", step, objective)
+    checkpoint = load_found(folder / "checkpoints", chosen_step(folder, step), objective)
     objective.to(device).eval()
     pixels = Pixels(config.model.image_size, config.model.patch)
-    infos = {}
-    for task in config.data.tasks:
-        with contextlib.suppress(DatasetError):  # it may have been moved, or belong to others
-            if not is_remote(task.path):
-                infos[task.name] = read_info(task.path)
+    infos = infos_of(folder, config)
     return Predictor(objective, vocabulary, config.data, infos, pixels, checkpoint.step, device, batch_size)
 
 

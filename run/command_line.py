@@ -4,8 +4,19 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+
+class Several(argparse.Action):
+    """Of an option with a list and a default: given again it adds to what was given, as action="extend" does, and not to the default."""
+
+    def __call__(
+        self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None
+    ) -> None:
+        before: Sequence[Any] = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, [*(() if before is self.default else before), *values])
 
 
 def parse_arguments(argv: list[str], description: str = "") -> argparse.Namespace:

@@ -14,14 +14,17 @@ import pytest
 import torch
 import yaml
 
-from data.shards import DatasetError, ShardSet, read_info
+from data.shards import DatasetError, DatasetInfo, ShardSet, SplitInfo, read_info, write_info, write_shard
 from data.stream.source import open_data
 from data.tasks.base import Pixels
 from evaluation import EVALUATORS, Evaluation, captioning
+from model.exchange.export.__main__ import main as export
 from predict import main, parse_arguments
 from prediction import Predictor, load, media_of
 from prediction.index import Index
 from run.config_file import load_config
+from run.errors import ConfigError
+from run.folder import write_data_sets
 from tests.helpers.runs import saved_run, tiny_config
 
 
@@ -270,9 +273,108 @@ def test_the_data_need_not_be_there(trained, tmp_path, world):
         task["path"] = "/nowhere"
     (copy / "config.yaml").write_text(yaml.safe_dump(config))
     model = load(str(copy))
-    with pytest.raises(DatasetError, match="the class names of its data set are not there: say them"):
+    with pytest.raises(DatasetError, match="which of the tasks shapes, clips is one of images is not known"):
         list(model.classify(media_of([shard_of(world, "shapes")])))
-    assert len(list(model.classify(media_of([shard_of(world, "shapes")]), ["circle", "square"]))) == 16
+    with pytest.raises(DatasetError, match="the class names of its data set are not there: say them"):
+        list(model.classify(media_of([shard_of(world, "shapes")]), task="shapes"))
+    assert len(list(model.classify(media_of([shard_of(world, "shapes")]), ["circle", "square"], task="shapes"))) == 16
+    write_data_sets(copy, {name: read_info(world / name) for name in ("shapes", "clips")})
+    assert len(list(load(str(copy)).classify(media_of([shard_of(world, "shapes")])))) == 16
+
+
+@pytest.fixture(scope="module")
+def asked(world, tmp_path_factory):
+    """A run of sentences with a class, and of questions about pictures: (folder, its tasks' data sets beside it)."""
+    folder = tmp_path_factory.mktemp("asked")
+    shapes = ShardSet.open(world / "shapes", "val")
+    about = json.dumps({"question": "what is it?", "answers": ["circle"]})
+    samples = {
+        "sst2": [{"__key__": f"{n}", "txt": f"a red circle {n}", "cls": n % 2} for n in range(6)],
+        "vqa": [{"__key__": f"{n}", "png": shapes.read(0, n)["png"], "json": about, "cls": 0} for n in range(6)],
+    }
+    for name, kind, classes in (("sst2", "text_class", ("bad", "good")), ("vqa", "image_question", ("circle", "star"))):
+        (folder / name).mkdir()
+        write_shard(folder / name / "train-000000.tar", samples[name])
+        split = SplitInfo(samples=6, shards=1)
+        write_info(folder / name, DatasetInfo(kind=kind, classes=classes, token_ids=(), splits={"train": split}))
+    path = tiny_config(world, folder)
+    raw = yaml.safe_load(path.read_text())
+    kinds = {"sst2": "text_classification", "vqa": "vqa"}
+    raw["data"]["tasks"] += [{"name": n, "kind": k, "path": str(folder / n), "batch_size": 2} for n, k in kinds.items()]
+    path.write_text(yaml.safe_dump(raw))
+    return saved_run(path, noise=0.1), folder
+
+
+def lines_of(capsys) -> list[dict]:
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_texts_are_classified_and_embedded_wherever_they_stand(asked, tmp_path, capsys):
+    run, folder = asked
+    (tmp_path / "t.txt").write_text("a red circle 0\n\na red circle 1\n", encoding="utf-8")
+    command = ["classify", "--run", str(run), "--task", "sst2", "--json", "--top", "2"]
+    said = []
+    for words in (
+        ["--texts", "a red circle 0", "a red circle 1"],
+        ["--texts", f"@{tmp_path / 't.txt'}"],
+        ["--files", str(tmp_path / "t.txt")],
+        ["--files", str(folder / "sst2" / "train-000000.tar")],
+    ):
+        assert main([*command, *words]) == 0
+        said.append([row["classes"] for row in lines_of(capsys)][:2])
+    assert said[0] == said[1] == said[2] == said[3] and {c["class"] for c in said[0][0]} == {"bad", "good"}
+    index = tmp_path / "i.npz"
+    assert main(["embed", "--run", str(run), "--texts", "a red circle", "a star", "--out", str(index)]) == 0
+    with np.load(index) as content:
+        assert content["names"].tolist() == ["a red circle", "a star"]
+        assert np.allclose(
+            content["vectors"], load(str(run)).embed_texts(["a red circle", "a star"]).numpy(), atol=1e-6
+        )
+
+
+def test_answers_are_those_that_evaluation_scores(asked, world, capsys):
+    run, folder = asked
+    shard, question = str(folder / "vqa" / "train-000000.tar"), "what is it?"
+    assert main(["answer", "--run", str(run), "--files", shard, "--question", question, "--json"]) == 0
+    rows = lines_of(capsys)
+    assert len(rows) == 6 and {c["answer"] for c in rows[0]["answers"]} == {"circle", "star"}
+    config = load_config(folder / "tiny.yaml")
+    model = load(str(run))
+    sources = open_data(config.data, Pixels(config.model.image_size, config.model.patch), 0, model.vocabulary).sources
+    (source,) = [source for source in sources if source.name == "vqa"]
+    metrics = EVALUATORS["vqa"].evaluate(Evaluation(model.objective, source, batch_size=6)).metrics
+    circles = sum(row["answers"][0]["answer"] == "circle" for row in rows)
+    assert (circles > 0) == (metrics["vqa_accuracy"] > 0)
+    both = [
+        *("answer", "--run", str(run), "--files", shard, "--question", question),
+        "--answers",
+        "red",
+        "blue",
+        "--json",
+    ]
+    assert main(both) == 0 and {c["answer"] for c in lines_of(capsys)[0]["answers"]} == {"red", "blue"}
+
+
+def test_a_model_is_a_run_or_an_export_and_a_run_knows_its_best(trained, world, tmp_path, capsys):
+    run, shard = str(trained[0]), shard_of(world, "shapes")
+    assert export(["--run", run, "--out", str(tmp_path / "e")]) == 0
+    capsys.readouterr()
+    said = []
+    for place in (run, str(tmp_path / "e")):
+        assert main(["classify", "--model", place, "--files", shard, "--task", "shapes", "--json"]) == 0
+        said.append(lines_of(capsys))
+    assert said[0] == said[1] and load(str(tmp_path / "e")).step == load(run, 3).step == 3
+    assert main(["classify", "--model", str(tmp_path / "e"), "--step", "3", "--files", shard]) == 2
+    assert "chooses among the checkpoints of a run" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="best"):  # it was never evaluated while training
+        load(run, "best")
+
+
+def test_one_text_that_cannot_be_filled_ends_no_other(trained, capsys):
+    texts = ["___" + " red" * 40, "a ____ star"]
+    assert main(["fill", "--run", str(trained[0]), "--texts", *texts, "--json"]) == 1
+    out, err = capsys.readouterr()
+    assert [json.loads(line)["text"] for line in out.splitlines()] == ["a ____ star"] and "more than the 32" in err
 
 
 def rows_of(path) -> list[dict]:

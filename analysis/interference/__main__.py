@@ -32,7 +32,7 @@ from analysis.opened import OpenRun, open_run
 from parallel.checkpoints import load_found, published, write_atomically
 from parallel.checkpoints.saving import step_of
 from parallel.collectives import gathered_objects
-from run.command_line import at_least_two, finite, natural
+from run.command_line import Several, at_least_two, finite, natural
 from run.errors import ConfigError
 from run.places import expanded
 from run.streams import print_result
@@ -140,10 +140,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--pairs", type=at_least_two, default=8, metavar="N", help="of an example of a contrastive task (default: 8)"
     )
-    parser.add_argument("--layers", nargs="+", default=[], metavar="N", help="from 0, or all (default: three of them)")
+    parser.add_argument(
+        "--layers", nargs="+", action="extend", default=[], metavar="N", help="from 0, or all (default: three of them)"
+    )
     parser.add_argument(
         "--linears",
         nargs="+",
+        action=Several,
         default=[LINEARS[0]],
         metavar="NAME",
         help=f"of {', '.join(LINEARS)} (default: ffn.down)",
@@ -155,8 +158,12 @@ def main(argv: list[str] | None = None) -> int:
         help="keep what is larger than so many standard deviations (default: 0, all)",
     )
     parser.add_argument("--seed", type=natural, default=0, help="of augmentation and of the intervals")
-    parser.add_argument("--over", nargs="+", default=[], metavar="STEP", help="checkpoints besides, or all")
-    parser.add_argument("--compare", nargs="+", default=[], metavar="RUN", help="runs that were measured before")
+    parser.add_argument(
+        "--over", nargs="+", action="extend", default=[], metavar="STEP", help="checkpoints besides, or all"
+    )
+    parser.add_argument(
+        "--compare", nargs="+", action="extend", default=[], metavar="RUN", help="runs that were measured before"
+    )
     return run_command(command, parser, sys.argv[1:] if argv is None else argv)
 
 

@@ -158,8 +158,12 @@ def main(argv: list[str] | None = None) -> int:
         metavar="N",
         help="samples of each task, of which best patches are taken",
     )
-    parser.add_argument("--decisions", nargs="+", default=[], metavar="NAME", help="as '3 ffn' (default: some)")
-    parser.add_argument("--compare", nargs="+", default=[], metavar="RUN", help="runs with the same tasks")
+    parser.add_argument(
+        "--decisions", nargs="+", action="extend", default=[], metavar="NAME", help="as '3 ffn' (default: some)"
+    )
+    parser.add_argument(
+        "--compare", nargs="+", action="extend", default=[], metavar="RUN", help="runs with the same tasks"
+    )
     return run_command(routing_maps, parser, sys.argv[1:] if argv is None else argv)
 
 

@@ -57,7 +57,9 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     ):
         time.add_argument(f"--{name}", default="", metavar="NAME", help=what)
     many = parser.add_argument_group("several jobs")
-    many.add_argument("--seeds", nargs="+", default=[], metavar="N", help="an array: a run for each seed")
+    many.add_argument(
+        "--seeds", nargs="+", action="extend", default=[], metavar="N", help="an array: a run for each seed"
+    )
     many.add_argument(
         "--chain", type=int, default=0, metavar="K", help="K jobs one after another, in place of requeueing one"
     )

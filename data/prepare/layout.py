@@ -84,7 +84,7 @@ def reduction_of(arguments: argparse.Namespace) -> Reduction:
 
 def name_map_argument(command: argparse.ArgumentParser) -> None:
     text = "names of classes for people and models, where the source's are not words"
-    command.add_argument("--name-map", nargs="+", default=[], metavar="CLASS=NAME", help=text)
+    command.add_argument("--name-map", nargs="+", action="extend", default=[], metavar="CLASS=NAME", help=text)
 
 
 def displayed(classes: tuple[str, ...], pairs: list[str]) -> tuple[str, ...]:

@@ -54,6 +54,11 @@ class OpenData:
     sources: list[Source]
 
     @property
+    def infos(self) -> dict[str, DatasetInfo]:
+        """What the data set of each task is."""
+        return {source.name: source.task.context.info for source in self.sources}
+
+    @property
     def digests(self) -> dict[str, str]:
         """By task, and of a part by `shots` or `fraction` which samples it has: those follow from labels, which the first does not see."""
         parts = {f"{source.name}, its part": source.order for source in self.sources}

@@ -39,7 +39,7 @@ def parse_arguments(argv: list[str], description: str = "") -> argparse.Namespac
         default="final",
         help="final: averages over the training where the run keeps them (optimizer.ema), the default; weight: never",
     )
-    parser.add_argument("--tasks", nargs="+", help="names of tasks (default: all of the run or suite)")
+    parser.add_argument("--tasks", nargs="+", action="extend", help="names of tasks (default: all of the run or suite)")
     parser.add_argument("--limit", type=positive, help="samples of each task at most, spread over the split")
     parser.add_argument("--batch-size", type=positive, default=64)
     parser.add_argument("--beam", type=positive, default=2, help="hypotheses of a caption; 1 is greedy (default: 2)")

@@ -91,6 +91,11 @@ def _taken(run: RunConfig, data: OpenData, objective: Objective) -> Initial:
         load_converted(objective, folder)
         there = _names_in(folder)
         return Initial((f"init {folder}: all weights",), new=tuple(name for name in names if name not in there))
+    if folder.is_file():
+        raise ConfigError(
+            f"init={run.init} is a file that is not taken as it is: official Uni-Perceiver weights become a .safetensors file by "
+            "`python -m model.exchange.public`, open_clip's are taken as its .safetensors file, and of runs and exports name the folder"
+        )
     return _of_run(run, data, objective, folder)
 
 

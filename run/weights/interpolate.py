@@ -28,7 +28,7 @@ from run.command_line import checkpoint_step
 from run.config import RUN_NAME, RUN_NAME_RULE, RunConfig
 from run.config_file import CONFIG, dump_config
 from run.errors import EXIT_USER, USER_ERRORS, ConfigError
-from run.folder import read_run, write_vocabulary
+from run.folder import infos_of, read_run, write_data_sets, write_vocabulary
 from run.places import expanded, with_absolute
 from run.streams import keep_printing, print_result
 from run.weights.began import beginning_in
@@ -88,6 +88,7 @@ def interpolate(arguments: argparse.Namespace) -> str:
     with new_folder(out, False, lambda _: False) as unfinished:
         write_atomically(unfinished / CONFIG, dump_config(with_absolute(made)), mode)
         write_vocabulary(unfinished, vocabulary)
+        write_data_sets(unfinished, infos_of(tuned_folder, run))
         save(unfinished / "checkpoints", tuned.step, _between(base, tuned, common, arguments.share), {})
     own = len(tuned.names) - len(common)
     told = f"{out}: {len(common)} tensors between the two, {own} of the tuned run alone, step {tuned.step}"

@@ -6,8 +6,9 @@ import os
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from data.decode.image import encode_png
+from data.decode.image import decode_image, encode_png
 from data.shards import write_shard
 from data.transport import Cache, FetchOptions
 from prediction.media import media_of, shard_cache
@@ -25,7 +26,7 @@ def folder(tmp_path):
 
 
 def names(places, folder):
-    return [medium.name.replace(f"{folder}/", "") for medium in media_of(map(str, places))]
+    return [medium.name.replace(f"{folder}/", "") for medium in media_of(map(str, places)) if not medium.is_note]
 
 
 def test_folders_files_and_patterns_in_their_order(folder):
@@ -35,6 +36,37 @@ def test_folders_files_and_patterns_in_their_order(folder):
     assert names([folder / "c [1].png"], folder) == ["c [1].png"]  # a path that exists is no pattern
     (medium,) = media_of([str(folder / "a" / "1.PNG")])
     assert (medium.kind, medium.content, medium.fault, medium.is_clip) == ("png", PNG, "", False)
+
+
+def test_a_folder_gives_what_can_be_read_and_names_the_rest(tmp_path):
+    """A bitmap becomes PNG and a shard is opened; pictures of formats that are not read are faults, and other files a note."""
+    Image.fromarray(np.full((8, 8, 3), 7, np.uint8)).save(tmp_path / "c.bmp")
+    (tmp_path / "a.png").write_bytes(PNG)
+    write_shard(tmp_path / "d.tar", [{"__key__": "x", "png": PNG}])
+    for name in ("b.heic", "e.txt", "f.json"):
+        (tmp_path / name).write_bytes(b"?")
+    found = list(media_of([str(tmp_path)]))
+    names = [m.name.replace(f"{tmp_path}/", "") for m in found[:-1]]
+    assert names == ["a.png", "b.heic", "c.bmp", "d.tar:x"]
+    assert [bool(m.fault) for m in found] == [False, True, False, False, True]
+    assert decode_image(found[2].content).tolist() == np.full((8, 8, 3), 7).tolist()
+    assert "not named as an image or a clip that can be read (jpg," in found[1].fault
+    assert (
+        [m.is_note for m in found] == [False] * 4 + [True]
+        and "2 files" in found[-1].fault
+        and "e.txt" in found[-1].fault
+    )
+
+
+def test_texts_are_lines_and_samples_where_they_are_asked_for(tmp_path):
+    (tmp_path / "t.txt").write_text("one\n\ntwo\n", encoding="utf-8")
+    write_shard(tmp_path / "d.tar", [{"__key__": "x", "txt": "three"}, {"__key__": "y", "png": PNG, "txt": "four"}])
+    places = [str(tmp_path / name) for name in ("t.txt", "d.tar")]
+    found = [m for m in media_of(places, texts=True) if m.is_text]
+    assert [(m.name.replace(f"{tmp_path}/", ""), m.content) for m in found] == [
+        ("t.txt:1", b"one"), ("t.txt:3", b"two"), ("d.tar:x", b"three"),
+    ]  # fmt: skip
+    assert [m.fault[:9] for m in media_of(places)] == ["not named", "no image ", ""]
 
 
 def test_a_shard(tmp_path):
@@ -111,7 +143,7 @@ def test_what_is_not_there_is_named_and_the_rest_comes(folder):
     ]
     faults = [medium.fault for medium in media_of(map(str, places))]
     for fault, words in zip(
-        faults, ("no such file", "no image or clip in", "not named as", "HTML", "no such file", ""), strict=True
+        faults, ("no such file", "no image, clip or shard in", "not named as", "HTML", "no such file", ""), strict=True
     ):
         assert words in fault
     assert not faults[-1]
@@ -125,7 +157,7 @@ def test_links_and_what_is_no_file(folder):
     os.mkfifo(folder / "pipe.png")
     found = list(media_of([str(folder)]))
     assert [m.name.replace(f"{folder}/", "") for m in found if not m.fault] == ["c [1].png", "a/1.PNG", "b/2.png"]
-    faults = {m.name.replace(f"{folder}/", ""): m.fault for m in found if m.fault}
+    faults = {m.name.replace(f"{folder}/", ""): m.fault for m in found if m.fault and not m.is_note}
     assert faults == {
         "gone.png": "a link to nowhere.png, which is not there", "pipe.png": "no file with content: a pipe, device or socket",
     }  # fmt: skip
@@ -142,7 +174,9 @@ def test_folders_that_cannot_be_listed_are_named(folder, monkeypatch):
         return listed(path)
 
     monkeypatch.setattr(os, "scandir", scandir)
-    assert [(m.name, m.fault) for m in media_of([str(folder)]) if m.fault] == [(f"{folder}/b", "Permission denied")]
+    assert [(m.name, m.fault) for m in media_of([str(folder)]) if m.fault and not m.is_note] == [
+        (f"{folder}/b", "Permission denied")
+    ]
 
 
 def test_names_of_any_bytes_and_patterns_below_folders_with_signs(folder):

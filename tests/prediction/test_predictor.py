@@ -8,8 +8,10 @@ import pytest
 import torch
 import yaml
 
+from data.config import DataConfig, TaskConfig
 from data.decode.image import decode_image
-from data.shards import DatasetError
+from data.shards import DatasetError, DatasetInfo
+from data.tasks.base import Pixels
 from evaluation.encoding import encode_rows
 from model.exchange.export.__main__ import main
 from model.exchange.export.modeling_sparse_generalist import SparseGeneralistModel
@@ -79,7 +81,7 @@ def test_classes_are_compared_by_the_scale_that_was_trained(world, tmp_path, tas
     model, names = load(str(run)), ["red circle", "blue star"]
     image, *_ = media_of([str(world / "shapes" / "val-000000.tar")])
     ((_, choices),) = model.classify([image], names)
-    made = model._task("classification", "", False, tuple(names))
+    made = model._task("classification", "", "image", tuple(names))
     assert made.temperature == scale
     names_2D = encode_rows(model.objective, made.candidates, task, "cpu")
     feature_D, *_ = [feature_D for _, feature_D, _ in model._encoded([image], "classification", "", tuple(names))]
@@ -101,6 +103,37 @@ def test_names_that_are_one_to_the_model_are_told(model, world):
         DatasetError, match=r"classes \(--classes\): 'cat' and 'Cat' are one to the model, .* leave one out"
     ):
         list(model.classify(image, ["cat", "Cat"]))
+
+
+def test_clips_take_the_options_of_the_task_of_clips_or_nobody_knows_which():
+    """Of two classifiers the one of the medium serves. Where neither's data set is known, the first would give a clip an image's frames."""
+    options = {"kind": "classification", "path": "s3://bucket/data"}
+    tasks = (TaskConfig(name="images", **options), TaskConfig(name="clips", num_frames=8, **options))
+    infos = {
+        name: DatasetInfo(kind=kind, classes=("a", "b"), token_ids=(), splits={})
+        for name, kind in (("images", "image_class"), ("clips", "video_class"))
+    }
+
+    def chosen(*known: str, name: str = "") -> str:
+        about = {task: infos[task] for task in known}
+        model = Predictor(None, None, DataConfig(tasks=tasks), about, Pixels(32, 8), 1)  # type: ignore[arg-type]
+        return model._config("classification", name, "video").name
+
+    assert chosen("images", "clips") == chosen("images") == chosen("clips") == chosen(name="clips") == "clips"
+    with pytest.raises(
+        DatasetError, match=r"which of the tasks images, clips is one of videos is not known.*\(--task\)"
+    ):
+        chosen()
+
+
+def test_three_underscores_or_more_are_a_gap_and_a_long_text_stops_no_other(world, tmp_path):
+    model = load(str(saved_run(tiny_config(world, tmp_path), noise=0.1)))
+    first, second = model.fill(["the red ___ star", "the red ______ star"], top=3)
+    assert [c.text for c in first[0]] == [c.text for c in second[0]] and len(second) == 1
+    texts = ["a ____", "___" + " red" * 40, "no gap", "___ star"]
+    found = list(model.filled(texts))
+    assert [gaps is None for _, gaps in found] == [False, True, True, False]
+    assert "more than the 32 tokens" in found[1][0].fault and "has no gap" in found[2][0].fault
 
 
 def test_gaps_are_filled_in_batches(world, tmp_path, monkeypatch):

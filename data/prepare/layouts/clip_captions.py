@@ -61,7 +61,7 @@ def _with_extensions(captions: dict[str, list[str]], container: Container) -> di
 def _msrvtt_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--videos", type=Path, required=True, metavar=PLACE, help="videoN.mp4, of all splits")
     text = "train_val_videodatainfo.json, and test_videodatainfo.json if it is there"
-    command.add_argument("--info", type=Path, required=True, nargs="+", metavar="JSON", help=text)
+    command.add_argument("--info", type=Path, required=True, nargs="+", action="extend", metavar="JSON", help=text)
     reduction_arguments(command, "video")
 
 

@@ -26,7 +26,9 @@ _SUFFIXES = (".txt", ".txt.gz", ".gz")
 
 def _arguments(command: argparse.ArgumentParser) -> None:
     text = "files, or folders of .txt and .txt.gz"
-    command.add_argument("--input", type=Path, nargs="+", required=True, metavar="TXT|FOLDER", help=text)
+    command.add_argument(
+        "--input", type=Path, nargs="+", action="extend", required=True, metavar="TXT|FOLDER", help=text
+    )
     text = "a sample is a passage of sentences (default), a line, or a whole file"
     command.add_argument("--unit", choices=UNITS, default="passage", help=text)
     command.add_argument("--words", type=int, default=20, help="words of a passage (default 20)")

@@ -25,7 +25,6 @@ from model.exchange.export.from_run import (
     USE,
     CheckpointTensors,
     exported_kind,
-    infos_of,
     medium_of,
     rows_of_data,
     scale_of_pairs,
@@ -40,7 +39,7 @@ from parallel.checkpoints import find_checkpoint
 from run.command_line import checkpoint_step, positive
 from run.config import RunConfig
 from run.errors import EXIT_USER, USER_ERRORS
-from run.folder import read_run
+from run.folder import infos_of, read_run
 from run.places import expanded
 from run.streams import print_result
 from run.weights.best import chosen_step
@@ -86,7 +85,7 @@ def export(arguments: argparse.Namespace, command: list[str]) -> None:
     """Raises one of USER_ERRORS."""
     folder, out = expanded(arguments.run), expanded(arguments.out)
     run, vocabulary = read_run(folder)
-    infos = infos_of(run)
+    infos = infos_of(folder, run)
     merging = _merging(run, arguments, medium_of(infos.get(arguments.task)))
     with new_folder(out, arguments.overwrite, lambda old: is_export(old) or open_clip.is_export(old)) as unfinished:
         checkpoint = find_checkpoint(folder / "checkpoints", chosen_step(folder, arguments.step))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,11 @@ from torch import Tensor
 
 from data.batch import Modality
 from data.config import TaskConfig
-from data.shards import DatasetError, DatasetInfo, read_info
+from data.shards import DatasetInfo
 from data.text.tokenizer import PIECES, SPECIALS, WORDS
 from data.text.vocabulary import Vocabulary
 from data.text.words import INITIALS, JOINS
-from data.transport import is_remote, shown
+from data.transport import shown
 from data.visual.normalise import MEAN, STD
 from model.config import ModelConfig
 from model.exchange.export.folder import MODEL_TYPE
@@ -64,16 +63,6 @@ class CheckpointTensors:
             return weight
         up, down = (self._checkpoint.logical(f"{stem}.lora.{part}") for part in ("up", "down"))
         return weight + self._lora.alpha / self._lora.rank * torch.matmul(up, down)
-
-
-def infos_of(run: RunConfig) -> dict[str, DatasetInfo]:
-    """Descriptions of the data sets that are there, by task."""
-    found = {}
-    for task in run.data.tasks:
-        with contextlib.suppress(DatasetError):  # it may have been moved, or belong to others
-            if not is_remote(task.path):
-                found[task.name] = read_info(task.path)
-    return found
 
 
 def medium_of(info: DatasetInfo | None) -> str:

@@ -86,7 +86,10 @@ def write_graphs(folder: Path, int8: bool) -> Iterator[str]:
     """Yields a line about each file. Raises ExportError where a graph does not give the network's features."""
     model = SparseGeneralistModel.load(folder)
     network = model.config.network
-    about = model.task_for("retrieval", "image")
+    try:
+        about = model.task_for("retrieval", "image")
+    except ValueError as error:  # of several it is not known which is one of images
+        raise ExportError(f"--onnx: {error}; to export, --task") from error
     (folder / "onnx").mkdir()
     generator = torch.Generator().manual_seed(0)
     for name, modality in (("image", IMAGE), ("text", TEXT)):

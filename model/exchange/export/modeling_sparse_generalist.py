@@ -597,9 +597,10 @@ class SparseGeneralistModel(PreTrainedModel):
         """Features [N, W]."""
         return self._encode_pictures(pictures, IMAGE, normalized, task)
 
-    def encode_video(self, clips: Any, normalized: bool = True, task: str = "") -> Tensor:
-        """Features [N, W] of clips; of more frames than the task was trained with, evenly spaced ones."""
-        return self._encode_pictures(clips, VIDEO, normalized, task)
+    def encode_video(self, clips: Any, normalized: bool = True, task: str = "", fps: float = 0.0) -> Tensor:
+        """Features [N, W] of clips; of more frames than the task was trained with, some, as in its evaluation: evenly spaced, or
+        `frame_stride` seconds apart, for which fps says how many frames a second has. Raises ValueError."""
+        return self._encode_pictures(clips, VIDEO, normalized, task, fps)
 
     def encode_text(self, texts: Any, normalized: bool = True, task: str = "", of_clips: bool = False) -> Tensor:
         """Features [N, W], comparable with those of pictures. texts: strings, one string, or tokens [N, L] with -1 where a text has
@@ -611,7 +612,7 @@ class SparseGeneralistModel(PreTrainedModel):
         return normalize(features_NW, dim=-1) if normalized else features_NW
 
     @torch.no_grad()
-    def classify(self, pictures: Any, names: Sequence[str] = (), task: str = "") -> Tensor:
+    def classify(self, pictures: Any, names: Sequence[str] = (), task: str = "", fps: float = 0.0) -> Tensor:
         """Probabilities [N, names] of each picture or clip; names: by default those that were trained (`classes`). A linear head takes
         no others; where they did not travel, all of them in the order of training. Raises ValueError."""
         modality = modality_of(pictures)
@@ -627,7 +628,7 @@ class SparseGeneralistModel(PreTrainedModel):
                 f"the linear head of this model knows the {len(self.head.weight)} classes that it was trained on, in their order: name no "
                 "others"
             )
-        features_NW = self.pictures(self._pixels(pictures, modality, about), modality, about)
+        features_NW = self.pictures(self._pixels(pictures, modality, about, fps), modality, about)
         tokens_CL = self.processor.tokens(chosen, about["max_text"]).to(self.device_of_inputs)
         names_CW = self.targets(tokens_CL, "name_target", about)
         return self.logits(features_NW, names_CW, scale_of(about, modality)).softmax(dim=-1)
@@ -637,13 +638,13 @@ class SparseGeneralistModel(PreTrainedModel):
         return list(self.task_for("classification", medium, task)["classes"])
 
     @torch.no_grad()
-    def caption(self, pictures: Any, beam: int = 2, max_words: int = 0, task: str = "") -> list[str]:
+    def caption(self, pictures: Any, beam: int = 2, max_words: int = 0, task: str = "", fps: float = 0.0) -> list[str]:
         """A sentence of each picture or clip. max_words: tokens at most; 0: as in training. beam=1 is greedy."""
         modality = modality_of(pictures)
         about = self.task_for("captioning", MEDIUM[modality], task)
         if isinstance(pictures, (list, tuple, Tensor)) and not len(pictures):
             return []
-        prefix = self.part_of(self._pixels(pictures, modality, about), modality, "caption_visual")
+        prefix = self.part_of(self._pixels(pictures, modality, about, fps), modality, "caption_visual")
         rows = beam_search(self, prefix, about, beam, max_words or about["max_text"])
         return [self.processor.decode(row).strip() for row in rows]
 
@@ -656,16 +657,15 @@ class SparseGeneralistModel(PreTrainedModel):
     def task_for(self, kind: str, medium: str, name: str = "") -> dict[str, Any]:
         """The trained task whose options a question takes: of the kind, else of a related one; of the medium where there is one."""
         tasks = [task for task in self.config.tasks if not name or task["name"] == name]
-        tasks.sort(key=lambda task: bool(task["medium"]) and task["medium"] != medium)
         # Those that wrote class names (`answer: generate`) are classification and serve for captions, but have not learned to compare.
         written = [task for task in tasks if task.get("written")]
         for wanted in self.config.network["related"][kind]:
-            for task in tasks:
-                own = "classification" if task in written else task["kind"]
-                if own == wanted and not (kind == "classification" and task in written):
-                    return task
+            own = [task for task in tasks if ("classification" if task in written else task["kind"]) == wanted]
+            served = [task for task in own if not (kind == "classification" and task in written)]
+            if served:
+                return of_medium(served, medium)
         if written and kind == "captioning":
-            return written[0]
+            return of_medium(written, medium)
         if written and kind == "classification":
             raise ValueError(
                 f"task {written[0]['name']} has learned to write its names (answer: generate), not to compare with them: ask for captions "
@@ -715,23 +715,26 @@ class SparseGeneralistModel(PreTrainedModel):
         valid_BL = torch.ones_like(values_BLP[..., 0], dtype=torch.bool)
         return Part(modality, values_BLP, positions_BL3, valid_BL, attributes)
 
-    def _encode_pictures(self, pictures: Any, modality: int, normalized: bool, task: str) -> Tensor:
+    def _encode_pictures(self, pictures: Any, modality: int, normalized: bool, task: str, fps: float = 0.0) -> Tensor:
         about = self.task_for("retrieval", MEDIUM[modality], task)
-        features_NW = self.pictures(self._pixels(pictures, modality, about), modality, about)
+        features_NW = self.pictures(self._pixels(pictures, modality, about, fps), modality, about)
         return normalize(features_NW, dim=-1) if normalized else features_NW
 
     def task_id(self, about: dict[str, Any]) -> int:
         names = self.config.network["tasks"]
         return names.index(about["name"]) if about["name"] in names else 0
 
-    def _pixels(self, pictures: Any, modality: int, about: dict[str, Any]) -> Tensor:
+    def _pixels(self, pictures: Any, modality: int, about: dict[str, Any], fps: float = 0.0) -> Tensor:
         """uint8 [N, T, 3, S, S]."""
         size, longest = self.config.network["image_size"], self.config.network["max_frames"]
         if modality == IMAGE:
             pixels = pictures if isinstance(pictures, Tensor) else self.processor.images(pictures)
             pixels = pixels.unsqueeze(1)
+        elif isinstance(pictures, Tensor):
+            pixels = pictures
         else:
-            pixels = pictures if isinstance(pictures, Tensor) else self.processor.clips(pictures, about["num_frames"])
+            stride = about["frame_stride"] if about["frame_sampling"] == "stride" else 0.0
+            pixels = self.processor.clips(pictures, about["num_frames"], stride, fps)
         if pixels.dim() != 5 or tuple(pixels.shape[2:]) != (3, size, size) or pixels.dtype != torch.uint8:
             raise ValueError(
                 f"pixels are {pixels.dtype} {tuple(pixels.shape)}: the model takes bytes [N, (frames,) 3, {size}, {size}]"
@@ -755,6 +758,19 @@ def modality_of(pictures: Any) -> int:
     if not isinstance(pictures, (list, tuple)):
         return IMAGE
     return VIDEO if len(pictures) and isinstance(pictures[0], (list, tuple)) else IMAGE
+
+
+def of_medium(served: list[dict[str, Any]], medium: str) -> dict[str, Any]:
+    """The first that was trained on the medium, else one of which that is not known. Raises ValueError where these are several."""
+    right = [task for task in served if task["medium"] == medium]
+    unknown = [task for task in served if not task["medium"]]
+    if not right and len(unknown) > 1:
+        names = ", ".join(task["name"] for task in unknown)
+        raise ValueError(
+            f"which of the tasks {names} is one of {medium}s is not known, as their data were not there when they were exported: name one "
+            "with task="
+        )
+    return (right or unknown or served)[0]
 
 
 def scale_of(about: dict[str, Any], modality: int) -> str:

@@ -160,9 +160,11 @@ class SparseGeneralistProcessor:
         listed = pictures if isinstance(pictures, (list, tuple)) else [pictures]
         return torch.stack([self._square(picture) for picture in listed])
 
-    def clips(self, clips: Sequence[Sequence[Any]], num_frames: int) -> Tensor:
-        """Frames of each clip to uint8 [N, T, 3, S, S]: of each of `num_frames` equal parts the frame in its middle."""
-        chosen = [[clip[int((part + 0.5) * len(clip) / num_frames)] for part in range(num_frames)] for clip in clips]
+    def clips(self, clips: Sequence[Sequence[Any]], num_frames: int, stride: float = 0.0, fps: float = 0.0) -> Tensor:
+        """Frames of each clip to uint8 [N, T, 3, S, S]: of each of `num_frames` equal parts the frame in its middle. stride: frames so many
+        seconds apart instead, in the middle of the clip; it needs fps, frames of the clips in a second, unless they have `num_frames`.
+        Raises ValueError."""
+        chosen = [[clip[at] for at in frames_of(len(clip), num_frames, stride, fps)] for clip in clips]
         return torch.stack([self.images(frames) for frames in chosen])
 
     def _square(self, picture: Any) -> Tensor:
@@ -179,6 +181,20 @@ class SparseGeneralistProcessor:
         box = (left, top, left + side, top + side)
         scaled = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
         return torch.frombuffer(bytearray(scaled.tobytes()), dtype=torch.uint8).view(size, size, 3).permute(2, 0, 1)
+
+
+def frames_of(count: int, num_frames: int, stride: float, fps: float) -> list[int]:
+    """Which of a clip's frames are taken (SparseGeneralistProcessor.clips)."""
+    if not stride or count == num_frames:
+        return [int((part + 0.5) * count / num_frames) for part in range(num_frames)]
+    if fps <= 0:
+        raise ValueError(
+            f"a clip of {count} frames: the task takes {num_frames}, {stride:g} s apart: say fps=, how many frames a second has, or give "
+            f"{num_frames} frames"
+        )
+    apart = stride * fps / count
+    start = max(0.0, 1 - num_frames * apart) / 2
+    return [min(count - 1, int((start + (part + 0.5) * apart) * count)) for part in range(num_frames)]
 
 
 def _rgb(image: Any, pillow: Any) -> Any:

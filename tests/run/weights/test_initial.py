@@ -24,7 +24,7 @@ from run.data import open_run_data
 from run.errors import ConfigError
 from run.folder import read_run
 from run.resume import Resume
-from run.weights.initial import initial_weights
+from run.weights.initial import _taken, initial_weights
 from tests.helpers.models import make, tiny
 from tests.helpers.places import ROOT
 from tests.helpers.runs import environment, losses, records, train
@@ -209,3 +209,12 @@ def test_a_head_must_fit_its_task(config):
     assert open_run_data(one).sources
     with pytest.raises(ConfigError, match="head_classes=7: task shapes has 6 classes; set it to that"):
         open_run_data(dataclasses.replace(one, model=dataclasses.replace(one.model, head_classes=7)))
+
+
+def test_files_that_are_not_taken_as_they_are_name_the_way(config, tmp_path):
+    """Official weights, and what other programs write."""
+    for name in ("x.pth", "x.bin"):
+        (tmp_path / name).write_bytes(b"weights")
+        run = load_config(config, [f"init={tmp_path / name}"])
+        with pytest.raises(ConfigError, match=rf"init=.*{name} is a file .* `python -m model.exchange.public`"):
+            _taken(run, None, SimpleNamespace(named_parameters=list))  # type: ignore[arg-type]

@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data.decode.image import decode_image, encode_png
+from data.decode.video import decode_video, encode_mp4
 from data.text.tokenizer import Tokenizer
 from data.text.vocabulary import Vocabulary
 from data.visual.transform import spatial_transform
 from model.exchange.export import from_run
 from model.exchange.export.from_run import write_processor
-from model.exchange.export.processing_sparse_generalist import SparseGeneralistProcessor
+from model.exchange.export.processing_sparse_generalist import SparseGeneralistProcessor, frames_of
 from run.config_file import load_config
 from tests.helpers.places import ROOT
 from tests.helpers.runs import tiny_config
@@ -80,6 +81,21 @@ def test_pictures_are_converted_and_scaled_as_in_training(processor, mode):
 def test_a_clip_of_many_frames_gives_those_in_the_middle_of_equal_parts(processor):
     frames = [np.full((32, 32, 3), number, np.uint8) for number in range(8)]
     assert processor.clips([frames], 4)[0, :, 0, 0, 0].tolist() == [1, 3, 5, 7]
+
+
+def test_frames_of_a_stride_are_those_of_training():
+    """10 frames a second, 0.22 s are 2.2 frames: a window of 8.8 of 20 begins at 5.6, and its parts have their middles at 6.7, 8.9,
+    11.1 and 13.3."""
+    assert frames_of(20, 4, 0.22, 10.0) == [6, 8, 11, 13]
+    assert frames_of(4, 4, 0.22, 0.0) == [0, 1, 2, 3]
+    with pytest.raises(ValueError, match=r"a clip of 20 frames: the task takes 4, 0.22 s apart: say fps="):
+        frames_of(20, 4, 0.22, 0.0)
+    clip_THWC = np.repeat(np.arange(0, 240, 12, dtype=np.uint8)[:, None, None, None], 32, 1).repeat(32, 2).repeat(3, 3)
+    data = encode_mp4(clip_THWC, 10)
+    whole = decode_video(data, 20)
+    for stride in (0.07, 0.3, 0.9):
+        taken = whole[frames_of(20, 4, stride, 10.0)]
+        assert np.array_equal(decode_video(data, 4, "stride", stride), taken)
 
 
 @pytest.mark.parametrize("name", [from_run.MODELING, from_run.PROCESSING, "open_clip_sparse.py"])
