@@ -18,11 +18,10 @@ import sys
 
 from data.batch import Modality
 from model.exchange.export import open_clip
-from model.exchange.export.card import card, results_of
+from model.exchange.export.card import card, results_of, use_of
 from model.exchange.export.errors import ExportError
 from model.exchange.export.folder import is_export
 from model.exchange.export.from_run import (
-    USE,
     CheckpointTensors,
     exported_kind,
     medium_of,
@@ -116,7 +115,9 @@ def export(arguments: argparse.Namespace, command: list[str]) -> None:
                 checkpoint.step,
                 arguments.license,
                 command,
-                open_clip.USE if arguments.format == "open_clip" else USE,
+                open_clip.USE
+                if arguments.format == "open_clip"
+                else use_of(out.name, settings, arguments.modality or ""),
             ),
             encoding="utf-8",
         )

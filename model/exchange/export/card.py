@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,6 +11,54 @@ from typing import Any
 
 FLOORS = "without learning"
 """What the simplest guess reaches."""
+
+
+METHODS = {
+    "encode_image": "model.encode_image([picture])                # unit vectors; picture: a PIL image, an array, or pixels",
+    "encode_video": "model.encode_video([clip])                   # unit vectors; clip: its frames, as pictures",
+    "encode_text": 'model.encode_text(["a red circle"])',
+    "classify": 'model.classify([picture], ["red circle", "blue star"])',
+    "caption": "model.caption([picture])",
+}
+OF_KIND = {
+    "classification": ("classify",),
+    "captioning": ("caption",),
+    "retrieval": ("encode_image", "encode_text"),
+}
+"""Methods that a task alone can be asked by."""
+PIPELINES = {"image": "zero-shot-image-classification", "video": "video-classification"}
+"""The hub's names for classification, by medium."""
+
+
+def use_of(folder: str, settings: Mapping[str, Any], modality: str = "") -> str:
+    """The lines of Python that this export answers; modality: that it is merged for."""
+    kinds = {task["kind"] for task in settings["tasks"]}
+    if modality:
+        methods: tuple[str, ...] = (f"encode_{modality}",)
+    elif settings["network"]["merged"]:
+        methods = tuple(method for kind in sorted(kinds) for method in OF_KIND.get(kind, ()))
+    else:
+        answered = [method for kind, of_kind in OF_KIND.items() if kind in kinds for method in of_kind]
+        methods = tuple(method for method in METHODS if method in {"encode_image", "encode_text", *answered})
+    asked = [METHODS[method] for method in methods]
+    return "\n".join(
+        [
+            "from transformers import AutoModel",
+            "",
+            f"model = AutoModel.from_pretrained({json.dumps(folder)}, trust_remote_code=True)",
+            *(asked or [f"# no method of this folder answers tasks of kind {', '.join(sorted(kinds))}"]),
+        ]
+    )
+
+
+def _pipeline(tasks: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """What the hub calls the first task that it has a name for."""
+    for task in tasks:
+        if task["kind"] == "classification" and task["medium"] in PIPELINES:
+            return {"pipeline_tag": PIPELINES[task["medium"]]}
+        if task["kind"] == "captioning":
+            return {"pipeline_tag": "image-to-text"}
+    return {}
 
 
 def card(
@@ -34,8 +83,7 @@ def card(
         "license": licence.lower() or "other",
         "library_name": "transformers",
         "tags": ["sparse-generalists", "mixture-of-experts", "image-text", "custom_code"],
-        "pipeline_tag": "zero-shot-image-classification",
-    }
+    } | _pipeline(settings["tasks"])
     front = [f"{key}: {json.dumps(value)}" for key, value in head.items()]
     if not licence:
         front.append('license_name: "unspecified"')
@@ -64,7 +112,7 @@ def card(
             r["figure"],
             f"{r['value']:.4f}",
             f"{r['low']:.4f} to {r['high']:.4f}",
-            f"{r['floor']:.4f}",
+            "" if r["floor"] is None else f"{r['floor']:.4f}",
         )
         for r in results
     ]
@@ -121,11 +169,23 @@ def results_of(run: Path, step: int) -> list[dict[str, Any]]:
     for path in sorted((run / "evaluations").glob(f"*_step_{step:08d}.json")):
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            for row in content["results"]:
-                low, high = map(float, row["interval"])
-                value, floor = (float(row["metrics"][row[which]]) for which in ("figure", "floor"))
-                found = {"task": row["task"], "split": content["split"], "figure": row["figure"]}
-                rows.append(found | {"value": value, "low": low, "high": high, "floor": floor})
+            kept, split = content["results"], content["split"]
         except (OSError, ValueError, KeyError, TypeError):
             continue
+        for row in kept:
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                rows.append(_result(row, split))
     return rows
+
+
+def _result(row: Mapping[str, Any], split: str) -> dict[str, Any]:
+    """floor: None where there is none, as for the captions of a single picture."""
+    low, high = map(float, row["interval"])
+    floor = row["metrics"][row["floor"]]
+    found = {
+        "task": row["task"],
+        "split": split,
+        "figure": row["figure"],
+        "value": float(row["metrics"][row["figure"]]),
+    }
+    return found | {"low": low, "high": high, "floor": None if floor is None else float(floor)}

@@ -30,16 +30,6 @@ TASK_OPTIONS = ("name", "kind", "temperature", "max_text", "num_frames", "frame_
 MODELING, PROCESSING = "modeling_sparse_generalist.py", "processing_sparse_generalist.py"
 
 
-USE = """from transformers import AutoModel
-
-model = AutoModel.from_pretrained("FOLDER", trust_remote_code=True)
-model.encode_image([picture])                # unit vectors; picture: a PIL image, an array, or pixels
-model.encode_text(["a red circle"])
-model.classify([picture], ["red circle", "blue star"])
-model.caption([picture])"""
-"""On the model card."""
-
-
 LEFT_OUT = (".lora.", "logit_biases.")
 """What is merged into other weights, and what training alone needs."""
 
