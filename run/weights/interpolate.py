@@ -81,6 +81,7 @@ def interpolate(arguments: argparse.Namespace) -> str:
         )
     check_same_use(base, base_run.model, run.model, common)
     _check_updates(base, tuned, common)
+    _check_differ(base, tuned, common)
     data = dataclasses.replace(run.data, vocabulary="restricted") if run.data.vocabulary == "init" else run.data
     begins = {name: getattr(RunConfig, name) for name in ("init", "init_step", "init_only")}  # nowhere
     made = dataclasses.replace(run, name=out.name, runs=str(out.parent), data=data, **begins)
@@ -104,6 +105,18 @@ def _check_updates(base: Checkpoint, tuned: Checkpoint, names: Collection[str]) 
                 f"{tuned.folder} trained the low-rank updates of {base.folder} further ({name}), and between factors there is no weight "
                 "between products: export the base, which merges its updates (python -m model.exchange.export), and tune from that"
             )
+
+
+def _check_differ(base: Checkpoint, tuned: Checkpoint, names: Collection[str]) -> None:
+    """Raises ConfigError where the tuned run has trained nothing that the base has, and no update of it: a head or prompts alone."""
+    if any(name.endswith(".lora.up") for name in tuned.names):
+        return
+    if not any(not torch.equal(base.logical(name), tuned.logical(name)) for name in names):
+        own = ", ".join(sorted(tuned.names - set(names))[:3])
+        raise ConfigError(
+            f"{tuned.folder} and {base.folder} have the same weights but for what one of them has alone ({own}): between them there is "
+            "nothing; tune weights of the base (optimizer.tune=all), or use the tuned run as it is"
+        )
 
 
 def _was_taken(name: str, only: tuple[str, ...]) -> bool:

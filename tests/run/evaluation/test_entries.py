@@ -168,6 +168,7 @@ def test_sentences_of_the_command_line_hold_for_a_suite_s_classes(run, world, tm
         assert [e.templates for e in of_suite(run, tmp_path, tasks, *words)] == [expected, "none"]
 
 
-def test_suites_of_imagenet_have_clip_s_sentences():
+def test_suites_of_imagenet_have_bare_names():
+    """As Uni-Perceiver; `--templates openai` is for CLIP's sentences."""
     for name in ("imagenet", "imagenet_variants"):
-        assert {task.templates for task in parse_suite(name).tasks} == {"openai"}
+        assert {task.templates for task in parse_suite(name).tasks} == {"none"}

@@ -60,6 +60,18 @@ def test_between_the_two_and_what_one_has_alone(config, capsys):
     assert f"--out {out} is there already" in capsys.readouterr().err
 
 
+def test_where_a_head_alone_was_trained_there_is_nothing_between(config, capsys):
+    run = load_config(config)
+    base = kept(run, "base", {"a": [0.0, 4.0]})
+    tuned = kept(
+        dataclasses.replace(run, init=str(base), init_step=7), "tuned", {"a": [0.0, 4.0], "head.weight": [3.0]}
+    )
+    out = base.parent / "half"
+    assert main(["--base", str(base), "--tuned", str(tuned), "--share", "0.3", "--out", str(out)]) == 2
+    assert "the same weights but for what one of them has alone (head.weight)" in capsys.readouterr().err
+    assert not out.exists()
+
+
 @pytest.mark.parametrize("tune", ["all", "head"])
 def test_the_base_is_what_tuning_began_at(config, capsys, tune):
     """Where the base went on; of a copy of it, too; another run's checkpoint is refused."""
