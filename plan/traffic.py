@@ -47,7 +47,10 @@ def sent_in_all(collectives: tuple[Collective, ...]) -> int:
 
 
 def gradient_traffic(parameters: Parameters, layout: Degrees, precision: Precision) -> tuple[Collective, ...]:
-    """Once per step. DeepSpeed all-reduces its buckets under stages 1 and 2 alike and lets each rank keep its part."""
+    """Once per step. DeepSpeed all-reduces its buckets under stages 1 and 2 alike and lets each rank keep its part. One data rank reduces
+    nothing; of several each reduces its experts, too, where it alone has them."""
+    if layout.data == 1:
+        return ()
     found = []
     for what, is_expert, ranks in (("dense", False, layout.data), ("experts", True, layout.expert_data)):
         groups = [group for group in parameters.groups if group.is_expert == is_expert]
