@@ -11,7 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
+from data.shards import DatasetInfo, ShardSet, SplitInfo, write_info
+from data.shards.writing import write_shards
 from data.stream.source import open_data
 from data.tasks.base import Pixels
 from evaluation.config import EvaluateConfig
@@ -104,9 +107,7 @@ def test_an_evaluation_is_put_off_between_two_tasks(tmp_path):
 
 
 MORE = pytest.mark.parity
-
-
-@pytest.mark.parametrize(
+LAYOUTS = pytest.mark.parametrize(
     ("router", "tensor", "expert", "ranks"),
     [
         pytest.param("attribute", 1, 2, 2, marks=MORE),
@@ -117,6 +118,9 @@ MORE = pytest.mark.parity
         pytest.param("token", 1, 2, 2, marks=MORE),
     ],
 )
+
+
+@LAYOUTS
 def test_every_layout_gives_the_figures_of_one_process(config, router, tensor, expert, ranks):
     torch.set_num_threads(1)
     alone = figures(0, str(config), router, 1, 1, 1)
@@ -125,6 +129,51 @@ def test_every_layout_gives_the_figures_of_one_process(config, router, tensor, e
         assert found == pytest.approx(alone, rel=1e-5)
     kept = config.parent / "runs" / "tiny" / f"{tensor}_{expert}" / "evaluations" / "heldout_step_00000002.json"
     assert len(json.loads(kept.read_text())["results"]) == 5
+
+
+def with_answers(config: Path, world: Path) -> Path:
+    """The configuration with shapes, with sentences that have a class, with questions, and with shapes whose names are written."""
+    folder = config.parent
+    shapes = ShardSet.open(world / "shapes", "heldout")
+    people = [["circle"] * 10, ["star"] * 3 + ["circle"] * 7, ["moon"] * 10]
+    samples = {
+        "films": [{"txt": f"a red circle and {n} others", "cls": n * n % 3 % 2} for n in range(16)],
+        "questions": [
+            {
+                "png": shapes.read(0, n)["png"],
+                "cls": 0,
+                "json": {"question": f"is it {n} or a star ?", "answers": people[n % 3], "answer_type": "other"},
+            }
+            for n in range(16)
+        ],
+    }
+    kinds = {"films": "text_class", "questions": "image_question"}
+    for name, of_set in samples.items():
+        write_shards(folder / name, "heldout", iter([{"__key__": f"{n:02d}"} | one for n, one in enumerate(of_set)]))
+        split = SplitInfo(samples=16, shards=1)
+        info = DatasetInfo(kind=kinds[name], classes=("circle", "star"), token_ids=(), splits={"heldout": split})  # type: ignore[arg-type]
+        write_info(folder / name, info)
+    raw = yaml.safe_load(config.read_text())
+    (shape,) = [task for task in raw["data"]["tasks"] if task["name"] == "shapes"]
+    raw["data"]["tasks"] = [
+        shape,
+        {"name": "films", "kind": "text_classification", "path": str(folder / "films"), "split": "heldout"},
+        {"name": "questions", "kind": "vqa", "path": str(folder / "questions"), "split": "heldout"},
+        shape | {"name": "names", "answer": "generate", "temperature": "text"},
+    ]
+    config.write_text(yaml.safe_dump(raw))
+    return config
+
+
+@MORE
+@LAYOUTS
+def test_answers_are_those_of_one_process_on_every_layout(config, world, router, tensor, expert, ranks):
+    torch.set_num_threads(1)
+    config = with_answers(config, world)
+    alone = figures(0, str(config), router, 1, 1, 1)
+    assert {key.split("/")[1] for key in alone} == {"shapes", "films", "questions", "names"}
+    for found in run_ranks(ranks, figures, str(config), router, tensor, expert, ranks):
+        assert found == pytest.approx(alone, rel=1e-5)
 
 
 @pytest.mark.slow
