@@ -39,6 +39,15 @@ def dtype_of(name: PrecisionName, device: str) -> torch.dtype:
     return torch.bfloat16
 
 
+def could_be_bf16(name: PrecisionName, device: str) -> bool:
+    """Whether auto takes fp32 on a processor that multiplies in bf16. It stays with fp32 there, so that a run does not depend on the
+    processor that it starts on."""
+    if name != "auto" or torch.device(device).type != "cpu":
+        return False
+    able = torch.cpu.get_capabilities()
+    return bool(able.get("amx_bf16") or able.get("avx512_bf16"))
+
+
 def computing(device: str, dtype: torch.dtype) -> contextlib.AbstractContextManager[object]:
     """Inside, products are computed in `dtype`."""
     if dtype == torch.float32:

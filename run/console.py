@@ -13,6 +13,7 @@ from data.stream.schedule import Schedule
 from data.tasks import kind_of
 from model.objective import Objective
 from parallel.mesh import Mesh
+from parallel.precision import could_be_bf16
 from run.config import RunConfig
 from run.metrics.meter import Record
 from run.parameters import told_parameters
@@ -33,6 +34,7 @@ def start_lines(
     run, checkpoint = resume.run, resume.checkpoint
     start = f"continues at step {resume.step:,} from {checkpoint.folder}" if checkpoint else "starts"
     ranks = mesh.data.size * mesh.tensor.size
+    hint = "  precision   fp32; this processor multiplies in bf16 too: parallel.precision=bf16 may be faster"
     parameters, *families = told_parameters(objective)
     lines = [
         *resume.notes,
@@ -42,6 +44,7 @@ def start_lines(
         f"run {run.folder} {start}; {run.steps:,} steps in all",
         f"  ranks       {ranks} ({mesh.device.partition(':')[0]}): data {mesh.data.size}, tensor {mesh.tensor.size}, "
         f"experts over {mesh.expert.size}; DeepSpeed settings {run.parallel.deepspeed}",
+        *([hint] if could_be_bf16(run.parallel.precision, mesh.device) else []),
         f"  parameters  {parameters}; vocabulary of {resume.data.vocabulary.size:,} tokens",
         *(f"  {'':<10}  {line}" for line in families),
         f"  step        {run.micro_batches} micro-batches, {run.micro_batches // mesh.data.size} on each data rank",

@@ -15,7 +15,7 @@ from model.objective import Objective
 from parallel.kernels import load_kernels
 from parallel.launch import PreflightError
 from parallel.mesh import Mesh
-from parallel.precision import FIRST_SCALE, GROWS_AFTER, LossScale, computing, dtype_of, exact_linear
+from parallel.precision import FIRST_SCALE, GROWS_AFTER, LossScale, computing, could_be_bf16, dtype_of, exact_linear
 from tests.helpers.batches import BATCHES, VOCABULARY_SIZE
 from tests.helpers.devices import take_branches_of_a_gpu
 from tests.helpers.models import tiny
@@ -123,6 +123,13 @@ def test_auto_is_bf16_on_a_gpu_that_has_it(monkeypatch):
     assert dtype_of("auto", "cuda:0") == torch.float32
     with pytest.raises(PreflightError, match=r"parallel\.precision=bf16: Tesla T4 has none; use fp16"):
         dtype_of("bf16", "cuda:0")
+
+
+@pytest.mark.parametrize(("able", "is_told"), [("avx512_bf16", True), ("amx_bf16", True), ("avx2", False)])
+def test_auto_stays_with_fp32_on_a_processor_and_says_where_bf16_is(monkeypatch, able, is_told):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False, able: True, "cpu_name": "x"})
+    assert dtype_of("auto", "cpu") == torch.float32 and could_be_bf16("auto", "cpu") == is_told
+    assert not could_be_bf16("fp32", "cpu") and not could_be_bf16("bf16", "cpu") and not could_be_bf16("auto", "cuda:0")
 
 
 def test_the_loss_scale_halves_at_once_and_doubles_after_many_good_updates():

@@ -29,7 +29,8 @@ RECORD = {
 }  # fmt: skip
 
 
-def test_the_start_says_what_is_trained_on_what(config):
+def test_the_start_says_what_is_trained_on_what(config, monkeypatch):
+    monkeypatch.setattr("run.console.could_be_bf16", lambda name, device: (name, device) == ("auto", "cpu"))
     run = load_config(config, ["parallel.expert=1", "optimizer.frozen=['tower.embedding.*']"])
     data = open_data(run.data, Pixels(run.model.image_size, run.model.patch), run.seed)
     objective = Objective(run.model, data.vocabulary.size, Mesh(), load_kernels("torch"))
@@ -52,7 +53,8 @@ def test_the_start_says_what_is_trained_on_what(config):
     assert "shapes      classification, 48 samples, 4 per micro-batch, 43% of the micro-batches" in page
     assert "              about 5 of 53 samples (0.012 MB) are lost: a.tar: cut off" in page
     assert "              frozen: embeddings " in page and "              trained: experts " in page
-    assert len(lines) == 6 + 2 + 5 + 1
+    assert "  precision   fp32; this processor multiplies in bf16 too: parallel.precision=bf16 may be faster" in lines
+    assert len(lines) == 6 + 2 + 5 + 1 + 1
 
 
 def test_the_legend_names_tasks_whose_loss_has_two_directions(config):
