@@ -1,4 +1,4 @@
-"""Images with captions: COCO, Flickr, archives with JSON lines."""
+"""Images with captions: COCO, Flickr, Karpathy's splits, archives with JSON lines."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from data.prepare.annotations import check_name, json_list, name_list, read_json
 from data.prepare.containers import Container, Limits
 from data.prepare.layout import (
     PLACE,
+    SPLITS,
     Command,
     given_lists,
     given_splits,
@@ -111,6 +112,56 @@ def read_coco(path: Path, limits: Limits) -> dict[str, list[str]]:
     return captions
 
 
+# ------------------------------------------------------------------------------------------------- Karpathy's splits
+
+
+def _karpathy_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--captions",
+        type=Path,
+        required=True,
+        metavar="JSON",
+        help="dataset_coco.json or its like: captions and splits",
+    )
+    split_arguments(command, (PLACE,))
+    reduction_arguments(command, "image")
+
+
+def karpathy_source(arguments: argparse.Namespace, context: Context) -> PublicSet:
+    reduction = reduction_of(arguments)
+    by_split = read_karpathy(arguments.captions, context.limits)
+    entries, failures = {}, {}
+    for split, (place,) in given_splits(arguments).items():
+        if not by_split[split]:
+            raise DatasetError(f"{arguments.captions}: no image of split {split}")
+        container, strange = open_media(place, "image", context)
+        entries[split], missing, _ = captioned(container, by_split[split], arguments.captions.name)
+        failures[split] = strange + missing
+    return PublicSet("image_caption", (), media_splits("image", entries, failures, reduction, context))
+
+
+def read_karpathy(path: Path, limits: Limits) -> dict[str, dict[str, list[str]]]:
+    """Split -> file name -> captions as they were written. `restval`, images of COCO's validation that the papers train on, is of train.
+    Raises DatasetError."""
+    by_split: dict[str, dict[str, list[str]]] = {split: {} for split in SPLITS}
+    fields = {"filename": str, "split": str, "sentences": list}
+    for number, image in enumerate(json_list(path, read_json(path, limits), "images", fields)):
+        split = {"restval": "train"}.get(image["split"], image["split"])
+        if split not in by_split:
+            raise DatasetError(
+                f"{path}: images[{number}]: split {image['split'][:80]!r} is none of train, restval, val, test"
+            )
+        folder = image.get("filepath") or ""
+        if not isinstance(folder, str):
+            raise DatasetError(f"{path}: images[{number}]: filepath {str(folder)[:80]!r} is no text")
+        name = check_name(path, f"{folder}/{image['filename']}" if folder else image["filename"])
+        if any(name in captions for captions in by_split.values()):
+            raise DatasetError(f"{path}: images[{number}]: {name} is there twice")
+        texts = json_list(path, image, "sentences", {"raw": str})
+        by_split[split][name] = [text["raw"].strip() for text in texts]
+    return by_split
+
+
 # ------------------------------------------------------------------------------------------------------- Flickr
 
 
@@ -192,6 +243,16 @@ LAYOUTS = (
         "--out datasets/coco",
         _coco_arguments,
         coco_source,
+    ),
+    Command(
+        "karpathy",
+        "Karpathy's splits of COCO, Flickr30k and Flickr8k to image_caption",
+        'dataset_coco.json, dataset_flickr30k.json or dataset_flickr8k.json ({"images": [{"filepath", "filename", "split", '
+        '"sentences": [{"raw"}]}]}) and, for each split, the images: a folder, zip or tar. COCO\'s test and val are in '
+        "val2014.zip; its train, with restval, needs a folder that holds train2014 and val2014.",
+        "karpathy --captions dataset_coco.json --train coco --val val2014.zip --test val2014.zip --resize 256 --out datasets/coco",
+        _karpathy_arguments,
+        karpathy_source,
     ),
     Command(
         "flickr",

@@ -225,6 +225,54 @@ def test_faults_of_coco_files(tmp_path, capsys, content, message):
     assert "c.json" in error and message in error and error.count("\n") == 1
 
 
+def of_karpathy(**of_image: object) -> dict:
+    return {"filename": "1.jpg", "split": "val", "sentences": [{"raw": "A cat. "}]} | of_image
+
+
+@pytest.mark.parametrize("kind", ["zip", "folder"])
+def test_karpathys_splits(tmp_path, kind):
+    """COCO's names have a folder, which an archive may lack; images for restval lie beside those of val and are trained on."""
+    said = [("train2014", 1, "train"), ("val2014", 2, "restval"), ("val2014", 3, "test"), ("val2014", 4, "test")]
+    listed = [
+        of_karpathy(
+            filepath=where, filename=f"{n}.jpg", split=split, sentences=[{"raw": f"{n} cats."}, {"raw": "Cats."}]
+        )
+        for where, n, split in said
+    ]
+    file = written(tmp_path / "dataset_coco.json", {"dataset": "coco", "images": listed})
+    both = folder(tmp_path / "coco", [(f"{where}/{n}.jpg", jpeg(n)) for where, n, _ in said])
+    held = [("2.jpg", jpeg(2)), ("3.jpg", jpeg(3))]
+    test = pack_zip(tmp_path / "val2014.zip", held) if kind == "zip" else folder(tmp_path / "val2014.zip", held)
+    out = tmp_path / "out"
+    assert prepare("karpathy", "--captions", file, "--train", both, "--test", test, "--out", out) == 0
+    assert read_info(out).kind == "image_caption" and set(read_info(out).splits) == {"train", "test"}
+    assert captions(out) == [["1 cats.", "Cats."], ["2 cats.", "Cats."]]
+    assert [s["jpg"] for s in samples(out)] == [jpeg(1), jpeg(2)]
+    assert captions(out, "test") == [["3 cats.", "Cats."]]
+    assert failures(out, "test") == {"not in val2014.zip": (1, ["val2014/4.jpg"])}
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ([of_karpathy(split="testing")], "images[0]: split 'testing' is none of train, restval, val, test"),
+        ([of_karpathy(filename="../1.jpg")], "leads out of the folder"),
+        ([of_karpathy(filepath="/etc")], "of the folder; refused"),
+        ([of_karpathy(filepath=3)], "images[0]: filepath '3' is no text"),
+        ([of_karpathy(), of_karpathy(split="train")], "images[1]: 1.jpg is there twice"),
+        ([of_karpathy(sentences=["A cat."])], 'sentences[0]: needs "raw" (str)'),
+        ([of_karpathy(split="test")], "no image of split val"),
+        ([{"filename": "1.jpg", "split": "val"}], 'images[0]: needs "sentences" (list)'),
+    ],
+)
+def test_faults_of_karpathys_file(tmp_path, capsys, images, message):
+    file = written(tmp_path / "dataset_coco.json", {"images": images})
+    place = folder(tmp_path / "i", [("1.jpg", jpeg())])
+    assert prepare("karpathy", "--captions", file, "--val", place, "--out", tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert "dataset_coco.json" in error and message in error and error.count("\n") == 1
+
+
 TOKENS = "".join(
     f"{name}#{n}\t{text} {n} .\n"
     for name, text in [("1.jpg", "a dog"), ("2.jpg", "a cat"), ("3.jpg", "a cow")]
