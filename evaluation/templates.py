@@ -5,7 +5,6 @@ Uni-Perceiver compares with the bare name, so no template is the default.
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import re
 from collections.abc import Sequence
@@ -17,15 +16,15 @@ from torch.nn.functional import normalize
 
 from data.shards import DatasetError
 from data.tasks.candidates import class_names
+from data.text.clip_lists import list_text
 from data.text.names import alike
 from data.text.vocabulary import Vocabulary
 from data.transport import NotText, text_of
 from evaluation.encoding import encode_rows
 from model.objective import Objective
 
-DISTRIBUTION, FILE = "open_clip_torch", "open_clip/zero_shot_metadata.py"
 LISTS = {"openai": "OPENAI_IMAGENET_TEMPLATES", "simple": "SIMPLE_IMAGENET_TEMPLATES"}
-"""Names of lists in that file: CLIP's 80 sentences for ImageNet, and the 7 that do nearly as well."""
+"""Names of lists of the wheel: CLIP's 80 sentences for ImageNet, and the 7 that do nearly as well."""
 
 
 def read_templates(name: str) -> tuple[str, ...]:
@@ -36,13 +35,10 @@ def read_templates(name: str) -> tuple[str, ...]:
         return _of_file(Path(os.path.expanduser(name[1:])))
     if name not in LISTS:
         raise DatasetError(f"templates {name!r}: say none, {', '.join(LISTS)}, or @FILE")
-    path = importlib.metadata.distribution(DISTRIBUTION).locate_file(FILE)
-    text = Path(str(path)).read_text(encoding="utf-8")
-    # Read and not run: the package asks for libraries that nothing here needs.
-    block = re.search(rf"^{LISTS[name]} = \((.*?)^\)", text, re.DOTALL | re.MULTILINE)
-    found = re.findall(r"lambda c: f(['\"])(.*?)\1,", block[1]) if block else []
-    if not found:
-        raise DatasetError(f"{path}: no {LISTS[name]} in it; give your own by @FILE")
+    try:
+        found = re.findall(r"lambda c: f(['\"])(.*?)\1,", list_text(LISTS[name]))
+    except LookupError as error:
+        raise DatasetError(f"templates {name!r}: {error}; give your own by @FILE") from error
     return tuple(sentence.replace("{c}", "{}") for _, sentence in found)
 
 

@@ -21,6 +21,14 @@ def test_the_public_lists_are_read_and_not_run():
     assert all(template.count("{}") == 1 for template in (*openai, *simple))
 
 
+def test_without_the_wheel_one_line_says_so(monkeypatch):
+    monkeypatch.setattr("data.text.clip_lists.DISTRIBUTION", "no_such_wheel")
+    with pytest.raises(
+        DatasetError, match=r"templates 'openai': .* wheel no_such_wheel, which is not here .* by @FILE"
+    ):
+        read_templates("openai")
+
+
 def test_a_list_of_ones_own(tmp_path, monkeypatch):
     (tmp_path / "t.txt").write_bytes(b"\xef\xbb\xbfa {} here\r\n\nno {}\n")
     assert read_templates(f"@{tmp_path}/t.txt") == ("a {} here", "no {}")

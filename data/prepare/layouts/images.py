@@ -23,6 +23,7 @@ from data.prepare.layout import (
 from data.prepare.media import Entry, is_medium, media_splits
 from data.prepare.source import Context, Failure, PublicSet
 from data.shards import DatasetError
+from data.text.clip_lists import imagenet_names
 
 _SYNSET = re.compile(r"n\d{8}")
 
@@ -125,6 +126,8 @@ def _imagenet_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--val-labels", type=Path, metavar="FILE", help=text)
     text = "lines 'n01440764 tench, Tinca tinca': the first name is the class's, the others become synonyms"
     command.add_argument("--synsets", type=Path, metavar="FILE", help=text)
+    text = "name ImageNet's 1,000 classes as CLIP does, by the list of the installed open_clip; other names become synonyms"
+    command.add_argument("--clip-names", action="store_true", help=text)
     text = "the classes are those that have a folder, under their names among all of --synsets (ImageNet-A and -R have 200)"
     command.add_argument("--present", action="store_true", help=text)
     reduction_arguments(command, "image")
@@ -141,6 +144,8 @@ def imagenet_source(arguments: argparse.Namespace, context: Context) -> PublicSe
         raise DatasetError(
             f"{next(iter(given.values()))[0]}: no folder such as n01440764; give --synsets or use class-folders"
         )
+    if arguments.clip_names:
+        words = _clip_names(synsets, words)
     classes, synonyms = name_synsets(synsets, words)
     if arguments.present:
         kept = [number for number, synset in enumerate(synsets) if synset in folders]
@@ -168,6 +173,20 @@ def imagenet_source(arguments: argparse.Namespace, context: Context) -> PublicSe
         failures[split] = strange + outside
     splits = media_splits("image", entries, failures, reduction, context)
     return PublicSet("image_class", classes, splits, synonyms if any(synonyms) else ())
+
+
+def _clip_names(synsets: tuple[str, ...], words: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Synset -> CLIP's name for it, and those that it had. Raises DatasetError."""
+    try:
+        names = imagenet_names()
+    except LookupError as error:
+        raise DatasetError(f"--clip-names: {error}") from error
+    if len(synsets) != len(names):
+        raise DatasetError(
+            f"--clip-names: names of {len(names):,} classes for {len(synsets):,} synsets: give all of ImageNet-1k by --synsets (with "
+            "--present for the classes of a variant)"
+        )
+    return {synset: [name, *words.get(synset, [])] for synset, name in zip(synsets, names, strict=True)}
 
 
 def _synset_of(folder: str, synsets: tuple[str, ...]) -> str:

@@ -13,6 +13,7 @@ import pytest
 from data.decode.image import decode_image
 from data.prepare.layouts.images import name_synsets
 from data.shards import read_info
+from data.text.clip_lists import imagenet_names
 from tests.helpers.places import SHARED
 from tests.helpers.public import (
     captions,
@@ -176,6 +177,24 @@ def test_imagenet_labels_that_could_mean_something_else_are_refused(tmp_path, ca
     options = ["--val-labels", written(tmp_path / "val.txt", labels), "--synsets", words]
     assert prepare("imagenet", "--train", train, "--val", val, *options, "--out", tmp_path / "out") == 2
     assert message in capsys.readouterr().err
+
+
+def test_imagenet_by_the_names_of_clip(tmp_path, capsys):
+    """The list is in the order of the synsets. Two of its names are there twice: the second class keeps a name of its own."""
+    _, _, few = imagenet(tmp_path)
+    synsets = [f"n{number:08d}" for number in range(1000)]
+    again = [n for n, name in enumerate(imagenet_names()) if name in imagenet_names()[:n]]
+    lines = [f"{synset} name {n}, other {n}" for n, synset in enumerate(synsets)]
+    words = written(tmp_path / "synset_words.txt", "\n".join(lines))
+    some = folder(tmp_path / "a", [(f"{synsets[n]}/{n}.jpg", jpeg(n)) for n in (0, 999, again[0])])
+    options = ["--val", some, "--present", "--clip-names", "--no-shuffle"]
+    out = tmp_path / "out"
+    assert prepare("imagenet", *options, "--synsets", words, "--out", out) == 0
+    info = read_info(out)
+    assert info.classes == ("tench", f"name {again[0]}", "toilet paper") and len(again) == 2
+    assert info.synonyms == (("name 0", "other 0"), (f"other {again[0]}",), ("name 999", "other 999"))
+    assert prepare("imagenet", *options, "--synsets", few, "--out", tmp_path / "no") == 2
+    assert "--clip-names: names of 1,000 classes for 3 synsets: give all of ImageNet-1k" in capsys.readouterr().err
 
 
 def test_synsets_of_one_name_get_different_names():
