@@ -108,6 +108,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
                     limit=arguments.limit,
                     beam=arguments.beam,
                     length_penalty=arguments.length_penalty,
+                    meteor=arguments.meteor,
                     ranks=ranks.data,
                     workers=arguments.workers,
                     templates=templates[entry.templates],

@@ -52,7 +52,7 @@ class DamagedDataError(DatasetError):
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
     """One evaluator's input: `limit` samples at most, all if None. `training` is the task's training split, for masked text and
-    probes; beam and length_penalty are those of captions (the public code: 2 and 0).
+    probes; beam and length_penalty are those of captions (the public code: 2 and 0), and so is meteor, a Java program.
 
     Several ranks, each with the whole network or a part of it, share the samples; `ranks` is their axis, and every rank gets the figures of
     all. templates: sentences for class names (evaluation/templates.py). alive is called after each batch. max_bad_fraction: of the training
@@ -68,6 +68,7 @@ class Evaluation:
     limit: int | None = None
     beam: int = 2
     length_penalty: float = 0.0
+    meteor: bool = False
     ranks: Axis = dataclasses.field(default_factory=lambda: Axis("data"))
     workers: int = 0
     templates: tuple[str, ...] = ()

@@ -1,9 +1,10 @@
-"""Captions by beam search, scored with CIDEr-D, BLEU and ROUGE-L, and by exact agreement with a reference."""
+"""Captions by beam search, scored with CIDEr-D, BLEU, ROUGE-L and METEOR, and by exact agreement with a reference."""
 
 from __future__ import annotations
 
 import itertools
 import math
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ from evaluation.base import Evaluation, Result
 from evaluation.encoding import checked, encode_vocabulary
 from evaluation.metrics.caption_scores import bleu, rouge_l
 from evaluation.metrics.cider import cider_d, cider_d_by_image
+from evaluation.metrics.meteor import MeteorError, meteor
 from model.generate import Words, beam_search
 from model.objective import Objective
 
@@ -26,7 +28,7 @@ T = TypeVar("T")
 def evaluate(evaluation: Evaluation) -> Result:
     """cider in [0, 10]; shuffled_cider is the same captions against the references of other images: what a model that
     ignores the image can reach; bleu1 to bleu4 and rouge_l in [0, 1], over the whole split; exact: share of captions with the words of
-    one of the references.
+    one of the references; meteor in [0, 1], where it is asked for, of the first rank.
 
     References are scored as they were written, as the field does. `exact` alone takes them as the tokenizer gives them back, since no
     caption can be nearer.
@@ -45,6 +47,11 @@ def evaluate(evaluation: Evaluation) -> Result:
         "exact": sum(exact) / len(exact),
         "samples": len(captions),
     }
+    if evaluation.meteor and evaluation.ranks.rank == 0:
+        try:
+            metrics["meteor"] = meteor(words, reference_words)
+        except MeteorError as error:  # all other figures are there
+            print(f"warning: {evaluation.source.name}: {error}", file=sys.stderr)
     return Result(metrics, np.stack([by_image, np.ones(len(by_image))], axis=1))
 
 

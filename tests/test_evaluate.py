@@ -13,6 +13,7 @@ import yaml
 import evaluate
 from evaluate import main
 from evaluation.config import PROBES
+from evaluation.metrics.meteor import MeteorError
 from evaluation.probes import METHODS
 from model.objective import NotFiniteError
 from run.errors import ConfigError
@@ -212,11 +213,29 @@ def test_ways_that_do_not_go_together(capsys, words):
         ),
         (["--tasks", "shapes", "--length-penalty", "1"], "--length-penalty changes nothing"),
         (["--tasks", "sentences", "--views", "3x4"], "--views changes nothing"),
+        (["--tasks", "shapes", "--meteor"], "--meteor changes nothing: it is for captioning, not for shapes"),
         (["--tasks", "retrieval", "--answer", "generate"], "--answer changes nothing: it is for classification"),
     ],
 )
 def test_options_that_change_no_task_are_refused(capsys, untrained, words, what):
     assert what in evaluated(capsys, untrained, *words, expect=2)
+
+
+def test_meteor_is_asked_for_and_its_failure_costs_no_other_figure(capsys, untrained, monkeypatch):
+    words = ["--tasks", "captions", "--limit", "2", "--meteor"]
+    monkeypatch.setattr("run.evaluation.entries.meteor_command", lambda: ["java"])
+    monkeypatch.setattr("evaluation.captioning.meteor", lambda *_: 0.25)
+    assert json.loads(evaluated(capsys, untrained, *words))["meteor"] == 0.25
+
+    def fail(*_):
+        raise MeteorError("METEOR has failed: no memory")
+
+    monkeypatch.setattr("evaluation.captioning.meteor", fail)
+    assert main(["--run", str(untrained), *words]) == 0
+    out, told = capsys.readouterr()
+    assert "meteor" not in json.loads(out) and told.endswith("warning: captions: METEOR has failed: no memory\n")
+    monkeypatch.setattr("run.evaluation.entries.meteor_command", fail)
+    assert "error: --meteor: METEOR has failed" in evaluated(capsys, untrained, *words, expect=2)
 
 
 def test_sentences_are_for_pictures_and_clips_alone(untrained):

@@ -57,7 +57,7 @@ ALLOWED = {
         "parallel.mesh",
     },
     "prediction": {"evaluation", "run", "model", "data"} | PARALLEL,
-    "run": {"model", "data", "evaluation.config", "evaluation.in_training"} | PARALLEL,
+    "run": {"model", "data", "evaluation.config", "evaluation.in_training", "evaluation.metrics.meteor"} | PARALLEL,
     "plan": {"run", "model", "data"} | PARALLEL,
     "analysis": {"prediction", "evaluation", "run", "model", "data"} | PARALLEL,
     "clusters": {"plan", "run", "model", "data"} | PARALLEL,

@@ -76,6 +76,9 @@ def parse_arguments(argv: list[str], description: str = "") -> argparse.Namespac
     )
     parser.add_argument("--length-penalty", type=finite, default=0.0, help="captions are ranked by score / words^p")
     parser.add_argument(
+        "--meteor", action="store_true", help="score captions with METEOR, too; needs java and the wheel pycocoevalcap"
+    )
+    parser.add_argument(
         "--workers", type=natural, default=0, help="processes of each rank that decode ahead (default: none)"
     )
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help="set by the launcher")
@@ -104,6 +107,7 @@ UNUSED = {
         "templates": "no names are compared",
         "beam": "nothing is written",
         "length_penalty": "nothing is written",
+        "meteor": "nothing is written",
     },
 }
 """By an option, others that would change nothing beside it, and why."""

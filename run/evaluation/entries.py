@@ -17,6 +17,7 @@ from data.tasks.base import LABELLED, WordTask
 from data.tasks.related import as_kind
 from data.transport import is_remote, local_path, shown
 from evaluation.config import EvaluateConfig
+from evaluation.metrics.meteor import MeteorError, meteor_command
 from model.objective import NotFiniteError
 from run.config import RunConfig
 from run.data import check_head, check_scale
@@ -83,6 +84,7 @@ USED_BY: tuple[tuple[str, object, Callable[[TaskConfig], bool], str], ...] = (
     ("answer", None, lambda task: task.kind in WRITTEN, " and ".join(WRITTEN)),
     ("beam", 2, _is_written, "what is written"),
     ("length_penalty", 0.0, _is_written, "what is written"),
+    ("meteor", False, lambda task: task.kind == "captioning", "captioning"),
 )
 """Options of the command line, their defaults, the tasks that they change, and what these are called."""
 
@@ -94,6 +96,11 @@ def _check_options(entries: list[Entry], arguments: argparse.Namespace) -> None:
         if value != default and not any(is_used(entry.task) for entry in entries):
             others = ", ".join(f"{entry.name} ({entry.task.kind})" for entry in entries)
             raise ConfigError(f"--{name.replace('_', '-')} changes nothing: it is for {what}, not for {others}")
+    if arguments.meteor:
+        try:
+            meteor_command()
+        except MeteorError as error:
+            raise ConfigError(f"--meteor: {error}") from error
 
 
 def check_bounds(entry: Entry, run: RunConfig) -> None:
