@@ -35,12 +35,14 @@ class Result:
     evidence_N2  of every sample, in the order of the split, what it adds to the main figure's numerator and denominator
     details      figures of parts, as the accuracy of each class; for files, not for tables
     intervals    of other figures than the main one, whose own follows from the evidence
+    samples      what each sample adds to other figures, whose intervals follow from it (evaluation/intervals.py)
     """
 
     metrics: Metrics
     evidence_N2: np.ndarray
     details: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
     intervals: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
+    samples: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 class DamagedDataError(DatasetError):

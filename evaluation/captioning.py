@@ -15,7 +15,7 @@ from data.tasks.written import WritingTask
 from data.text.words import words_of
 from evaluation.base import Evaluation, Result
 from evaluation.encoding import checked, encode_vocabulary
-from evaluation.metrics.caption_scores import bleu, rouge_l
+from evaluation.metrics.caption_scores import bleu_counts, bleu_of, rouge_l_by_image
 from evaluation.metrics.cider import cider_d, cider_d_by_image
 from evaluation.metrics.meteor import MeteorError, meteor
 from model.generate import Words, beam_search
@@ -39,11 +39,12 @@ def evaluate(evaluation: Evaluation) -> Result:
     exact = [_key(c) in (_key(copied(r)) for r in refs) for c, refs in zip(captions, references, strict=True)]
     words, reference_words = [words_of(c) for c in captions], [[words_of(r) for r in refs] for refs in references]
     by_image = cider_d_by_image(captions, references)
+    counts_N10, rouge = bleu_counts(words, reference_words), rouge_l_by_image(words, reference_words)
     metrics = {
         "cider": sum(by_image) / len(by_image),
         "shuffled_cider": cider_d(captions, shifted) if len(references) > 1 else math.nan,  # one image has no other
-        **{f"bleu{n}": score for n, score in enumerate(bleu(words, reference_words), start=1)},
-        "rouge_l": rouge_l(words, reference_words),
+        **{f"bleu{n}": score for n, score in enumerate(bleu_of(counts_N10.sum(axis=0)).tolist(), start=1)},
+        "rouge_l": sum(rouge) / len(rouge),
         "exact": sum(exact) / len(exact),
         "samples": len(captions),
     }
@@ -52,7 +53,8 @@ def evaluate(evaluation: Evaluation) -> Result:
             metrics["meteor"] = meteor(words, reference_words)
         except MeteorError as error:  # all other figures are there
             print(f"warning: {evaluation.source.name}: {error}", file=sys.stderr)
-    return Result(metrics, np.stack([by_image, np.ones(len(by_image))], axis=1))
+    samples = {"bleu": counts_N10, "rouge_l": np.array(rouge), "exact": np.array(exact, dtype=np.float64)}
+    return Result(metrics, np.stack([by_image, np.ones(len(by_image))], axis=1), samples=samples)
 
 
 def _key(caption: str) -> list[str] | str:

@@ -60,7 +60,8 @@ def evaluate(evaluation: Evaluation) -> Result:
         "samples": len(labels_N),
     }
     evidence_N2 = np.stack([first_N, np.ones_like(first_N)], axis=1)
-    return Result(metrics, evidence_N2, {"class_accuracy": by_class}, agreed.intervals)
+    samples = {"top5_accuracy": among_N, "mean_class_accuracy": np.stack([labels_N, first_N], axis=1)}
+    return Result(metrics, evidence_N2, {"class_accuracy": by_class}, agreed.intervals, samples)
 
 
 def majority(labels_N: np.ndarray) -> float:

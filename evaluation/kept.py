@@ -1,10 +1,11 @@
 """Results of an evaluation in the run's folder, and two of them side by side.
 
 RUN/evaluations/SPLIT_step_00001000.json: {"version": 1, "split", "step", "results": [{"task", "kind", "digest", "asked", "options",
-"figure", "floor", "metrics", "interval", "intervals", "details", "evidence", "seconds"}]}. digest: of the data; asked: of labels, captions
-or answers, which the digest does not see change, where it is known; intervals: of other figures by name; evidence: see
-evaluation/intervals.py, so that differences can be judged later without the models. "task" is the name of a row: it says which options
-were not the usual ones, so that ten samples of a task stand beside all of them and not in their place. What is not finite is null.
+"figure", "floor", "metrics", "interval", "intervals", "details", "evidence", "samples", "seconds"}]}. digest: of the data; asked: of
+labels, captions or answers, which the digest does not see change, where it is known; intervals: of other figures by name; evidence and
+samples: see evaluation/intervals.py, so that differences can be judged later without the models. "task" is the name of a row: it says
+which options were not the usual ones, so that ten samples of a task stand beside all of them and not in their place. What is not finite
+is null.
 """
 
 from __future__ import annotations
@@ -19,15 +20,16 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from data.json_numbers import with_null
 from data.shards import DatasetError
+from data.shards.info import Metric
 from data.stream.source import Source
 from evaluation.base import Evaluation, Result
-from evaluation.intervals import difference, interval
+from evaluation.intervals import difference, differences_of, interval, intervals_of
 from parallel.checkpoints import write_atomically
 
 FOLDER = "evaluations"
@@ -122,6 +124,7 @@ def row_of(
     asked: str = "",
 ) -> Row:
     """One task's result as it is kept. name: in place of the task's; asked: see `asked_of`."""
+    ends_of = {other: ends for other, ends in intervals_of(result.samples).items() if other != figure}
     return {
         "task": (name or source.name) + unusual(options),
         "kind": source.task.config.kind,
@@ -132,9 +135,10 @@ def row_of(
         "floor": floor,
         "metrics": result.metrics,
         "interval": list(interval(result.evidence_N2)),
-        "intervals": {name: list(ends) for name, ends in result.intervals.items()},
+        "intervals": {name: list(ends) for name, ends in (ends_of | result.intervals).items()},
         "details": result.details,
         "evidence": result.evidence_N2.tolist(),
+        "samples": {name: values.tolist() for name, values in result.samples.items()},
         "seconds": seconds,
     }
 
@@ -197,7 +201,7 @@ def _only_writer(folder: Path) -> Iterator[None]:
 
 
 def table_of(rows: Sequence[Row]) -> str:
-    """The main figures for people, and others that have an interval."""
+    """The main figures for people, and those besides in which the field reports a data set."""
     table = [("task", "figure", "value", "95 %", "n", "without learning", "seconds")]
     for row in rows:
         name, metrics, count = row["task"], row["metrics"], f"{len(row['evidence']):,}"
@@ -205,7 +209,9 @@ def table_of(rows: Sequence[Row]) -> str:
         table.append(
             (name, row["figure"], f"{metrics[row['figure']]:.4f}", _ends(row["interval"]), count, floor, seconds)
         )
-        for figure, ends in row["intervals"].items():
+        named = [figure for figure in row["intervals"] if figure in get_args(Metric)]
+        for figure in named:
+            ends = row["intervals"][figure]
             table.append((name, figure, f"{metrics[figure]:.4f}", _ends(ends), count, "", ""))
     return _aligned(table)
 
@@ -275,8 +281,8 @@ class Kept:
 
 
 def comparison(one: Kept, other: Kept, tasks: Sequence[str] = ()) -> str:
-    """A table of the main figures of the rows that both have, with the middle 95 % of the differences; of all, or of these tasks. Raises
-    DatasetError if none can be compared."""
+    """A table of the figures of the rows that both have, main ones first, with the middle 95 % of the differences; of all, or of these
+    tasks. Other figures than main ones are those of which both files say what samples add. Raises DatasetError if none can be compared."""
     titles = (f"{one.name} step {one.step}", f"{other.name} step {other.step}")
     table = [("task", "figure", *titles, "difference", "95 % of it")]
     left_out, notes = [], []
@@ -300,11 +306,21 @@ def comparison(one: Kept, other: Kept, tasks: Sequence[str] = ()) -> str:
             continue
         said = [f"{key} is {mine['options'][key]} and {theirs['options'][key]}" for key in read]
         notes += [f"{task}: {', '.join(said)}"] if said else []
-        pair = [np.array(row["evidence"], dtype=np.float64) for row in (mine, theirs)]
-        value, low, high = difference(pair[0], pair[1], paired=True)
-        figures = [_number(row["metrics"][mine["figure"]]) for row in (mine, theirs)]
-        table.append((task, mine["figure"], *figures, f"{value:+.4f}", f"{low:+.4f} to {high:+.4f}"))
+        for figure, (value, low, high) in _differences(mine, theirs).items():
+            own, others = (_number(row["metrics"][figure]) for row in (mine, theirs))
+            table.append((task, figure, own, others, f"{value:+.4f}", f"{low:+.4f} to {high:+.4f}"))
     if len(table) == 1:
         reason = "; ".join(left_out) or f"{one.name} has {', '.join(one.rows) or 'no results'}"
         raise DatasetError(f"nothing to compare; {reason}")
     return "\n".join([_aligned(table), *notes, *(f"left out: {reason}" for reason in left_out)])
+
+
+def _differences(one: Row, other: Row) -> dict[str, tuple[float, float, float]]:
+    """By figure, the main one first. Rows of earlier versions have evidence alone."""
+    evidence = [np.array(row["evidence"], dtype=np.float64) for row in (one, other)]
+    samples = [
+        {name: np.array(values, dtype=np.float64) for name, values in row.get("samples", {}).items()}
+        for row in (one, other)
+    ]
+    main = difference(evidence[0], evidence[1], paired=True)
+    return {one["figure"]: main} | differences_of(samples[0], samples[1]) | {one["figure"]: main}

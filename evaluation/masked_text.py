@@ -32,7 +32,7 @@ def evaluate(evaluation: Evaluation) -> Result:
     words_CD, _ = encode_vocabulary(objective, task, evaluation.device)  # type: ignore[arg-type]
     known = words_CD.shape[0]
     bytes_CD: torch.Tensor | None = None
-    parts: list[tuple[float, np.ndarray, Counter[int]]] = []
+    parts: list[tuple[np.ndarray, Counter[int]]] = []
     for examples, valid_B in evaluation.batches():
         batch = task.batch(examples, None).to(evaluation.device)
         features_QD = encode_inputs(objective, batch.inputs, batch.read_Q2, evaluation.source.name)
@@ -48,21 +48,15 @@ def evaluate(evaluation: Evaluation) -> Result:
             loss_Q[spelled_Q] = cross_entropy(logits_QC, batch.labels_Q[spelled_Q], reduction="none")
             best_Q[spelled_Q] = logits_QC.argmax(dim=1)
         loss_Q, right_Q = loss_Q * counted_Q, (best_Q == batch.labels_Q) & counted_Q
-        # Right and masked tokens of each text.
+        # Right and masked tokens of each text, and the sum of their losses.
         row_Q = batch.read_Q2[:, 0]
-        evidence_B2 = torch.stack(
-            [torch.bincount(row_Q, weights.double(), len(examples)) for weights in (right_Q, counted_Q)], dim=1
+        sums_B3 = torch.stack(
+            [torch.bincount(row_Q, weights.double(), len(examples)) for weights in (right_Q, counted_Q, loss_Q)], dim=1
         )
-        parts.append(
-            (
-                float(loss_Q.sum()),
-                evidence_B2.cpu().numpy()[valid_B.numpy()],
-                Counter(batch.labels_Q[counted_Q].tolist()),
-            )
-        )
-    losses, evidence, labels = zip(*evaluation.gathered(parts), strict=True)
-    evidence_N2 = np.concatenate(evidence)
-    loss, right = sum(losses), evidence_N2[:, 0].sum()
+        parts.append((sums_B3.cpu().numpy()[valid_B.numpy()], Counter(batch.labels_Q[counted_Q].tolist())))
+    sums, labels = zip(*evaluation.gathered(parts), strict=True)
+    sums_N3 = np.concatenate(sums)
+    right, _, loss = sums_N3.sum(axis=0).tolist()
     counts: Counter[int] = sum(labels, Counter())
     total = counts.total()
     seen = _training_counts(evaluation)
@@ -83,7 +77,7 @@ def evaluate(evaluation: Evaluation) -> Result:
         "tokens": total,
         "spelled_tokens": sum(n for token, n in counts.items() if token >= known),
     }
-    return Result(metrics, evidence_N2)
+    return Result(metrics, sums_N3[:, :2], samples={"loss": sums_N3[:, [2, 1]]})
 
 
 def _training_counts(evaluation: Evaluation) -> Counter[int]:

@@ -11,8 +11,8 @@ from torch.nn.functional import normalize
 
 from evaluation.base import Evaluation, Metrics, Result
 from evaluation.encoding import CHUNK, encode_inputs, encode_rows
+from evaluation.intervals import CUTOFFS
 
-CUTOFFS = (1, 5, 10)
 ROWS = 256
 """Queries that are compared with all answers at a time."""
 
@@ -33,9 +33,14 @@ def evaluate(evaluation: Evaluation) -> Result:
     captions = list(itertools.chain.from_iterable(references))
     owners = [image for image, texts in enumerate(references) for _ in texts]
     texts_MD = _encoded(evaluation, captions)
-    metrics, first_N = recalls(images_ND, texts_MD, torch.tensor(owners, device=images_ND.device))
+    metrics, first_N, rank_M = recalls(images_ND, texts_MD, torch.tensor(owners, device=images_ND.device))
     hits_N = (first_N == 0).cpu().numpy()
-    return Result(metrics, np.stack([hits_N, np.ones_like(hits_N)], axis=1).astype(np.float64))
+    # Captions stand with their image, and are drawn with it: those of one image are found or missed together.
+    own_N = np.array([len(texts) for texts in references])
+    own_NK = np.full((len(references), own_N.max()), np.nan)
+    own_NK[np.arange(own_N.max()) < own_N[:, None]] = rank_M.cpu().numpy() + 1
+    samples = {"image_to_text": first_N.cpu().numpy()[:, None] + 1.0, "text_to_image": own_NK}
+    return Result(metrics, np.stack([hits_N, np.ones_like(hits_N)], axis=1).astype(np.float64), samples=samples)
 
 
 def _encoded(evaluation: Evaluation, captions: list[str]) -> Tensor:
@@ -50,8 +55,9 @@ def _encoded(evaluation: Evaluation, captions: list[str]) -> Tensor:
     return torch.cat([of_all[number] for number in range(len(chunks))]).to(evaluation.device)
 
 
-def recalls(images_ND: Tensor, texts_MD: Tensor, owner_M: Tensor) -> tuple[Metrics, Tensor]:
-    """(R@k and median ranks both ways, first_N: the rank of each image's first own text). owner_M is the image of each text.
+def recalls(images_ND: Tensor, texts_MD: Tensor, owner_M: Tensor) -> tuple[Metrics, Tensor, Tensor]:
+    """(R@k and median ranks both ways, first_N: the rank of each image's first own text, rank_M: that of each text's image, both from 0).
+    owner_M is the image of each text.
 
     Texts that equal a right one count as wrong, so the figures are lower bounds where texts repeat. Chance is for R@1.
     """
@@ -69,7 +75,7 @@ def recalls(images_ND: Tensor, texts_MD: Tensor, owner_M: Tensor) -> tuple[Metri
     metrics["image_to_text_chance"] = float((own_N / num_texts).mean())
     metrics["text_to_image_chance"] = 1 / num_images
     metrics["images"], metrics["texts"] = num_images, num_texts
-    return metrics, first_N
+    return metrics, first_N, rank_M
 
 
 def _first_own(queries_QD: Tensor, answers_AD: Tensor, owner_Q: Tensor, owner_A: Tensor) -> Tensor:

@@ -47,4 +47,5 @@ def result_of(told: list[tuple[str, tuple[str, ...], str]], classes: tuple[str, 
         "samples": len(told),
     }
     by_type = {kind: float(worth_N[types == kind].mean()) for kind in sorted(set(types.tolist()) - {""})}
-    return Result(metrics, np.stack([worth_N, np.ones_like(worth_N)], axis=1), {"type_accuracy": by_type})
+    evidence_N2 = np.stack([worth_N, np.ones_like(worth_N)], axis=1)
+    return Result(metrics, evidence_N2, {"type_accuracy": by_type}, samples={"answerable": np.array(reach)})

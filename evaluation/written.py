@@ -42,7 +42,11 @@ def evaluate(evaluation: Evaluation) -> Result:
         "samples": len(found),
     }
     evidence_N2 = np.stack([right_N, np.ones_like(right_N)], axis=1)
-    return Result(metrics, evidence_N2, {"class_accuracy": by_class}, agreed.intervals)
+    samples = {
+        "named": (told_N != NO_CLASS).astype(np.float64),
+        "mean_class_accuracy": np.stack([labels_N, right_N], axis=1),
+    }
+    return Result(metrics, evidence_N2, {"class_accuracy": by_class}, agreed.intervals, samples)
 
 
 @torch.no_grad()

@@ -221,6 +221,23 @@ def test_options_that_change_no_task_are_refused(capsys, untrained, words, what)
     assert what in evaluated(capsys, untrained, *words, expect=2)
 
 
+def test_every_figure_of_samples_has_an_interval(capsys, untrained):
+    rows = {row["task"]: row for row in lines_of(evaluated(capsys, untrained, "--limit", "13"))}
+    expected = {
+        "shapes": {"top5_accuracy", "mean_class_accuracy"},
+        "sentences": {"loss", "perplexity"},
+        "captions": {"bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "exact"},
+        "retrieval": {f"{way}_{figure}" for way in ("image_to_text", "text_to_image") for figure in ("r5", "r10", "median_rank")}
+        | {"text_to_image_r1"},
+    }  # fmt: skip
+    for name, figures in expected.items():
+        row = rows[f"{name}, 13 samples at most"]
+        ends = {key.removesuffix("_interval"): pair for key, pair in row.items() if key.endswith("_interval")}
+        assert ends.keys() == figures
+        for figure, (low, high) in [*ends.items(), (row["figure"], row["interval"])]:
+            assert low <= row[figure] <= high, figure
+
+
 def test_meteor_is_asked_for_and_its_failure_costs_no_other_figure(capsys, untrained, monkeypatch):
     words = ["--tasks", "captions", "--limit", "2", "--meteor"]
     monkeypatch.setattr("run.evaluation.entries.meteor_command", lambda: ["java"])

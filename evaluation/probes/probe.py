@@ -113,4 +113,5 @@ def _result(
         "trial_accuracy": {str(trial): float(value) for trial, value in enumerate(by_trial)},
         "trial_strength": {str(trial): value for trial, value in enumerate(strengths)},
     }
-    return Result(metrics, np.stack([right_M, np.ones_like(right_M)], axis=1), details)
+    samples = {"mean_class_accuracy": np.stack([labels_M, right_M], axis=1)}
+    return Result(metrics, np.stack([right_M, np.ones_like(right_M)], axis=1), details, samples=samples)

@@ -213,6 +213,34 @@ def test_a_comparison(source, tmp_path):
     assert lines[2:] == ["left out: alone: not in both", "left out: there: not in both"]
 
 
+def test_other_figures_have_intervals_and_are_compared(source, tmp_path):
+    """Files of earlier versions have no samples: their main figures are compared."""
+
+    def ranked(ranks: list[float]):
+        ranks_NK = np.array([ranks, [1.0, math.nan]])
+        found = Result(
+            {"r": 0.5, "text_to_image_r1": 0.5, "floor": 0.0}, np.ones((2, 2)), samples={"text_to_image": ranks_NK}
+        )
+        metrics = {f"text_to_image_{name}": 0.0 for name in ("r1", "r5", "r10", "median_rank")} | found.metrics
+        return row_of(source, dataclasses.replace(found, metrics=metrics), OPTIONS, "r", "floor", 1.0)
+
+    one, other = kept(tmp_path / "a", ranked([1, 1])), kept(tmp_path / "b", ranked([9, 9]))
+    line = line_of(ranked([1, 1]), "val", 7)
+    assert line["interval"] == line["text_to_image_r1_interval"] == line["text_to_image_median_rank_interval"] == [1, 1]
+    assert one.rows["numbers"]["samples"] == {"text_to_image": [[1, 1], [1, None]]}
+    assert len(table_of([ranked([1, 1])]).splitlines()) == 2  # the main figure alone, for people
+    cells = [line.split("  ") for line in comparison(one, other).splitlines()[1:]]
+    # Of three captions in all the ranks 1, 1, 1 become 9, 9, 1.
+    assert [words[1] for words in cells] == [
+        "r",
+        *(f"text_to_image_{name}" for name in ("r1", "r5", "r10", "median_rank")),
+    ]
+    assert ["-0.6667" in " ".join(words) for words in cells] == [False, True, True, False, False]
+    assert "+8.0000" in " ".join(cells[-1])
+    del other.rows["numbers"]["samples"]
+    assert len(comparison(one, other).splitlines()) == 2
+
+
 def test_other_labels_are_other_data(source, tmp_path):
     """Corrected ones change neither names nor sizes. Rows of earlier versions say nothing of them."""
     one, same, corrected, old = (

@@ -16,7 +16,7 @@ def test_recalls_by_hand():
     # Three images; captions 0 and 1 belong to image 0, caption 2 to image 1, caption 3 to image 2. Features whose cosines are these:
     similarity = torch.tensor([[0.9, 0.1, 0.5, 0.2], [0.3, 0.2, 0.4, 0.8], [0.5, 0.3, 0.6, 0.7]])
     images, texts = features_of(similarity)
-    got, first_N = recalls(images, texts, torch.tensor([0, 0, 1, 2]))
+    got, first_N, _ = recalls(images, texts, torch.tensor([0, 0, 1, 2]))
     # Image queries: 0 finds caption 0 first; 1 finds caption 3 first, its own second; 2 finds caption 3, its own.
     assert got["image_to_text_r1"] == pytest.approx(2 / 3) and got["image_to_text_r5"] == 1.0
     assert first_N.tolist() == [0, 1, 0] and got["image_to_text_median_rank"] == 1
@@ -50,7 +50,7 @@ def test_a_few_queries_at_a_time_give_what_all_at_once_do(monkeypatch, rows):
     owner = torch.arange(40).repeat_interleave(5)
     texts = images[owner].clone()
     texts[::3] = images[torch.randperm(40, generator=generator)].repeat(2, 1)[: len(texts[::3])]
-    got, first = recalls(images, texts, owner)
+    got, first, _ = recalls(images, texts, owner)
     unit = torch.nn.functional.normalize
     images, texts = unit(images, dim=-1), unit(texts, dim=-1)
     assert torch.equal(first, ranks_by_sorting(images, texts, torch.arange(40), owner))
@@ -67,7 +67,7 @@ def test_recalls_are_those_of_the_public_benchmark():
     images = torch.randn(30, 16, generator=generator)
     owner = torch.arange(30).repeat_interleave(3)
     texts = images[owner] + 2 * torch.randn(90, 16, generator=generator)
-    got, _ = recalls(images, texts, owner)
+    got, *_ = recalls(images, texts, owner)
     scores = torch.nn.functional.normalize(texts, dim=-1) @ torch.nn.functional.normalize(images, dim=-1).T
     positive = owner[:, None] == torch.arange(30)[None, :]
     for k in (1, 5, 10):
@@ -118,6 +118,6 @@ def test_captions_and_references_are_not_as_many():
 
 
 def test_a_model_that_tells_nothing_apart_has_recalls_at_chance():
-    got, _ = recalls(torch.ones(20, 3), torch.ones(20, 3), torch.arange(20))
+    got, *_ = recalls(torch.ones(20, 3), torch.ones(20, 3), torch.arange(20))
     # All are equally near, so every query gets the same order, and one in 20 finds its own first.
     assert got["text_to_image_r1"] == got["image_to_text_r1"] == pytest.approx(1 / 20)

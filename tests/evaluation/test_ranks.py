@@ -15,6 +15,8 @@ import torch.distributed as dist
 from data.stream.source import open_data
 from data.tasks.base import Pixels
 from evaluation import EVALUATORS, Evaluation
+from evaluation.intervals import intervals_of
+from evaluation.table import CAPTIONS, RECALLS
 from model.initialise import initialise
 from model.objective import Objective
 from parallel.collectives import Axis
@@ -45,7 +47,13 @@ def figures(rank: int, config: str, ranks: int) -> dict[str, dict]:
         kind = source.task.config.kind
         other = training[source.name] if kind == "masked_text" else None
         evaluation = Evaluation(objective, source, other, "cpu", 4, LIMIT, ranks=axis)
-        found[source.name] = EVALUATORS[kind].evaluate(evaluation).metrics
+        result = EVALUATORS[kind].evaluate(evaluation)
+        ends = {
+            f"{name} {side}": end
+            for name, pair in intervals_of(result.samples).items()
+            for side, end in enumerate(pair)
+        }
+        found[source.name] = result.metrics | ends
     if ranks > 1:
         dist.destroy_process_group()
     return found
@@ -56,6 +64,12 @@ def test_three_ranks_give_the_figures_of_one(config):
     alone = figures(0, str(config), 1)
     assert alone.keys() == {"shapes", "clips", "sentences", "captions", "retrieval"}
     assert alone["shapes"]["samples"] == alone["captions"]["samples"] == alone["retrieval"]["images"] == LIMIT
+    # Every figure but floors and counts has an interval, its own or the main one.
+    assert {name.split()[0] for name in alone["captions"] if " " in name} == {*CAPTIONS} - {"samples"}
+    assert {f"{name} 0" for name in ("loss", "perplexity")} < alone["sentences"].keys()
+    assert {f"{name} 1" for name in ("top5_accuracy", "mean_class_accuracy")} < alone["shapes"].keys()
+    ranked = {name.split()[0] for name in alone["retrieval"] if " " in name}
+    assert ranked == {*RECALLS, "image_to_text_r1"} - {"text_to_image_chance", "images", "texts"}
     for found in run_ranks(3, figures, str(config), 3):
         for task, metrics in alone.items():
             assert found[task] == pytest.approx(metrics, rel=1e-6), task
