@@ -355,6 +355,28 @@ def test_answers_are_those_that_evaluation_scores(asked, world, capsys):
     assert main(both) == 0 and {c["answer"] for c in lines_of(capsys)[0]["answers"]} == {"red", "blue"}
 
 
+@pytest.mark.parametrize("merged", [False, True])
+def test_tasks_of_texts_and_questions_are_asked_of_an_export_as_of_the_run(asked, tmp_path, capsys, merged):
+    run, folder = asked
+    shard = str(folder / "vqa" / "train-000000.tar")
+    questions = {
+        "sst2": ["classify", "--task", "sst2", "--texts", "a red circle 0", "a red circle 1"],
+        "vqa": ["answer", "--task", "vqa", "--files", shard, "--question", "what is it?"],
+    }
+    for task, (command, *words) in questions.items():
+        out = tmp_path / task
+        assert export(["--run", str(run), "--out", str(out), *(["--task", task] if merged else [])]) == 0
+        capsys.readouterr()
+        said = []
+        for place in (str(run), str(out)):
+            assert main([command, "--model", place, "--json", "--top", "2", *words]) == 0
+            said.append([list(row.values())[-1] for row in lines_of(capsys)])
+        assert len(said[0]) == {"sst2": 2, "vqa": 6}[task]
+        for ours, theirs in zip(*said, strict=True):
+            by_name = ({next(iter(c.values())): c["probability"] for c in row} for row in (ours, theirs))
+            assert next(by_name) == pytest.approx(next(by_name), abs=1e-6)
+
+
 def test_a_model_is_a_run_or_an_export_and_a_run_knows_its_best(trained, world, tmp_path, capsys):
     run, shard = str(trained[0]), shard_of(world, "shapes")
     assert export(["--run", run, "--out", str(tmp_path / "e")]) == 0

@@ -7,7 +7,7 @@ import fnmatch
 import os
 from pathlib import Path
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from data.stream.source import OpenData
 from model.exchange.export import open_clip
@@ -88,8 +88,14 @@ def _taken(run: RunConfig, data: OpenData, objective: Objective) -> Initial:
             raise ConfigError(
                 f"init_only chooses from the checkpoint of a run; {run.init} is taken whole: leave it out"
             )
-        load_converted(objective, folder)
         there = _names_in(folder)
+        if not there.intersection(names):
+            some = ", ".join(sorted(there)[:3]) or "none at all"
+            raise ConfigError(
+                f"init={run.init} has no tensor of this model, but {some}: it is neither open_clip's file nor one of "
+                "`python -m model.exchange.public`, which converts official Uni-Perceiver weights"
+            )
+        load_converted(objective, folder)
         return Initial((f"init {folder}: all weights",), new=tuple(name for name in names if name not in there))
     if folder.is_file():
         raise ConfigError(
@@ -100,8 +106,12 @@ def _taken(run: RunConfig, data: OpenData, objective: Objective) -> Initial:
 
 
 def _names_in(path: Path) -> frozenset[str]:
-    with safe_open(path, framework="pt") as opened:
-        return frozenset(opened.keys())
+    """Raises ConfigError."""
+    try:
+        with safe_open(path, framework="pt") as opened:
+            return frozenset(opened.keys())
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"init={path} cannot be read as weights: {str(error).splitlines()[0]}") from error
 
 
 def _of_export(run: RunConfig, data: OpenData, objective: Objective, folder: Path) -> Initial:

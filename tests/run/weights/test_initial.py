@@ -113,7 +113,7 @@ def test_initial_weights_are_taken_once(config, monkeypatch):
     asked: list[Any] = []
     monkeypatch.setattr("run.weights.initial.initialise", lambda objective, seed: asked.append(seed))
     monkeypatch.setattr("run.weights.initial.load_converted", lambda objective, path: asked.append(path))
-    monkeypatch.setattr("run.weights.initial._names_in", lambda path: frozenset())
+    monkeypatch.setattr("run.weights.initial._names_in", lambda path: frozenset({"tower.embedding.text_type"}))
     found_step = SimpleNamespace(folder=Path("runs/a/checkpoints"), step=2, sha256="ab")
     monkeypatch.setattr(
         "run.weights.initial.with_found",
@@ -218,3 +218,16 @@ def test_files_that_are_not_taken_as_they_are_name_the_way(config, tmp_path):
         run = load_config(config, [f"init={tmp_path / name}"])
         with pytest.raises(ConfigError, match=rf"init=.*{name} is a file .* `python -m model.exchange.public`"):
             _taken(run, None, SimpleNamespace(named_parameters=list))  # type: ignore[arg-type]
+
+
+def test_tensors_of_another_program_name_the_way(config, tmp_path):
+    path = tmp_path / "x.safetensors"
+    run = load_config(config, [f"init={path}"])
+    objective: Any = SimpleNamespace(named_parameters=lambda: [("tower.embedding.text_type", None)])
+    for content, said in (({"visual.proj": torch.zeros(1)}, "but visual.proj: it is neither"), ({}, "but none at all")):
+        save_file(content, path)
+        with pytest.raises(ConfigError, match=rf"no tensor of this model, {said}.*`python -m model.exchange.public`"):
+            _taken(run, None, objective)  # type: ignore[arg-type]
+    path.write_bytes(b"weights")
+    with pytest.raises(ConfigError, match=r"init=.*x\.safetensors cannot be read as weights"):
+        _taken(run, None, objective)  # type: ignore[arg-type]
