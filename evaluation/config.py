@@ -20,6 +20,7 @@ class EvaluateConfig:
     limit       samples of each task at most, spread over the split; 0 = all
     batch_size  samples of a pass
     beam        hypotheses of a caption; 1 is greedy
+    workers     processes of each rank that decode ahead, started anew for each task; 0 = a thread
     keep_best   TASK/FIGURE, for instance shapes/accuracy: the checkpoint where it was best stays besides the newest ones
                 (evaluate.py --step best). Of loss, perplexity and median_rank less is better
     patience    stop after so many evaluations in a row without a better keep_best; 0 = never
@@ -32,6 +33,7 @@ class EvaluateConfig:
     limit: int = 0
     batch_size: int = 64
     beam: int = 1
+    workers: int = 0
     keep_best: str = ""
     patience: int = 0
 
@@ -46,9 +48,9 @@ class EvaluateConfig:
                 f"suite={self.suite!r} is evaluated every {self.every} steps, and names the split of each task itself: set every, and "
                 f"leave split={self.split!r} out"
             )
-        if min(self.every, self.limit) < 0 or min(self.batch_size, self.beam) < 1:
+        if min(self.every, self.limit, self.workers) < 0 or min(self.batch_size, self.beam) < 1:
             raise ValueError(
-                f"every={self.every} and limit={self.limit} must not be negative, batch_size={self.batch_size} and "
+                f"every={self.every}, limit={self.limit} and workers={self.workers} must not be negative, batch_size={self.batch_size} and "
                 f"beam={self.beam} at least 1"
             )
 

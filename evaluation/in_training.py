@@ -173,6 +173,7 @@ class InTraining:
             limit=config.limit or None,
             beam=config.beam,
             ranks=self.mesh.expert_data,
+            workers=config.workers,
             templates=evaluated.sentences,
             alive=alive,
             max_bad_fraction=self.max_bad_fraction,

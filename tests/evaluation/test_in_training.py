@@ -36,7 +36,9 @@ ROUTERS = {
 }
 
 
-def figures(rank: int, config: str, router: str, tensor: int, expert: int, ranks: int) -> dict[str, float]:
+def figures(
+    rank: int, config: str, router: str, tensor: int, expert: int, ranks: int, **of_evaluation: Any
+) -> dict[str, float]:
     run = load_config(config, [ROUTERS[router]])
     data = open_data(run.data, Pixels(run.model.image_size, run.model.patch), run.seed)
     if ranks == 1:
@@ -47,7 +49,7 @@ def figures(rank: int, config: str, router: str, tensor: int, expert: int, ranks
         mesh = create_mesh(tensor, expert)
     objective = Objective(run.model, data.vocabulary.size, mesh, load_kernels("torch"))
     initialise(objective, run.seed)
-    options = EvaluateConfig(every=2, split="heldout", limit=LIMIT, batch_size=4, beam=2)
+    options = EvaluateConfig(every=2, split="heldout", limit=LIMIT, batch_size=4, beam=2, **of_evaluation)
     folder = run.folder / f"{tensor}_{expert}"
     folder.mkdir(parents=True, exist_ok=True)
     evaluation = InTraining.open(options, run.data, data, objective, contextlib.nullcontext, mesh, folder, 5)
@@ -65,6 +67,13 @@ def test_a_place_that_cannot_be_written_is_one_line(config):
     (folder / "evaluations").write_text("in the way")
     with pytest.raises(FolderError, match=r"1_1: the evaluation of step 2 cannot be kept: File exists; mend that and"):
         figures(0, str(config), "attribute", 1, 1, 1)
+
+
+def test_workers_change_no_figure(config):
+    ways = [figures(0, str(config), "attribute", 1, 1, 1, tasks=("shapes",), workers=workers) for workers in (0, 1)]
+    assert ways[0] == ways[1] and ways[0]["heldout/shapes/accuracy"] >= 0
+    with pytest.raises(ValueError, match="workers=-1 must not be negative"):
+        EvaluateConfig(workers=-1)
 
 
 def found_by(
