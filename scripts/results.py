@@ -34,8 +34,8 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docs" / "results"
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "results.md")
 ROWS: dict[str, tuple[tuple[str, str, str, str], ...]] = {
-    "classification": (("accuracy", "accuracy", "chance", ""),),
-    "text_classification": (("accuracy", "accuracy", "chance", ""),),
+    "classification": (("accuracy", "accuracy", "majority", "the most frequent class"),),
+    "text_classification": (("accuracy", "accuracy", "majority", "the most frequent class"),),
     "masked_text": (
         ("accuracy", "accuracy", "majority", "the most frequent word"),
         ("loss", "nats per token", "unigram_loss", "word frequencies"),
@@ -67,7 +67,8 @@ def table(kept: dict[str, Any]) -> str:
             unit = next(unit for unit in ("samples", "images", "tokens") if unit in result)
             count = f"{result[unit]:,} {unit}"
             chance = f"{result[floor]:.3f}" + (f" ({meaning})" if meaning else "")
-            ends = "{:.3f} to {:.3f}".format(*result["interval"]) if metric == result["figure"] else ""
+            interval = result["interval" if metric == result["figure"] else f"{metric}_interval"]
+            ends = "{:.3f} to {:.3f}".format(*interval)
             lines.append(f"| {result['task']} | {count} | {name} | **{result[metric]:.3f}** | {ends} | {chance} |")
     minutes, seconds = divmod(round(kept["seconds"]), 60)
     lines += [

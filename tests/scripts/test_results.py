@@ -12,10 +12,10 @@ KEPT = {
     "config": "configs/demo.yaml", "commit": "abc1234", "split": "val", "ranks": 2, "hardware": "2 cores", "steps": 1000,
     "seconds": 183.4, "data_wait": 0.0123,
     "results": [
-        {"task": "shapes", "kind": "classification", "accuracy": 0.25, "chance": 1 / 6, "samples": 1256,
+        {"task": "shapes", "kind": "classification", "accuracy": 0.25, "majority": 1 / 6, "samples": 1256,
          "figure": "accuracy", "interval": [0.2, 0.3]},
         {"task": "words", "kind": "masked_text", "accuracy": 0.5, "majority": 0.1, "loss": 2.0, "unigram_loss": 3.0, "tokens": 77,
-         "figure": "accuracy", "interval": [0.4, 0.6]},
+         "figure": "accuracy", "interval": [0.4, 0.6], "loss_interval": [1.9, 2.2]},
     ],
 }  # fmt: skip
 
@@ -24,9 +24,9 @@ def test_a_table_by_hand():
     assert table(KEPT).splitlines() == [
         "| task | over | figure | reached | 95 % | without learning |",
         "|---|---|---|---|---|---|",
-        "| shapes | 1,256 samples | accuracy | **0.250** | 0.200 to 0.300 | 0.167 |",
+        "| shapes | 1,256 samples | accuracy | **0.250** | 0.200 to 0.300 | 0.167 (the most frequent class) |",
         "| words | 77 tokens | accuracy | **0.500** | 0.400 to 0.600 | 0.100 (the most frequent word) |",
-        "| words | 77 tokens | nats per token | **2.000** |  | 3.000 (word frequencies) |",
+        "| words | 77 tokens | nats per token | **2.000** | 1.900 to 2.200 | 3.000 (word frequencies) |",
         "",
         "`configs/demo.yaml`, evaluated at commit abc1234, split val; 2 ranks on 2 cores: 1,000 steps in "
         "3 min 3 s, 1.2% of it waiting for data.",
