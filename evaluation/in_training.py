@@ -16,6 +16,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+import torch
+
 from data.config import DataConfig, TaskConfig
 from data.stream.source import OpenData, Source, open_data
 from evaluation.base import Evaluation, check_complete
@@ -129,7 +131,7 @@ class InTraining:
         start = time.perf_counter()
         rows: dict[str, Row] = {}
         self.objective.eval()
-        with self.averaged():
+        with self.averaged(), torch.random.fork_rng(devices=[]):  # starting worker processes draws a number
             for evaluated in self.evaluated:
                 if any_rank((is_asked(),), self.mesh)[0]:
                     break

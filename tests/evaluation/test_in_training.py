@@ -55,7 +55,9 @@ def figures(
     evaluation = InTraining.open(options, run.data, data, objective, contextlib.nullcontext, mesh, folder, 5)
     assert evaluation.found(1, print, lambda: None) == Found()
     told: list[str] = []
+    state = torch.get_rng_state()
     found = evaluation.found(2, told.append, lambda: None)
+    assert torch.equal(torch.get_rng_state(), state)
     assert objective.training and "heldout at step 2: shapes accuracy 0." in told[0]
     assert found.figures.pop("evaluation_s") == found.seconds > 0 and not found.is_asked and not found.is_put_off
     return found.figures
@@ -69,7 +71,7 @@ def test_a_place_that_cannot_be_written_is_one_line(config):
         figures(0, str(config), "attribute", 1, 1, 1)
 
 
-def test_workers_change_no_figure(config):
+def test_workers_change_neither_figures_nor_random_numbers(config):
     ways = [figures(0, str(config), "attribute", 1, 1, 1, tasks=("shapes",), workers=workers) for workers in (0, 1)]
     assert ways[0] == ways[1] and ways[0]["heldout/shapes/accuracy"] >= 0
     with pytest.raises(ValueError, match="workers=-1 must not be negative"):
