@@ -19,9 +19,8 @@ def test_it_is_what_the_public_wrapper_gives():
     """Of the same texts: a word that would end a text is left out."""
     if shutil.which("java") is None:
         pytest.skip("METEOR is a Java program, and there is no java")
-    from pycocoevalcap.meteor.meteor import Meteor
-
-    program = Meteor()
+    oracle = pytest.importorskip("pycocoevalcap.meteor.meteor", reason="pycocoevalcap is not installed")
+    program = oracle.Meteor()
     texts = [" ".join(words) for words in (CAPTIONS[0], CAPTIONS[1], ["a", "caf\u00e9"])]
     references = {n: [" ".join(words) for words in refs] for n, refs in enumerate(REFERENCES)}
     theirs, _ = program.compute_score(references, {n: [text] for n, text in enumerate(texts)})
