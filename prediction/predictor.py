@@ -45,6 +45,10 @@ GAP, GAPS = "___", re.compile(r"_{3,}")
 """Where a word is to be filled in: three underscores or more."""
 OF_TEXTS = {"classification": "text_classification"}
 """Kinds of questions that are asked about texts, too, by tasks of a kind of their own."""
+TEMPLATED = ("text_classification", "vqa")
+"""Kinds that read a text in a template."""
+COMPARED = ("classification", *TEMPLATED)
+"""Kinds whose names and answers are compared, unless they were trained to be written (`answer: generate`)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,7 +237,7 @@ class Predictor:
     def _task(self, kind: str, name: str, medium: str, classes: tuple[str, ...] = ()) -> Task:
         """medium: image, video or text. Raises DatasetError if no task of the run serves."""
         config = self._config(kind, name, medium)
-        if kind == config.kind and kind in ("text_classification", "vqa") and config.answer == "generate":
+        if kind == config.kind and kind in TEMPLATED and config.answer == "generate":
             raise DatasetError(
                 f"task {config.name} has learned to write its answers (answer: generate), which `evaluate.py` alone has it do"
             )
@@ -243,7 +247,7 @@ class Predictor:
                 f"`caption` with --task {config.name}"
             )
         known = self.infos.get(config.name)
-        compares = kind in ("classification", "text_classification", "vqa")
+        compares = kind in COMPARED
         if compares and classes:
             self._check_distinct(classes, config.max_text)
         elif compares:
@@ -293,15 +297,15 @@ class Predictor:
 
     def _config(self, kind: str, name: str, medium: str) -> TaskConfig:
         tasks = [task for task in self.data.tasks if not name or task.name == name]
-        written = [task for task in tasks if task.kind == "classification" and task.answer == "generate"]
-        for wanted in RELATED[kind]:
-            # A task that writes its names has not learned to compare with them, and is refused if nothing else serves.
-            served = [
-                task for task in tasks if task.kind == wanted and not (kind == "classification" and task in written)
-            ]
+        trained = "classification" if kind == "captioning" else kind
+        written = [task for task in tasks if task.kind == trained and task.answer == "generate"]
+        # A task that writes its names has not learned to compare with them, and is refused if nothing else serves; for texts and
+        # questions no other kind does.
+        for wanted in RELATED[kind][:1] if written and kind in TEMPLATED else RELATED[kind]:
+            served = [task for task in tasks if task.kind == wanted and not (kind in COMPARED and task in written)]
             if served:
                 return self._of_medium(served, medium)
-        if written and kind in ("captioning", "classification"):
+        if written:
             return self._of_medium(written, medium)
         kinds = ", ".join(f"{task.name} ({task.kind})" for task in self.data.tasks)
         raise DatasetError(f"{name or 'no task of the run'} cannot serve as {kind}; its tasks are {kinds}")

@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 
-from data.shards import DatasetError, DatasetInfo, ShardSet, SplitInfo, read_info, write_info, write_shard
+from data.shards import DatasetError, ShardSet, read_info
 from data.stream.source import open_data
 from data.tasks.base import Pixels
 from evaluation import EVALUATORS, Evaluation, captioning
@@ -25,7 +25,7 @@ from prediction.index import Index
 from run.config_file import load_config
 from run.errors import ConfigError
 from run.folder import write_data_sets
-from tests.helpers.runs import saved_run, tiny_config
+from tests.helpers.runs import asking_config, saved_run, tiny_config
 
 
 @pytest.fixture(scope="module")
@@ -286,23 +286,22 @@ def test_the_data_need_not_be_there(trained, tmp_path, world):
 def asked(world, tmp_path_factory):
     """A run of sentences with a class, and of questions about pictures: (folder, its tasks' data sets beside it)."""
     folder = tmp_path_factory.mktemp("asked")
-    shapes = ShardSet.open(world / "shapes", "val")
-    about = json.dumps({"question": "what is it?", "answers": ["circle"]})
-    samples = {
-        "sst2": [{"__key__": f"{n}", "txt": f"a red circle {n}", "cls": n % 2} for n in range(6)],
-        "vqa": [{"__key__": f"{n}", "png": shapes.read(0, n)["png"], "json": about, "cls": 0} for n in range(6)],
-    }
-    for name, kind, classes in (("sst2", "text_class", ("bad", "good")), ("vqa", "image_question", ("circle", "star"))):
-        (folder / name).mkdir()
-        write_shard(folder / name / "train-000000.tar", samples[name])
-        split = SplitInfo(samples=6, shards=1)
-        write_info(folder / name, DatasetInfo(kind=kind, classes=classes, token_ids=(), splits={"train": split}))
-    path = tiny_config(world, folder)
-    raw = yaml.safe_load(path.read_text())
-    kinds = {"sst2": "text_classification", "vqa": "vqa"}
-    raw["data"]["tasks"] += [{"name": n, "kind": k, "path": str(folder / n), "batch_size": 2} for n, k in kinds.items()]
-    path.write_text(yaml.safe_dump(raw))
-    return saved_run(path, noise=0.1), folder
+    return saved_run(asking_config(world, folder), noise=0.1), folder
+
+
+def test_answers_that_were_written_are_not_ranked(asked, capsys):
+    """Nor does masked text or captions take their place."""
+    folder = asked[1]
+    changes = [f"data.tasks.{task}.answer=generate" for task in ("sst2", "vqa")]
+    run = saved_run(folder / "tiny.yaml", *changes, "name=written", noise=0.1)
+    shard, texts = str(folder / "vqa" / "train-000000.tar"), ["--texts", "a red circle"]
+    for task, words in (
+        ("sst2", ["classify", *texts, "--classes", "bad", "good"]),
+        ("vqa", ["answer", "--files", shard, "--question", "what is it?"]),
+    ):
+        assert main([words[0], "--run", str(run), *words[1:]]) == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert f"task {task} has learned to write its answers (answer: generate), which `evaluate.py` alone" in error
 
 
 def lines_of(capsys) -> list[dict]:

@@ -7,10 +7,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
 
+from data.shards import DatasetInfo, ShardSet, SplitInfo, write_info, write_shard
 from data.stream.source import open_data
 from data.tasks.base import Pixels
 from model.initialise import initialise
@@ -56,6 +58,27 @@ def tiny_config(world: Path, folder: Path) -> Path:
     raw["model"] |= TINY["model"]
     raw["parallel"] = {"deepspeed": str(ROOT / "ds_configs" / "zero1.json")}
     path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    return path
+
+
+def asking_config(world: Path, folder: Path) -> Path:
+    """The same with a task of sentences with a class (sst2) and one of questions about pictures (vqa); their data is in the folder."""
+    shapes = ShardSet.open(world / "shapes", "val")
+    about = json.dumps({"question": "what is it?", "answers": ["circle"]})
+    samples: dict[str, list[dict[str, Any]]] = {
+        "sst2": [{"__key__": f"{n}", "txt": f"a red circle {n}", "cls": n % 2} for n in range(6)],
+        "vqa": [{"__key__": f"{n}", "png": shapes.read(0, n)["png"], "json": about, "cls": 0} for n in range(6)],
+    }
+    for name, kind, classes in (("sst2", "text_class", ("bad", "good")), ("vqa", "image_question", ("circle", "star"))):
+        (folder / name).mkdir()
+        write_shard(folder / name / "train-000000.tar", samples[name])
+        split = SplitInfo(samples=6, shards=1)
+        write_info(folder / name, DatasetInfo(kind=kind, classes=classes, token_ids=(), splits={"train": split}))  # type: ignore[arg-type]
+    path = tiny_config(world, folder)
+    raw = yaml.safe_load(path.read_text())
+    kinds = {"sst2": "text_classification", "vqa": "vqa"}
+    raw["data"]["tasks"] += [{"name": n, "kind": k, "path": str(folder / n), "batch_size": 2} for n, k in kinds.items()]
     path.write_text(yaml.safe_dump(raw))
     return path
 

@@ -126,6 +126,21 @@ def test_clips_take_the_options_of_the_task_of_clips_or_nobody_knows_which():
         chosen()
 
 
+@pytest.mark.parametrize("kind", ["text_classification", "vqa"])
+def test_a_task_that_compares_comes_before_one_that_writes(kind):
+    """And where none does, the one that writes is refused: no related task takes its place."""
+    writes = TaskConfig(name="writes", kind=kind, path="a", answer="generate")
+    compares = TaskConfig(name="compares", kind=kind, path="a")
+    others = TaskConfig(name="text", kind="masked_text", path="a"), TaskConfig(name="says", kind="captioning", path="a")
+
+    def predictor_of(*tasks: TaskConfig) -> Predictor:
+        return Predictor(None, None, DataConfig(tasks=tasks), {}, Pixels(32, 8), 1)  # type: ignore[arg-type]
+
+    assert predictor_of(*others, writes, compares)._config(kind, "", "text").name == "compares"
+    with pytest.raises(DatasetError, match="task writes has learned to write its answers"):
+        predictor_of(*others, writes)._task(kind, "", "text", ("a", "b"))
+
+
 def test_three_underscores_or_more_are_a_gap_and_a_long_text_stops_no_other(world, tmp_path):
     model = load(str(saved_run(tiny_config(world, tmp_path), noise=0.1)))
     first, second = model.fill(["the red ___ star", "the red ______ star"], top=3)

@@ -19,36 +19,55 @@ METHODS = {
     "encode_text": 'model.encode_text(["a red circle"])',
     "classify": 'model.classify([picture], ["red circle", "blue star"])',
     "caption": "model.caption([picture])",
+    "classify_texts": 'model.classify(["a fine film"], ["terrible", "great"])',
+    "answer": 'model.answer([picture], "what is it?", ["a dog", "a cat"])',
 }
 OF_KIND = {
     "classification": ("classify",),
     "captioning": ("caption",),
     "retrieval": ("encode_image", "encode_text"),
+    "text_classification": ("classify_texts",),
+    "masked_text": ("classify_texts",),
+    "vqa": ("answer",),
 }
 """Methods that a task alone can be asked by."""
 PIPELINES = {"image": "zero-shot-image-classification", "video": "video-classification"}
 """The hub's names for classification, by medium."""
+OTHER_PIPELINES = {
+    "captioning": "image-to-text",
+    "text_classification": "text-classification",
+    "vqa": "visual-question-answering",
+}
 
 
 def use_of(folder: str, settings: Mapping[str, Any], modality: str = "") -> str:
     """The lines of Python that this export answers; modality: that it is merged for."""
-    kinds = {task["kind"] for task in settings["tasks"]}
+    tasks = settings["tasks"]
+    kinds = {task["kind"] for task in tasks if is_asked(task)}
     if modality:
         methods: tuple[str, ...] = (f"encode_{modality}",)
     elif settings["network"]["merged"]:
         methods = tuple(method for kind in sorted(kinds) for method in OF_KIND.get(kind, ()))
     else:
-        answered = [method for kind, of_kind in OF_KIND.items() if kind in kinds for method in of_kind]
-        methods = tuple(method for method in METHODS if method in {"encode_image", "encode_text", *answered})
+        answered = {method for kind in kinds for method in OF_KIND.get(kind, ())}
+        if not kinds.isdisjoint(settings["network"]["related"]["retrieval"]):
+            answered |= {"encode_image", "encode_text"}
+        methods = tuple(method for method in METHODS if method in answered)
     asked = [METHODS[method] for method in methods]
+    nothing = f"# no method of this folder answers tasks of kind {', '.join(sorted({task['kind'] for task in tasks}))}"
     return "\n".join(
         [
             "from transformers import AutoModel",
             "",
             f"model = AutoModel.from_pretrained({json.dumps(folder)}, trust_remote_code=True)",
-            *(asked or [f"# no method of this folder answers tasks of kind {', '.join(sorted(kinds))}"]),
+            *(asked or [nothing]),
         ]
     )
+
+
+def is_asked(task: Mapping[str, Any]) -> bool:
+    """Exports write captions and class names of pictures, and answers to nothing else."""
+    return not task.get("written") or task["kind"] == "captioning"
 
 
 def _pipeline(tasks: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -56,8 +75,8 @@ def _pipeline(tasks: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     for task in tasks:
         if task["kind"] == "classification" and task["medium"] in PIPELINES:
             return {"pipeline_tag": PIPELINES[task["medium"]]}
-        if task["kind"] == "captioning":
-            return {"pipeline_tag": "image-to-text"}
+        if task["kind"] in OTHER_PIPELINES and is_asked(task):
+            return {"pipeline_tag": OTHER_PIPELINES[task["kind"]]}
     return {}
 
 

@@ -63,14 +63,15 @@ class ExportedTask:
     medium: str
     classes: tuple[str, ...]
     written: bool = False
-    """Names of classes were written, as captions are (`answer: generate`). Exports of before do not say it."""
+    """Names were written in place of compared (`answer: generate`). Exports of before do not say it."""
 
     @property
     def options(self) -> dict[str, Any]:
         """Those of TaskConfig."""
         own = dataclasses.asdict(self)
         known = {k: v for k, v in own.items() if k not in ("data", "medium", "classes", "written")}
-        return known | ({"kind": "classification", "answer": "generate"} if self.written else {})
+        kind = "classification" if self.written and self.kind == "captioning" else self.kind
+        return known | {"kind": kind, "answer": "generate" if self.written else "rank"}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -92,7 +92,7 @@ def settings_of(
             "data": infos[config.name].kind if config.name in infos else "",
             "medium": medium_of(infos.get(config.name)),
             "classes": list(infos[config.name].classes) if config.name in infos else [],
-            "written": exported_kind(config) != config.kind,
+            "written": config.answer == "generate",
         }
         for config in run.data.tasks
         if not task or config.name == task

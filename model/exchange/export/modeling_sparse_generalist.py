@@ -4,7 +4,8 @@ trust_remote_code=True)` loads it, without, `SparseGeneralistModel.load(FOLDER)`
     model.encode_image(pictures)            unit vectors [N, W]; pictures: PIL images, arrays [H, W, 3], or pixels [N, 3, S, S] of bytes
     model.encode_video(clips)               the same of lists of frames, or pixels [N, T, 3, S, S]
     model.encode_text(["a red circle"])     unit vectors in the same space
-    model.classify(pictures, names)         probabilities [N, names]
+    model.classify(pictures, names)         probabilities [N, names]; texts in place of pictures are read in the task's template
+    model.answer(pictures, questions)       probabilities [N, answers]
     model.caption(pictures)                 sentences, by beam search
 
 Legend: B rows, L positions (<SPE> first), D width, H heads, d head width, E experts, K choices, P positions of all rows, O out, I in,
@@ -57,7 +58,11 @@ except ImportError:  # the network itself does not need it
 TEXT, IMAGE, VIDEO = range(3)
 PREFIX, CAUSAL, READOUT = range(3)
 """Who sees a part: everyone; words from its position on, and read-outs of later positions; itself alone."""
-MEDIUM = {IMAGE: "image", VIDEO: "video"}
+MEDIUM = {TEXT: "text", IMAGE: "image", VIDEO: "video"}
+TEMPLATED = ("text_classification", "vqa")
+"""Kinds that read a text in a template."""
+COMPARED = ("classification", *TEMPLATED)
+"""Kinds whose names and answers are compared, unless they were trained to be written (`answer: generate`)."""
 MAX_LOGIT_SCALE = 100.0
 ROWS = 1024
 """Candidates that are encoded in one pass."""
@@ -478,8 +483,10 @@ class Tower(nn.Module):
         kinds = ("visual", "text") if net["output"] == "per_modality" else ("shared",)
         self.output = nn.ModuleDict({kind: nn.Linear(net["width"], net["space_width"]) for kind in kinds})
 
-    def forward(self, parts: Sequence[Part], read: int, task: int, is_target: bool, memo: dict[Any, Any]) -> Tensor:
-        """Features [B, W] in fp32 at position `read`, not normalised."""
+    def forward(
+        self, parts: Sequence[Part], read: int | Tensor, task: int, is_target: bool, memo: dict[Any, Any]
+    ) -> Tensor:
+        """Features [B, W] in fp32 at position `read`, or at one [B] of each row, not normalised."""
         first = parts[0].valid_BL
         valid_BL = torch.cat([torch.ones_like(first[:, :1]), *(part.valid_BL for part in parts)], dim=1)
         seen = [torch.full_like(part.valid_BL[0], part.visibility == PREFIX) for part in parts]
@@ -500,7 +507,8 @@ class Tower(nn.Module):
         if self.net["readout"] == "mean":
             valid_BL1 = valid_BL.unsqueeze(-1)
             return self.output[kind]((self.output_norm(x_BLD) * valid_BL1).sum(dim=1) / valid_BL1.sum(dim=1)).float()
-        return self.output[kind](self.output_norm(x_BLD[:, read])).float()
+        row_B = slice(None) if isinstance(read, int) else torch.arange(len(read), device=read.device)
+        return self.output[kind](self.output_norm(x_BLD[row_B, read])).float()
 
 
 def visible(parts: Sequence[Part], valid_BL: Tensor) -> Tensor:
@@ -614,28 +622,44 @@ class SparseGeneralistModel(PreTrainedModel):
     @torch.no_grad()
     def classify(self, pictures: Any, names: Sequence[str] = (), task: str = "", fps: float = 0.0) -> Tensor:
         """Probabilities [N, names] of each picture or clip; names: by default those that were trained (`classes`). A linear head takes
-        no others; where they did not travel, all of them in the order of training. Raises ValueError."""
-        modality = modality_of(pictures)
-        about = self.task_for("classification", MEDIUM[modality], task)
-        if isinstance(names, str):
-            raise ValueError(f"names={names!r} is one text: give a list of names")
-        chosen, trained = list(names) or about["classes"], about["classes"]
-        if not chosen:
-            how = f": all {len(self.head.weight)}, in the order of training" if self.head is not None else ""
-            raise ValueError(f"the names of the classes did not travel with this export: say them{how}")
-        if self.head is not None and (chosen != trained if trained else len(chosen) != len(self.head.weight)):
-            raise ValueError(
-                f"the linear head of this model knows the {len(self.head.weight)} classes that it was trained on, in their order: name no "
-                "others"
-            )
+        no others; where they did not travel, all of them in the order of training. pictures: strings are texts, which a task of text
+        classification reads in its template. Raises ValueError."""
+        texts = texts_of(pictures)
+        modality = modality_of(pictures) if texts is None else TEXT
+        about = self.task_for("classification" if texts is None else "text_classification", MEDIUM[modality], task)
+        chosen = self._candidates(names, about)
+        if texts is not None:
+            if empty := [text for text in texts if len(self.processor.encode(text, 2)) < 2]:
+                raise ValueError(f"the text {empty[0][:20]!r} has no word: leave it out")
+            return self._ranked(self._read_out([], texts, "text_input", about), chosen, "word_target", modality, about)
         features_NW = self.pictures(self._pixels(pictures, modality, about, fps), modality, about)
-        tokens_CL = self.processor.tokens(chosen, about["max_text"]).to(self.device_of_inputs)
-        names_CW = self.targets(tokens_CL, "name_target", about)
-        return self.logits(features_NW, names_CW, scale_of(about, modality)).softmax(dim=-1)
+        return self._ranked(features_NW, chosen, "name_target", modality, about)
 
     def classes(self, task: str = "", medium: str = "image") -> list[str]:
-        """Names that `classify` takes by default."""
-        return list(self.task_for("classification", medium, task)["classes"])
+        """Names that `classify` takes by default; medium: image, video or text."""
+        kind = "text_classification" if medium == "text" else "classification"
+        return list(self.task_for(kind, medium, task)["classes"])
+
+    @torch.no_grad()
+    def answer(
+        self, pictures: Any, questions: Any, answers: Sequence[str] = (), task: str = "", fps: float = 0.0
+    ) -> Tensor:
+        """Probabilities [N, answers] for each picture or clip. questions: one of each, or a string for all; answers: by default those that
+        were trained (`answers`). Raises ValueError."""
+        modality = modality_of(pictures)
+        about = self.task_for("vqa", MEDIUM[modality], task)
+        chosen = self._candidates(answers, about)
+        part = self.part_of(self._pixels(pictures, modality, about, fps), modality, "caption_visual")
+        count = len(part.values)
+        asked = [questions] * count if isinstance(questions, str) else list(questions)
+        if len(asked) != count:
+            raise ValueError(f"{len(asked)} questions about {count} pictures: give one of each, or a string for all")
+        features_NW = self._read_out([part], asked, "question_text", about)
+        return self._ranked(features_NW, chosen, "word_target", modality, about)
+
+    def answers(self, task: str = "", medium: str = "image") -> list[str]:
+        """What `answer` chooses from by default."""
+        return list(self.task_for("vqa", medium, task)["classes"])
 
     @torch.no_grad()
     def caption(self, pictures: Any, beam: int = 2, max_words: int = 0, task: str = "", fps: float = 0.0) -> list[str]:
@@ -657,19 +681,23 @@ class SparseGeneralistModel(PreTrainedModel):
     def task_for(self, kind: str, medium: str, name: str = "") -> dict[str, Any]:
         """The trained task whose options a question takes: of the kind, else of a related one; of the medium where there is one."""
         tasks = [task for task in self.config.tasks if not name or task["name"] == name]
-        # Those that wrote class names (`answer: generate`) are classification and serve for captions, but have not learned to compare.
-        written = [task for task in tasks if task.get("written")]
-        for wanted in self.config.network["related"][kind]:
-            own = [task for task in tasks if ("classification" if task in written else task["kind"]) == wanted]
-            served = [task for task in own if not (kind == "classification" and task in written)]
+        # Those that wrote (`answer: generate`) have not learned to compare, and of texts and questions no other kind takes their place;
+        # those that wrote class names serve for captions.
+        trained, related = "classification" if kind == "captioning" else kind, self.config.network["related"][kind]
+        written = [task for task in tasks if task.get("written") and kind_of(task) == trained]
+        for wanted in related[:1] if written and kind in TEMPLATED else related:
+            own = [task for task in tasks if kind_of(task) == wanted]
+            served = [task for task in own if not (kind in COMPARED and task in written)]
             if served:
                 return of_medium(served, medium)
         if written and kind == "captioning":
             return of_medium(written, medium)
-        if written and kind == "classification":
+        if written:
+            how = f"ask for captions of it, `caption` with task={written[0]['name']!r}"
+            if kind != "classification":
+                how = "exports do not write them: ask the run, by `evaluate.py`"
             raise ValueError(
-                f"task {written[0]['name']} has learned to write its names (answer: generate), not to compare with them: ask for captions "
-                f"of it, `caption` with task={written[0]['name']!r}"
+                f"task {written[0]['name']} has learned to write its names (answer: generate), not to compare with them: {how}"
             )
         there = ", ".join(f"{task['name']} ({task['kind']})" for task in self.config.tasks) or "none"
         raise ValueError(f"{name or 'no task of this export'} cannot serve as {kind}; its tasks are {there}")
@@ -678,6 +706,39 @@ class SparseGeneralistModel(PreTrainedModel):
         """Features [N, W] of pixels [N, T, 3, S, S], not normalised."""
         part = self.part_of(pixels, modality, "visual_input")
         return self.encode([part], self.task_id(about), {})
+
+    def _read_out(self, parts: list[Part], texts: Sequence[str], attributes: str, about: dict[str, Any]) -> Tensor:
+        """Features [N, W] at <SPE> in the task's template, which the texts are put into, behind other parts. Raises ValueError."""
+        net, longest = self.config.network, about["max_text"]
+        filled = [self.processor.filled(text, about["template"], longest, net["spe"]) for text in texts]
+        rows = [torch.tensor(tokens) for tokens, _ in filled]
+        tokens_NL = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1).to(self.device_of_inputs)
+        first = 1 + sum(part.valid_BL.shape[1] for part in parts)
+        read_N = torch.tensor([first + place for _, place in filled], device=self.device_of_inputs)
+        return self.encode([*parts, words_of(tokens_NL, attributes)], self.task_id(about), {}, read=read_N)
+
+    def _candidates(self, names: Sequence[str], about: dict[str, Any]) -> list[str]:
+        """The names to choose from. Raises ValueError."""
+        if isinstance(names, str):
+            raise ValueError(f"names={names!r} is one text: give a list of names")
+        chosen, trained = list(names) or about["classes"], about["classes"]
+        if not chosen:
+            how = f": all {len(self.head.weight)}, in the order of training" if self.head is not None else ""
+            raise ValueError(f"the names of the classes did not travel with this export: say them{how}")
+        if self.head is not None and (chosen != trained if trained else len(chosen) != len(self.head.weight)):
+            raise ValueError(
+                f"the linear head of this model knows the {len(self.head.weight)} classes that it was trained on, in their order: name no "
+                "others"
+            )
+        return chosen
+
+    def _ranked(
+        self, features_NW: Tensor, names: list[str], attributes: str, modality: int, about: dict[str, Any]
+    ) -> Tensor:
+        """Probabilities [N, names]."""
+        tokens_CL = self.processor.tokens(names, about["max_text"]).to(self.device_of_inputs)
+        names_CW = self.targets(tokens_CL, attributes, about)
+        return self.logits(features_NW, names_CW, scale_of(about, modality)).softmax(dim=-1)
 
     def targets(self, tokens_NL: Tensor, attributes: str, about: dict[str, Any]) -> Tensor:
         """Features [N, W] of texts that are compared with, not normalised; tokens are -1 where a text has ended."""
@@ -689,9 +750,9 @@ class SparseGeneralistModel(PreTrainedModel):
         return self.encode([words_of(tokens_NL, attributes)], self.task_id(about), memo, is_target=True)
 
     def encode(
-        self, parts: Sequence[Part], task: int, memo: dict[Any, Any], read: int = 0, is_target: bool = False
+        self, parts: Sequence[Part], task: int, memo: dict[Any, Any], read: int | Tensor = 0, is_target: bool = False
     ) -> Tensor:
-        """Features [B, W] at one position of each row, not normalised."""
+        """Features [B, W] at one position of each row, not normalised; read: the same of all, or [B]."""
         tower = self.text_tower if self.text_tower is not None and parts[0].modality == TEXT else self.tower
         return tower(parts, read, task, is_target, memo)
 
@@ -760,11 +821,24 @@ def modality_of(pictures: Any) -> int:
     return VIDEO if len(pictures) and isinstance(pictures[0], (list, tuple)) else IMAGE
 
 
+def texts_of(given: Any) -> list[str] | None:
+    """Of one text or a list of them; None for pictures."""
+    if isinstance(given, str):
+        return [given]
+    is_list = isinstance(given, (list, tuple)) and len(given) > 0 and isinstance(given[0], str)
+    return list(given) if is_list else None
+
+
+def kind_of(task: dict[str, Any]) -> str:
+    """In the run: classification whose names were written is captioning in an export."""
+    return "classification" if task.get("written") and task["kind"] == "captioning" else task["kind"]
+
+
 def of_medium(served: list[dict[str, Any]], medium: str) -> dict[str, Any]:
     """The first that was trained on the medium, else one of which that is not known. Raises ValueError where these are several."""
     right = [task for task in served if task["medium"] == medium]
     unknown = [task for task in served if not task["medium"]]
-    if not right and len(unknown) > 1:
+    if not right and len(unknown) > 1 and medium != "text":
         names = ", ".join(task["name"] for task in unknown)
         raise ValueError(
             f"which of the tasks {names} is one of {medium}s is not known, as their data were not there when they were exported: name one "
@@ -775,8 +849,8 @@ def of_medium(served: list[dict[str, Any]], medium: str) -> dict[str, Any]:
 
 def scale_of(about: dict[str, Any], modality: int) -> str:
     """Name of the logit scale that the task was trained with, which the others that it serves take: theirs was not."""
-    own = {"classification": about["medium"] or MEDIUM[modality], "captioning": "caption"}
-    return about["temperature"] or own.get(about["kind"], "retrieval")
+    own = {"classification": about["medium"] or MEDIUM[modality], "captioning": "caption", "retrieval": "retrieval"}
+    return about["temperature"] or own.get(about["kind"], "text")
 
 
 @torch.no_grad()

@@ -23,6 +23,8 @@ from torch import Tensor
 END_OF_WORD = "</w>"
 MAX_WORD = 4096
 """Letters; longer words are merged in parts, as in training."""
+LETTERS_OF_A_TOKEN = 64
+"""Twice what the longest has."""
 
 
 class SparseGeneralistProcessor:
@@ -79,6 +81,19 @@ class SparseGeneralistProcessor:
             if len(found) >= max_text:
                 break
         return [*found[: max_text - 1], self.end]
+
+    def filled(self, text: str, template: str, max_text: int, spe: int) -> tuple[list[int], int]:
+        """(tokens of a template with {text} and <spe>, index of <spe> among them), `max_text` at most with end-of-text: the text gives way,
+        some words at a time, of a single word some letters."""
+        before, after = template.split("<spe>")
+        text = " ".join(text.split())[: max_text * LETTERS_OF_A_TOKEN]
+        while True:
+            first, second = (self.encode(part.replace("{text}", text), 1 << 20)[:-1] for part in (before, after))
+            too_long = len(first) + len(second) + 2 - max_text
+            if too_long <= 0 or not text:
+                return [*first, spe, *second, self.end], len(first)
+            words, fewer = text.split(), max(1, too_long // 2)
+            text = " ".join(words[: max(1, len(words) - fewer)]) if len(words) > 1 else text[:-fewer]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text up to the first end-of-text, words put together as far as that can be known."""

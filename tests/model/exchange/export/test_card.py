@@ -8,12 +8,16 @@ from typing import Any
 import pytest
 
 from model.exchange.export.card import _pipeline, results_of, use_of
+from run.evaluation.suite import RELATED
 
 
 def settings(*tasks: tuple[str, str], merged: bool = False) -> dict[str, Any]:
     return {
-        "network": {"merged": {"of": "something"} if merged else None},
-        "tasks": [{"kind": kind, "medium": medium} for kind, medium in tasks],
+        "network": {"merged": {"of": "something"} if merged else None, "related": RELATED},
+        "tasks": [
+            {"kind": kind.removesuffix(", written"), "medium": medium, "written": "written" in kind}
+            for kind, medium in tasks
+        ],
     }
 
 
@@ -27,19 +31,23 @@ ALL = (("classification", "image"), ("captioning", "image"), ("retrieval", "imag
 @pytest.mark.parametrize(
     ("made", "modality", "expected"),
     [
-        (settings(*ALL), "", ["encode_image", "encode_text", "classify", "caption"]),
+        (settings(*ALL), "", ["encode_image", "encode_text", "classify", "caption", "classify"]),
         (settings(ALL[2]), "", ["encode_image", "encode_text"]),
         (settings(*ALL, merged=True), "image", ["encode_image"]),
         (settings(*ALL, merged=True), "text", ["encode_text"]),
         (settings(ALL[0], merged=True), "", ["classify"]),
         (settings(ALL[1], merged=True), "", ["caption"]),
-        (settings(ALL[3], merged=True), "", []),
+        (settings(ALL[3], merged=True), "", ["classify"]),
+        (settings(("text_classification", "text")), "", ["classify"]),
+        (settings(("vqa", "image")), "", ["answer"]),
+        (settings(("captioning, written", "image")), "", ["encode_image", "encode_text", "caption"]),
+        (settings(("text_classification, written", "text"), ("vqa, written", "image")), "", []),
     ],
 )
 def test_a_card_shows_what_the_export_answers(made, modality, expected):
     use = use_of("my model", made, modality)
     assert 'from_pretrained("my model", trust_remote_code=True)' in use and methods(use) == expected
-    assert ("# no method of this folder answers tasks of kind masked_text" in use) == (not expected)
+    assert ("# no method of this folder answers tasks of kind text_classification, vqa" in use) == (not expected)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +56,9 @@ def test_a_card_shows_what_the_export_answers(made, modality, expected):
         (ALL, "zero-shot-image-classification"),
         ((("classification", "video"),), "video-classification"),
         ((("captioning", "image"),), "image-to-text"),
-        ((("text_classification", "text"),), None),
+        ((("text_classification", "text"),), "text-classification"),
+        ((("text_classification, written", "text"), ("vqa", "image")), "visual-question-answering"),
+        ((("masked_text", "text"),), None),
     ],
 )
 def test_the_hub_is_told_what_it_is_for(tasks, expected):

@@ -15,6 +15,7 @@ from PIL import Image
 
 from data.decode.image import decode_image, encode_png
 from data.decode.video import decode_video, encode_mp4
+from data.tasks.template import Template
 from data.text.tokenizer import Tokenizer
 from data.text.vocabulary import Vocabulary
 from data.visual.transform import spatial_transform
@@ -81,6 +82,17 @@ def test_pictures_are_converted_and_scaled_as_in_training(processor, mode):
 def test_a_clip_of_many_frames_gives_those_in_the_middle_of_equal_parts(processor):
     frames = [np.full((32, 32, 3), number, np.uint8) for number in range(8)]
     assert processor.clips([frames], 4)[0, :, 0, 0, 0].tolist() == [1, 3, 5, 7]
+
+
+@given(
+    st.one_of(st.text(SIGNS, max_size=60), st.sampled_from(["", "a " * 900, "x" * 5000, "red " * 7])),
+    st.sampled_from(["{text} <spe>", "<spe>{text}", "it says {text}, which is <spe> to me"]),
+    st.integers(10, 20),
+)
+@settings(deadline=None, max_examples=60)
+def test_a_template_takes_of_a_text_what_it_takes_in_training(processor, text, template, max_text):
+    found = processor.filled(text, template, max_text, VOCABULARY.spe)
+    assert found == Template(template, VOCABULARY, max_text).filled(text)
 
 
 def test_frames_of_a_stride_are_those_of_training():

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import io
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from PIL import Image
 
-from data.decode.video import decode_video
-from data.shards import ShardSet
+from data.decode.video import decode_video, encode_mp4
+from data.shards import DatasetError, ShardSet
 from model.exchange.export.__main__ import main
 from model.exchange.export.errors import ExportError
 from model.exchange.export.modeling_sparse_generalist import SparseGeneralistModel
-from prediction import Predictor, load, load_export, media_of
-from tests.helpers.runs import saved_run, tiny_config
+from prediction import Predictor, load, load_export, media_of, texts_of
+from tests.helpers.runs import asking_config, saved_run, tiny_config
 
 TWO_TOWERS = "model.text_tower={width: 16, depth: 2, heads: 2, ffn: 32}"
 LIMOE = "model.experts={preset: limoe, num_experts: 4}"
@@ -100,6 +101,74 @@ def test_captions_and_classes_are_those_of_the_run(runs, world, kind):
         )
 
 
+@pytest.mark.parametrize("kind", ["attribute", "task", "slots", "two_towers"])
+def test_texts_and_questions_are_answered_as_by_the_run(world, tmp_path, kind):
+    """Of texts of several lengths, one too long for its template; by the task's own classes and by others."""
+    options = ["data.tasks.sst2.template=it says {text} and is <spe> to me", "data.tasks.vqa.max_text=9"]
+    run = saved_run(asking_config(world, tmp_path), *KINDS[kind], *options, noise=0.1)
+    assert main(["--run", str(run), "--out", str(tmp_path / "e")]) == 0
+    ours, theirs = load(str(run), batch_size=COUNT), SparseGeneralistModel.load(tmp_path / "e")
+    texts = [*TEXTS, "a red circle " * 30]
+    pictures, media = pictures_of(world), list(media_of([str(world / "shapes" / "val-000000.tar")]))[:COUNT]
+    question = "what is it, and where is it, left of the star or right of the square?"
+    assert theirs.classes(medium="text") == ["bad", "good"] and theirs.answers() == ["circle", "star"]
+    for names in ((), ("red", "blue", "green star")):
+        assert same(theirs.classify(texts, names), ours.classify(texts_of(texts), names), names or ("bad", "good"))
+        told = ours.answer(media, question, names)
+        assert same(theirs.answer(pictures, question, names), told, names or ("circle", "star"))
+    each = theirs.answer(pictures, [question, "what?", question, "what?"])
+    assert close(each[0], theirs.answer(pictures, question)[0]) or kind == "slots"  # where rows compete
+    assert not close(each[1], theirs.answer(pictures, question)[1])
+    with pytest.raises(ValueError, match="2 questions about 4 pictures"):
+        theirs.answer(pictures, ["what?", "where?"])
+    with pytest.raises(ValueError, match="the text '&nbsp;' has no word"):
+        theirs.classify(["a star", "&nbsp;"])
+
+
+def same(found: torch.Tensor, expected, names) -> bool:
+    """Probabilities of an export, and choices of a run."""
+    rows = [{choice.text: choice.probability for choice in choices} for _, choices in expected]
+    return close(found, torch.tensor([[row[name] for name in names] for row in rows]))
+
+
+@pytest.mark.parametrize(("task", "router"), [("sst2", "attribute"), ("vqa", "attribute"), ("vqa", "task")])
+def test_merged_for_texts_or_questions_it_answers_them_alone(world, tmp_path, task, router):
+    run, out = saved_run(asking_config(world, tmp_path), f"model.experts.router={router}", noise=0.1), tmp_path / "e"
+    assert main(["--run", str(run), "--out", str(out), "--task", task]) == 0
+    ours, theirs = load(str(run), batch_size=COUNT), SparseGeneralistModel.load(out)
+    use = (out / "README.md").read_text(encoding="utf-8").partition("```python")[2].partition("```")[0]
+    assert [method in use for method in (".classify([", ".answer([", ".encode_")] == [
+        task == "sst2",
+        task == "vqa",
+        False,
+    ]
+    if task == "sst2":
+        assert same(theirs.classify(TEXTS), ours.classify(texts_of(TEXTS)), ("bad", "good"))
+        return
+    media = list(media_of([str(world / "shapes" / "val-000000.tar")]))[:COUNT]
+    assert same(theirs.answer(pictures_of(world), "what?"), ours.answer(media, "what?"), ("circle", "star"))
+
+
+def test_written_answers_to_texts_and_questions_are_refused(world, tmp_path):
+    """`answer: generate`: nothing was compared in training; masked text and captions do not take their place unless they are named."""
+    changes = [f"data.tasks.{task}.answer=generate" for task in ("sst2", "vqa")]
+    run, out = saved_run(asking_config(world, tmp_path), *changes, noise=0.1), tmp_path / "e"
+    assert main(["--run", str(run), "--out", str(out)]) == 0
+    ours, theirs = load_export(str(out)), SparseGeneralistModel.load(out)
+    pictures, media = pictures_of(world), list(media_of([str(world / "shapes" / "val-000000.tar")]))[:COUNT]
+    names = ("bad", "good")
+    with pytest.raises(ValueError, match=r"task sst2 has learned to write its names .*: ask the run, by `evaluate.py`"):
+        theirs.classify(TEXTS, names)
+    with pytest.raises(ValueError, match="task vqa has learned to write its names"):
+        theirs.answer(pictures, "what?", names)
+    with pytest.raises(DatasetError, match="task sst2 has learned to write its answers"):
+        list(ours.classify(texts_of(TEXTS), names))
+    with pytest.raises(DatasetError, match="task vqa has learned to write its answers"):
+        list(ours.answer(media, "what?", names))
+    found = theirs.classify(TEXTS, names, task="sentences")
+    assert same(found, load(str(run)).classify(texts_of(TEXTS), names, task="sentences"), names)
+
+
 def test_one_picture_needs_no_list(runs, world):
     theirs = SparseGeneralistModel.load(runs("dense")[1])
     picture, names = pictures_of(world)[0], ["red circle", "blue star"]
@@ -129,6 +198,26 @@ def test_clips(runs, world):
     media = list(media_of([str(world / "clips" / "val-000000.tar")]))[:3]
     expected = torch.stack([v for _, v in load(str(run)).embed(media)])
     assert close(theirs.encode_video([list(clip) for clip in frames], task="retrieval"), expected)
+
+
+def test_clips_by_stride(world, tmp_path):
+    """20 frames of noise at 10 a second, of which 4 are taken 0.3 s apart: at other rates the export takes others."""
+    noise_THWC = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), dtype=np.uint8)
+    (tmp_path / "noise.mp4").write_bytes(encode_mp4(noise_THWC, 10))
+    frames = list(decode_video((tmp_path / "noise.mp4").read_bytes(), 20))
+    options = [f"data.tasks.clips.{option}" for option in ("num_frames=4", "frame_sampling=stride", "frame_stride=0.3")]
+    run, out = saved_run(tiny_config(world, tmp_path), *options, noise=0.1), tmp_path / "e"
+    assert main(["--run", str(run), "--out", str(out)]) == 0
+    ours, theirs, media = load(str(run)), SparseGeneralistModel.load(out), list(media_of([str(tmp_path / "noise.mp4")]))
+    expected = torch.stack([v for _, v in ours.embed(media, task="clips")])
+    assert close(theirs.encode_video([frames], task="clips", fps=10), expected)
+    assert not close(theirs.encode_video([frames], task="clips", fps=5), expected, 1e-3)
+    names = ("red circle", "blue star")
+    assert same(theirs.classify([frames], names, fps=10), ours.classify(media, names), names)
+    with pytest.raises(ValueError, match="say fps="):
+        theirs.classify([frames], names)
+    again = torch.stack([v for _, v in load_export(str(out)).embed(media, task="clips")])
+    assert torch.equal(again, expected)
 
 
 @pytest.mark.parametrize(
