@@ -45,7 +45,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         type=int,
         default=300,
         metavar="SECONDS",
-        help="between SIGTERM and SIGKILL, for saving (default: 300)",
+        help="between SIGTERM and SIGKILL, for the step or the task under way and a save (default: 300)",
     )
     ends.add_argument(
         "--restarts", type=int, default=10, metavar="N", help="after failures; stops and preemptions are not counted"

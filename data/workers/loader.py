@@ -52,7 +52,8 @@ def loader_of(dataset: IterableDataset, workers: int, collate: Callable[[Any], A
     except OSError as error:
         raise WorkersError(
             f"worker processes cannot start: {error.strerror or error}; they need files in TMPDIR and semaphores in /dev/shm (docker run "
-            "--shm-size, --ipc=host) and some open files each (ulimit -n): give them that, or do without (data.workers=0)"
+            "--shm-size, --ipc=host) and some open files each (ulimit -n): give them that, or do without (data.workers=0, in evaluations "
+            "evaluate.workers=0 or --workers 0)"
         ) from error
 
 
@@ -63,8 +64,9 @@ def _until_one_is_gone(batches: Iterator[Any]) -> Iterator[Any]:
         if not _GONE.search(str(error)):
             raise
         raise WorkerGoneError(
-            "a worker process of the data was killed from outside, or for want of memory: the same command goes on from the newest "
-            "checkpoint; fewer data.workers or smaller batches need less memory"
+            "a worker process of the data was killed from outside, or for want of memory: the same command begins again, a training at its "
+            "newest checkpoint; fewer workers (data.workers, in evaluations evaluate.workers or --workers) or smaller "
+            "batches need less memory"
         ) from error
 
 

@@ -31,7 +31,7 @@ class Broken(IterableDataset):
 def test_a_worker_that_is_killed_is_one_line():
     batches = loader_of(Killed(), 1)
     with pytest.raises(
-        WorkerGoneError, match=r"killed from outside, or for want of memory.*fewer data.workers"
+        WorkerGoneError, match=r"killed from outside, or for want of memory.*fewer workers .data.workers"
     ) as caught:
         list(batches)
     assert "\n" not in str(caught.value) and exit_code(caught.value) == 1
