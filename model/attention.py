@@ -11,12 +11,13 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad, scaled_dot_product_attention
+from torch.nn.functional import pad
 
 from model.config import ModelConfig
 from model.layout import PassLayout, SequenceLayout
 from model.moe.experts import ExpertLinear
 from model.moe.layer import Decision, for_blocks
+from model.products_attention import attention
 from model.projection import banks_of, projection
 from model.reading import ReadTokens
 from parallel.kernels import Kernels
@@ -107,7 +108,7 @@ class Attention(nn.Module):
             new = KeysValues(k_1HPd.expand(batch, -1, -1, -1), v_1HPd.expand(batch, -1, -1, -1)).joined(new)
             bias = None if bias is None else pad(bias, (len(prompts_PF), 0))
         seen = past.joined(new) if past else new
-        y_BHLd = scaled_dot_product_attention(q_BHLd, seen.keys, seen.values, attn_mask=bias)
+        y_BHLd = attention(q_BHLd, seen.keys, seen.values, bias)
         return sequence.taken(y_BHLd.transpose(1, 2).flatten(2)), new
 
 

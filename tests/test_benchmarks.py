@@ -189,6 +189,12 @@ def test_peers_table_and_errors(capsys, tmp_path):
     linear = torch.nn.Linear(4, 4)
     side = peers.Side(linear, peers.adam(linear), lambda number: linear(torch.ones(1, 4)).sum() + number)
     assert len(peers.Case("one", side, side).row(rounds=2).split()) >= 7
+    seen: list[torch.dtype] = []
+    side = dataclasses.replace(
+        side, loss=lambda number: (y := linear(torch.ones(1, 4)), seen.append(y.dtype), y.sum())[2]
+    )
+    peers.Case("one", side, side).with_products_in(torch.float32, torch.bfloat16).row(rounds=1)
+    assert seen == [torch.bfloat16, torch.float32, torch.float32, torch.bfloat16]
     assert peers.main(["--uni-perceiver", str(tmp_path)]) == 2
     assert "no clone" in capsys.readouterr().err
 

@@ -29,6 +29,7 @@ from model.noise import derive
 from model.objective import Objective
 from parallel.kernels import load_kernels
 from parallel.mesh import Mesh
+from parallel.precision import computing, dtype_of
 
 CLOSE = 1e-3
 """How far losses of the same weights and batch may differ."""
@@ -36,11 +37,12 @@ CLOSE = 1e-3
 
 @dataclasses.dataclass(frozen=True)
 class Side:
-    """One code with its batch; loss: a forward pass, given the number of the step."""
+    """One code with its batch; loss: a forward pass, given the number of the step; precision: of products."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
     loss: Callable[[int], Tensor]
+    precision: torch.dtype = torch.float32
 
     def step(self, number: int) -> tuple[float, float]:
         """-> seconds of (forward and backward, the whole step). With one thread those of the processor: waiting for a core that other
@@ -48,7 +50,9 @@ class Side:
         clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
         start = clock()
         self.optimizer.zero_grad()
-        self.loss(number).backward()
+        with computing("cpu", self.precision):
+            loss = self.loss(number)
+        loss.backward()
         middle = clock()
         self.optimizer.step()
         return middle - start, clock() - start
@@ -60,11 +64,18 @@ class Case:
     theirs: Side
     ours: Side
 
+    def with_products_in(self, theirs: torch.dtype, ours: torch.dtype) -> Case:
+        return Case(
+            self.name,
+            dataclasses.replace(self.theirs, precision=theirs),
+            dataclasses.replace(self.ours, precision=ours),
+        )
+
     def row(self, rounds: int) -> str:
         """Who begins takes turns, too."""
         seconds: dict[str, list[tuple[float, float]]] = {"theirs": [], "ours": []}
+        sides = [("theirs", self.theirs), ("ours", self.ours)]
         for number in range(rounds + 1):  # the first warms up
-            sides = [("theirs", self.theirs), ("ours", self.ours)]
             for who, side in sides if number % 2 else reversed(sides):
                 taken = side.step(number)
                 if number:
@@ -170,6 +181,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--clip-rows", type=int, default=16)
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of our products")
+    parser.add_argument("--their-precision", choices=("fp32", "bf16"), default="fp32", help="by autocast")
     for field in dataclasses.fields(Sizes):
         parser.add_argument(f"--{field.name}", type=int, default=field.default)
     options = parser.parse_args(argv)
@@ -183,13 +196,14 @@ def main(argv: list[str] | None = None) -> int:
     title = f"{'':<34}{'forward + backward':>38}{'whole step':>38}\n"
     columns = f"{'theirs ms':>9}{'ours':>8}{'ratio':>7}{'from - to':>14}"
     print(f"{title}{'':<34}{columns}{columns}", flush=True)
+    precisions = dtype_of(options.their_precision, "cpu"), dtype_of(options.precision, "cpu")
     try:
         if options.uni_perceiver:
             for case in uni_perceiver_cases(options.uni_perceiver, sizes):
-                print(case.row(options.rounds), flush=True)
+                print(case.with_products_in(*precisions).row(options.rounds), flush=True)
         if options.open_clip:
             for case in open_clip_cases(options.clip_rows):
-                print(case.row(options.rounds), flush=True)
+                print(case.with_products_in(*precisions).row(options.rounds), flush=True)
     except PeerError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -37,6 +37,7 @@ def take_branches_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a CPU, where they compute the same and are no faster; in any precision."""
     monkeypatch.setattr("model.moe.grouped.has_grouped_products", lambda x: True)
     monkeypatch.setattr("model.moe.merge.mixes_all", lambda gate: True)
+    monkeypatch.setattr("model.products_attention.is_slow_when_fused", lambda x: False)
     monkeypatch.setattr("model.moe.losses.adds_in_any_order", lambda x: True)
 
 

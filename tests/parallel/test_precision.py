@@ -69,8 +69,8 @@ def test_only_products_of_attributes_pass_for_such():
 @pytest.mark.parametrize("kind", SPARSE)
 @pytest.mark.parametrize("task", ["caption", "retrieval"])
 def test_audit_of_a_bf16_pass(kind, task, branches, monkeypatch):
-    """Forward and backward: every product is bf16 but those of routers and scores; whatever sums exponentials or squares is fp32, and
-    so are weights and gradients."""
+    """Forward and backward: every product is bf16 but those of routers and scores, on a CPU those of attention too; whatever sums
+    exponentials or squares is fp32, and so are weights and gradients."""
     if branches == "gpu":
         take_branches_of_a_gpu(monkeypatch)
     router, experts = SPARSE[kind]
@@ -90,8 +90,10 @@ def test_audit_of_a_bf16_pass(kind, task, branches, monkeypatch):
     if kind in ("token", "deepspeed"):
         assert ("_grouped_mm" in {name for name, _ in low}) == (branches == "gpu")
     assert len(low) >= 3 * 4 * config.depth  # four linears a block, forward and two products backward
+    of_attention = [seen for seen in other if seen[0] == "bmm" and WIDTH // HEADS in seen[2]]
+    assert bool(of_attention) == (branches == "cpu")
     for name, dtypes, sizes in other:
-        is_exact = sizes & {EXPERTS, SPACE} or reads_attributes(name, sizes)
+        is_exact = sizes & {EXPERTS, SPACE} or reads_attributes(name, sizes) or (name, dtypes, sizes) in of_attention
         assert dtypes == {torch.float32} and is_exact, (name, dtypes, sizes)
     # Products of experts that a GPU makes at once have the experts in their shapes, too, but rows of copies and not of tokens.
     tokens = {size for _, _, sizes in other if EXPERTS in sizes for size in sizes} - {EXPERTS, WIDTH}
@@ -101,9 +103,8 @@ def test_audit_of_a_bf16_pass(kind, task, branches, monkeypatch):
     assert any(EXPERTS in sizes for _, _, sizes in other) == (kind != "none")
     assert any(SPACE in sizes and VOCABULARY_SIZE not in sizes for _, _, sizes in other), "scores"
     assert all(dtypes == {torch.float32} for name, dtypes, _ in audit.seen if name in EXACT)
-    assert any(
-        "flash_attention" in name and dtypes <= {torch.bfloat16, torch.float32} for name, dtypes, _ in audit.seen
-    )
+    fused = [dtypes for name, dtypes, _ in audit.seen if "flash_attention" in name]
+    assert bool(fused) == (branches == "gpu") and all(dtypes <= {torch.bfloat16, torch.float32} for dtypes in fused)
     for name, parameter in objective.named_parameters():
         assert parameter.dtype == torch.float32, name
         assert parameter.grad is None or parameter.grad.dtype == torch.float32, name
