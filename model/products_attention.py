@@ -1,6 +1,6 @@
 """Attention by plain products, for processors that multiply in bf16.
 
-torch's fused attention on a CPU is slower in bf16 than in fp32, up to ten times for short sequences (docs/performance.md).
+torch's fused attention on a CPU is slower in bf16 than in fp32, most for short sequences (docs/performance.md).
 Legend: B rows, H heads, L places that ask, S places that are seen, d head width.
 """
 
