@@ -25,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatc
 from torch.utils._pytree import tree_leaves
 
 from benchmarks.batches import PRESETS, batch_of
+from benchmarks.gpu_branches import branches_of_a_gpu
 from data.batch import TaskBatch
 from model.config import ModelConfig
 from model.flops import forward_flops, passes_of, work_of
@@ -158,9 +159,8 @@ def step_of(
     works = work_of(model, batch, batch.inputs.counts, batch.candidates.counts)
     with (
         FakeTensorMode(allow_non_fake_inputs=True) as fake,
+        branches_of_a_gpu(),
         mock.patch("model.moe.grouped.has_grouped_products", lambda x: x.dtype == torch.bfloat16),
-        mock.patch("model.moe.merge.mixes_all", lambda gate: True),
-        mock.patch("model.moe.losses.adds_in_any_order", lambda x: True),
         mock.patch.object(TaskBatch, "__post_init__", lambda batch: None),  # it looks at values
     ):
         kernels = load_kernels("torch")

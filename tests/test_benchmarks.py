@@ -22,7 +22,7 @@ from benchmarks.peers import __main__ as peers
 from benchmarks.peers import batches, clip, uni_perceiver
 from data.synthetic import WorldSize, write_demo_world
 from model.flops import forward_flops, passes_of, work_of
-from tests.helpers.batches import BATCHES
+from tests.helpers.batches import BATCHES, VOCABULARY_SIZE
 from tests.helpers.devices import DEVICES
 from tests.helpers.distributed import run_ranks
 from tests.helpers.models import make, tiny
@@ -256,6 +256,14 @@ def test_attention_is_counted_in_whole_tiles():
     counter = roofline.Counter(roofline.Machine(*[100.0] * 8))
     query, key = torch.zeros(3, 2, 2, 8), torch.zeros(3, 2, 65, 8)
     assert counter._products("flash_attention", [query, key, key]) == ("attention", 3 * 2 * 64 * 128 * 4 * 8 / 100)
+
+
+@pytest.mark.parametrize("kind", ["dense", "attribute", "token", "limoe"])
+def test_the_roofline_counts_the_branches_of_a_gpu(kind):
+    """Attention is one kernel, and not products and a softmax."""
+    batch = BATCHES["retrieval"]().located()
+    found = roofline.step_of(tiny(kind), VOCABULARY_SIZE, batch, roofline.Machine(*[100.0] * 8))
+    assert found["attention"] > 0 and found["products"] > 0
 
 
 def test_flops_of_a_step_leave_out_choices_without_a_slot():

@@ -15,22 +15,21 @@ from tests.helpers.models import tiny
 
 def counted(counter: type[Waits] | type[Launches], config: ModelConfig, task: str) -> dict[str, int]:
     """With the branches of a GPU."""
+    from benchmarks.gpu_branches import branches_of_a_gpu
     from model.initialise import initialise
-    from model.moe import grouped, merge
     from model.objective import Objective
     from parallel.kernels import load_kernels
     from parallel.mesh import create_mesh
 
-    grouped.has_grouped_products = lambda x: True
-    merge.mixes_all = lambda gate: True
     objective = Objective(config, VOCABULARY_SIZE, create_mesh(expert=2), load_kernels("torch"))
     initialise(objective, 0)
     batch = BATCHES[task]().located()
-    objective(batch, 1)  # tables that are made once
-    with counter() as forward:
-        losses = objective(batch, 2)
-    with counter() as backward:
-        losses.total.backward()
+    with branches_of_a_gpu():
+        objective(batch, 1)  # tables that are made once
+        with counter() as forward:
+            losses = objective(batch, 2)
+        with counter() as backward:
+            losses.total.backward()
     return {"forward": forward.seen.total(), "backward": backward.seen.total()}
 
 
